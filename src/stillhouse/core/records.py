@@ -1,0 +1,145 @@
+"""The records that stages exchange, and their form on disk (DESIGN section 3).
+
+Frozen and strict: an unknown key or a wrong type is an error where the record enters, never later.
+Knows nothing about where records come from or what is done with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "refusal", "content_filter", "tool_calls"]
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> str:
+        """One JSONL line without the newline; fields that hold their default `None` are left out."""
+        return self.model_dump_json(exclude_none=True)
+
+
+class Message(Record):
+    """One turn of a chat."""
+
+    role: Role
+    content: str
+
+
+class Query(Record):
+    """One request of the user's traffic: a chat that ends where a model should answer."""
+
+    id: str = Field(min_length=1)
+    messages: tuple[Message, ...] = Field(min_length=1)
+    task: str = ""
+    user: str | None = None
+    at: str | None = None
+    metadata: Annotated[Mapping[str, JsonValue], Field(default_factory=dict)]
+
+    @field_validator("messages")
+    @classmethod
+    def _ends_before_an_answer(cls, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        if messages[-1].role == "assistant":
+            raise ValueError("the last message must not be the assistant's: the model answers it")
+        return messages
+
+    @property
+    def last_user_text(self) -> str:
+        """Content of the last message that is not a system message."""
+        return self.messages[-1].content
+
+
+class LabelledQuery(Query):
+    """A query with its true answer, from the user's labelled or golden set."""
+
+    reference: str = Field(validation_alias=AliasChoices("reference", "label"))
+
+
+class TokenLogprob(Record):
+    """One generated token with its log-probability and the alternatives, in nats."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+class Completion(Record):
+    """What one model said to one query.
+
+    `label_logprobs` is the belief over the task's labels of a model whose likelihoods can be read
+    (nats, normalised over the labels). `latency_ms` and `cost_usd` are `None` when not measured.
+    """
+
+    query_id: str
+    text: str
+    model: str
+    revision: str
+    sample: int = 0
+    finish_reason: FinishReason = "stop"
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    latency_ms: float | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    label_logprobs: dict[str, float] | None = None
+
+
+class Example(Record):
+    """An accepted (prompt, completion). On disk, `messages` is the chat with the answer last, so
+    that TRL, `datasets` and fine-tuning APIs read the file as it stands.
+
+    `label_probabilities` follows the order of the task's labels and sums to one.
+    `group` names the near-duplicate cluster: a group is never split between train and held-out.
+    """
+
+    id: str
+    messages: tuple[Message, ...] = Field(min_length=2)
+    task: str
+    group: str
+    teacher: str
+    teacher_revision: str
+    label: str | None = None
+    label_probabilities: tuple[float, ...] | None = None
+    reference: str | None = None
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The chat without the answer."""
+        return self.messages[:-1]
+
+    @property
+    def completion(self) -> str:
+        """The answer."""
+        return self.messages[-1].content
+
+    def to_query(self) -> Query:
+        """The query this example answers."""
+        return Query(id=self.id, messages=self.prompt, task=self.task)
+
+
+class Rejection(Record):
+    """A completion that was not kept, with its reason. Never thrown away.
+
+    `reason` is a short stable word (`empty`, `label`, `length`, `refusal`, ...); `detail` is for
+    people. `completion` is `None` where the query itself was dropped (a duplicate, contamination).
+    """
+
+    query_id: str
+    reason: str
+    detail: str
+    messages: tuple[Message, ...] = ()
+    completion: Completion | None = None
+
+
+def message_key(messages: Sequence[Message]) -> str:
+    """Content hash of a chat: 32 hex digits, equal for equal roles and contents."""
+    payload = json.dumps([[m.role, m.content] for m in messages], ensure_ascii=False)
+    return hashlib.sha256(payload.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -1,0 +1,225 @@
+"""The run folder: one sub-folder a stage, written whole or not at all (DESIGN section 2).
+
+A stage works in `NAME.partial`; when it is done its `manifest.json` is written there, last, and the
+folder is renamed to `NAME`. A kill between the two loses nothing: the next start renames. A stage whose manifest matches its key is skipped. The partial folder of a killed stage is
+handed back to the next try if its key is the same, else it is thrown away. Knows keys and hashes,
+not what stages do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from stillhouse.core.errors import RunFolderError
+from stillhouse.core.jsonl import disk_errors, read_json, write_json
+
+MANIFEST: Final = "manifest.json"
+KEY_FILE: Final = ".key.json"
+HASH_BLOCK: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StageKey:
+    """All that a stage's result depends on. Equal keys mean equal artifacts.
+
+    `inputs` maps names to content hashes (of user files, or of earlier stages' outputs);
+    `section` is the part of the recipe the stage reads; `versions` are of what computes it.
+    """
+
+    stage: str
+    inputs: Mapping[str, str]
+    section: Mapping[str, object]
+    versions: Mapping[str, str]
+    seed: int
+
+    def as_json(self) -> dict[str, object]:
+        """A plain object, with a fixed order of keys."""
+        return {
+            "stage": self.stage,
+            "seed": self.seed,
+            "inputs": dict(sorted(self.inputs.items())),
+            "section": dict(self.section),
+            "versions": dict(sorted(self.versions.items())),
+        }
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits."""
+        text = json.dumps(self.as_json(), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a stage hands back beside its files.
+
+    `measured` files hold timings and the like: they are left out of the output hashes, so that
+    equal runs have equal manifests but for `seconds`, `cost_usd` and `peak_rss_mb`.
+    """
+
+    summary: Mapping[str, object] = field(default_factory=dict)
+    cost_usd: float = 0.0
+    measured: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What `manifest.json` says of a finished stage."""
+
+    key: Mapping[str, object]
+    digest: str
+    outputs: Mapping[str, str]
+    summary: Mapping[str, object]
+    seconds: float
+    cost_usd: float
+    peak_rss_mb: float
+
+    @property
+    def output_hash(self) -> str:
+        """One hash over all outputs: the input of the stages that follow."""
+        text = json.dumps(dict(sorted(self.outputs.items())))
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+class RunFolder:
+    """A run's folder on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def stage(self, name: str) -> Path:
+        """Folder of a finished stage."""
+        return self.root / name
+
+    def partial(self, name: str) -> Path:
+        """Folder of a stage at work."""
+        return self.root / f"{name}.partial"
+
+    @property
+    def store(self) -> Path:
+        """Paid answers; outlives every stage and is never deleted."""
+        return self.root / "store"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder: two runs in one folder at a time are an error.
+
+        Raises:
+            RunFolderError: another process holds it, or it cannot be written.
+        """
+        with disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunFolderError(
+                    f"{self.root}: another run is at work in this folder; wait for it, "
+                    "or choose another with --run-dir"
+                ) from None
+            yield
+        finally:
+            os.close(handle)
+
+    def manifest(self, name: str) -> Manifest | None:
+        """The manifest of a finished stage, or `None`.
+
+        Raises:
+            RunFolderError: it is there but damaged.
+        """
+        path = self.stage(name) / MANIFEST
+        if not path.exists():
+            return None
+        raw = read_json(path)
+        try:
+            return Manifest(**raw)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise RunFolderError(f"{path}: is damaged ({error}); delete its folder") from None
+
+    def is_current(self, key: StageKey) -> Manifest | None:
+        """The manifest if the stage is finished under this key and its files are all there."""
+        self._settle(key.stage)
+        manifest = self.manifest(key.stage)
+        if manifest is None or manifest.digest != key.digest:
+            return None
+        folder = self.stage(key.stage)
+        if not all((folder / name).exists() for name in manifest.outputs):
+            return None
+        return manifest
+
+    def open_partial(self, key: StageKey) -> Path:
+        """The working folder for this key: the one a killed try left, or a fresh one."""
+        folder = self.partial(key.stage)
+        marker = folder / KEY_FILE
+        with disk_errors(folder):
+            if folder.exists():
+                try:
+                    same = marker.exists() and read_json(marker).get("digest") == key.digest
+                except RunFolderError:
+                    same = False
+                if not same:
+                    shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not marker.exists():
+                write_json(marker, {"digest": key.digest, "key": key.as_json()})
+        return folder
+
+    def finish(
+        self, key: StageKey, outcome: Outcome, seconds: float, peak_rss_mb: float
+    ) -> Manifest:
+        """Write the manifest of the working folder, last, and rename the folder into place."""
+        partial = self.partial(key.stage)
+        own = {MANIFEST, KEY_FILE, *outcome.measured}
+        manifest = Manifest(
+            key=key.as_json(),
+            digest=key.digest,
+            outputs={n: digest for n, digest in hash_folder(partial).items() if n not in own},
+            summary=dict(outcome.summary),
+            seconds=seconds,
+            cost_usd=outcome.cost_usd,
+            peak_rss_mb=peak_rss_mb,
+        )
+        write_json(
+            partial / MANIFEST,
+            {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__},
+        )
+        self._settle(key.stage)
+        return manifest
+
+    def _settle(self, name: str) -> None:
+        """Rename a working folder that has its manifest."""
+        partial, final = self.partial(name), self.stage(name)
+        if not (partial / MANIFEST).exists():
+            return
+        with disk_errors(final):
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(partial, final)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 32 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()[:32]
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    """Relative path -> content hash, of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): hash_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,199 @@
+"""Task kinds: what a query asks for, how it is put into a chat, how an answer is read back.
+
+The kind decides the format check, the scorer and the confidence features. Knows text only: no
+models, no files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from stillhouse.core.records import Message, Query
+
+TEXT_SLOT = "{text}"
+_EDGES = " \t\r\n\"'`*.,:;!"
+
+
+class ParsedAnswer(NamedTuple):
+    """An answer read against its task. `value` is `None` exactly when `problem` says why."""
+
+    value: JsonValue
+    problem: str | None
+
+
+class TaskBase(BaseModel):
+    """What all task kinds have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        default="task",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Short name of the task.",
+    )
+    system: str | None = Field(default=None, description="System message put before each query.")
+    prompt: str = Field(
+        default=TEXT_SLOT,
+        description="User message for traffic that is plain text; {text} is where the text goes.",
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_slot(cls, prompt: str) -> str:
+        if prompt.count(TEXT_SLOT) != 1:
+            raise ValueError("must contain {text} exactly once")
+        return prompt
+
+    def messages_for(self, text: str) -> tuple[Message, ...]:
+        """The chat that asks this task about one plain text."""
+        head, tail = self.prompt.split(TEXT_SLOT)
+        user = Message(role="user", content=head + text + tail)
+        if self.system is None:
+            return (user,)
+        return (Message(role="system", content=self.system), user)
+
+    def input_text(self, query: Query) -> str:
+        """The part of the query that varies: the text in the prompt's slot, else the last message.
+
+        A label student reads this; the instruction around it is the same for all queries.
+        """
+        content = query.last_user_text
+        head, tail = self.prompt.split(TEXT_SLOT)
+        if len(content) >= len(head) + len(tail) and content.startswith(head):
+            if content.endswith(tail):
+                return content[len(head) : len(content) - len(tail)]
+        return content
+
+
+class ClassificationTask(TaskBase):
+    """Closed labels."""
+
+    kind: Literal["classification"]
+    labels: tuple[str, ...] = Field(min_length=2, description="The closed set of labels.")
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        folded = [fold(label) for label in labels]
+        if len(set(folded)) != len(folded) or "" in folded:
+            raise ValueError("labels must be distinct and not empty (case and quotes are ignored)")
+        return labels
+
+    def parse(self, text: str) -> ParsedAnswer:
+        """The label an answer names: alone, or first followed by a boundary."""
+        folded = fold(text)
+        for label in self.labels:
+            if folded == fold(label):
+                return ParsedAnswer(label, None)
+        hits = [
+            label
+            for label in self.labels
+            if re.match(re.escape(fold(label)) + r"(?![\w-])", folded) is not None
+        ]
+        if hits:
+            return ParsedAnswer(max(hits, key=len), None)
+        return ParsedAnswer(None, f"not one of the labels: {text[:60]!r}")
+
+
+class ExtractionTask(TaskBase):
+    """A JSON object of a given shape."""
+
+    kind: Literal["extraction"]
+    json_schema: dict[str, JsonValue] = Field(description="JSON Schema of the answer.")
+
+    @model_validator(mode="after")
+    def _is_object_schema(self) -> ExtractionTask:
+        if self.json_schema.get("type") != "object" or not self.json_schema.get("properties"):
+            raise ValueError("json_schema must be of type object and list its properties")
+        return self
+
+    def parse(self, text: str) -> ParsedAnswer:
+        """The JSON object in an answer, code fence allowed, checked against the schema."""
+        from_fence = re.search(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)
+        body = (from_fence.group(1) if from_fence else text).strip()
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError):
+            return ParsedAnswer(None, f"not JSON: {text[:60]!r}")
+        problem = schema_problem(value, self.json_schema, "")
+        return ParsedAnswer(None if problem else value, problem)
+
+
+class GenerationTask(TaskBase):
+    """Free text: a summary, a reply."""
+
+    kind: Literal["generation"]
+
+    def parse(self, text: str) -> ParsedAnswer:
+        """The text itself; an empty one is a problem."""
+        stripped = text.strip()
+        return ParsedAnswer(stripped, None) if stripped else ParsedAnswer(None, "empty")
+
+
+Task = Annotated[ClassificationTask | ExtractionTask | GenerationTask, Field(discriminator="kind")]
+
+
+def fold(text: str) -> str:
+    """Case, surrounding space, quotes and punctuation do not distinguish labels."""
+    return text.strip(_EDGES).casefold()
+
+
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "number": (int, float),
+    "integer": (int,),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
+def schema_problem(value: object, schema: Mapping[str, JsonValue], where: str) -> str | None:
+    """The first way in which `value` breaks `schema`, or `None`.
+
+    Reads what structured-output APIs accept: type, enum, properties, required,
+    additionalProperties (false), items.
+    """
+    at = where or "answer"
+    kinds = schema.get("type")
+    names = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
+    if names and not any(_is_of(value, str(name)) for name in names):
+        return f"{at} is not of type {' or '.join(str(n) for n in names)}"
+    allowed = schema.get("enum")
+    if isinstance(allowed, list) and value not in allowed:
+        return f"{at} is not one of {allowed}"
+    if isinstance(value, dict):
+        properties = schema.get("properties")
+        known: dict[str, JsonValue] = properties if isinstance(properties, dict) else {}
+        required = schema.get("required")
+        for name in required if isinstance(required, list) else []:
+            if name not in value:
+                return f"{at} lacks {name!r}"
+        for name, item in value.items():
+            sub = known.get(name)
+            if sub is None and name not in known:
+                if schema.get("additionalProperties") is False:
+                    return f"{at} has the unknown key {name!r}"
+            elif isinstance(sub, dict):
+                problem = schema_problem(item, sub, f"{where}.{name}" if where else str(name))
+                if problem:
+                    return problem
+    items = schema.get("items")
+    if isinstance(value, list) and isinstance(items, dict):
+        for index, item in enumerate(value):
+            problem = schema_problem(item, items, f"{at}[{index}]")
+            if problem:
+                return problem
+    return None
+
+
+def _is_of(value: object, name: str) -> bool:
+    if isinstance(value, bool):
+        return name == "boolean"
+    return isinstance(value, _JSON_TYPES.get(name, ()))

@@ -1,0 +1,1 @@
+"""Stage 3: keep what is good: checks, duplicates, contamination, split."""

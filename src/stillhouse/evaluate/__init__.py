@@ -1,0 +1,1 @@
+"""Stage 5: prove: scorers, fidelity, retention, cost, gate, report."""

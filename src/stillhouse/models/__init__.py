@@ -1,0 +1,1 @@
+"""All that touches weights: loading, completers, teacher signals, divergences."""

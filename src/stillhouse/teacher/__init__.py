@@ -1,0 +1,1 @@
+"""Stage 2: ask the teacher, durably and within budget."""

@@ -1,0 +1,1 @@
+"""Stage 1: read logs and find the queries worth distilling."""

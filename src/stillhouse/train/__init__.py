@@ -1,0 +1,1 @@
+"""Stage 4: distil: students, objectives, trainer, teacher tuning."""
