@@ -142,7 +142,7 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
 
 
 def recipe_json_schema() -> dict[str, Any]:
-    """The JSON Schema of recipes, for editors (docs/recipe.schema.json is this, and a test says so)."""
+    """The JSON Schema of recipes, for editors; docs/recipe.schema.json is this."""
     return Recipe.model_json_schema(by_alias=True)
 
 

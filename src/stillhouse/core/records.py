@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
@@ -23,7 +23,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_json(self) -> str:
-        """One JSONL line without the newline; fields that hold their default `None` are left out."""
+        """One JSONL line without the newline; fields that are `None` are left out."""
         return self.model_dump_json(exclude_none=True)
 
 
@@ -42,7 +42,7 @@ class Query(Record):
     task: str = ""
     user: str | None = None
     at: str | None = None
-    metadata: Annotated[Mapping[str, JsonValue], Field(default_factory=dict)]
+    metadata: Mapping[str, JsonValue] = Field(default_factory=dict)
 
     @field_validator("messages")
     @classmethod

@@ -1,9 +1,10 @@
 """The run folder: one sub-folder a stage, written whole or not at all (DESIGN section 2).
 
 A stage works in `NAME.partial`; when it is done its `manifest.json` is written there, last, and the
-folder is renamed to `NAME`. A kill between the two loses nothing: the next start renames. A stage whose manifest matches its key is skipped. The partial folder of a killed stage is
-handed back to the next try if its key is the same, else it is thrown away. Knows keys and hashes,
-not what stages do.
+folder is renamed to `NAME`. A kill between the two loses nothing: the next start renames. A stage
+whose manifest matches its key is skipped. The partial folder of a killed stage is handed back to
+the next try if its key is the same, else it is thrown away. Knows keys and hashes, not what stages
+do.
 """
 
 from __future__ import annotations

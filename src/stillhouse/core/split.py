@@ -1,0 +1,66 @@
+"""Deterministic splits: by seed and content alone, the same on every machine and in any order.
+
+Knows ids and group names; does not know what is being split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from stillhouse.core.records import LabelledQuery, message_key
+
+T = TypeVar("T")
+
+
+class Split(NamedTuple, Generic[T]):
+    """Two disjoint parts, each in the order of the input."""
+
+    first: list[T]
+    second: list[T]
+
+
+def unit_hash(key: str, seed: int) -> float:
+    """A number in [0, 1), uniform over keys, fixed by key and seed."""
+    digest = hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def split_by_group(items: Sequence[T], groups: Sequence[str], share: float, seed: int) -> Split[T]:
+    """Move whole groups into the second part until it holds at least `share` of the items.
+
+    Groups are taken in the order of their hash. Both parts are non-empty where there are at least
+    two groups: the last group is never moved.
+
+    Raises:
+        ValueError: lengths differ, or there is nothing to split.
+    """
+    if len(items) != len(groups) or not items:
+        raise ValueError("items and groups must be of one length, at least 1")
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    order = sorted(sizes, key=lambda group: (unit_hash(group, seed), group))
+    wanted = share * len(items)
+    moved: set[str] = set()
+    count = 0
+    for group in order[:-1]:
+        if count >= wanted:
+            break
+        moved.add(group)
+        count += sizes[group]
+    pairs = list(zip(items, groups, strict=True))
+    return Split(
+        [item for item, group in pairs if group not in moved],
+        [item for item, group in pairs if group in moved],
+    )
+
+
+def tune_check_split(
+    queries: Sequence[LabelledQuery], check_fraction: float, seed: int
+) -> Split[LabelledQuery]:
+    """The labelled set as (tune, check): equal texts stay on one side."""
+    return split_by_group(
+        queries, [message_key(query.messages) for query in queries], check_fraction, seed
+    )
