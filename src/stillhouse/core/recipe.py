@@ -30,7 +30,7 @@ class TrafficSection(Section):
     path: str = Field(description="JSONL of queries: {'text': ...} or {'messages': [...]} a line.")
     labelled: str | None = Field(
         default=None,
-        description="Small JSONL with true answers ('label' or 'reference'): checks and tunes the teacher.",
+        description="Small JSONL with true answers in 'label': checks and tunes the teacher.",
     )
     golden: str | None = Field(
         default=None, description="Your curated test set with true answers; never trained on."
@@ -100,7 +100,7 @@ class TeacherSection(Section):
             raise ValueError("base_url is required for an openai-compatible teacher")
         if self.tune is not None and not self.trainable:
             raise ValueError(
-                f"tune needs a teacher whose weights can be trained (hf: or embedded), not {self.kind}"
+                f"tune needs a teacher with trainable weights (hf: or embedded), not {self.kind}"
             )
         if self.signals == "samples" and (self.samples < 2 or self.sampling_temperature == 0):
             raise ValueError("signals: samples needs samples > 1 and sampling_temperature > 0")
