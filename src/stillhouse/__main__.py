@@ -1,0 +1,5 @@
+"""`python -m stillhouse`: the command line."""
+
+from stillhouse.cli import main
+
+main()

@@ -1,0 +1,221 @@
+"""The command line: thin. One subcommand a stage of `run`, plus init, doctor, report and schema.
+
+Exit codes: 0 done, 1 failed, 2 user error, 3 ran but the gate says no. Knows no stage's inside.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stillhouse import __version__
+from stillhouse.core.errors import StillhouseError, UserError
+from stillhouse.core.progress import Progress, Silent, Terminal
+from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
+from stillhouse.doctor import advice, examine
+from stillhouse.evaluate.report import Report
+from stillhouse.evaluate.summary import summary_rows
+from stillhouse.pipeline import STAGES, report_of, run_stages
+from stillhouse.scaffold import scaffold
+
+EXIT_FAILED: Final = 1
+EXIT_USER: Final = 2
+EXIT_GATE: Final = 3
+EXIT_INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="stillhouse",
+    help="Distil an expensive teacher into a small student, and prove what it kept.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe (YAML).")]
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", help="Run folder; default: runs/NAME of the recipe.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+
+class Kind(StrEnum):
+    """Task kinds that `init` can scaffold."""
+
+    classification = "classification"
+    extraction = "extraction"
+    generation = "generation"
+
+
+@app.command()
+def init(
+    kind: Annotated[Kind, typer.Argument(help="What the task is.")] = Kind.classification,
+    out: Annotated[Path, typer.Option("--out", help="Where to write it.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented recipe for a kind of task."""
+    if out.exists():
+        raise UserError(str(out), "exists already", action="choose another name with --out")
+    try:
+        out.write_text(scaffold(kind.value), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            "--out", f"{out} cannot be written: {error.strerror}", action="choose another place"
+        ) from None
+    typer.echo(f"{out}: written; put your files in place, then: stillhouse run {out}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine and this installation can do, and how to install what is missing."""
+    findings = examine(Path.cwd())
+    lines = advice(findings)
+    if as_json:
+        _print_json({**findings, "advice": lines})
+        return
+    machine, accelerator = findings["machine"], findings["accelerator"]
+    device = accelerator["device"] + (
+        f" {accelerator['name']}, {accelerator['memory_gb']} GB, bf16 {accelerator['bf16']}"
+        if accelerator["device"] == "cuda"
+        else ""
+    )
+    table = Table(show_header=False, box=None)
+    for name, value in (
+        ("machine", f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB"),
+        ("system", f"{machine['system']}, Python {machine['python']}"),
+        ("device", device),
+        ("disk free", f"{findings['disk_free_gb']} GB"),
+        ("packages", ", ".join(f"{n} {v}" for n, v in findings["packages"].items())),
+        ("extras", ", ".join(e for e, s in findings["extras"].items() if s["installed"]) or "none"),
+        ("keys set", ", ".join(findings["keys_set"]) or "none"),
+    ):
+        table.add_row(name, value)
+    Console(soft_wrap=True, highlight=False).print(table)
+    for line in lines:
+        typer.echo(f"- {line}")
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run every stage that is not up to date, and write report.json and report.html."""
+    loaded = load_recipe(recipe, overrides or [])
+    root = run_dir or Path("runs") / loaded.name
+    run_stages(loaded, root, _progress(as_json))
+    _show_report(report_of(root), root, as_json)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of a finished run anew, and print its figures."""
+    _show_report(report_of(folder), folder, as_json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    typer.echo(recipe_schema_text(), nl=False)
+
+
+def _stage_command(name: str, caption: str) -> None:
+    def command(
+        recipe: RecipePath,
+        run_dir: RunDir = None,
+        overrides: Overrides = None,
+        as_json: AsJson = False,
+    ) -> None:
+        loaded = load_recipe(recipe, overrides or [])
+        root = run_dir or Path("runs") / loaded.name
+        results = run_stages(loaded, root, _progress(as_json), last=name)
+        if as_json:
+            _print_json(
+                {
+                    result.name: {
+                        "skipped": result.skipped,
+                        "seconds": result.manifest.seconds,
+                        "cost_usd": result.manifest.cost_usd,
+                        "summary": dict(result.manifest.summary),
+                    }
+                    for result in results
+                }
+            )
+
+    app.command(name, help=f"Run up to this stage: {caption}.")(command)
+
+
+for _stage in STAGES:
+    _stage_command(_stage.name, _stage.caption)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Distil an expensive teacher into a small student, and prove what it kept."""
+    if show:
+        typer.echo(f"stillhouse {__version__}")
+        raise typer.Exit
+
+
+def _progress(as_json: bool) -> Progress:
+    return Silent() if as_json else Terminal()
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _show_report(made: Report, root: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(made.model_dump_json(indent=2))
+    else:
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, value in summary_rows(made):
+            table.add_row(name, value)
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(table)
+        console.print(f"report: {root / 'report.html'}", markup=False)
+    if made.gate.verdict != "pass":
+        raise typer.Exit(EXIT_GATE)
+
+
+def main() -> None:
+    """Run the command line; foreseen errors are one line on standard error."""
+    sys.exit(_guarded(lambda: app(standalone_mode=True)))
+
+
+def _guarded(call: Callable[[], Any]) -> int:
+    try:
+        call()
+    except UserError as error:
+        return _fail(error, EXIT_USER)
+    except StillhouseError as error:
+        return _fail(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from what is finished", err=True)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _fail(error: StillhouseError, code: int) -> int:
+    if "--json" in sys.argv:
+        _print_json({"error": {"kind": type(error).__name__, "message": str(error)}})
+    typer.echo(f"error: {error}", err=True)
+    return code

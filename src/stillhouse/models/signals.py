@@ -1,0 +1,140 @@
+"""Teacher signals: what a white-box teacher believed, dense or sparse, in one type for all losses.
+
+Live teachers, label likelihoods and stored signals all end up here; losses never ask which it was.
+Knows no loss, no temperature and no file.
+
+Shapes: B batch, T tokens, V vocabulary or classes, K kept entries, N selected positions,
+... any leading dimensions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DenseSignal:
+    """Belief over the whole vocabulary (or all classes) at each position.
+
+    `logits` are unnormalised log-probabilities at distillation temperature 1, so that
+    log-probabilities do as well: softmax(log p / T) is p^(1/T) renormalised. -inf means impossible.
+    """
+
+    logits: Tensor  # [..., V]
+
+    @property
+    def positions(self) -> torch.Size:
+        """Leading shape: one belief for each of these."""
+        return self.logits.shape[:-1]
+
+    def select(self, index: Tensor) -> DenseSignal:
+        """Beliefs at the positions of a boolean mask or of row numbers."""
+        return DenseSignal(self.logits[index])
+
+    def to(self, device: torch.device | str) -> DenseSignal:
+        """The same on another device."""
+        return DenseSignal(self.logits.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class SparseSignal:
+    """The K most likely entries at each position, and the mass that all others share.
+
+    Log-probabilities in nats at distillation temperature 1, normalised over the whole vocabulary:
+    exp(log_probs).sum(-1) + exp(tail_log_mass) = 1. Nothing is renormalised in silence.
+    """
+
+    token_ids: Tensor  # [..., K] int64, distinct within a position
+    log_probs: Tensor  # [..., K]
+    tail_log_mass: Tensor  # [...], -inf where nothing is left
+
+    @property
+    def positions(self) -> torch.Size:
+        """Leading shape: one belief for each of these."""
+        return self.token_ids.shape[:-1]
+
+    def select(self, index: Tensor) -> SparseSignal:
+        """Beliefs at the positions of a boolean mask or of row numbers."""
+        return SparseSignal(self.token_ids[index], self.log_probs[index], self.tail_log_mass[index])
+
+    def to(self, device: torch.device | str) -> SparseSignal:
+        """The same on another device."""
+        return SparseSignal(
+            self.token_ids.to(device), self.log_probs.to(device), self.tail_log_mass.to(device)
+        )
+
+
+TeacherSignal = DenseSignal | SparseSignal
+
+
+def from_class_probabilities(
+    probabilities: Sequence[Sequence[float]] | Tensor, dtype: torch.dtype = torch.float32
+) -> DenseSignal:
+    """Class probabilities [B, C], as an example stores them, as a signal.
+
+    Raises:
+        ValueError: empty, negative, or a row that does not sum to one within 1e-3.
+    """
+    p = torch.as_tensor(probabilities, dtype=torch.float64)
+    if p.ndim != 2 or p.numel() == 0:
+        raise ValueError(f"class probabilities must be of shape [B, C], got {list(p.shape)}")
+    total = p.sum(-1, keepdim=True)
+    if bool((p < 0).any()) or not bool(((total - 1.0).abs() < 1e-3).all()):
+        raise ValueError("class probabilities must not be negative and must sum to one in each row")
+    return DenseSignal((p / total).log().to(dtype))
+
+
+def sparsify(signal: DenseSignal, k: int) -> SparseSignal:
+    """The `k` most likely entries of a dense signal, the rest as one mass."""
+    log_p = _float(signal.logits).log_softmax(-1)
+    top = log_p.topk(min(k, log_p.shape[-1]), dim=-1)
+    if top.indices.shape[-1] == log_p.shape[-1]:
+        tail = torch.full_like(log_p[..., 0], -torch.inf)
+    else:
+        tail = log_p.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
+    return SparseSignal(top.indices, top.values, tail)
+
+
+@torch.no_grad()
+def live_token_signal(
+    model: Any,
+    input_ids: Tensor,  # [B, T] int64
+    attention_mask: Tensor,  # [B, T], 1 where a token is real
+    positions: Tensor,  # [B, T] bool
+) -> DenseSignal:
+    """What a causal language model believes comes after each selected position; no gradient.
+
+    Rows of the result follow `positions` in row-major order, like `student_logits[positions]`:
+    shape [N, V], with N = positions.sum(). The head is evaluated only for the columns that hold a
+    selected position, where the model can be asked for that. Padding may be on either side.
+    """
+    assert positions.dtype == torch.bool, "positions are a mask"
+    assert positions.shape == input_ids.shape
+    columns = positions.any(0).nonzero().squeeze(-1)  # [T'] the columns that are needed
+    position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+    asked = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    accepted = accepts(model)
+    if "position_ids" in accepted:
+        asked["position_ids"] = position_ids
+    if "logits_to_keep" in accepted:
+        logits = model(**asked, logits_to_keep=columns).logits  # [B, T', V]
+    else:
+        logits = model(**asked).logits[:, columns]
+    return DenseSignal(logits[positions[:, columns]])
+
+
+def accepts(model: Any) -> frozenset[str]:
+    """Names of the arguments of a model's forward pass (of the base model under adapters)."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return frozenset(inspect.signature(inner.forward).parameters)
+
+
+def _float(x: Tensor) -> Tensor:
+    """At least float32: sums over a vocabulary are not taken in half precision."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,70 @@
+"""House rules that are not about imports: file sizes, docstrings, no pickle, no paths of a machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SRC = ROOT / "src" / "stillhouse"
+FILES = sorted(SRC.rglob("*.py"))
+LINE_CAP = 400
+
+
+def tracked_text() -> list[Path]:
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    ends = {".py", ".md", ".yaml", ".toml", ".txt", ".html", ".json", ""}
+    return [ROOT / n for n in names if n and Path(n).suffix in ends and (ROOT / n).is_file()]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_a_file_has_a_docstring_and_fits(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LINE_CAP
+    assert ast.get_docstring(ast.parse(text)), "says what it does and what it does not know"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_public_names_have_docstrings(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    missing = [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_no_pickle_and_no_stub(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(import|from) (pickle|joblib|dill|cloudpickle|shelve)\b", text, re.M)
+    assert not re.search(r"\btorch\.load\(|allow_pickle=True", text)
+    assert not re.search(r"NotImplementedError|\bTODO\b|\bFIXME\b", text)
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    # Assembled here so that this file does not itself hold the words it looks for.
+    words = ["/wo" + "rk/", "/ro" + "ot/", "sub" + "agent", "/tmp/" + "bash_jobs"]
+    for path in tracked_text():
+        text = path.read_text(encoding="utf-8")
+        for word in words:
+            assert word not in text, f"{path.relative_to(ROOT)} holds {word}"
+
+
+def test_tests_mirror_the_package() -> None:
+    folders = {p.name for p in SRC.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    for folder in folders:
+        assert list((ROOT / "tests" / folder).glob("test_*.py")), f"tests/{folder} is missing"

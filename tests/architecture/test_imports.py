@@ -1,0 +1,137 @@
+"""The import rules of docs/design.md, section 1, read from the source itself."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SRC = Path(__file__).parents[2] / "src" / "stillhouse"
+FILES = sorted(SRC.rglob("*.py"))
+TOP = {"cli", "cli_stages", "pipeline", "doctor", "scaffold"}  # modules beside the folders
+STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
+EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}
+
+
+class Import(NamedTuple):
+    """One import statement of this package's own modules or of another."""
+
+    file: Path
+    line: int
+    module: str
+    inside_function: bool
+
+
+def imports_of(path: Path) -> list[Import]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: list[Import] = []
+
+    def visit(node: ast.AST, in_function: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            inner = in_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            if isinstance(child, ast.Import):
+                found.extend(
+                    Import(path, child.lineno, alias.name, in_function) for alias in child.names
+                )
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}:{child.lineno}: relative import"
+                module = child.module or ""
+                found.append(Import(path, child.lineno, module, in_function))
+                found.extend(
+                    Import(path, child.lineno, f"{module}.{alias.name}", in_function)
+                    for alias in child.names
+                    if (SRC.parent / Path(*module.split("."), f"{alias.name}.py")).exists()
+                )
+            visit(child, inner)
+
+    visit(tree, False)
+    return found
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SRC.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def folder_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+ALL = [item for path in FILES for item in imports_of(path)]
+
+
+def allowed(folder: str) -> set[str]:
+    if folder == "core":
+        return {"core", ""}
+    if folder == "models":
+        return {"core", "models", ""}
+    if folder == "retrain":
+        return {"core", "models", "retrain", "", *STAGES}
+    if folder in STAGES:
+        return {"core", "models", folder, "", *EXTRA_EDGES.get(folder, set())}
+    return {"core", "models", "retrain", "", *STAGES, *TOP}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_a_folder_imports_only_what_the_map_allows(path: Path) -> None:
+    folder = folder_of(module_of(path))
+    for item in imports_of(path):
+        if item.module.startswith("stillhouse"):
+            target = folder_of(item.module)
+            assert target in allowed(folder), f"{path}:{item.line} imports {item.module}"
+            if target.startswith("cli"):
+                assert folder.startswith("cli"), f"{path}:{item.line}: nothing imports cli"
+
+
+def test_every_folder_and_top_module_is_on_the_map() -> None:
+    folders = {p.name for p in SRC.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert folders <= {"core", "models", "retrain", *STAGES}
+    assert {p.stem for p in SRC.glob("*.py")} <= {"__init__", "__main__", *TOP}
+
+
+def test_no_import_inside_a_function() -> None:
+    inside = [f"{i.file.relative_to(SRC)}:{i.line} {i.module}" for i in ALL if i.inside_function]
+    assert inside == []
+
+
+def test_no_import_circle() -> None:
+    graph: dict[str, set[str]] = {module_of(path): set() for path in FILES}
+    for item in ALL:
+        if item.module in graph:
+            graph[module_of(item.file)].add(item.module)
+    done: set[str] = set()
+
+    def walk(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join([*trail, module])
+        if module in done:
+            return
+        for target in sorted(graph[module] - {module}):
+            walk(target, (*trail, module))
+        done.add(module)
+
+    for module in graph:
+        walk(module, ())
+
+
+HEAVY = "torch", "transformers", "xllamacpp", "peft", "accelerate"
+
+
+@pytest.mark.parametrize("package", ["core", "traffic", "teacher", "dataset", "evaluate", "cli"])
+def test_the_light_parts_import_without_torch(package: str) -> None:
+    modules = [
+        module_of(p)
+        for p in FILES
+        if module_of(p).startswith(f"stillhouse.{package}") and p.stem != "__main__"
+    ]
+    code = (
+        "import sys, importlib\n"
+        f"for heavy in {HEAVY!r}: sys.modules[heavy] = None\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,118 @@
+"""The command line: frozen options, exit codes, one-line errors, scaffolds that load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from stillhouse.cli import app
+from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
+from stillhouse.pipeline import STAGE_NAMES
+
+ROOT = Path(__file__).parents[1]
+
+STAGE_OPTIONS = {"recipe", "run_dir", "overrides", "as_json"}
+OPTIONS = {
+    "init": {"kind", "out"},
+    "doctor": {"as_json"},
+    "run": STAGE_OPTIONS,
+    "report": {"folder", "as_json"},
+    "schema": set(),
+    **{name: STAGE_OPTIONS for name in STAGE_NAMES},
+}
+
+
+def stillhouse(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stillhouse", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_option_list_is_pinned() -> None:
+    group = typer.main.get_command(app)
+    commands = getattr(group, "commands")  # noqa: B009 - click's Group, seen as Command
+    found = {
+        name: {p.name for p in command.params if p.name != "help"}
+        for name, command in commands.items()
+    }
+    assert found == OPTIONS
+
+
+@pytest.mark.parametrize("kind", ["classification", "extraction", "generation"])
+def test_init_writes_a_recipe_that_loads(kind: str, tmp_path: Path) -> None:
+    out = tmp_path / "recipe.yaml"
+    done = CliRunner().invoke(app, ["init", kind, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert load_recipe(out).task.kind == kind
+    assert "#" in out.read_text()
+
+
+def test_init_never_overwrites(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("precious")
+    done = stillhouse("init", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "exists already" in done.stderr
+    assert (tmp_path / "recipe.yaml").read_text() == "precious"
+
+
+def test_a_user_error_is_one_line_with_exit_code_2(tmp_path: Path) -> None:
+    done = stillhouse("run", "missing.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "missing.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text((ROOT / "recipes/quickstart.yaml").read_text())
+    done = stillhouse("run", "r.yaml", "--set", "train.learning_rat=1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean 'learning_rate'" in done.stderr
+
+
+def test_missing_traffic_is_one_line_and_leaves_no_stage(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text((ROOT / "recipes/quickstart.yaml").read_text())
+    done = stillhouse("traffic", "r.yaml", "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "traffic.jsonl" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "run" / "traffic").exists()
+
+
+def test_json_errors_are_json(tmp_path: Path) -> None:
+    done = stillhouse("run", "missing.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "missing.yaml" in json.loads(done.stdout)["error"]["message"]
+
+
+def test_doctor_reports_extras_with_their_pip_line(tmp_path: Path) -> None:
+    done = stillhouse("doctor", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    findings = json.loads(done.stdout)
+    assert findings["extras"]["train"]["install"] == "run: pip install 'stillhouse[train]'"
+    assert findings["machine"]["cores"] >= 1
+
+
+def test_report_of_no_run_says_so(tmp_path: Path) -> None:
+    done = stillhouse("report", ".", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not a run folder" in done.stderr
+
+
+def test_the_schema_in_docs_is_the_schema() -> None:
+    assert (ROOT / "docs" / "recipe.schema.json").read_text() == recipe_schema_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_recipe_in_the_tree_loads(path: Path) -> None:
+    assert load_recipe(path).name
