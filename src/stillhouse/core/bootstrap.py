@@ -77,7 +77,7 @@ def _bca(
     draws: Floats, estimate: float, top: Floats, bottom: Floats, tail: float
 ) -> tuple[float, float]:
     """Bias-corrected and accelerated percentiles (Efron 1987); acceleration from the jackknife."""
-    tolerance = 1e-12 * max(1.0, abs(estimate))  # equal sums in another order are ties
+    tolerance = 1e-12 * float(np.abs(draws).max())  # equal sums in another order are ties
     below = (draws < estimate - tolerance).mean()
     ties = (np.abs(draws - estimate) <= tolerance).mean()
     edge = 0.5 / len(draws)
@@ -86,8 +86,11 @@ def _bca(
     usable = rest > 0
     jackknife = (top.sum() - top)[usable] / rest[usable]
     centred = jackknife.mean() - jackknife if len(jackknife) else np.zeros(1)
-    spread = float((centred**2).sum())
-    acceleration = float((centred**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+    scale = float(np.abs(centred).max())
+    acceleration = 0.0
+    if scale > 0:
+        d = centred / scale
+        acceleration = float((d**3).sum()) / (6 * float((d**2).sum()) ** 1.5)
     z = np.array([ndtri(tail), ndtri(1 - tail)])
     room = np.maximum(1 - acceleration * (z0 + z), 1e-9)  # reached only at extreme confidence
     shifted = z0 + (z0 + z) / room

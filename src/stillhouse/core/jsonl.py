@@ -41,7 +41,17 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 continue
             where = f"{path} line {number}"
             try:
-                value = json.loads(raw.decode("utf-8"))
+                # A byte order mark is what some editors put before the first line.
+                value = json.loads(
+                    raw.decode("utf-8-sig" if number == 1 else "utf-8"),
+                    parse_constant=_not_json,
+                )
+                if b"\\u" in raw:
+                    json.dumps(value, ensure_ascii=False).encode("utf-8")
+            except UnicodeEncodeError:
+                raise DataError(
+                    where, "holds half of a surrogate pair", action="mend the \\u escape"
+                ) from None
             except UnicodeDecodeError:
                 raise DataError(where, "is not UTF-8 text", action="save it as UTF-8") from None
             except (ValueError, RecursionError) as error:
@@ -59,6 +69,10 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                     action="write one JSON object on each line",
                 )
             yield number, value
+
+
+def _not_json(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
 
 
 def read_records(
@@ -85,7 +99,11 @@ def read_records(
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failed write into one clear line; what was there before is untouched."""
+    """Turn a failed write into one clear line; what was there before is untouched.
+
+    Raises:
+        RunFolderError: for every `OSError` of the block.
+    """
     try:
         yield
     except OSError as error:
@@ -94,9 +112,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full; free some space and run the same command again: "
                 "it goes on from what is finished"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise RunFolderError(f"{path}: cannot be written ({error.strerror})") from error
-        raise
+        raise RunFolderError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def write_atomic(path: Path, write: Callable[[IO[str]], None]) -> None:
@@ -110,7 +126,7 @@ def write_atomic(path: Path, write: Callable[[IO[str]], None]) -> None:
                 handle.flush()
                 os.fsync(handle.fileno())
             os.replace(temporary, path)
-        except OSError:
+        except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 

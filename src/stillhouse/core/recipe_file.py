@@ -42,6 +42,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         mark = getattr(error, "problem_mark", None)
         where = f"{path} line {mark.line + 1}" if mark is not None else str(path)
         raise RecipeError(where, f"is not valid YAML: {error}", action="mend the line") from None
+    except Exception as error:  # PyYAML lets through what its constructors raise (bad dates, tags)
+        raise RecipeError(str(path), f"is not valid YAML: {error!r}") from None
     if not isinstance(raw, dict):
         raise RecipeError(str(path), "is not a mapping of sections", action="see recipes/")
     for item in overrides:
@@ -112,7 +114,7 @@ def _override(raw: dict[str, Any], item: str) -> None:
         raise RecipeError("--set", "needs section.key=value", value=item)
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except Exception:  # PyYAML lets through what its constructors raise (bad dates, tags)
         raise RecipeError(f"--set {key}", "the value is not valid YAML", value=value) from None
     node = raw
     for part in parts[:-1]:
@@ -128,14 +130,16 @@ def _override(raw: dict[str, Any], item: str) -> None:
 def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     """Make the data paths absolute, seen from the recipe's folder."""
 
-    def absolute(path: str | None) -> str | None:
-        return None if path is None else str((base / Path(path).expanduser()).resolve())
+    def absolute(field: str, path: str | None) -> str | None:
+        try:
+            return None if path is None else str((base / Path(path).expanduser()).resolve())
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RecipeError(f"traffic.{field}", f"is no path: {error}", value=path) from None
 
     traffic = recipe.traffic.model_copy(
         update={
-            "path": absolute(recipe.traffic.path),
-            "labelled": absolute(recipe.traffic.labelled),
-            "golden": absolute(recipe.traffic.golden),
+            field: absolute(field, getattr(recipe.traffic, field))
+            for field in ("path", "labelled", "golden")
         }
     )
     return recipe.model_copy(update={"traffic": traffic})

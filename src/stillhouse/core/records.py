@@ -9,18 +9,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    field_validator,
+)
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "refusal", "content_filter", "tool_calls"]
 
 
 class Record(BaseModel):
-    """Base of all records: immutable, no unknown keys."""
+    """Base of all records: immutable, no unknown keys.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A log-probability may be minus infinity; JSON has no such number, so it is written as a string
+    and read back as the number.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     def to_json(self) -> str:
         """One JSONL line without the newline; fields that are `None` are left out."""
@@ -63,12 +75,25 @@ class LabelledQuery(Query):
     reference: str = Field(validation_alias=AliasChoices("reference", "label"))
 
 
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate: models emit such, and UTF-8 cannot hold them.
+
+    The quality check of the dataset then rejects the answer by name; a paid answer is never lost.
+    """
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+GeneratedText = Annotated[str, AfterValidator(well_formed)]
+
+
 class TokenLogprob(Record):
     """One generated token with its log-probability and the alternatives, in nats."""
 
-    token: str
+    token: GeneratedText
     logprob: float
-    top: tuple[tuple[str, float], ...] = ()
+    top: tuple[tuple[GeneratedText, float], ...] = ()
 
 
 class Completion(Record):
@@ -79,7 +104,7 @@ class Completion(Record):
     """
 
     query_id: str
-    text: str
+    text: GeneratedText
     model: str
     revision: str
     sample: int = 0

@@ -28,10 +28,11 @@ def unit_hash(key: str, seed: int) -> float:
 
 
 def split_by_group(items: Sequence[T], groups: Sequence[str], share: float, seed: int) -> Split[T]:
-    """Move whole groups into the second part until it holds at least `share` of the items.
+    """Move whole groups into the second part until it holds `share` of the items, or just over.
 
-    Groups are taken in the order of their hash. Both parts are non-empty where there are at least
-    two groups: the last group is never moved.
+    Groups are taken in the order of their hash; one larger than the whole share stays in the first
+    part, so that a large cluster of near-duplicates cannot swallow the split. Both parts are
+    non-empty where there are at least two groups.
 
     Raises:
         ValueError: lengths differ, or there is nothing to split.
@@ -43,10 +44,13 @@ def split_by_group(items: Sequence[T], groups: Sequence[str], share: float, seed
         sizes[group] = sizes.get(group, 0) + 1
     order = sorted(sizes, key=lambda group: (unit_hash(group, seed), group))
     wanted = share * len(items)
+    fitting = [group for group in order if sizes[group] <= max(1.0, wanted)]
+    if not fitting:
+        fitting = [min(order, key=lambda group: sizes[group])]
     moved: set[str] = set()
     count = 0
-    for group in order[:-1]:
-        if count >= wanted:
+    for group in fitting:
+        if count >= wanted or len(moved) == len(order) - 1:
             break
         moved.add(group)
         count += sizes[group]

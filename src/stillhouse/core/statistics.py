@@ -16,8 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
-from scipy.special import ndtri
-from scipy.stats import binomtest
+from scipy.special import bdtr, ndtri
 
 from stillhouse.core.bootstrap import (
     Bounds,
@@ -220,7 +219,7 @@ def mcnemar_exact(a_correct: Numbers, b_correct: Numbers) -> McNemar:
         raise ValueError("McNemar's test needs scores of 0 and 1")
     only_a, only_b = int((a > b).sum()), int((b > a).sum())
     total = only_a + only_b
-    p_value = 1.0 if total == 0 else float(binomtest(only_a, total, 0.5).pvalue)
+    p_value = min(1.0, 2 * float(bdtr(min(only_a, only_b), total, 0.5))) if total else 1.0
     return McNemar(p_value, only_a, only_b, len(a))
 
 

@@ -69,6 +69,15 @@ class TaskBase(BaseModel):
                 return content[len(head) : len(content) - len(tail)]
         return content
 
+    def varying_text(self, query: Query) -> str:
+        """All of the chat that varies between queries: earlier turns, then the input text.
+
+        System messages are left out. Equal texts ask the same thing; similar ones are
+        near-duplicates.
+        """
+        earlier = [m.content for m in query.messages[:-1] if m.role not in ("system", "developer")]
+        return "\n".join([*earlier, self.input_text(query)])
+
 
 class ClassificationTask(TaskBase):
     """Closed labels."""
@@ -110,16 +119,25 @@ class ExtractionTask(TaskBase):
     def _is_object_schema(self) -> ExtractionTask:
         if self.json_schema.get("type") != "object" or not self.json_schema.get("properties"):
             raise ValueError("json_schema must be of type object and list its properties")
+        unread = unread_keyword(self.json_schema)
+        if unread is not None:
+            raise ValueError(
+                f"json_schema uses {unread}, which is not checked here; leave it out "
+                f"(checked: {', '.join(sorted(_CHECKED_KEYWORDS))})"
+            )
         return self
 
     def parse(self, text: str) -> ParsedAnswer:
         """The JSON object in an answer, code fence allowed, checked against the schema."""
-        from_fence = re.search(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)
-        body = (from_fence.group(1) if from_fence else text).strip()
         try:
-            value = json.loads(body)
-        except (ValueError, RecursionError):
-            return ParsedAnswer(None, f"not JSON: {text[:60]!r}")
+            value = json_value(text)
+        except ValueError:
+            # A fence is looked for second: a string inside a bare object may hold one.
+            from_fence = re.search(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)
+            try:
+                value = json_value(from_fence.group(1) if from_fence else "")
+            except ValueError:
+                return ParsedAnswer(None, f"not JSON: {text[:60]!r}")
         problem = schema_problem(value, self.json_schema, "")
         return ParsedAnswer(None if problem else value, problem)
 
@@ -138,6 +156,29 @@ class GenerationTask(TaskBase):
 Task = Annotated[ClassificationTask | ExtractionTask | GenerationTask, Field(discriminator="kind")]
 
 
+def json_value(text: str) -> JsonValue:
+    """Read JSON as the standard defines it: NaN, Infinity and lone surrogates are not in it.
+
+    Raises:
+        ValueError: not such JSON.
+    """
+    try:
+        value: JsonValue = json.loads(text.strip())
+        canonical_json(value).encode("utf-8")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
+
+
+def canonical_json(value: object) -> str:
+    """The one text of a JSON value: keys sorted, no escapes beyond need.
+
+    Raises:
+        ValueError: it holds NaN or an infinity.
+    """
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+
+
 def fold(text: str) -> str:
     """Case, surrounding space, quotes and punctuation do not distinguish labels."""
     return text.strip(_EDGES).casefold()
@@ -154,19 +195,56 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+_CHECKED_KEYWORDS = frozenset(
+    ["type", "enum", "const", "anyOf", "properties", "required", "additionalProperties", "items"]
+)
+_REMARKS = frozenset(["title", "description", "default", "examples", "$schema", "$id", "$comment"])
+
+
+def unread_keyword(schema: JsonValue) -> str | None:
+    """The first keyword of a schema that `schema_problem` would pass over, or `None`."""
+    if not isinstance(schema, dict):
+        return None
+    for keyword, inner in schema.items():
+        if keyword not in _CHECKED_KEYWORDS | _REMARKS:
+            return keyword
+        parts: list[JsonValue] = []
+        if keyword == "properties" and isinstance(inner, dict):
+            parts = list(inner.values())
+        elif keyword == "anyOf" and isinstance(inner, list):
+            parts = inner
+        elif keyword in ("items", "additionalProperties"):
+            parts = [inner]
+        for part in parts:
+            unread = unread_keyword(part)
+            if unread is not None:
+                return unread
+    return None
+
+
 def schema_problem(value: object, schema: Mapping[str, JsonValue], where: str) -> str | None:
     """The first way in which `value` breaks `schema`, or `None`.
 
-    Reads what structured-output APIs accept: type, enum, properties, required,
-    additionalProperties (false), items.
+    Reads what structured-output APIs accept: type, enum, const, anyOf, properties, required,
+    additionalProperties (false or a schema), items.
     """
     at = where or "answer"
+    options = schema.get("anyOf")
+    if isinstance(options, list):
+        problems = [
+            schema_problem(value, option, where) if isinstance(option, dict) else None
+            for option in options
+        ]
+        if options and all(problems):
+            return problems[0]
+    if "const" in schema and canonical_json(value) != canonical_json(schema["const"]):
+        return f"{at} is not {schema['const']!r}"
     kinds = schema.get("type")
     names = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
     if names and not any(_is_of(value, str(name)) for name in names):
         return f"{at} is not of type {' or '.join(str(n) for n in names)}"
     allowed = schema.get("enum")
-    if isinstance(allowed, list) and value not in allowed:
+    if isinstance(allowed, list) and not _among(value, allowed):
         return f"{at} is not one of {allowed}"
     if isinstance(value, dict):
         properties = schema.get("properties")
@@ -178,9 +256,11 @@ def schema_problem(value: object, schema: Mapping[str, JsonValue], where: str) -
         for name, item in value.items():
             sub = known.get(name)
             if sub is None and name not in known:
-                if schema.get("additionalProperties") is False:
+                others = schema.get("additionalProperties")
+                if others is False:
                     return f"{at} has the unknown key {name!r}"
-            elif isinstance(sub, dict):
+                sub = others
+            if isinstance(sub, dict):
                 problem = schema_problem(item, sub, f"{where}.{name}" if where else str(name))
                 if problem:
                     return problem
@@ -191,6 +271,11 @@ def schema_problem(value: object, schema: Mapping[str, JsonValue], where: str) -
             if problem:
                 return problem
     return None
+
+
+def _among(value: object, allowed: list[JsonValue]) -> bool:
+    """Whether a JSON value is one of a list; 1, 1.0 and true are three values."""
+    return canonical_json(value) in [canonical_json(option) for option in allowed]
 
 
 def _is_of(value: object, name: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from stillhouse.core.errors import StillhouseError
 from stillhouse.core.records import Completion, Query
 from stillhouse.models.completer import ModelInfo, Sampling
 
@@ -24,7 +25,11 @@ class Call(NamedTuple):
     sampling: Sampling
 
 
+Answer = Sequence[Completion] | StillhouseError  # an error fails its own call, not the batch
+
+
 class _Waiting(NamedTuple):
+    order: tuple[int, str]
     call: Call
     future: asyncio.Future[Sequence[Completion]]
 
@@ -35,6 +40,7 @@ class BatchingCompleter(ABC):
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
         self._waiting: list[_Waiting] = []
+        self._unsorted = False
         self._worker: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="completer")
 
@@ -44,13 +50,15 @@ class BatchingCompleter(ABC):
         """What is known of the model."""
 
     @abstractmethod
-    def run_batch(self, calls: Sequence[Call]) -> list[Sequence[Completion]]:
+    def run_batch(self, calls: Sequence[Call]) -> Sequence[Answer]:
         """Answer a batch, in order. Runs in the completer's own thread."""
 
     async def complete(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
         """Answer one query; see `Completer`."""
         future: asyncio.Future[Sequence[Completion]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(Call(query, sampling), future))
+        order = (-_length(query), query.id)
+        self._waiting.append(_Waiting(order, Call(query, sampling), future))
+        self._unsorted = True
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
@@ -59,29 +67,48 @@ class BatchingCompleter(ABC):
         loop = asyncio.get_running_loop()
         while True:
             await _let_callers_run()
-            self._waiting = [w for w in self._waiting if not w.future.done()]
-            if not self._waiting:
+            batch = self._next_batch()
+            if not batch:
                 return
-            self._waiting.sort(key=lambda w: (-_length(w.call.query), w.call.query.id))
-            batch = self._waiting[: self._batch_size]
-            del self._waiting[: self._batch_size]
+            answers: Sequence[Sequence[Completion] | Exception]
             try:
                 answers = await loop.run_in_executor(
-                    self._thread, self.run_batch, [w.call for w in batch]
+                    self._thread, self.run_batch, [waiting.call for waiting in batch]
                 )
+                if len(answers) != len(batch):
+                    raise ValueError(f"{len(answers)} answers to a batch of {len(batch)} calls")
             except Exception as error:
-                for waiting in batch:
-                    if not waiting.future.done():
-                        waiting.future.set_exception(error)
-                continue
+                answers = [error] * len(batch)
             for waiting, answer in zip(batch, answers, strict=True):
-                if not waiting.future.done():
+                if waiting.future.done():
+                    continue
+                if isinstance(answer, Exception):
+                    waiting.future.set_exception(answer)
+                else:
                     waiting.future.set_result(answer)
 
+    def _next_batch(self) -> list[_Waiting]:
+        """The longest calls still wanted; sorted only when calls have come in since."""
+        if self._unsorted:
+            self._waiting.sort(key=_order)
+            self._unsorted = False
+        batch: list[_Waiting] = []
+        taken = 0
+        for waiting in self._waiting:
+            if len(batch) == self._batch_size:
+                break
+            taken += 1
+            if not waiting.future.done():
+                batch.append(waiting)
+        del self._waiting[:taken]
+        return batch
+
     async def aclose(self) -> None:
-        """Stop the worker and its thread."""
+        """Stop the worker and its thread; calls still waiting are cancelled."""
         if self._worker is not None:
             self._worker.cancel()
+        for waiting in self._waiting:
+            waiting.future.cancel()
         self._thread.shutdown(wait=True)
 
 
@@ -89,6 +116,10 @@ async def _let_callers_run() -> None:
     """Give every ready caller the chance to take its answer and ask again."""
     for _ in range(8):
         await asyncio.sleep(0)
+
+
+def _order(waiting: _Waiting) -> tuple[int, str]:
+    return waiting.order
 
 
 def _length(query: Query) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from stillhouse.core.records import Completion, Query
+from stillhouse.core.split import unit_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +67,8 @@ class Completer(Protocol):
 
     async def aclose(self) -> None:
         """Free connections, threads and memory."""
+
+
+def draw_seed(seed: int, query_id: str, sample: int) -> int:
+    """A 32-bit seed for one sample of one query, fixed by these three alone."""
+    return int(unit_hash(f"{sample}:{query_id}", seed) * 2**32)

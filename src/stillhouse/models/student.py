@@ -1,0 +1,124 @@
+"""A trained student as a completer: a classifier that answers with a label, or a language model.
+
+Its answers come with its belief over the labels, so that fidelity and calibration are measured as
+for any white-box model. Knows model folders and tasks; does not know how the student was trained.
+
+Shapes: B batch, T tokens, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from stillhouse.core.errors import UserError
+from stillhouse.core.records import Completion
+from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
+from stillhouse.models.batching import BatchingCompleter, Call
+from stillhouse.models.completer import Completer, ModelInfo
+from stillhouse.models.hf_completer import open_hf_teacher
+from stillhouse.models.loading import Loaded, load_classifier
+from stillhouse.models.signals import accepts
+
+ROUND = 6  # decimals of log-probabilities on the wire
+
+
+def open_student(
+    folder: Path,
+    task: ClassificationTask | ExtractionTask | GenerationTask,
+    head: str,
+    batch_size: int,
+    device: str = "auto",
+) -> Completer:
+    """Open a student folder: head `label` is a sequence classifier, `text` a language model.
+
+    Raises:
+        UserError: the folder cannot be loaded, or its labels are not the task's, in order.
+    """
+    if head == "text":
+        return open_hf_teacher(str(folder), batch_size, device)
+    if not isinstance(task, ClassificationTask):
+        raise UserError(
+            "student.head", "label needs a classification task", value=task.kind, action="use text"
+        )
+    return LabelStudent(load_classifier(str(folder), device=device), task, batch_size)
+
+
+class LabelStudent(BatchingCompleter):
+    """A sequence classifier that reads `task.input_text(query)`.
+
+    Inputs longer than the tokenizer's `model_max_length` (or the model's positions) are cut, as they
+    were in training.
+
+    Raises:
+        UserError: `id2label` of the model is not the task's labels in the task's order.
+    """
+
+    def __init__(self, loaded: Loaded, task: ClassificationTask, batch_size: int) -> None:
+        super().__init__(batch_size)
+        self._loaded, self._task = loaded, task
+        names = loaded.model.config.id2label
+        found = tuple(str(names[index]) for index in range(len(names)))
+        if found != task.labels:
+            raise UserError(
+                f"{loaded.name} id2label",
+                f"holds {list(found)}, the task's labels are {list(task.labels)}",
+                action="train the student again for this task",
+            )
+        room = getattr(loaded.model.config, "max_position_embeddings", None)
+        longest = int(loaded.tokenizer.model_max_length)  # huge where the tokenizer sets none
+        self._longest = longest if room is None else min(longest, room)
+        self._takes = [
+            name
+            for name in loaded.tokenizer.model_input_names
+            if name in accepts(loaded.model) or name == "input_ids"
+        ]
+
+    @property
+    def info(self) -> ModelInfo:
+        """A local model that gives its belief over the labels."""
+        return ModelInfo(
+            name=self._loaded.name,
+            revision=self._loaded.revision,
+            parameters=self._loaded.parameters,
+            size_bytes=self._loaded.size_bytes,
+            gives_label_logprobs=True,
+            local=True,
+            notes={"head": "label", "device": str(self._loaded.model.device)},
+        )
+
+    @torch.inference_mode()
+    def run_batch(self, calls: Sequence[Call]) -> list[Sequence[Completion]]:
+        """One forward pass; `n` samples of a query are the same answer n times."""
+        texts = [self._task.input_text(call.query) for call in calls]
+        encoded = self._loaded.tokenizer(
+            texts, padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
+        )
+        model = self._loaded.model
+        inputs = {name: encoded[name].to(model.device) for name in self._takes if name in encoded}
+        log_p = model(**inputs).logits.float().log_softmax(-1)  # [B, C]
+        best = log_p.argmax(-1).tolist()
+        rows = log_p.tolist()
+        lengths = encoded["attention_mask"].sum(1).tolist()
+        return [self._answers(call, rows[i], best[i], lengths[i]) for i, call in enumerate(calls)]
+
+    def _answers(
+        self, call: Call, row: list[float], best: int, tokens: int
+    ) -> Sequence[Completion]:
+        labels = self._task.labels
+        belief = {label: round(value, ROUND) for label, value in zip(labels, row, strict=True)}
+        return [
+            Completion(
+                query_id=call.query.id,
+                text=labels[best],
+                model=self._loaded.name,
+                revision=self._loaded.revision,
+                sample=sample,
+                prompt_tokens=tokens,
+                completion_tokens=1,
+                label_logprobs=belief,
+            )
+            for sample in range(call.sampling.n)
+        ]

@@ -1,0 +1,67 @@
+"""Reading a teacher's answers against the task: what is wrong with one, what several agree on.
+
+Knows completions and tasks; keeps nothing and asks nobody.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from pydantic import JsonValue
+
+from stillhouse.core.errors import UserError
+from stillhouse.core.records import Completion
+from stillhouse.core.tasks import Task
+
+
+def problem_of(task: Task, completion: Completion) -> str | None:
+    """Why an answer cannot be used, or `None`."""
+    if completion.finish_reason in ("refusal", "content_filter"):
+        return f"refused ({completion.finish_reason})"
+    problem = task.parse(completion.text).problem
+    if problem is not None and completion.finish_reason == "length":
+        return f"{problem} (cut off at max_tokens)"
+    return problem
+
+
+def agreed_answer(task: Task, completions: Sequence[Completion]) -> JsonValue:
+    """The most frequent usable value among the samples (ties: the first), else `None`."""
+    values = [
+        task.parse(completion.text).value
+        for completion in completions
+        if problem_of(task, completion) is None
+    ]
+    if not values:
+        return None
+    counts = Counter(map(repr, values))
+    return max(values, key=lambda value: counts[repr(value)])
+
+
+def require_usable(task: Task, model: str, completions: Iterable[Completion]) -> None:
+    """Refuse a teacher none of whose answers can be used.
+
+    Raises:
+        UserError: names the first answer and what is wrong with it.
+    """
+    first: tuple[Completion, str] | None = None
+    count = 0
+    for completion in completions:
+        problem = problem_of(task, completion)
+        if problem is None:
+            return
+        first = first or (completion, problem)
+        count += 1
+    if first is None:
+        return
+    completion, problem = first
+    action = "say in task.system or task.prompt exactly what to answer"
+    if completion.finish_reason == "length":
+        action = "raise teacher.max_tokens: the model may be thinking before it answers"
+    raise UserError(
+        f"teacher.model {model}",
+        f"none of its {count} answers can be used; the first, to query {completion.query_id}: "
+        f"{problem}",
+        value=completion.text[:80],
+        action=action,
+    )

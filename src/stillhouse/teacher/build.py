@@ -1,0 +1,128 @@
+"""From the recipe's `teacher` section to a completer that can be asked, and how it is asked.
+
+What a teacher cannot do is said here, before anything is sent. Imports no torch: local models come
+through the optional extras. Knows the section; does not ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from stillhouse.core.errors import UserError
+from stillhouse.core.optional import require
+from stillhouse.core.recipe import PricesSection, Recipe, TeacherSection
+from stillhouse.core.records import Completion, Query
+from stillhouse.models.completer import Completer, ModelInfo, Sampling
+from stillhouse.teacher.anthropic_client import ANTHROPIC_URL, AnthropicCompleter
+from stillhouse.teacher.api import api_settings
+from stillhouse.teacher.openai_client import MOST_TOP_LOGPROBS, OPENAI_URL, OpenAICompleter
+
+LOCAL_WINDOW: int = 8  # batches of a local model that wait at a time, so that lengths can be sorted
+
+
+class NamedCompleter:
+    """A completer under the name the recipe gives it, whatever its weights' folder is called."""
+
+    def __init__(self, inner: Completer, name: str) -> None:
+        self._inner = inner
+        self._name = name
+
+    @property
+    def info(self) -> ModelInfo:
+        """The inner model's, renamed."""
+        return replace(self._inner.info, name=self._name)
+
+    async def complete(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
+        """Answer one query; see `Completer`."""
+        return [
+            completion.model_copy(update={"model": self._name})
+            for completion in await self._inner.complete(query, sampling)
+        ]
+
+    async def aclose(self) -> None:
+        """Free the inner model."""
+        await self._inner.aclose()
+
+
+def open_teacher(
+    section: TeacherSection, prices: PricesSection, tuned: Path | None = None
+) -> Completer:
+    """The completer that the recipe's teacher section names.
+
+    Args:
+        section: who answers.
+        prices: the recipe's price overrides.
+        tuned: folder of the tuned teacher, which then answers under the original's name.
+
+    Raises:
+        UserError: no key in the environment, no such model, or a URL that is none.
+        MissingExtraError: the model needs an extra that is not installed.
+    """
+    if tuned is not None or section.kind in ("hf", "embedded"):
+        source = str(tuned) if tuned is not None else section.model
+        opener = require("stillhouse.models.hf_completer", "train", f"teacher {section.model}")
+        inner: Completer = opener.open_hf_teacher(source, section.batch_size, section.device)
+        return NamedCompleter(inner, section.model)
+    if section.kind == "gguf":
+        opener = require("stillhouse.models.gguf_completer", "gguf", f"teacher {section.model}")
+        return NamedCompleter(opener.open_gguf(section.name, section.batch_size), section.model)
+    if section.kind == "anthropic":
+        return AnthropicCompleter(
+            api_settings(
+                section,
+                prices,
+                default_url=ANTHROPIC_URL,
+                key_variable="ANTHROPIC_API_KEY",
+                key_required=True,
+            )
+        )
+    compatible = section.kind == "openai-compatible"
+    # OPENAI_API_KEY is OpenAI's own: another server is sent a key only where api_key_env names it.
+    settings = api_settings(
+        section,
+        prices,
+        default_url=OPENAI_URL,
+        key_variable="" if compatible else "OPENAI_API_KEY",
+        key_required=not compatible,
+    )
+    return OpenAICompleter(settings, compatible=compatible)
+
+
+def teacher_sampling(recipe: Recipe, info: ModelInfo) -> Sampling:
+    """How this recipe's teacher is asked.
+
+    Raises:
+        UserError: `teacher.signals: logprobs`, and the teacher gives none.
+    """
+    section, task = recipe.teacher, recipe.task
+    labels: tuple[str, ...] = ()
+    logprobs = 0
+    if task.kind == "classification":
+        gives = info.gives_label_logprobs or info.gives_logprobs
+        if section.signals == "logprobs" and not gives:
+            raise UserError(
+                "teacher.signals",
+                f"is logprobs, and {section.model} gives none",
+                value=section.signals,
+                action="use signals: samples with samples: 5 and sampling_temperature: 1",
+            )
+        if section.signals != "samples":  # votes need free answers, not the likeliest label
+            labels = task.labels
+        if section.signals in ("auto", "logprobs") and not info.gives_label_logprobs:
+            logprobs = MOST_TOP_LOGPROBS if info.gives_logprobs else 0
+    return Sampling(
+        n=section.samples,
+        max_tokens=section.max_tokens,
+        sampling_temperature=section.sampling_temperature,
+        logprobs=logprobs,
+        labels=labels,
+        json_schema=task.json_schema if task.kind == "extraction" else None,
+        seed=recipe.seed,
+    )
+
+
+def queries_in_flight(section: TeacherSection, info: ModelInfo) -> int:
+    """How many queries are asked at a time."""
+    return LOCAL_WINDOW * section.batch_size if info.local else section.concurrency

@@ -1,0 +1,237 @@
+"""The two stages of the pipeline that ask the teacher: `check` and `ask`.
+
+Each reads the traffic stage's files and writes its own into the working folder it is given. Knows
+file names; asking, storing and scoring are in the modules beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from stillhouse.core.errors import DataError, TeacherError
+from stillhouse.core.jsonl import read_records, write_json, write_records
+from stillhouse.core.progress import Progress
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.records import Completion, LabelledQuery, Query
+from stillhouse.core.runfolder import Outcome
+from stillhouse.core.split import tune_check_split
+from stillhouse.models.completer import ModelInfo
+from stillhouse.teacher.answers import require_usable
+from stillhouse.teacher.ask import AskResult, ask
+from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
+from stillhouse.teacher.check import check_teacher, has_truth
+from stillhouse.teacher.store import AnswerStore
+
+QUERIES: Final = "queries.jsonl"
+LABELLED: Final = "labelled.jsonl"
+GOLDEN: Final = "golden.jsonl"
+COMPLETIONS: Final = "completions.jsonl"
+GOLDEN_COMPLETIONS: Final = "golden_completions.jsonl"
+FAILURES: Final = "failures.jsonl"
+TIMINGS: Final = "timings.json"
+CHECK: Final = "check.json"
+STORE_FILE: Final = "answers.jsonl"
+
+
+class _Asked(NamedTuple):
+    info: ModelInfo
+    results: list[AskResult]
+
+
+def run_check(  # noqa: PLR0917 - one signature for all stages
+    recipe: Recipe,
+    traffic_dir: Path,
+    tuned: Path | None,
+    store_path: Path,
+    work: Path,
+    progress: Progress,
+) -> Outcome:
+    """Check the teacher on the labelled set (its held-back part where the teacher was tuned).
+
+    Args:
+        recipe: the whole recipe.
+        traffic_dir: the traffic stage's folder.
+        tuned: the tuned teacher's model folder, or `None`.
+        store_path: the run's folder of paid answers.
+        work: where check.json goes.
+        progress: bars and lines.
+    """
+    path = traffic_dir / LABELLED
+    if not path.exists() or not has_truth(recipe.task):
+        why = (
+            "there is no labelled set"
+            if not path.exists()
+            else "free text has no single true answer"
+        )
+        progress.say(f"teacher not checked: {why}")
+        write_json(work / CHECK, {"skipped": why})
+        return Outcome(summary={"skipped": why})
+    labelled = list(read_records(path, LabelledQuery))
+    training: Sequence[LabelledQuery] = ()
+    if tuned is not None and recipe.teacher.tune is not None:
+        training, labelled = tune_check_split(
+            labelled, recipe.teacher.tune.check_fraction, recipe.seed
+        )
+    if not labelled:
+        raise DataError(str(path), "holds no labelled query", action="add labelled queries")
+    asked = asyncio.run(
+        _ask_all(recipe, tuned, store_path, {"checking the teacher": labelled}, progress)
+    )
+    result = asked.results[0]
+    check = check_teacher(
+        recipe.task,
+        asked.info.name,
+        asked.info.revision,
+        labelled,
+        result,
+        training=training,
+        confidence=recipe.evaluate.confidence,
+        seed=recipe.seed,
+        progress=progress,
+    ).model_copy(update={"notes": _notes(asked.info)})
+    write_json(work / CHECK, check.model_dump(mode="json"))
+    return Outcome(
+        summary={
+            "n": check.n,
+            "accuracy": check.accuracy.estimate if check.accuracy else None,
+            "baseline": check.baseline.accuracy.estimate if check.baseline else None,
+        },
+        cost_usd=result.usd,
+    )
+
+
+def run_ask(  # noqa: PLR0917 - one signature for all stages
+    recipe: Recipe,
+    traffic_dir: Path,
+    tuned: Path | None,
+    store_path: Path,
+    work: Path,
+    progress: Progress,
+) -> Outcome:
+    """Ask the teacher all queries and the golden set.
+
+    Args:
+        recipe: the whole recipe.
+        traffic_dir: the traffic stage's folder.
+        tuned: the tuned teacher's model folder, or `None`.
+        store_path: the run's folder of paid answers.
+        work: where completions, failures and timings go.
+        progress: bars and lines.
+
+    Raises:
+        UserError: there is no query, or none of the answers can be used.
+    """
+    queries: list[Query] = list(read_records(traffic_dir / QUERIES, Query))
+    if not queries:
+        raise DataError(str(traffic_dir / QUERIES), "holds no query", action="add traffic")
+    sets: dict[str, Sequence[Query]] = {"asking the teacher": queries}
+    if (traffic_dir / GOLDEN).exists():
+        sets["asking on the golden set"] = list(read_records(traffic_dir / GOLDEN, LabelledQuery))
+    asked = asyncio.run(_ask_all(recipe, tuned, store_path, sets, progress))
+    first = _flat(asked.results[0])
+    require_usable(recipe.task, asked.info.name, first)
+    write_records(work / COMPLETIONS, map(_lasting, first))
+    if len(asked.results) > 1:
+        write_records(work / GOLDEN_COMPLETIONS, map(_lasting, _flat(asked.results[1])))
+    failures = [failure for result in asked.results for failure in result.failures]
+    write_records(work / FAILURES, failures)
+    timings = _timings(asked)
+    write_json(work / TIMINGS, timings)
+    for note in _notes(asked.info):
+        progress.say(f"teacher {asked.info.name}: {note}")
+    if failures:
+        progress.say(
+            f"teacher {asked.info.name}: no answer to {len(failures)} queries; see {FAILURES}"
+        )
+    usd = sum(result.usd for result in asked.results)
+    return Outcome(
+        summary={
+            "queries": len(queries),
+            "completions": len(first),
+            "failures": len(failures),
+            "asked": timings["asked"],
+            "reused": timings["reused"],
+        },
+        cost_usd=usd,
+        measured=frozenset({TIMINGS}),
+    )
+
+
+async def _ask_all(
+    recipe: Recipe,
+    tuned: Path | None,
+    store_path: Path,
+    sets: Mapping[str, Sequence[Query]],
+    progress: Progress,
+) -> _Asked:
+    completer = open_teacher(recipe.teacher, recipe.prices, tuned)
+    async with aclosing(completer):
+        sampling = teacher_sampling(recipe, completer.info)
+        with AnswerStore(store_path / STORE_FILE) as store:
+            results = [
+                await ask(
+                    completer,
+                    queries,
+                    sampling,
+                    store,
+                    concurrency=queries_in_flight(recipe.teacher, completer.info),
+                    budget_usd=recipe.teacher.budget_usd,
+                    prices=recipe.prices,
+                    progress=progress,
+                    title=title,
+                )
+                for title, queries in sets.items()
+            ]
+        for result in results:
+            if result.failures and not result.completions_by_query:
+                raise TeacherError(
+                    f"no query got an answer from {completer.info.name}; the first: "
+                    f"{result.failures[0].detail}"
+                )
+        return _Asked(completer.info, results)
+
+
+def _flat(result: AskResult) -> list[Completion]:
+    return [
+        completion
+        for completions in result.completions_by_query.values()
+        for completion in completions
+    ]
+
+
+def _lasting(completion: Completion) -> Completion:
+    """Without what was measured, so that equal runs have equal files."""
+    return completion.model_copy(update={"latency_ms": None, "cost_usd": None})
+
+
+def _notes(info: ModelInfo) -> tuple[str, ...]:
+    """What an API model turned out to refuse; a local model's notes are no news."""
+    if info.local:
+        return ()
+    return tuple(f"{name}: {note}" for name, note in sorted(info.notes.items()))
+
+
+def _timings(asked: _Asked) -> dict[str, object]:
+    """What asking took. `usd` was paid now; `usd_of_answers` is what all answers used cost."""
+    completions = [completion for result in asked.results for completion in _flat(result)]
+    latencies = [c.latency_ms for c in completions if c.latency_ms is not None]
+    costs = [c.cost_usd for c in completions if c.cost_usd is not None]
+    seconds = sum(result.seconds for result in asked.results)
+    count = sum(result.asked for result in asked.results)
+    return {
+        "asked": count,
+        "reused": sum(result.reused for result in asked.results),
+        "failures": sum(len(result.failures) for result in asked.results),
+        "seconds": seconds,
+        "queries_per_second": count / seconds if count and seconds > 0 else None,
+        "usd": sum(result.usd for result in asked.results),
+        "usd_of_answers": sum(costs) if len(costs) == len(completions) else None,
+        "latency_p50_ms": float(np.percentile(latencies, 50)) if latencies else None,
+        "latency_p95_ms": float(np.percentile(latencies, 95)) if latencies else None,
+    }

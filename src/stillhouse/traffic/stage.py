@@ -1,0 +1,182 @@
+"""The traffic stage: check all the user's files, then write the queries that the run works on.
+
+Writes queries.jsonl, labelled.jsonl and golden.jsonl (where the recipe has them), and
+rejections.jsonl with each query that was left out for its content. Knows exact texts only:
+near-duplicates are found by the dataset stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from stillhouse.core.errors import DataError
+from stillhouse.core.jsonl import write_records
+from stillhouse.core.progress import Progress
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.records import LabelledQuery, Query, Rejection, message_key
+from stillhouse.core.runfolder import Outcome
+from stillhouse.core.split import unit_hash
+from stillhouse.core.tasks import Task
+from stillhouse.traffic.read import read_labelled, read_queries
+
+Q = TypeVar("Q", bound=Query)
+
+
+class Kept(NamedTuple):
+    """Queries kept, and those left out with the reason."""
+
+    queries: list[Query]
+    rejections: list[Rejection]
+
+
+class LabelledSet(NamedTuple):
+    """A labelled or golden set without repeats.
+
+    `contradictions` counts repeats whose true answer differs from the first one's.
+    """
+
+    queries: list[LabelledQuery]
+    duplicates: int
+    contradictions: int
+    in_golden: int
+
+
+def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
+    """Read, check, deduplicate and sample the traffic; see the module.
+
+    Raises:
+        DataError: a file is missing or malformed, or fewer queries are left than
+            `dataset.min_examples`. Nothing is written then.
+    """
+    task, section = recipe.task, recipe.traffic
+    with progress.bar("reading traffic", None, "files") as bar:
+        traffic = read_queries(Path(section.path), task)
+        bar.advance()
+        golden = labelled = None
+        if section.golden is not None:
+            golden = distinct(read_labelled(Path(section.golden), task).queries, task)
+            bar.advance()
+        if section.labelled is not None:
+            labelled = distinct(
+                read_labelled(Path(section.labelled), task).queries,
+                task,
+                golden.queries if golden else (),
+            )
+            bar.advance()
+        if labelled is not None and not labelled.queries:
+            raise DataError(
+                section.labelled or "traffic.labelled",
+                "all labelled examples are in the golden set, which is never trained on",
+                action="give two sets without common texts",
+            )
+    kept = keep_distinct(
+        traffic.queries,
+        task,
+        labelled.queries if labelled else (),
+        golden.queries if golden else (),
+    )
+    sample = hash_sample(kept.queries, section.limit, recipe.seed)
+    _enough(recipe, len(traffic.queries), len(kept.queries), len(sample))
+
+    write_records(work / "queries.jsonl", sample)
+    write_records(work / "rejections.jsonl", kept.rejections)
+    if labelled is not None:
+        write_records(work / "labelled.jsonl", labelled.queries)
+    if golden is not None:
+        write_records(work / "golden.jsonl", golden.queries)
+    reasons = [rejection.reason for rejection in kept.rejections]
+    summary: dict[str, object] = {
+        "read": len(traffic.queries),
+        "other_task": traffic.other_task,
+        "duplicates": reasons.count("duplicate"),
+        "in_golden": reasons.count("contamination_golden"),
+        "in_labelled": reasons.count("contamination_labelled"),
+        "over_limit": len(kept.queries) - len(sample),
+        "queries": len(sample),
+    }
+    for name, found in (("labelled", labelled), ("golden", golden)):
+        if found is not None:
+            summary[name] = len(found.queries)
+            summary[f"{name}_duplicates"] = found.duplicates
+            summary[f"{name}_contradictions"] = found.contradictions
+            if name == "labelled":
+                summary["labelled_in_golden"] = found.in_golden
+    return Outcome(summary=summary)
+
+
+def distinct(
+    queries: Sequence[LabelledQuery], task: Task, golden: Sequence[LabelledQuery] = ()
+) -> LabelledSet:
+    """The set without repeated texts (the first stays) and without texts of the golden set."""
+    held_back = {task.varying_text(query).strip() for query in golden}
+    first: dict[str, LabelledQuery] = {}
+    in_golden = contradictions = 0
+    for query in queries:
+        if task.varying_text(query).strip() in held_back:
+            in_golden += 1
+            continue
+        earlier = first.setdefault(message_key(query.messages), query)
+        contradictions += earlier.reference != query.reference
+    return LabelledSet(
+        list(first.values()), len(queries) - in_golden - len(first), contradictions, in_golden
+    )
+
+
+def keep_distinct(
+    queries: Sequence[Query],
+    task: Task,
+    labelled: Sequence[LabelledQuery],
+    golden: Sequence[LabelledQuery],
+) -> Kept:
+    """Leave out chats that occur before, and texts that are in the golden or the labelled set."""
+    taken = {task.varying_text(query).strip(): ("labelled", query.id) for query in labelled}
+    taken.update({task.varying_text(query).strip(): ("golden", query.id) for query in golden})
+    first: dict[str, str] = {}  # content of a chat -> id of the first query that asks it
+    kept = Kept([], [])
+    for query in queries:
+        found = taken.get(task.varying_text(query).strip())
+        content = message_key(query.messages)
+        if found is not None:
+            name, other = found
+            reason, detail = f"contamination_{name}", f"its text is in the {name} set ({other})"
+        elif content in first:
+            reason, detail = "duplicate", f"the same chat as {first[content]}"
+        else:
+            first[content] = query.id
+            kept.queries.append(query)
+            continue
+        kept.rejections.append(
+            Rejection(query_id=query.id, reason=reason, detail=detail, messages=query.messages)
+        )
+    return kept
+
+
+def hash_sample(queries: Sequence[Q], limit: int | None, seed: int) -> list[Q]:
+    """At most `limit` queries, drawn by the hash of seed and id, in the order of the input."""
+    if limit is None or len(queries) <= limit:
+        return list(queries)
+    order = sorted(queries, key=lambda query: (unit_hash(query.id, seed), query.id))
+    chosen = {query.id for query in order[:limit]}
+    return [query for query in queries if query.id in chosen]
+
+
+def _enough(recipe: Recipe, read: int, distinct_count: int, sampled: int) -> None:
+    """Stop before money is spent on a traffic that cannot give enough examples."""
+    wanted = recipe.dataset.min_examples
+    if sampled >= wanted:
+        return
+    if distinct_count >= wanted:
+        raise DataError(
+            "traffic.limit",
+            f"is below dataset.min_examples ({wanted})",
+            value=recipe.traffic.limit,
+            action="raise traffic.limit",
+        )
+    raise DataError(
+        recipe.traffic.path,
+        f"holds {distinct_count} distinct queries ({read} lines), fewer than "
+        f"dataset.min_examples ({wanted})",
+        action="give more traffic or lower dataset.min_examples",
+    )

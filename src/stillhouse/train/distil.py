@@ -1,0 +1,212 @@
+"""Distil one student into a folder: build, encode, train, save.
+
+A folder with `train.json` is finished; one with `checkpoints/` goes on from them. Knows the
+recipe, the examples and one folder; does not know how many students a stage trains.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from stillhouse.core.jsonl import read_json, write_json
+from stillhouse.core.progress import Progress
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.records import Example
+from stillhouse.core.tasks import ClassificationTask
+from stillhouse.models.loading import folder_size, load_causal_lm, pick_device
+from stillhouse.train.batches import Collator, Encoded, encode_chats, encode_labels
+from stillhouse.train.checkpoints import weight_errors
+from stillhouse.train.fit import Fitted, fit
+from stillhouse.train.history import EarlyStop, Report, curve, write_rows
+from stillhouse.train.lora import merged, save_adapter, with_adapters
+from stillhouse.train.objectives import (
+    LabelObjective,
+    Objective,
+    TextObjective,
+    check_one_tokenizer,
+)
+from stillhouse.train.schedule import plan_schedule, training_arguments, uses_bf16
+from stillhouse.train.students import (
+    Student,
+    build_student,
+    save_student,
+    student_source,
+    teacher_source,
+)
+from stillhouse.train.trainer import CROSS_ENTROPY, DIVERGENCE, DistillationTrainer
+
+STUDENT: Final = "student"
+ADAPTER: Final = "adapter"
+HISTORY: Final = "history.json"
+FACTS: Final = "train.json"
+CHECKPOINTS: Final = "checkpoints"
+
+
+class Data(NamedTuple):
+    """What a student learns from, and what it is watched on."""
+
+    train: Sequence[Example]
+    held_out: Sequence[Example]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One student to train. `alpha` overrides the recipe's; `tuned` is the tuned teacher's folder,
+    if it was tuned; `title` is shown beside the bar."""
+
+    recipe: Recipe
+    data: Data
+    tuned: Path | None
+    alpha: float
+    title: str
+
+    @property
+    def teacher(self) -> str:
+        """The teacher's weights, as `models.loading` reads sources."""
+        return str(self.tuned) if self.tuned is not None else teacher_source(self.recipe)
+
+
+def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Train a student and write `student/`, `adapter/` (LoRA), `history.json` and, last,
+    `train.json`.
+
+    Returns what `train.json` holds. A finished folder is only read.
+
+    Raises:
+        UserError: a source, label or tokenizer that does not fit.
+        StillhouseError: training went off.
+    """
+    if (folder / FACTS).exists():
+        return read_json(folder / FACTS)
+    section, seed = job.recipe.train, job.recipe.seed
+    device = pick_device(section.device)
+    bf16 = uses_bf16(section.precision, device)
+    source = student_source(job.recipe, None if job.tuned is None else str(job.tuned))
+    student = build_student(job.recipe.student, job.recipe.task, source, _texts(job), seed)
+    use_cache = student.model.config.to_dict().get("use_cache")
+    train, held_out = (_encode(job, student, part) for part in job.data)
+    if train.cut:
+        progress.say(
+            f"{job.title}: {train.cut:,} of {len(train.rows):,} inputs are longer than "
+            f"{student.plan.max_tokens:,} tokens and were cut"
+        )
+    best_by = DIVERGENCE if job.alpha > 0 else CROSS_ENTROPY
+    objective = _objective(job, student, device, bf16)
+    schedule = plan_schedule(
+        len(train.rows), section.batch_size, section.micro_batch_size, section.epochs, section.evals
+    )
+    model: Any = student.model
+    if section.lora is not None:
+        if bf16 and student.head == "text":
+            model = model.to(torch.bfloat16)  # frozen; the adapters stay in float32
+        model = with_adapters(model, section.lora, student.head, job.recipe.student.source, seed)
+    with progress.bar(job.title, schedule.steps, "steps") as ticker:
+        trainer = DistillationTrainer(
+            model,
+            objective=objective,
+            args=training_arguments(
+                section,
+                schedule,
+                folder=folder / CHECKPOINTS,
+                seed=seed,
+                device=device,
+                best_by=best_by,
+            ),
+            collator=Collator(int(student.tokenizer.pad_token_id)),
+            rows=train.rows,
+            held_out=held_out.rows,
+            callbacks=[EarlyStop(best_by, section.patience), Report(ticker)],
+        )
+        fitted = fit(trainer, best_by, section.patience)
+    model = model.cpu()
+    if section.lora is not None:
+        written_whole(folder / ADAPTER, lambda path: save_adapter(model, path))
+        model = merged(model)
+    if use_cache is not None:
+        model.config.use_cache = use_cache  # switched off for training
+    written_whole(
+        folder / STUDENT, lambda path: save_student(student._replace(model=model), str(path))
+    )
+    write_rows(folder / HISTORY, curve(fitted.log))
+    facts = {
+        "student": {
+            "head": student.head,
+            "parameters": student.plan.parameters,
+            "size_bytes": folder_size(folder / STUDENT),
+            "plan": student.plan.as_json(),
+        },
+        "examples": {
+            "train": len(train.rows),
+            "held_out": len(held_out.rows),
+            "train_cut": train.cut,
+            "held_out_cut": held_out.cut,
+        },
+        "alpha": job.alpha,
+        "distillation_temperature": section.distillation_temperature,
+        "learning_rate": section.effective_learning_rate,
+        "lora": None if section.lora is None else section.lora.model_dump(mode="json"),
+        "precision": "bf16" if bf16 else "fp32",
+        "device": device.type,
+        **_course(fitted, best_by),
+    }
+    write_json(folder / FACTS, facts)
+    return facts
+
+
+def _texts(job: Job) -> list[str]:
+    """What the student reads (and writes), to trim a vocabulary by."""
+    task, examples = job.recipe.task, job.data.train
+    if job.recipe.student.head == "label":
+        return [task.input_text(example.to_query()) for example in examples]
+    return [message.content for example in examples for message in example.messages]
+
+
+def _encode(job: Job, student: Student, examples: Sequence[Example]) -> Encoded:
+    task = job.recipe.task
+    if student.head == "label":
+        assert isinstance(task, ClassificationTask), "recipes pair head label with labels"
+        return encode_labels(examples, task, student.tokenizer, student.plan.max_tokens)
+    return encode_chats(examples, student.tokenizer, student.plan.max_tokens)
+
+
+def _objective(job: Job, student: Student, device: torch.device, bf16: bool) -> Objective:
+    """The objective; a text student with soft targets has its teacher read along."""
+    temperature = job.recipe.train.distillation_temperature
+    if student.head == "label":
+        return LabelObjective(job.alpha, temperature)
+    if job.alpha == 0:
+        return TextObjective(job.alpha, temperature)
+    teacher = load_causal_lm(
+        job.teacher, device=str(device), dtype=torch.bfloat16 if bf16 else torch.float32
+    )
+    check_one_tokenizer(student.tokenizer, teacher.tokenizer)
+    return TextObjective(job.alpha, temperature, teacher.model)
+
+
+def _course(fitted: Fitted, best_by: str) -> dict[str, object]:
+    """How the run went, in plain objects."""
+    return {
+        "steps": fitted.steps,
+        "max_steps": fitted.max_steps,
+        "best_step": fitted.best_step,
+        "stopped_early": fitted.stopped_early,
+        "selected_by": best_by,
+    }
+
+
+def written_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have a folder written whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    with weight_errors(folder):
+        for old in (partial, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        os.replace(partial, folder)

@@ -1,0 +1,81 @@
+"""Low-rank adapters through peft (Hu et al. 2021, arXiv:2106.09685): wrap, save, merge.
+
+Knows a model and the recipe's `train.lora`; knows no training.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from stillhouse.core.errors import UserError
+from stillhouse.core.recipe import LoraSection
+
+
+def with_adapters(
+    model: PreTrainedModel,
+    section: LoraSection,
+    head: Literal["label", "text"],
+    source: str,
+    seed: int,
+) -> PeftModel:
+    """Freeze a student and put adapters on it; a classifier's new head is trained whole.
+
+    Args:
+        model: the student; it is wrapped in place.
+        section: rank, alpha, dropout, and the linear layers that get adapters.
+        head: what the student is.
+        source: named in the adapter's config as what it belongs to.
+        seed: decides the adapters' first weights.
+
+    Raises:
+        UserError: none of the named layers is in the model.
+    """
+    linear = {name.rpartition(".")[2] for name, _ in _linear(model.base_model)}
+    wanted = set(section.target_modules)
+    if not wanted & linear:
+        raise UserError(
+            "train.lora.target_modules",
+            f"a {type(model).__name__} has no such linear layers",
+            value=sorted(wanted),
+            action=f"choose among {', '.join(sorted(linear))}",
+        )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft still asks transformers 5 by the old name of activation checkpointing
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        torch.manual_seed(seed)
+        wrapped: PeftModel = get_peft_model(
+            model,
+            LoraConfig(
+                r=section.r,
+                lora_alpha=section.alpha,
+                lora_dropout=section.dropout,
+                target_modules=sorted(wanted & linear),
+                task_type=TaskType.SEQ_CLS if head == "label" else TaskType.CAUSAL_LM,
+            ),
+        )
+    for config in wrapped.peft_config.values():
+        config.base_model_name_or_path = source
+    return wrapped
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter alone: safetensors and its config."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """The student with the adapters added into its weights: a plain model again."""
+    plain: Any = model.merge_and_unload()
+    result: PreTrainedModel = plain
+    return result
+
+
+def _linear(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]

@@ -1,0 +1,58 @@
+"""What can be known of a training run before anything is paid for. Imports no torch.
+
+Called when a run is planned: a recipe whose training would fail after the teacher was asked is
+refused before. Knows the recipe only.
+"""
+
+from __future__ import annotations
+
+from stillhouse.core.errors import RecipeError
+from stillhouse.core.recipe import Recipe
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse soft targets that the recipe's teacher cannot give, and a twin of nothing.
+
+    Raises:
+        RecipeError: names the key and the two ways out.
+    """
+    if recipe.train.alpha == 0:
+        if recipe.train.hard_label_twin:
+            raise RecipeError(
+                "train.hard_label_twin",
+                "with train.alpha: 0 the student is trained on hard labels already",
+                action="set hard_label_twin: false, or an alpha above 0",
+            )
+        return
+    if recipe.student.head == "label":
+        if _blind(recipe):
+            raise RecipeError(
+                "train.alpha",
+                f"soft targets need class probabilities, and {recipe.teacher.kind} with "
+                f"teacher.signals: {recipe.teacher.signals} gives none",
+                value=recipe.train.alpha,
+                action="set teacher.signals: samples with samples: 5 and sampling_temperature: 1, "
+                "or train.alpha: 0",
+            )
+        return
+    if not recipe.teacher.trainable:
+        raise RecipeError(
+            "train.alpha",
+            f"soft targets for text need the teacher's logits, which {recipe.teacher.kind} "
+            "does not give",
+            value=recipe.train.alpha,
+            action="set train.alpha: 0 (fine-tuning on the teacher's answers)",
+        )
+    if recipe.student.vocabulary != "full":
+        raise RecipeError(
+            "train.alpha",
+            "soft targets for text need the teacher's whole vocabulary",
+            value=recipe.train.alpha,
+            action="set train.alpha: 0, or student.vocabulary: full",
+        )
+
+
+def _blind(recipe: Recipe) -> bool:
+    """Whether the teacher shows no belief over labels."""
+    signals = recipe.teacher.signals
+    return signals == "none" or (recipe.teacher.kind == "anthropic" and signals != "samples")

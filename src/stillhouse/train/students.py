@@ -1,0 +1,202 @@
+"""Build the student that a recipe asks for: load, cut layers, trim vocabulary and positions.
+
+A student is a plain transformers model with a plain tokenizer: whatever was cut, its folder loads
+with `AutoModelForSequenceClassification` (head `label`) or `AutoModelForCausalLM` (head `text`) and
+`AutoTokenizer`. Knows sources, shapes and seeds; knows no objective and no trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from stillhouse.core.errors import UserError
+from stillhouse.core.recipe import Recipe, StudentSection
+from stillhouse.core.records import Message
+from stillhouse.core.tasks import ClassificationTask, Task
+from stillhouse.models.chat import prompt_text
+from stillhouse.models.loading import count_parameters, locate
+from stillhouse.models.quiet import quiet_transformers
+from stillhouse.train.embeddings import keep_positions, keep_rows
+from stillhouse.train.layers import cut_layers, depth
+from stillhouse.train.vocabulary import trim_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class StudentPlan:
+    """How the student came out of its source; part of the report."""
+
+    source: str
+    revision: str
+    layers_before: int
+    layers_kept: tuple[int, ...]
+    vocabulary_before: int
+    vocabulary: int
+    max_tokens: int
+    parameters_before: int
+    parameters: int
+
+    def as_json(self) -> dict[str, object]:
+        """A plain object."""
+        return asdict(self) | {"layers_kept": list(self.layers_kept)}
+
+
+class Student(NamedTuple):
+    """A student, not yet trained, on the CPU in float32."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    head: Literal["label", "text"]
+    plan: StudentPlan
+
+
+def student_source(recipe: Recipe, tuned: str | None) -> str:
+    """Where the student's weights come from, as `models.loading` reads sources.
+
+    Args:
+        recipe: its `student.from`, and its teacher where that says `teacher`.
+        tuned: folder of the tuned teacher, if it was tuned.
+    """
+    if recipe.student.source != "teacher":
+        return recipe.student.source
+    return tuned or teacher_source(recipe)
+
+
+def teacher_source(recipe: Recipe) -> str:
+    """The recipe's teacher, as `models.loading` reads sources."""
+    return recipe.teacher.model
+
+
+def build_student(
+    section: StudentSection, task: Task, source: str, texts: Sequence[str], seed: int
+) -> Student:
+    """Build a student.
+
+    Args:
+        section: the recipe's `student`.
+        task: gives the labels of a `label` head, in order.
+        source: see `student_source`.
+        texts: what the student will read (head `text`: and write); the vocabulary is trimmed to it.
+        seed: decides all weights that the source does not have (a new head).
+
+    Raises:
+        UserError: a source, layer or vocabulary that cannot be used.
+    """
+    located = locate(source)
+    folder = str(located.folder)
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.manual_seed(seed)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True
+        )
+        model = _load(section.head, task, folder, source)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    layers, parameters = depth(model), count_parameters(model)
+    vocabulary = int(model.config.vocab_size)
+
+    kept = tuple(range(layers))
+    if section.layers is not None:
+        kept = cut_layers(model, section.layers)
+    most = int(getattr(model.config, "max_position_embeddings", section.max_tokens))
+    max_tokens = min(section.max_tokens, most)
+    if section.vocabulary != "full":
+        if section.head == "text":  # what the chat template writes between the texts is read too
+            turns = (Message(role="system", content="-"), Message(role="user", content="-"))
+            frames = [prompt_text(tokenizer, turns), prompt_text(tokenizer, turns[1:])]
+            texts = [*texts, *frames * max(1, len(texts) // 2)]
+        limit = None if section.vocabulary == "task" else section.vocabulary
+        tokenizer, rows = trim_tokenizer(tokenizer, texts, limit, max_tokens)
+        keep_rows(model, rows)
+    keep_positions(model, max_tokens)
+    tokenizer.model_max_length = max_tokens
+    return Student(
+        model,
+        tokenizer,
+        section.head,
+        StudentPlan(
+            source=section.source,
+            revision=located.revision,
+            layers_before=layers,
+            layers_kept=kept,
+            vocabulary_before=vocabulary,
+            vocabulary=int(model.config.vocab_size),
+            max_tokens=max_tokens,
+            parameters_before=parameters,
+            parameters=count_parameters(model),
+        ),
+    )
+
+
+def _load(head: str, task: Task, folder: str, source: str) -> PreTrainedModel:
+    plain: dict[str, Any] = {
+        "dtype": torch.float32,
+        "local_files_only": True,
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
+    auto: Any = AutoModelForCausalLM
+    if head == "label":
+        assert isinstance(task, ClassificationTask), "recipes pair head label with labels"
+        auto = AutoModelForSequenceClassification
+        plain |= {
+            "num_labels": len(task.labels),
+            "id2label": dict(enumerate(task.labels)),
+            "label2id": {label: number for number, label in enumerate(task.labels)},
+            "problem_type": "single_label_classification",
+            "ignore_mismatched_sizes": True,
+        }
+    model: PreTrainedModel
+    try:
+        model, report = auto.from_pretrained(folder, **plain)
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(
+            source,
+            f"cannot be loaded as a student with head {head}: {error}",
+            action="check the folder and student.head",
+        ) from None
+    body = {name for name, _ in model.base_model.named_parameters()}
+    prefix = model.base_model_prefix + "."
+    missing = {str(key).removeprefix(prefix) for key in report["missing_keys"]}
+    lost = sorted(n for n in missing & body if not n.startswith("pooler."))
+    if lost or (head == "text" and missing):
+        raise UserError(
+            source,
+            f"does not hold the weights of a {type(model).__name__}",
+            value=(lost or sorted(missing))[0],
+            action="give a model of the right kind, or check student.head",
+        )
+    if head == "label":
+        _draw_head(model)
+    return model
+
+
+def _draw_head(model: PreTrainedModel) -> None:
+    """Initialise what is not the body, also where the source is a classifier: its labels may be
+    others, or in another order."""
+    body = set(model.base_model.modules())
+    spread = float(getattr(model.config, "initializer_range", 0.02))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module not in body:
+            nn.init.normal_(module.weight, std=spread)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def save_student(student: Student, folder: str) -> None:
+    """Write a plain transformers folder: safetensors, config, tokenizer."""
+    with quiet_transformers():
+        student.model.save_pretrained(folder)
+        student.tokenizer.save_pretrained(folder)

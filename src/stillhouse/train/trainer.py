@@ -1,0 +1,176 @@
+"""The trainer: `transformers.Trainer`, with our loss, our held-out measure and no pickle.
+
+The loop, schedules, accumulation, clipping and distribution are the library's. Here are the hooks:
+the loss is an objective over the global number of valid targets; evaluation is the student-teacher
+divergence on the held-out set; batches are grouped by length; checkpoints are safetensors and JSON.
+Knows no recipe and no files of a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from stillhouse.train.batches import LengthGroupedSampler, Rows
+from stillhouse.train.checkpoints import load_optimizer, load_random, save_optimizer, save_random
+from stillhouse.train.objectives import Objective
+
+DIVERGENCE: Final = "held_out_divergence"
+CROSS_ENTROPY: Final = "held_out_cross_entropy"
+AGREEMENT: Final = "held_out_agreement"
+_EVAL: Final = "eval_"  # the prefix that transformers gives to what is evaluated
+
+
+class DistillationTrainer(Trainer):
+    """Trains a student on `rows` under an objective.
+
+    Args:
+        model: the student.
+        objective: gives loss and held-out sums of a batch.
+        args: transformers' arguments; see `schedule.training_arguments`.
+        collator: pads items.
+        rows: the training set.
+        held_out: the held-out set, or `None` to train without looking.
+        callbacks: early stop, progress.
+    """
+
+    # The objective divides by the valid targets of the whole step: nothing is left to scale.
+    loss_is_scaled_for_ga = True
+    objective: Objective
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        objective: Objective,
+        args: TrainingArguments,
+        collator: Any,
+        rows: Rows,
+        held_out: Rows | None,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        args._n_gpu = min(
+            args.n_gpu, 1
+        )  # several GPUs are for torchrun, never DataParallel threads
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=rows,
+            eval_dataset=held_out,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.objective = objective
+        self.model_accepts_loss_kwargs = True  # has the valid targets of a step counted
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The objective over the valid targets of the whole step, in nats."""
+        assert num_items_in_batch is not None, "labels are in every batch"
+        loss = self.objective.loss(model, inputs, num_items_in_batch)
+        # Data-parallel training averages gradients over ranks; the count is of all ranks.
+        loss = loss * self.accelerator.num_processes
+        return (loss, None) if return_outputs else loss
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Mean divergence (nats), cross-entropy (nats) and agreement on the held-out set."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        total = torch.zeros(4, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad(), self.accelerator.autocast():
+            for inputs in self.get_eval_dataloader(eval_dataset):
+                sums = self.objective.held_out(model, self._prepare_inputs(inputs))
+                total += torch.stack([part.double() for part in sums])
+        model.train(was_training)
+        divergence, cross_entropy, agreed, items = self.accelerator.reduce(total).tolist()
+        metrics = {
+            f"{metric_key_prefix}_{DIVERGENCE}": divergence / items,
+            f"{metric_key_prefix}_{CROSS_ENTROPY}": cross_entropy / items,
+            f"{metric_key_prefix}_{AGREEMENT}": agreed / items,
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def restore(self, checkpoint: Path) -> None:
+        """Load a checkpoint's weights (or adapters) without training."""
+        self._load_from_checkpoint(str(checkpoint))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedSampler(rows.lengths, step * self.args.world_size, seed)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Valid targets of a whole optimizer step, over its micro-batches and all ranks."""
+        count = sum((_valid(batch) for batch in batch_samples), torch.tensor(0)).to(device)
+        if self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        return count
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        """Weights and config; not the arguments, which transformers would pickle."""
+        if self.args.should_save:
+            model: Any = self.accelerator.unwrap_model(self.model)
+            folder = str(output_dir or self.args.output_dir)
+            if isinstance(model, PeftModel):  # `auto` would ask the hub about the base model
+                model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+            else:
+                model.save_pretrained(folder, state_dict=state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # sharded: accelerate's own format
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            save_optimizer(Path(output_dir), self.optimizer, self.lr_scheduler)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_random(Path(output_dir), self.args.process_index)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_random(Path(checkpoint), self.args.process_index)
+
+
+def _valid(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Targets of a batch: one a sample, or each completion token after the first position."""
+    labels = batch["labels"]
+    return (labels if labels.ndim == 1 else labels[:, 1:]).ne(-100).sum()
+
+
+def metric(entry: Mapping[str, Any], name: str) -> float | None:
+    """A held-out measure in a row of the trainer's log, or `None`."""
+    value = entry.get(_EVAL + name)
+    return None if value is None else float(value)

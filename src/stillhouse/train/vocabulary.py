@@ -1,0 +1,218 @@
+"""Trim a tokenizer to the pieces that a task's text uses.
+
+A 22.7M-parameter encoder keeps half of its weights in the embedding rows of 30,522 pieces; one task
+uses a fraction of them. `trim_tokenizer` picks the pieces by frequency and writes a tokenizer of
+the plain kind, without custom code; `keep_rows` (in `embeddings`) shrinks the model to match. Knows
+texts and tokenizer files; knows no weights.
+
+What is guaranteed, and tested:
+- a text all of whose pieces are kept is cut into the same pieces as before;
+- any other text is still spelt, from shorter pieces: byte-level BPE keeps all bytes, WordPiece
+  keeps the single characters of ASCII and of the given texts (a character of neither becomes the
+  unknown token, as in any WordPiece vocabulary).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from stillhouse.core.errors import UserError
+
+COUNT_BLOCK: Final = 1024
+FIELD: Final = "student.vocabulary"
+
+
+class Trimmed(NamedTuple):
+    """A smaller tokenizer. `kept[new_id]` is the piece's id in the source."""
+
+    tokenizer: PreTrainedTokenizerBase
+    kept: tuple[int, ...]
+
+
+def trim_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    limit: int | None = None,
+    max_tokens: int | None = None,
+) -> Trimmed:
+    """Keep the special tokens, the characters or bytes, and the pieces that `texts` use.
+
+    Args:
+        tokenizer: a WordPiece or byte-level BPE tokenizer.
+        texts: the task's text, as the student will read it.
+        limit: at most this many pieces, the most frequent first; `None` keeps all that are used.
+        max_tokens: the new tokenizer's `model_max_length`; `None` keeps the old one.
+
+    Raises:
+        UserError: another kind of tokenizer, no text, or a limit below what must be kept.
+    """
+    if not texts:
+        raise UserError(FIELD, "there is no text to count pieces in", action="use full")
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            FIELD,
+            f"a {type(tokenizer).__name__} cannot be trimmed",
+            action="use full, or a source with a tokenizer.json",
+        )
+    spec: dict[str, Any] = json.loads(backend.to_str())
+    pieces: dict[str, int] = _pieces(spec)
+    added = {str(token["content"]): int(token["id"]) for token in spec["added_tokens"]}
+    counts = _count(tokenizer, texts)
+
+    names = {number: piece for piece, number in pieces.items()} | {n: p for p, n in added.items()}
+    needs, spelling = _needs(spec, pieces, counts, names)
+    keep = set(added) | spelling
+    if limit is not None and len(keep) > limit:
+        raise UserError(
+            FIELD,
+            f"special tokens and single characters alone are {len(keep)} pieces",
+            value=limit,
+            action=f"use at least {len(keep)}, or task",
+        )
+    for number in sorted(counts, key=lambda n: (-counts[n], n)):
+        new = ({names[number]} | needs(names[number])) - keep
+        if limit is None or len(keep) + len(new) <= limit:
+            keep |= new
+
+    kept = _order(keep, pieces, added)
+    _rewrite(spec, kept)
+    return Trimmed(
+        _plain_tokenizer(spec, tokenizer, max_tokens),
+        tuple(pieces[piece] if piece in pieces else added[piece] for piece in kept),
+    )
+
+
+def _pieces(spec: Mapping[str, Any]) -> dict[str, int]:
+    kind = spec["model"]["type"]
+    if kind == "WordPiece" or (kind == "BPE" and "ByteLevel" in json.dumps(spec["decoder"])):
+        return dict(spec["model"]["vocab"])
+    raise UserError(
+        FIELD,
+        "only WordPiece and byte-level BPE vocabularies can be trimmed",
+        value=kind,
+        action="use full",
+    )
+
+
+def _count(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Counter[int]:
+    counts: Counter[int] = Counter()
+    for start in range(0, len(texts), COUNT_BLOCK):
+        block = list(texts[start : start + COUNT_BLOCK])
+        encoded = tokenizer(block, add_special_tokens=False, truncation=False, verbose=False)
+        for row in encoded["input_ids"]:
+            counts.update(row)
+    return counts
+
+
+class _Needs(NamedTuple):
+    of: Callable[[str], set[str]]
+    spelling: set[str]
+
+
+def _needs(
+    spec: Mapping[str, Any],
+    pieces: Mapping[str, int],
+    counts: Mapping[int, int],
+    names: Mapping[int, str],
+) -> _Needs:
+    """What a kept piece needs beside it, and what must be kept to spell anything."""
+    if spec["model"]["type"] == "BPE":
+        ranks = {_pair(merge): rank for rank, merge in enumerate(spec["model"]["merges"])}
+        alphabet = {piece for piece in pieces if len(piece) == 1}
+        return _Needs(lambda piece: merge_steps(piece, ranks) & pieces.keys(), alphabet)
+    prefix = str(spec["model"]["continuing_subword_prefix"])
+    seen = {char for number in counts for char in names[number].removeprefix(prefix)}
+    alphabet = {
+        piece
+        for piece in pieces
+        if len(bare := piece.removeprefix(prefix)) == 1 and (bare.isascii() or bare in seen)
+    }
+    return _Needs(lambda _: set(), alphabet | {str(spec["model"]["unk_token"])})
+
+
+def merge_steps(piece: str, ranks: Mapping[tuple[str, str], int]) -> set[str]:
+    """All pieces that byte-pair encoding passes through while it builds `piece`.
+
+    Inside any text, the merges inside a piece that survives whole are those of the piece alone: a
+    merge across its edge would have destroyed it. With these steps kept, and with all merges whose
+    two halves and result are kept, in their old order, the piece is built as it was before.
+    """
+    parts = list(piece)
+    steps: set[str] = set(parts)
+    while len(parts) > 1:
+        rank, at = min(
+            (ranks.get((left, right), len(ranks)), i)
+            for i, (left, right) in enumerate(itertools.pairwise(parts))
+        )
+        if rank == len(ranks):
+            break
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        steps.add(parts[at])
+    return steps
+
+
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _order(keep: Iterable[str], pieces: Mapping[str, int], added: Mapping[str, int]) -> list[str]:
+    """Old order; added tokens outside the model's vocabulary last, where loaders expect them."""
+    return sorted(keep, key=lambda p: (0, pieces[p]) if p in pieces else (1, added[p]))
+
+
+def _rewrite(spec: dict[str, Any], kept: Sequence[str]) -> None:
+    """Renumber a tokenizer.json in place."""
+    new = {piece: number for number, piece in enumerate(kept)}
+    model = spec["model"]
+    model["vocab"] = {piece: number for piece, number in new.items() if piece in model["vocab"]}
+    if "merges" in model:
+        inside = model["vocab"].keys()
+        pairs = [_pair(merge) for merge in model["merges"]]
+        model["merges"] = [
+            [left, right]
+            for left, right in pairs
+            if left in inside and right in inside and left + right in inside
+        ]
+    for token in spec["added_tokens"]:
+        token["id"] = new[token["content"]]
+    spec["added_tokens"].sort(key=lambda token: token["id"])
+    spec["truncation"] = spec["padding"] = None
+    _renumber_template(spec["post_processor"], new)
+
+
+def _renumber_template(node: object, new: Mapping[str, int]) -> None:
+    """Post-processors name special tokens as {tokens, ids}, or as ["[CLS]", 101]."""
+    if isinstance(node, list):
+        for item in node:
+            _renumber_template(item, new)
+    elif isinstance(node, dict):
+        if "tokens" in node and "ids" in node:
+            node["ids"] = [new[token] for token in node["tokens"]]
+        for key, value in node.items():
+            if key in ("cls", "sep") and isinstance(value, list) and len(value) == 2:
+                node[key] = [value[0], new[value[0]]]
+            else:
+                _renumber_template(value, new)
+
+
+def _plain_tokenizer(
+    spec: Mapping[str, Any], source: PreTrainedTokenizerBase, max_tokens: int | None
+) -> PreTrainedTokenizerBase:
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=Tokenizer.from_str(json.dumps(spec, ensure_ascii=False)),
+        model_max_length=max_tokens or source.model_max_length,
+        model_input_names=list(source.model_input_names),
+        padding_side=source.padding_side,
+        truncation_side=source.truncation_side,
+        **({"chat_template": source.chat_template} if source.chat_template else {}),
+        **source.special_tokens_map,
+    )

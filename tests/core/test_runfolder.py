@@ -1,0 +1,272 @@
+"""The run folder: a stage is there whole or not at all, and a kill loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillhouse.core.errors import RunFolderError
+from stillhouse.core.runfolder import (
+    KEY_FILE,
+    MANIFEST,
+    Manifest,
+    Outcome,
+    RunFolder,
+    StageKey,
+    hash_file,
+    hash_folder,
+)
+
+KEY = StageKey("ask", {"traffic": "abc"}, {"alpha": 0.5}, {"stillhouse": "1"}, 0)
+
+
+def other(**changes: object) -> StageKey:
+    """The key with fields replaced."""
+    fields = {name: getattr(KEY, name) for name in StageKey.__dataclass_fields__}
+    return StageKey(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def finished(run: RunFolder, key: StageKey = KEY, text: str = "data") -> Manifest:
+    """A stage that wrote two files, one of them measured."""
+    work = run.open_partial(key)
+    (work / "sub").mkdir(exist_ok=True)
+    (work / "sub" / "out.txt").write_text(text)
+    (work / "timings.json").write_text("{}")
+    outcome = Outcome({"queries": 3}, cost_usd=0.5, measured=frozenset({"timings.json"}))
+    return run.finish(key, outcome, seconds=1.5, peak_rss_mb=10.0)
+
+
+def test_a_finished_stage_is_found_again_as_it_was_written(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    written = finished(run)
+    assert run.is_current(KEY) == written == RunFolder(tmp_path / "run").manifest("ask")
+    assert written.outputs == {"sub/out.txt": hash_file(run.stage("ask") / "sub" / "out.txt")}
+    assert (written.summary, written.cost_usd, written.seconds) == ({"queries": 3}, 0.5, 1.5)
+    assert not run.partial("ask").exists()
+    assert sorted(hash_folder(run.stage("ask"))) == sorted(
+        [KEY_FILE, MANIFEST, "sub/out.txt", "timings.json"]
+    )
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        other(seed=1),
+        other(inputs={"traffic": "abd"}),
+        other(inputs={"traffic": "abc", "golden": "x"}),
+        other(section={"alpha": 0.25}),
+        other(versions={"stillhouse": "2"}),
+    ],
+)
+def test_a_stage_under_another_key_is_not_current(tmp_path: Path, key: StageKey) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    assert run.is_current(key) is None
+    assert run.is_current(KEY) is not None
+
+
+def test_a_stage_whose_file_is_gone_is_not_current(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    (run.stage("ask") / "sub" / "out.txt").unlink()
+    assert run.is_current(KEY) is None
+
+
+def test_the_order_of_a_keys_parts_does_not_matter() -> None:
+    one = other(inputs={"a": "1", "b": "2"}, section={"x": (1, 2), "y": None})
+    two = other(inputs={"b": "2", "a": "1"}, section={"y": None, "x": [1, 2]})
+    assert one.digest == two.digest
+
+
+def test_equal_outputs_have_equal_hashes_whatever_was_measured(tmp_path: Path) -> None:
+    one = finished(RunFolder(tmp_path / "1"))
+    two = finished(RunFolder(tmp_path / "2"))
+    three = finished(RunFolder(tmp_path / "3"), text="other data")
+    assert one.output_hash == two.output_hash != three.output_hash
+
+
+def test_the_working_folder_of_a_killed_try_is_handed_back(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    (run.open_partial(KEY) / "half.txt").write_text("half")
+    assert (run.open_partial(KEY) / "half.txt").read_text() == "half"
+
+
+@pytest.mark.parametrize("damage", ["other key", "no marker", "bad marker"])
+def test_a_working_folder_of_unknown_or_other_key_is_thrown_away(
+    tmp_path: Path, damage: str
+) -> None:
+    run = RunFolder(tmp_path)
+    work = run.open_partial(KEY)
+    (work / "half.txt").write_text("half")
+    if damage == "no marker":
+        (work / KEY_FILE).unlink()
+    elif damage == "bad marker":
+        (work / KEY_FILE).write_text("{")
+    key = other(seed=1) if damage == "other key" else KEY
+    assert sorted(p.name for p in run.open_partial(key).iterdir()) == [KEY_FILE]
+
+
+def test_the_old_result_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    finished(run, text="old")
+    run.open_partial(other(seed=1))
+    assert (run.stage("ask") / "sub" / "out.txt").read_text() == "old"
+    finished(run, other(seed=1), text="new")
+    assert (run.stage("ask") / "sub" / "out.txt").read_text() == "new"
+
+
+KILL_POINTS = ("before_manifest", "before_settle", "while_removing_old", "before_rename")
+
+
+@pytest.mark.parametrize("point", KILL_POINTS)
+def test_a_sigkill_while_finishing_loses_nothing(tmp_path: Path, point: str) -> None:
+    run = RunFolder(tmp_path)
+    finished(run, text="old")
+    code = f"""
+        import os, pathlib, shutil, signal
+        from stillhouse.core import runfolder
+        from stillhouse.core.runfolder import Outcome, RunFolder, StageKey
+
+        def die(*_, **__):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        run = RunFolder(pathlib.Path({str(tmp_path)!r}))
+        key = StageKey("ask", {{"traffic": "abc"}}, {{"alpha": 0.5}}, {{"stillhouse": "1"}}, 1)
+        (run.open_partial(key) / "new.txt").write_text("new")
+        remove = shutil.rmtree
+        def half(folder):
+            remove(folder / "sub")
+            die()
+        if {point!r} == "before_manifest":
+            runfolder.write_json = die
+        elif {point!r} == "before_settle":
+            run._settle = die
+        elif {point!r} == "while_removing_old":
+            shutil.rmtree = half
+        else:
+            shutil.rmtree = lambda folder: (remove(folder), die())
+        run.finish(key, Outcome({{"n": 1}}), 1.0, 1.0)
+    """
+    child = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, timeout=60)
+    assert child.returncode == -signal.SIGKILL
+
+    key = other(seed=1)
+    manifest = run.is_current(key)
+    if point == "before_manifest":  # not finished: the work is handed back, the old is untouched
+        assert manifest is None
+        assert (run.open_partial(key) / "new.txt").read_text() == "new"
+        assert (run.stage("ask") / "sub" / "out.txt").read_text() == "old"
+        manifest = run.finish(key, Outcome({"n": 1}), 1.0, 1.0)
+    assert manifest is not None
+    assert (run.stage("ask") / "new.txt").read_text() == "new"
+    assert list(manifest.outputs) == ["new.txt"]
+    assert not run.partial("ask").exists()
+    assert run.is_current(key) == manifest
+
+
+def test_a_full_disk_while_finishing_keeps_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    (run.open_partial(KEY) / "new.txt").write_text("new")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RunFolderError, match="the disk is full"):
+            run.finish(KEY, Outcome(), 1.0, 1.0)
+    assert run.is_current(KEY) is None
+    assert (run.open_partial(KEY) / "new.txt").read_text() == "new"
+    run.finish(KEY, Outcome(), 1.0, 1.0)
+    assert run.is_current(KEY) is not None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"digest": "x"}', '{"surplus": 1}'])
+def test_a_damaged_manifest_says_which_file(tmp_path: Path, text: str) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    (run.stage("ask") / MANIFEST).write_text(text)
+    with pytest.raises(RunFolderError, match=MANIFEST):
+        run.is_current(KEY)
+
+
+def test_a_stage_never_run_has_no_manifest(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path).manifest("ask") is None
+    assert RunFolder(tmp_path).is_current(KEY) is None
+
+
+def test_two_runs_in_one_folder_are_an_error(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    other_run = RunFolder(run.root)
+    with run.locked(), pytest.raises(RunFolderError, match="another run"), other_run.locked():
+        pass
+    with run.locked():
+        pass
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
+    code = f"""
+        import os, pathlib, signal
+        from stillhouse.core.runfolder import RunFolder
+        with RunFolder(pathlib.Path({str(tmp_path)!r})).locked():
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, timeout=60)
+    with RunFolder(tmp_path).locked():
+        pass
+
+
+def test_a_run_folder_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    run = RunFolder(tmp_path / "file")
+    with pytest.raises(RunFolderError, match="cannot be written"), run.locked():
+        pass
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.binary(max_size=20), max_size=4))
+def test_folder_hashes_name_content_and_place(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]
+) -> None:
+    folder = tmp_path_factory.mktemp("hash")
+    for name, data in files.items():
+        (folder / f"d{name}").mkdir()
+        (folder / f"d{name}" / name).write_bytes(data)
+    hashes = hash_folder(folder)
+    assert set(hashes) == {f"d{name}/{name}" for name in files}
+    copy = tmp_path_factory.mktemp("copy") / "c"
+    shutil.copytree(folder, copy)
+    assert hash_folder(copy) == hashes
+    for name, data in files.items():
+        (copy / f"d{name}" / name).write_bytes(data + b"!")
+        assert hash_folder(copy) != hashes
+
+
+def test_the_manifest_on_disk_has_the_documented_keys(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    raw = json.loads((run.stage("ask") / MANIFEST).read_text())
+    assert set(raw) == {
+        "key",
+        "digest",
+        "outputs",
+        "summary",
+        "seconds",
+        "cost_usd",
+        "peak_rss_mb",
+    }
+    assert raw["key"] == KEY.as_json()
+    assert raw["digest"] == KEY.digest

@@ -1,0 +1,160 @@
+"""Tiny models and tokenizers of the real families, made here: nothing is loaded from outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers.trainers import BpeTrainer
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from stillhouse.core.records import Example, Message, Record
+
+TEXTS = [
+    "a gripping and moving film from start to finish",
+    "dull, lifeless and far too long",
+    "the cast is wonderful and the story moves",
+    "a tired script and a boring plot",
+    "funny, warm and wonderfully acted",
+    "it never comes alive: a boring, boring film",
+]
+TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def wordpiece() -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer that knows whole words, some pieces and all lower-case characters."""
+    words = sorted({w for text in TEXTS for w in text.replace(",", "").replace(":", "").split()})
+    characters = [chr(c) for c in range(97, 123)] + list(".,:!?é")
+    pieces = ["##ly", "##ing", "##ful", "wonder", "mov", "un", "##like"]
+    vocab = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters]
+    vocab += [f"##{c}" for c in characters]
+    vocab += [w for w in [*words, *pieces] if w not in vocab]
+    backend = Tokenizer(models.WordPiece({p: i for i, p in enumerate(vocab)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", 3), ("[SEP]", 4)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def byte_bpe() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with a chat template, trained on the texts."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(
+        [*TEXTS, "user system assistant positive negative", *TEXTS],
+        BpeTrainer(
+            vocab_size=420,
+            special_tokens=["<|pad|>", "<|start|>", "<|end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|pad|>",
+        bos_token="<|start|>",
+        eos_token="<|end|>",
+        chat_template=TEMPLATE,
+    )
+
+
+def tiny_bert(
+    tokenizer: PreTrainedTokenizerFast, layers: int = 4, dropout: float = 0.0
+) -> BertModel:
+    """A BERT of a few thousand weights."""
+    torch.manual_seed(1)
+    return BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=48,
+            pad_token_id=0,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+    ).eval()
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> LlamaForCausalLM:
+    """A Llama of a few thousand weights, head tied."""
+    torch.manual_seed(2)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=32,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    ).eval()
+
+
+def review_examples(count: int, offset: int = 0, beliefs: bool = True) -> list[Example]:
+    """Examples whose label is readable from the text."""
+    words = {
+        "positive": ["gripping", "wonderful", "funny", "warm", "moving"],
+        "negative": ["dull", "boring", "tired", "lifeless", "long"],
+    }
+    found = []
+    for number in range(offset, offset + count):
+        label = ("positive", "negative")[number % 2]
+        word = words[label][number // 2 % 5]
+        text = f"the {word} film" + " and the story" * (number % 4)
+        sure = 0.7 + 0.025 * (number % 10)
+        found.append(
+            Example(
+                id=f"r{number}",
+                messages=(
+                    Message(role="user", content=text),
+                    Message(role="assistant", content=label),
+                ),
+                task="task",
+                group=f"g{number}",
+                teacher="fake",
+                teacher_revision="1",
+                label=label,
+                label_probabilities=((sure, 1 - sure) if label == "positive" else (1 - sure, sure))
+                if beliefs
+                else None,
+            )
+        )
+    return found
+
+
+def write_jsonl(path: Path, records: list[Record]) -> None:
+    """Records as they stand on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(json.loads(r.to_json())) + "\n" for r in records))
