@@ -79,7 +79,7 @@ def _convert(path: Path, source: str, out: Path) -> None:
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
             )
-    except (ValueError, KeyError, NotImplementedError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, RuntimeError, AttributeError, OSError) as error:
         raise UserError(
             source,
             f"this GGUF cannot be unpacked into trainable weights: {error}",

@@ -49,7 +49,7 @@ def open_student(
 class LabelStudent(BatchingCompleter):
     """A sequence classifier that reads `task.input_text(query)`.
 
-    Inputs longer than the tokenizer's `model_max_length` (or the model's positions) are cut, as they
+    Inputs longer than the tokenizer's `model_max_length` or the model's positions are cut, as they
     were in training.
 
     Raises:
