@@ -24,7 +24,7 @@ OPTIONS = {
     "run": STAGE_OPTIONS,
     "report": {"folder", "as_json"},
     "schema": set(),
-    **{name: STAGE_OPTIONS for name in STAGE_NAMES},
+    **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
 }
 
 

@@ -37,6 +37,7 @@ from stillhouse.models.completer import Completer
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.stage import run_ask, run_check
 from stillhouse.traffic.stage import run_traffic
+from stillhouse.train.planning import check_recipe
 
 TORCH_PACKAGES: Final = ("torch", "transformers", "peft", "tokenizers")
 RECIPE_FILE: Final = "recipe.json"
@@ -232,7 +233,7 @@ def run_stages(
             if last == "tune"
             else "give traffic.labelled to have it",
         )
-    check_capabilities(recipe)
+    check_recipe(recipe)
     run = RunFolder(root)
     results: list[StageResult] = []
     with run.locked(), _reproducible_threads():
@@ -300,37 +301,6 @@ def _local_weights(field: str, source: str) -> Iterator[tuple[str, str]]:
                 yield f"{field} {name}", digest
 
 
-def check_capabilities(recipe: Recipe) -> None:
-    """Find at planning time what could not work at training time.
-
-    Raises:
-        RecipeError: the recipe asks for beliefs that its teacher does not give.
-        MissingExtraError: a package is missing; names the pip line.
-    """
-    teacher, train = recipe.teacher, recipe.train
-    soft = train.alpha > 0
-    if soft and recipe.student.head == "label":
-        blind = teacher.signals == "none" or (
-            teacher.kind == "anthropic" and teacher.signals != "samples"
-        )
-        if blind:
-            raise RecipeError(
-                "train.alpha",
-                f"soft targets need class probabilities, and {teacher.kind} with "
-                f"teacher.signals: {teacher.signals} gives none",
-                value=train.alpha,
-                action="set teacher.signals: samples with samples: 5 and sampling_temperature: 1, "
-                "or train.alpha: 0",
-            )
-    if soft and recipe.student.head == "text" and not teacher.trainable:
-        raise RecipeError(
-            "train.alpha",
-            f"soft targets for text need the teacher's token logits, and {teacher.kind} gives none",
-            value=train.alpha,
-            action="set train.alpha: 0 to train on its answers",
-        )
-
-
 def read_run_recipe(root: Path) -> Recipe:
     """The recipe a run folder was made with.
 
@@ -354,9 +324,7 @@ def report_of(root: Path) -> Report:
     recipe = read_run_recipe(root)
     run = RunFolder(root)
     if run.manifest("evaluate") is None:
-        raise RecipeError(
-            str(root), "the run is not finished", action="go on with: stillhouse run"
-        )
+        raise RecipeError(str(root), "the run is not finished", action="go on with: stillhouse run")
     return write_report(recipe, run)
 
 

@@ -1,4 +1,4 @@
-"""`stillhouse init`: a commented recipe for a task kind. Text only; checks nothing, runs nothing."""
+"""`stillhouse init`: a commented recipe for a task kind. Text only; checks and runs nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ task:
   kind: classification
   name: ticket-routing
   # What the teacher is asked. {text} is where each query's text goes.
-  prompt: "Which team should handle this ticket?\\n\\n{text}\\n\\nAnswer with one word: billing, bug or other."
+  prompt: "Which team handles this ticket: billing, bug or other?\\n\\n{text}\\n\\nOne word:"
   labels: [billing, bug, other]
 """,
     "extraction": """\

@@ -1,4 +1,4 @@
-"""House rules that are not about imports: file sizes, docstrings, no pickle, no paths of a machine."""
+"""House rules not about imports: file sizes, docstrings, no pickle, no paths of a machine."""
 
 from __future__ import annotations
 
