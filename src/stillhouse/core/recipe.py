@@ -32,6 +32,10 @@ class TrafficSection(Section):
         default=None,
         description="Small JSONL with true answers in 'label': checks and tunes the teacher.",
     )
+    use_labelled: bool = Field(
+        default=True,
+        description="The labelled queries join the traffic; the student learns their true answers.",
+    )
     golden: str | None = Field(
         default=None, description="Your curated test set with true answers; never trained on."
     )
@@ -74,6 +78,10 @@ class TeacherSection(Section):
         description="How beliefs are read: from likelihoods or logprobs where the model gives them "
         "(auto, logprobs), from votes of several samples (samples), or not at all (none).",
     )
+    chat_template: bool = Field(
+        default=True,
+        description="false: a local teacher reads the bare prompt, as a base model does.",
+    )
     concurrency: int = Field(default=16, ge=1, description="Requests in flight to an API teacher.")
     batch_size: int = Field(default=32, ge=1, description="Queries per batch of a local teacher.")
     retries: int = Field(default=6, ge=0)
@@ -101,6 +109,10 @@ class TeacherSection(Section):
         if self.tune is not None and not self.trainable:
             raise ValueError(
                 f"tune needs a teacher with trainable weights (hf: or embedded), not {self.kind}"
+            )
+        if not self.chat_template and not self.trainable:
+            raise ValueError(
+                f"chat_template: false is for hf: and embedded teachers, not {self.kind}"
             )
         if self.signals == "samples" and (self.samples < 2 or self.sampling_temperature == 0):
             raise ValueError("signals: samples needs samples > 1 and sampling_temperature > 0")

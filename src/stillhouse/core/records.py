@@ -74,6 +74,17 @@ class LabelledQuery(Query):
 
     reference: str = Field(validation_alias=AliasChoices("reference", "label"))
 
+    def as_traffic(self) -> Query:
+        """The query without its answer, as it joins the traffic; its id says where it is from."""
+        return Query(
+            id=f"labelled:{self.id}",
+            messages=self.messages,
+            task=self.task,
+            user=self.user,
+            at=self.at,
+            metadata=self.metadata,
+        )
+
 
 def well_formed(text: str) -> str:
     """The text with U+FFFD for each lone surrogate: models emit such, and UTF-8 cannot hold them.

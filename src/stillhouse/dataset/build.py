@@ -14,7 +14,7 @@ from stillhouse.core.beliefs import class_probabilities
 from stillhouse.core.recipe import DatasetSection
 from stillhouse.core.records import Completion, Example, LabelledQuery, Message, Query, Rejection
 from stillhouse.core.split import Split, split_by_group
-from stillhouse.core.tasks import ClassificationTask, Task
+from stillhouse.core.tasks import ClassificationTask, GenerationTask, Task
 from stillhouse.dataset.checks import check_completion
 from stillhouse.dataset.contamination import Decontaminated, decontaminate
 from stillhouse.dataset.duplicates import groups_of, normalised, repeats
@@ -50,13 +50,20 @@ class Dataset(NamedTuple):
         return [*self.judged.rejections, *self.contamination.rejections, *self.repeated]
 
     def split(self, share: float, seed: int) -> Split[Example]:
-        """(train, held-out), by group.
+        """(train, held-out), by group; `share` is of all examples.
+
+        Examples with a true answer, and their groups, are never held out: that part shows how well
+        the student follows the teacher.
 
         Raises:
-            ValueError: there is no example.
+            ValueError: there is no example without a true answer.
         """
-        groups = [example.group for example in self.examples]
-        return split_by_group(self.examples, groups, share, seed)
+        pinned = {example.group for example in self.examples if example.reference is not None}
+        free = [example for example in self.examples if example.group not in pinned]
+        part = share * len(self.examples) / len(free) if free else share
+        split = split_by_group(free, [example.group for example in free], part, seed)
+        held_out = {example.id for example in split.second}
+        return Split([e for e in self.examples if e.id not in held_out], split.second)
 
 
 def build_dataset(
@@ -79,11 +86,23 @@ def build_dataset(
         queries: the traffic; its order is the dataset's.
         completions: samples of each query, by query id.
         failures: queries that the teacher did not answer.
-        labelled: the labelled set; looked at for contamination only.
+        labelled: the labelled set; where its queries are in the traffic, their true answers are
+            what the student learns (not for generation: people's style is not the teacher's).
         golden: the golden set.
     """
+    truth = (
+        {}
+        if isinstance(task, GenerationTask)
+        else {query.as_traffic().id: query.reference for query in labelled}
+    )
     judged = judge(
-        task, section, signals, queries=queries, completions=completions, failures=failures
+        task,
+        section,
+        signals,
+        queries=queries,
+        completions=completions,
+        failures=failures,
+        truth=truth,
     )
     clean = decontaminate(task, judged.examples, golden, labelled, section.near_duplicate)
     grouped = _with_groups(task, clean.examples, section.near_duplicate)
@@ -99,8 +118,13 @@ def judge(
     queries: Sequence[Query],
     completions: Mapping[str, Sequence[Completion]],
     failures: Sequence[Rejection] = (),
+    truth: Mapping[str, str] | None = None,
 ) -> Judged:
-    """Run the checks over all answers; the first accepted sample of a query makes its example."""
+    """Run the checks over all answers; the first accepted sample of a query makes its example.
+
+    Where `truth` has the query's true answer, the example holds that; its class probabilities are
+    the teacher's all the same.
+    """
     examples: list[Example] = []
     rejections = list(failures)
     failed = {failure.query_id for failure in failures}
@@ -127,15 +151,18 @@ def judge(
             if accepted:
                 continue
             accepted = True
+            reference = (truth or {}).get(query.id)
+            text = verdict.text if reference is None else reference
             examples.append(
                 Example(
                     id=query.id,
-                    messages=(*query.messages, Message(role="assistant", content=verdict.text)),
+                    messages=(*query.messages, Message(role="assistant", content=text)),
                     task=query.task or task.name,
                     group="",
                     teacher=completion.model,
                     teacher_revision=completion.revision,
-                    label=verdict.label,
+                    label=text if isinstance(task, ClassificationTask) else None,
+                    reference=reference,
                     label_probabilities=class_probabilities(task, samples, signals)
                     if isinstance(task, ClassificationTask)
                     else None,

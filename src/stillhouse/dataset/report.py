@@ -1,7 +1,8 @@
 """What dataset.json says: counts, rejections by reason, class balance, lengths, contamination.
 
 Knows the finished dataset; makes no decisions. Keys, all stable:
-- `queries`, `completions`, `examples`, `train`, `held_out`, `groups`
+- `queries`, `completions`, `examples`, `train`, `held_out`, `groups`; `with_truth`, how many of the
+  training examples hold a true answer of the labelled set
 - `acceptance`: `estimate` is accepted answers over all answers (`n`), with the Wilson 95% interval
   `low`, `high`
 - `rejections`: reason -> count, of all that rejections.jsonl holds
@@ -41,6 +42,7 @@ def dataset_report(
         "examples": len(dataset.examples),
         "train": len(split.first),
         "held_out": len(split.second),
+        "with_truth": sum(example.reference is not None for example in split.first),
         "groups": len({example.group for example in dataset.examples}),
         "acceptance": wilson(judged.accepted_completions, judged.completions).model_dump(),
         "rejections": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),

@@ -49,6 +49,10 @@ class BatchingCompleter(ABC):
     def info(self) -> ModelInfo:
         """What is known of the model."""
 
+    def length_of(self, query: Query) -> int:
+        """How long a query is, for sorting: characters. A model that can tell says tokens."""
+        return sum(len(message.content) for message in query.messages)
+
     @abstractmethod
     def run_batch(self, calls: Sequence[Call]) -> Sequence[Answer]:
         """Answer a batch, in order. Runs in the completer's own thread."""
@@ -56,7 +60,7 @@ class BatchingCompleter(ABC):
     async def complete(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
         """Answer one query; see `Completer`."""
         future: asyncio.Future[Sequence[Completion]] = asyncio.get_running_loop().create_future()
-        order = (-_length(query), query.id)
+        order = (-self.length_of(query), query.id)
         self._waiting.append(_Waiting(order, Call(query, sampling), future))
         self._unsorted = True
         if self._worker is None or self._worker.done():
@@ -120,7 +124,3 @@ async def _let_callers_run() -> None:
 
 def _order(waiting: _Waiting) -> tuple[int, str]:
     return waiting.order
-
-
-def _length(query: Query) -> int:
-    return sum(len(message.content) for message in query.messages)

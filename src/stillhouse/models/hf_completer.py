@@ -5,6 +5,7 @@ Knows causal language models of transformers; does not know whether it is teache
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from stillhouse.core.errors import TeacherError
-from stillhouse.core.records import Completion, FinishReason, TokenLogprob
+from stillhouse.core.records import Completion, FinishReason, Query, TokenLogprob
 from stillhouse.models.batching import Answer, BatchingCompleter, Call
 from stillhouse.models.chat import end_ids, prompt_ids
 from stillhouse.models.completer import Completer, ModelInfo, Sampling, draw_seed
@@ -59,6 +60,8 @@ class HfCompleter(BatchingCompleter):
     def __init__(self, loaded: Loaded, batch_size: int) -> None:
         super().__init__(batch_size)
         self._loaded = loaded
+        # Of its own: a fast tokenizer must not be used by two threads at a time.
+        self._measuring = copy.deepcopy(loaded.tokenizer)
         self._scorers: dict[tuple[str, ...], LabelScorer] = {}
         self._ends = end_ids(loaded.tokenizer, loaded.model)
 
@@ -79,6 +82,10 @@ class HfCompleter(BatchingCompleter):
                 "dtype": str(self._loaded.model.dtype).removeprefix("torch."),
             },
         )
+
+    def length_of(self, query: Query) -> int:
+        """Tokens of the prompt."""
+        return len(prompt_ids(self._measuring, [query.messages])[0])
 
     def run_batch(self, calls: Sequence[Call]) -> Sequence[Answer]:
         """Answer a batch, each kind of call in one go."""

@@ -105,8 +105,10 @@ def load_causal_lm(
     loaded = _load(
         source, AutoModelForCausalLM, "a causal language model", device=device, dtype=dtype
     )
-    if plain:
+    if plain and loaded.tokenizer.chat_template is not None:
         loaded.tokenizer.chat_template = None
+        # Asked in another way, it gives other answers: they are not to be mixed up in a store.
+        return loaded._replace(revision=f"{loaded.revision}-plain")
     return loaded
 
 

@@ -8,13 +8,14 @@ Shapes: B batch, T tokens, C labels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from stillhouse.core.errors import UserError
-from stillhouse.core.records import Completion
+from stillhouse.core.records import Completion, Query
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.models.batching import BatchingCompleter, Call
 from stillhouse.models.completer import Completer, ModelInfo
@@ -59,6 +60,8 @@ class LabelStudent(BatchingCompleter):
     def __init__(self, loaded: Loaded, task: ClassificationTask, batch_size: int) -> None:
         super().__init__(batch_size)
         self._loaded, self._task = loaded, task
+        # Of its own: a fast tokenizer must not be used by two threads at a time.
+        self._measuring = copy.deepcopy(loaded.tokenizer)
         names = loaded.model.config.id2label
         found = tuple(str(names[index]) for index in range(len(names)))
         if found != task.labels:
@@ -88,6 +91,11 @@ class LabelStudent(BatchingCompleter):
             local=True,
             notes={"head": "label", "device": str(self._loaded.model.device)},
         )
+
+    def length_of(self, query: Query) -> int:
+        """Tokens of the varying text."""
+        text = self._task.input_text(query)
+        return len(self._measuring(text, verbose=False)["input_ids"])
 
     @torch.inference_mode()
     def run_batch(self, calls: Sequence[Call]) -> list[Sequence[Completion]]:

@@ -19,7 +19,9 @@ from stillhouse.teacher.anthropic_client import ANTHROPIC_URL, AnthropicComplete
 from stillhouse.teacher.api import api_settings
 from stillhouse.teacher.openai_client import MOST_TOP_LOGPROBS, OPENAI_URL, OpenAICompleter
 
-LOCAL_WINDOW: int = 8  # batches of a local model that wait at a time, so that lengths can be sorted
+LOCAL_WINDOW: int = (
+    64  # batches of a local model that wait at a time, so that lengths can be sorted
+)
 
 
 class NamedCompleter:
@@ -63,7 +65,9 @@ def open_teacher(
     if tuned is not None or section.kind in ("hf", "embedded"):
         source = str(tuned) if tuned is not None else section.model
         opener = require("stillhouse.models.hf_completer", "train", f"teacher {section.model}")
-        inner: Completer = opener.open_hf_teacher(source, section.batch_size, section.device)
+        inner: Completer = opener.open_hf_teacher(
+            source, section.batch_size, section.device, plain=not section.chat_template
+        )
         return NamedCompleter(inner, section.model)
     if section.kind == "gguf":
         opener = require("stillhouse.models.gguf_completer", "gguf", f"teacher {section.model}")

@@ -80,7 +80,8 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
     sample = hash_sample(kept.queries, section.limit, recipe.seed)
     _enough(recipe, len(traffic.queries), len(kept.queries), len(sample))
 
-    write_records(work / "queries.jsonl", sample)
+    joined = labelled.queries if labelled is not None and section.use_labelled else []
+    write_records(work / "queries.jsonl", [*sample, *(query.as_traffic() for query in joined)])
     write_records(work / "rejections.jsonl", kept.rejections)
     if labelled is not None:
         write_records(work / "labelled.jsonl", labelled.queries)
@@ -94,7 +95,7 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
         "in_golden": reasons.count("contamination_golden"),
         "in_labelled": reasons.count("contamination_labelled"),
         "over_limit": len(kept.queries) - len(sample),
-        "queries": len(sample),
+        "queries": len(sample) + len(joined),
     }
     for name, found in (("labelled", labelled), ("golden", golden)):
         if found is not None:

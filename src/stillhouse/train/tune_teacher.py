@@ -86,7 +86,11 @@ def _tune(
         raise DataError(str(traffic_dir / "labelled.jsonl"), "holds no labelled queries")
     learned = tune_check_split(queries, section.check_fraction, recipe.seed).first
     with progress.bar("load teacher", None, ""):
-        loaded = load_causal_lm(teacher_source(recipe), device=recipe.teacher.device)
+        loaded = load_causal_lm(
+            teacher_source(recipe),
+            device=recipe.teacher.device,
+            plain=not recipe.teacher.chat_template,
+        )
     model, tokenizer = loaded.model, loaded.tokenizer
     total = depth(model)
     layers = total if section.layers is None else section.layers

@@ -47,7 +47,9 @@ def trim_tokenizer(
     Args:
         tokenizer: a WordPiece or byte-level BPE tokenizer.
         texts: the task's text, as the student will read it.
-        limit: at most this many pieces, the most frequent first; `None` keeps all that are used.
+        limit: so many pieces: the task's, the most frequent first, then the source's other pieces
+            in its own order, which in both kinds of vocabulary is roughly by frequency (another
+            text of the task uses words that these texts do not); `None` keeps all that are used.
         max_tokens: the new tokenizer's `model_max_length`; `None` keeps the old one.
 
     Raises:
@@ -77,7 +79,10 @@ def trim_tokenizer(
             value=limit,
             action=f"use at least {len(keep)}, or task",
         )
-    for number in sorted(counts, key=lambda n: (-counts[n], n)):
+    ranked = sorted(counts, key=lambda n: (-counts[n], n))
+    if limit is not None:
+        ranked += sorted(n for n, name in names.items() if not name.startswith("[unused"))
+    for number in ranked:
         new = ({names[number]} | needs(names[number])) - keep
         if limit is None or len(keep) + len(new) <= limit:
             keep |= new
