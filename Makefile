@@ -46,7 +46,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/quickstart.py --run-dir $(RUN)
+	$(BIN)/python benchmarks/soft_targets.py --run-dir $(RUN)
+	$(BIN)/python benchmarks/kill_and_resume.py --against $(RUN)
 
 clean:
 	rm -rf $(VENV) .cache runs

@@ -264,12 +264,18 @@ def _run_stage(
     seconds = time.monotonic() - started
     manifest = run.finish(key, outcome, round(seconds, 3), round(peak_rss_mb(), 1))
     said = ", ".join(
-        f"{name.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{name} {value}"
+        f"{name.replace('_', ' ')} {_short(value)}"
         for name, value in outcome.summary.items()
-        if isinstance(value, int | float | str) and not isinstance(value, bool)
+        if isinstance(value, int | float | str) and not isinstance(value, bool) and value != 0
     )
     progress.say(f"      done in {seconds:,.0f} s" + (f": {said}" if said else ""))
     return StageResult(stage.name, False, manifest)
+
+
+def _short(value: int | float | str) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:

@@ -19,9 +19,8 @@ from stillhouse.teacher.anthropic_client import ANTHROPIC_URL, AnthropicComplete
 from stillhouse.teacher.api import api_settings
 from stillhouse.teacher.openai_client import MOST_TOP_LOGPROBS, OPENAI_URL, OpenAICompleter
 
-LOCAL_WINDOW: int = (
-    64  # batches of a local model that wait at a time, so that lengths can be sorted
-)
+# Batches of a local model that wait at a time: sorted by length, they pad little.
+LOCAL_WINDOW: int = 64
 
 
 class NamedCompleter:
