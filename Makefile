@@ -26,9 +26,10 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(INSTALL) -e '.[dev]'
 	touch $@
 
+# Exit status 3 is the gate's no: the demo ran all the same, and its report says why.
 demo: $(VENV)/.demo
 	$(BIN)/python recipes/quickstart_data.py --out .cache/quickstart
-	$(BIN)/stillhouse run recipes/quickstart.yaml --run-dir $(RUN)
+	$(BIN)/stillhouse run recipes/quickstart.yaml --run-dir $(RUN) || test $$? -eq 3
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not full"

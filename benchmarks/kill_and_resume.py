@@ -72,7 +72,8 @@ def main() -> None:
         killed[stage.name] = run_until(run_dir, stage.name) == -signal.SIGKILL
     status = run_until(run_dir, None)
     stored = (run_dir / "store" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    asked = Counter(json.dumps(json.loads(line)["key"]) for line in stored)
+    rows = [json.loads(line) for line in stored]
+    asked = Counter((row["teacher"], row["chat"], row["sampling"]) for row in rows)
     same = answers(run_dir) == answers(arguments.against)
     save(
         "kill_and_resume",

@@ -1,10 +1,10 @@
 """Stage 3: judge answers and find near-duplicates; a reject keeps its reason."""
 
+from stillhouse.core.duplicates import groups_of
 from stillhouse.core.recipe import DatasetSection
 from stillhouse.core.records import Completion, Message, Query, Rejection
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.dataset.checks import check_completion
-from stillhouse.dataset.duplicates import groups_of
 
 task = ClassificationTask(kind="classification", labels=("bug", "billing", "other"))
 query = Query(id="1", messages=(Message(role="user", content="I was charged twice."),))

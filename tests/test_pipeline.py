@@ -146,10 +146,11 @@ def test_settings_that_change_no_answer_ask_nothing_again(project: Path, finishe
     assert all(result.skipped for result in run_stages(recipe, finished, Silent()))
 
 
-def stored_keys(root: Path) -> Counter[str]:
+def stored_keys(root: Path) -> Counter[tuple[str, ...]]:
     lines = (root / "store" / "answers.jsonl").read_text().splitlines()
     assert lines
-    return Counter(json.dumps(json.loads(line)["key"]) for line in lines)
+    rows = [json.loads(line) for line in lines]
+    return Counter((row["teacher"], row["chat"], row["sampling"]) for row in rows)
 
 
 def test_killed_in_every_stage_it_ends_the_same_and_asks_once(

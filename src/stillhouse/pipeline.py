@@ -7,6 +7,7 @@ A stage whose key (inputs' hashes, recipe section, versions, seed) matches its m
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +31,7 @@ from stillhouse.core.runfolder import (
     hash_file,
     hash_folder,
 )
-from stillhouse.dataset.stage import run_dataset
+from stillhouse.dataset.stage import needs_beliefs, run_dataset
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.stage import run_evaluate, write_report
 from stillhouse.models.completer import Completer
@@ -128,6 +129,8 @@ STAGES: Final[tuple[Stage, ...]] = (
         lambda r: {
             "task": _dump(r.task),
             "traffic": _dump(r.traffic, without={"path", "labelled", "golden"}),
+            "near_duplicate": r.dataset.near_duplicate,
+            "min_examples": r.dataset.min_examples,
         },
         lambda c: run_traffic(c.recipe, c.work, c.progress),
     ),
@@ -153,6 +156,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "task": _dump(r.task),
             "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS),
             "check_fraction": r.teacher.tune.check_fraction if r.teacher.tune else None,
+            "confidence": r.evaluate.confidence,
         },
         lambda c: run_check(
             c.recipe, c.run.stage("traffic"), c.tuned, c.run.store, c.work, c.progress
@@ -175,6 +179,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "task": _dump(r.task),
             "dataset": _dump(r.dataset),
             "signals": r.teacher.signals,
+            "beliefs": needs_beliefs(r),
         },
         lambda c: run_dataset(
             c.recipe, c.run.stage("traffic"), c.run.stage("ask"), c.work, c.progress
@@ -280,15 +285,7 @@ def _short(value: int | float | str) -> str:
 
 def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     """The key of a stage whose earlier stages are finished."""
-    inputs: dict[str, str] = {}
-    planned = [one.name for one in stages_of(recipe)]
-    for read in stage.reads:
-        name, _, file = read.partition("/")
-        manifest = run.manifest(name) if name in planned else None
-        if manifest is not None and not file:
-            inputs[read] = manifest.output_hash
-        elif manifest is not None and file in manifest.outputs:
-            inputs[read] = manifest.outputs[file]
+    inputs = _stage_inputs(stage, recipe, run)
     if stage.name == "traffic":
         for field in ("path", "labelled", "golden"):
             path = getattr(recipe.traffic, field)
@@ -304,6 +301,20 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
         versions=package_versions("stillhouse", *stage.packages),
         seed=recipe.seed,
     )
+
+
+def _stage_inputs(stage: Stage, recipe: Recipe, run: RunFolder) -> dict[str, str]:
+    """Hashes of what the stage reads of earlier ones."""
+    inputs: dict[str, str] = {}
+    planned = [one.name for one in stages_of(recipe)]
+    for read in stage.reads:
+        name, _, file = read.partition("/")
+        manifest = run.manifest(name) if name in planned else None
+        if manifest is not None and not file:
+            inputs[read] = manifest.output_hash
+        elif manifest is not None and file in manifest.outputs:
+            inputs[read] = manifest.outputs[file]
+    return inputs
 
 
 def _local_weights(field: str, source: str) -> Iterator[tuple[str, str]]:
@@ -334,13 +345,42 @@ def report_of(root: Path) -> Report:
     """Write report.json and report.html of a finished run anew, from its artifacts.
 
     Raises:
-        RecipeError: the folder is not a run, or the run is not finished.
+        RecipeError: the folder is not a run, or the run is not finished, or a later one in the same
+            folder is not: its stages are then of different recipes.
     """
     recipe = read_run_recipe(root)
     run = RunFolder(root)
     if run.manifest("evaluate") is None:
         raise RecipeError(str(root), "the run is not finished", action="go on with: stillhouse run")
+    for stage in stages_of(recipe):
+        if not _fits(stage, recipe, run):
+            raise RecipeError(
+                str(root),
+                f"the last run in this folder did not finish: its stage {stage.name} is of an "
+                "earlier one",
+                action="go on with: stillhouse run",
+            )
     return write_report(recipe, run)
+
+
+def _fits(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
+    """Whether a finished stage was made by this recipe, from what the stages before it hold now.
+
+    The user's own files, weights and packages are not looked at: a report needs none of them.
+    """
+    manifest = run.manifest(stage.name)
+    if manifest is None:
+        return False
+    made = manifest.key
+    inputs = made.get("inputs")
+    return (
+        made.get("section") == json.loads(json.dumps(stage.section(recipe)))
+        and made.get("seed") == recipe.seed
+        and isinstance(inputs, dict)
+        and all(
+            inputs.get(read) == found for read, found in _stage_inputs(stage, recipe, run).items()
+        )
+    )
 
 
 @contextmanager

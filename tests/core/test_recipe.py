@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe, StudentSection, TeacherSection, TrainSection
+from stillhouse.core.recipe_file import parse_recipe
 
 
 def raw(**changes: Any) -> dict[str, Any]:
@@ -81,6 +83,37 @@ def test_teacher_forms(model: str, kind: str, name: str, trainable: bool, local:
 def test_a_teacher_that_cannot_work_is_refused(section: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TeacherSection.model_validate(section)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("api_key_env", "sk-proj-hush"),
+        ("api_key_env", "hush hush"),
+        ("api_key_env", "1hush"),
+        ("api_key_env", "HUSH\n"),
+        ("api_key_env", ["hush"]),
+        ("base_url", "http://me:hush@host/v1"),
+        ("base_url", "me:hush@host"),
+        ("base_url", "https://host/v1?key=hush"),
+        ("base_url", "https://host/v1#hush"),
+        ("base_url", "sk-hush"),
+    ],
+)
+def test_what_may_hold_a_secret_is_refused_and_not_repeated(field: str, value: object) -> None:
+    section = {"model": "openai:m", field: value}
+    with pytest.raises(ValidationError) as caught:
+        TeacherSection.model_validate(section)
+    assert "hush" not in str(caught.value).casefold()
+    student = {"head": "label", "from": "hf:m"}
+    with pytest.raises(RecipeError, match=rf"teacher\.{field}") as shown:
+        parse_recipe(raw(teacher=section, student=student))
+    assert "hush" not in str(shown.value).casefold()
+
+
+def test_names_of_variables_and_plain_urls_are_taken() -> None:
+    section = TeacherSection(model="openai:m", api_key_env="_My_KEY2", base_url="https://h:1/v1")
+    assert (section.api_key_env, section.base_url) == ("_My_KEY2", "https://h:1/v1")
 
 
 @pytest.mark.parametrize(

@@ -238,3 +238,11 @@ def test_known_keys_are_found_at_every_depth() -> None:
     assert known_keys(("task", "classification")) == ["kind", "labels", "name", "prompt", "system"]
     assert "r" in known_keys(("train", "lora"))
     assert known_keys(("no", "such")) == []
+
+
+@pytest.mark.parametrize("kind", ["classification", "extraction", "generation"])
+def test_a_task_kind_as_a_section_is_an_unknown_key(kind: str) -> None:
+    with pytest.raises(RecipeError, match=f"{kind}: unknown key"):
+        parse_recipe(changed(**{kind: {"labels": ["a"]}}))
+    with pytest.raises(RecipeError, match=r"task\.lables.*did you mean 'labels'"):
+        parse_recipe(changed(task={**changed()["task"], "lables": ["a"]}))

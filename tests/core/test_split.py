@@ -106,3 +106,26 @@ def test_equal_texts_stay_on_one_side_of_tune_and_check() -> None:
     tune, check = tune_check_split(queries, 0.25, 0)
     assert len(check) == 30
     assert not {q.last_user_text for q in tune} & {q.last_user_text for q in check}
+
+
+def of_text(name: str, text: str) -> LabelledQuery:
+    return LabelledQuery(id=name, messages=(Message(role="user", content=text),), reference="good")
+
+
+def test_near_copies_stay_on_one_side_of_tune_and_check() -> None:
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices([f"w{i}" for i in range(300)], k=14)) for _ in range(40)]
+    queries = [of_text(f"a{i}", text) for i, text in enumerate(texts)]
+    queries += [of_text(f"b{i}", text.upper() + "!  indeed") for i, text in enumerate(texts)]
+    for seed in range(5):
+        tune, check = tune_check_split(queries, 0.25, seed)
+        assert len(check) == 20
+        assert not {q.id[1:] for q in tune} & {q.id[1:] for q in check}
+
+
+def test_texts_that_are_all_nearly_the_same_are_split_all_the_same() -> None:
+    text = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    queries = [of_text(str(i), text + " x" * i) for i in range(3)]
+    tune, check = tune_check_split(queries, 0.3, 0)
+    assert tune
+    assert check

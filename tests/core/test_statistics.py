@@ -315,6 +315,33 @@ def test_bootstrap_non_inferiority_keeps_its_error_rate() -> None:
     assert passed / trials < 0.05 + 4 * math.sqrt(0.05 * 0.95 / trials) + 0.005
 
 
+def test_grouped_non_inferiority_keeps_its_error_rate_at_high_agreement() -> None:
+    """60 groups of 1 to 3 equal samples, a student exactly at the margin: docs/statistics.md."""
+    margin, trials = 0.05, 600
+    rng = np.random.default_rng(5)
+    alone = both = 0
+    for _ in range(trials):
+        sizes = rng.integers(1, 4, 60)
+        groups = [int(g) for g in np.repeat(np.arange(60), sizes)]
+        student = np.repeat(binary(rng, 60, 1 - margin), sizes)
+        teacher = np.ones_like(student)
+        both += non_inferiority(student, teacher, margin, resamples=200, groups=groups).non_inferior
+        bound = paired_difference(student, teacher, 0.9, resamples=200, groups=groups).low
+        alone += bound > -margin
+    assert alone / trials > 0.06
+    assert both / trials < 0.05
+
+
+@given(scores.filter(lambda s: len(s) > 1), st.data())
+@settings(max_examples=50, deadline=None)
+def test_groups_never_give_a_higher_bound_than_their_tango_bound(a: list[float], data: Any) -> None:
+    b = data.draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=len(a), max_size=len(a)))
+    own = non_inferiority(a, b, 0.05).difference
+    grouped = non_inferiority(a, b, 0.05, resamples=100, groups=list(range(len(a)))).difference
+    assert grouped.low <= own.low + 1e-9
+    assert grouped.estimate == pytest.approx(own.estimate)
+
+
 def test_the_lower_bound_decides() -> None:
     teacher = [1.0] * 80 + [0.0] * 20
     result = non_inferiority(teacher, teacher, 0.05)

@@ -67,8 +67,10 @@ def test_a_chat_of_another_form_is_taken_whole() -> None:
         Message(role="user", content="shorter"),
     )
     query = Query(id="q", messages=chat)
-    assert task.input_text(query) == "shorter"
+    assert task.last_text(query) == "shorter"
     assert task.varying_text(query) == "Summarise: first Now.\n1st\nshorter"
+    # A label student must not see two chats as one that decontamination tells apart.
+    assert task.input_text(query) == task.varying_text(query)
 
 
 @pytest.mark.parametrize("prompt", ["no slot", "{text} and {text}"])

@@ -58,7 +58,7 @@ def test_an_example_is_the_chat_with_the_canonical_answer() -> None:
     assert example.label_probabilities is None
 
 
-def test_the_first_accepted_sample_is_kept_and_all_are_counted() -> None:
+def test_most_accepted_samples_make_the_example_and_all_are_counted() -> None:
     dataset = build(
         [query("a", "x")],
         said("a", "bad", 2),
@@ -67,7 +67,7 @@ def test_the_first_accepted_sample_is_kept_and_all_are_counted() -> None:
         said("a", "bad", 3),
     )
     (example,) = dataset.examples
-    assert example.label == "good"
+    assert example.label == "bad"
     # 1 and 2 of 3 readable votes, with one half added to each.
     assert example.label_probabilities is not None
     assert math.isclose(example.label_probabilities[0], 1.5 / 4)
@@ -181,3 +181,40 @@ def test_every_query_ends_as_an_example_or_a_rejection(
         train, held_out = dataset.split(0.3, seed)
         assert not {e.group for e in train} & {e.group for e in held_out}
         assert {e.id for e in train + held_out} == examples
+
+
+def test_a_first_sample_in_the_minority_is_not_the_label() -> None:
+    votes = ["bad", "good", "good", "good", "good"]
+    dataset = build([query("a", "x")], *(said("a", vote, i) for i, vote in enumerate(votes)))
+    (example,) = dataset.examples
+    assert example.label == "good"
+    assert example.label_probabilities is not None
+    assert example.label_probabilities[0] > 0.5
+
+
+def test_examples_without_belief_are_rejected_where_most_have_one() -> None:
+    belief = {"good": math.log(0.9), "bad": math.log(0.1)}
+    queries = [query(name, f"text {name * 5}") for name in "abc"]
+    answers = [said(n, "good", label_logprobs=belief) for n in "ab"] + [said("c", "bad")]
+    assert len(build(queries, *answers).examples) == 3
+    dataset = build(queries, *answers, beliefs=True)
+    assert [e.id for e in dataset.examples] == ["a", "b"]
+    assert reasons(dataset) == [("c", "no_belief")]
+    none = build(queries, *(said(n, "good") for n in "abc"), beliefs=True)
+    assert len(none.examples) == 3, "training says what is wrong with the recipe"
+
+
+def test_the_held_out_share_is_of_what_may_be_held_out() -> None:
+    rows = [query(f"q{i}", f"one {i} two {i} three") for i in range(100)]
+    truth = [
+        LabelledQuery(id=str(i), messages=TASK.messages_for(f"{i} four {i} five"), reference="good")
+        for i in range(900)
+    ]
+    queries = [*rows, *(one.as_traffic() for one in truth)]
+    section = DatasetSection(near_duplicate=1.0)
+    answers = [said(q.id, "good") for q in queries]
+    dataset = build(queries, *answers, section=section, labelled=truth)
+    train, held_out = dataset.split(0.1, 0)
+    assert len(held_out) == 10
+    assert len(train) == 990
+    assert {e.id[0] for e in held_out} == {"q"}

@@ -16,7 +16,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery, Query, Rejection
 from stillhouse.core.runfolder import Outcome, hash_folder
-from stillhouse.dataset.stage import run_dataset
+from stillhouse.dataset.stage import needs_beliefs, run_dataset
 
 WORDS = [f"word{number}" for number in range(500)]
 
@@ -230,3 +230,27 @@ def test_the_lines_are_plain_chats(house: House) -> None:
         raw = json.loads(line)
         assert [message["role"] for message in raw["messages"]] == ["user", "assistant"]
         assert raw["messages"][-1]["content"] == raw["label"]
+
+
+def test_traffic_that_is_all_labelled_leaves_nothing_to_hold_out(house: House) -> None:
+    task = recipe().task
+    house.labelled = [
+        LabelledQuery(id=f"l{i}", messages=task.messages_for(text), reference=answer)
+        for i, (text, answer) in enumerate(zip(house.texts, house.answers, strict=True))
+    ]
+    joined = [one.as_traffic() for one in house.labelled]
+    write_records(house.traffic / "queries.jsonl", joined)
+    write_records(
+        house.ask / "completions.jsonl",
+        [Completion(query_id=q.id, text="good", model="m", revision="r") for q in joined],
+    )
+    write_records(house.traffic / "labelled.jsonl", house.labelled)
+    with pytest.raises(DataError, match="none can be held out"):
+        run_dataset(recipe(), house.traffic, house.ask, house.work, Silent())
+
+
+def test_beliefs_are_needed_for_soft_targets_of_a_label_student_alone() -> None:
+    text = recipe()
+    label = text.model_copy(update={"student": text.student.model_copy(update={"head": "label"})})
+    hard = label.model_copy(update={"train": label.train.model_copy(update={"alpha": 0.0})})
+    assert [needs_beliefs(r) for r in (text, label, hard)] == [False, True, False]

@@ -317,3 +317,29 @@ def test_nothing_to_evaluate_on_is_an_error(tmp_path: Path) -> None:
     run = make_run(tmp_path, recipe, golden=0, held_out=0)
     with pytest.raises(RunFolderError, match="neither a golden nor a held-out"):
         load_sets(recipe, run)
+
+
+def test_baselines_read_the_whole_chat() -> None:
+    """Two chats that end alike are not one: the student and decontamination see both whole."""
+    seen: list[str] = []
+
+    class Reader:
+        def predict_probabilities(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
+            seen.extend(texts)
+            return np.array([[0.9, 0.1]] * len(texts))
+
+    task = make_recipe().task
+    chats = [
+        Query(
+            id=first,
+            messages=(
+                Message(role="user", content=first),
+                Message(role="assistant", content="no"),
+                Message(role="user", content="why?"),
+            ),
+        )
+        for first in ("Is X good?", "Is Y good?")
+    ]
+    baseline_answers(task, Reader(), chats)
+    assert seen == ["Is X good?\nno\nwhy?", "Is Y good?\nno\nwhy?"]
+    assert seen == [task.input_text(chat) for chat in chats]

@@ -52,7 +52,7 @@ def test_a_bootstrap_bound_on_few_samples_never_passes() -> None:
     verdict = decide(few, few, 0.05, "truth", HOW)
     assert verdict.verdict == "fail"
     assert any("too few" in reason for reason in verdict.reasons)
-    assert decide([0.51] * 40, [0.51] * 40, 0.05, "truth", HOW).verdict == "pass"
+    assert decide([0.51] * 60, [0.51] * 60, 0.05, "truth", HOW).verdict == "pass"
     grouped = HOW._replace(groups=[i // 100 for i in range(1000)])
     verdict = decide([1.0] * 1000, [1.0] * 1000, 0.05, "truth", grouped)
     assert verdict.verdict == "fail"
@@ -62,3 +62,21 @@ def test_a_bootstrap_bound_on_few_samples_never_passes() -> None:
 def test_empty_input_raises() -> None:
     with pytest.raises(ValueError):
         decide([], [], 0.05, "truth", HOW)
+
+
+def test_one_near_duplicate_pair_does_not_turn_fail_into_pass() -> None:
+    """40 samples that all agree prove 6 points, not 5, whether 40 groups or 39."""
+    same = [1.0] * 40
+    assert decide(same, same, 0.05, "truth", HOW).verdict == "fail"
+    grouped = HOW._replace(groups=[0, *range(39)])
+    verdict = decide(same, same, 0.05, "truth", grouped)
+    assert verdict.verdict == "fail"
+    assert verdict.difference.low < -0.05
+    enough = HOW._replace(groups=[0, *range(99)])
+    assert decide([1.0] * 100, [1.0] * 100, 0.05, "truth", enough).verdict == "pass"
+
+
+def test_equal_graded_scores_are_no_certainty() -> None:
+    verdict = decide([0.51] * 40, [0.51] * 40, 0.05, "truth", HOW)
+    assert verdict.verdict == "fail"
+    assert verdict.difference.low == pytest.approx(-(1.645**2) / (40 + 1.645**2), abs=1e-4)

@@ -15,9 +15,10 @@ import torch
 from stillhouse.core.errors import TeacherError, UserError
 from stillhouse.core.records import Completion, Message, Query
 from stillhouse.core.tasks import ClassificationTask, GenerationTask
+from stillhouse.models.chat import prompt_ids
 from stillhouse.models.completer import Completer, Sampling
-from stillhouse.models.hf_completer import open_hf_teacher
-from stillhouse.models.loading import load_classifier
+from stillhouse.models.hf_completer import HfCompleter, open_hf_teacher
+from stillhouse.models.loading import load_causal_lm, load_classifier
 from stillhouse.models.seeded_sampling import SeededSampler
 from stillhouse.models.student import LabelStudent, open_student
 
@@ -75,8 +76,6 @@ def test_closed_labels_come_with_a_belief(teacher: Completer, queries: list[Quer
 def test_greedy_text_equals_decoding_one_by_one(
     teacher: Completer, queries: list[Query], llama: Any, tokenizer: Any
 ) -> None:
-    from stillhouse.models.chat import prompt_ids
-
     got = answers(teacher, queries, Sampling(max_tokens=6))
     for query, (answer,) in zip(queries, got, strict=True):
         ids = prompt_ids(tokenizer, [query.messages])[0]
@@ -134,6 +133,64 @@ def test_too_long_a_query_fails_alone(
     assert "query long" in str(found[1])
     assert not isinstance(found[0], BaseException)
     assert not isinstance(found[2], BaseException)
+
+
+STRICT = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "<{{ m['role'] }}>{{ m['content'] }}<end>{% endfor %}<assistant>"
+)
+
+
+def test_a_chat_the_template_cannot_render_fails_alone(
+    llama_folder: Path, queries: list[Query]
+) -> None:
+    loaded = load_causal_lm(str(llama_folder), device="cpu")
+    loaded.tokenizer.chat_template = STRICT
+    user = queries[0].messages[-1]
+    odd = Query(id="odd-1", messages=(user, Message(role="tool", content="4"), user))
+    found = ask(HfCompleter(loaded, 8), [queries[0], odd, queries[1]], Sampling(labels=LABELS))
+    assert isinstance(found[1], TeacherError)
+    assert "query odd-1: " in str(found[1])
+    assert "no tools here" in str(found[1])
+    assert "\n" not in str(found[1])
+    assert not isinstance(found[0], BaseException)
+    assert not isinstance(found[2], BaseException)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(labels=LABELS), Sampling(max_tokens=6)])
+def test_a_text_student_reads_the_end_of_a_long_prompt(
+    llama_folder: Path, query: MakeQuery, sampling: Sampling
+) -> None:
+    """As in training: the head is lost, so two prompts that differ only there answer alike."""
+    student = open_student(llama_folder, TASK, "text", 4, "cpu")
+    tail = "so good, so bad, " * 40
+    asked = [query("a", "x" * 90 + tail), query("b", "y" * 400 + tail), query("c", "short")]
+    (long,), (longer,), (short,) = answers(student, asked, sampling)
+    answer = 7 if sampling.labels else 6  # "rotten" and its end token; the most that is written
+    assert long.prompt_tokens == longer.prompt_tokens == 512 - answer
+    assert (long.text, long.label_logprobs) == (longer.text, longer.label_logprobs)
+    assert short.prompt_tokens == len(
+        prompt_ids(load_causal_lm(str(llama_folder), device="cpu").tokenizer, [asked[2].messages])[
+            0
+        ]
+    )
+
+
+def test_a_text_student_is_cut_to_what_it_was_trained_on(
+    llama_folder: Path, query: MakeQuery
+) -> None:
+    """`model_max_length` is `student.max_tokens`; an answer never passes the model's positions."""
+    loaded = load_causal_lm(str(llama_folder), device="cpu")
+    loaded.tokenizer.model_max_length = 64
+    student = HfCompleter(loaded, 4, cuts=True)
+    ((answer,),) = answers(student, [query("a", "x" * 300)], Sampling(max_tokens=300))
+    assert answer.prompt_tokens == 63
+    loaded.model.config.max_position_embeddings = 64
+    ((answer,),) = answers(student, [query("a", "x" * 300)], Sampling(max_tokens=300))
+    assert answer.prompt_tokens == 32
+    assert answer.completion_tokens is not None
+    assert answer.completion_tokens <= 32
 
 
 def test_draws_follow_the_distribution() -> None:

@@ -18,9 +18,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from teacher_servers import error, openai_answer, serve
 
-from stillhouse.core.errors import BudgetError, RunFolderError, TeacherError, UserError
+from stillhouse.core.errors import (
+    BudgetError,
+    RunFolderError,
+    TeacherError,
+    UnanswerableQueryError,
+    UserError,
+)
 from stillhouse.core.recipe import Price, PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Message, Query
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
@@ -29,6 +34,7 @@ from stillhouse.teacher.ask import AskResult, ask
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.retry import TeacherFailure
 from stillhouse.teacher.store import AnswerStore, answer_key
+from teacher_servers import error, openai_answer, serve
 
 SAMPLING = Sampling(max_tokens=8)
 
@@ -201,6 +207,50 @@ def test_the_first_five_failing_alike_stop_the_run(tmp_path: Path) -> None:
     assert sum(completer.asked.values()) <= 6
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_queries_at_fault_themselves_do_not_stop_the_run(tmp_path: Path, local: bool) -> None:
+    def behave(query: Query) -> float | None:
+        if int(query.id[1:]) < 20:
+            if local:
+                raise UnanswerableQueryError("9000 prompt tokens exceed the model's 8192")
+            raise TeacherFailure("too_long", "maximum context length")
+        return None
+
+    for _ in range(2):  # and once all others are stored, starting again does not stop either
+        completer = Scripted(behave)
+        completer.info = replace(completer.info, local=local)
+        result = run(completer, tmp_path / "a.jsonl", queries(30))
+        assert len(result.failures) == 20
+        assert len(result.completions_by_query) == 10
+
+
+def test_a_server_that_finds_all_queries_too_long_is_left(tmp_path: Path) -> None:
+    def behave(query: Query) -> float | None:
+        raise TeacherFailure("too_long", "max_tokens and the prompt exceed the context length")
+
+    completer = Scripted(behave)
+    with pytest.raises(TeacherError, match="none of the first 50 queries"):
+        run(completer, tmp_path / "a.jsonl", queries(1000))
+    assert sum(completer.asked.values()) < 60
+
+
+def test_answers_of_no_use_stop_the_run_and_one_of_use_does_not(tmp_path: Path) -> None:
+    def problem_of(completion: Completion) -> str | None:
+        return None if completion.query_id in good else "is no label"
+
+    good = {"q7"}
+    result = run(Scripted(), tmp_path / "a.jsonl", queries(100), problem_of=problem_of)
+    assert len(result.completions_by_query) == 100
+    good = set()
+    completer = Scripted()
+    with pytest.raises(UserError, match=r"none of its 20 answers.*query q0: is no label"):
+        run(completer, tmp_path / "b.jsonl", queries(100), problem_of=problem_of)
+    assert sum(completer.asked.values()) <= 24
+    sampled = replace(SAMPLING, n=5)  # five samples of one query are not five answers
+    few = run(Scripted(), tmp_path / "c.jsonl", queries(19), sampled, problem_of=problem_of)
+    assert len(few.completions_by_query) == 19
+
+
 def test_failures_of_different_kinds_do_not_stop_the_run(tmp_path: Path) -> None:
     def behave(query: Query) -> float | None:
         number = int(query.id[1:])
@@ -341,7 +391,27 @@ def test_an_answer_of_unknown_cost_counts_at_its_worst(tmp_path: Path) -> None:
     completer = Scripted(lambda query: None)
     with pytest.raises(BudgetError):
         run(completer, tmp_path / "a.jsonl", queries(50), budget_usd=0.05, prices=PRICE)
-    assert len(completer.asked) <= 6
+    first = len(completer.asked)
+    assert first <= 6
+    with pytest.raises(BudgetError):  # starting again does not forget them
+        run(completer, tmp_path / "a.jsonl", queries(50), budget_usd=0.05, prices=PRICE)
+    assert len(completer.asked) == first
+
+
+def test_answers_without_a_budget_count_once_there_is_one(tmp_path: Path) -> None:
+    completer = Scripted(lambda query: None)
+    run(completer, tmp_path / "a.jsonl", queries(6), prices=PRICE)
+    with pytest.raises(BudgetError):
+        run(completer, tmp_path / "a.jsonl", queries(50), budget_usd=0.05, prices=PRICE)
+    assert len(completer.asked) == 6
+
+
+def test_what_answers_cost_does_not_depend_on_who_paid(tmp_path: Path) -> None:
+    completer = Scripted(lambda query: 0.5)
+    first = run(completer, tmp_path / "a.jsonl", queries(4))
+    second = run(completer, tmp_path / "a.jsonl", queries(6) + queries(6)[:1])
+    assert (first.usd, second.usd) == (2.0, 1.0)
+    assert sum(second.usd_by_key.values()) == 3.0
 
 
 def test_a_budget_needs_a_price(tmp_path: Path) -> None:
@@ -378,6 +448,29 @@ def test_sixty_four_requests_in_flight_over_http(tmp_path: Path) -> None:
     assert server.asked == Counter({f"text {i}": 1 for i in range(256)})
     assert len(result.completions_by_query) == 256
     assert seconds < 256 * 0.1 / 4  # one after the other would be 25.6 s
+
+
+def test_samples_paid_before_a_later_request_fails_are_kept(tmp_path: Path) -> None:
+    def third_fails(body: dict[str, Any], number: int) -> Any:
+        return error(400, "no") if number == 2 else openai_answer(f"sample {number}")
+
+    async def main(url: str) -> AskResult:
+        completer = open_teacher(teacher(url), PricesSection())
+        sampling = replace(SAMPLING, n=5, sampling_temperature=1.0)
+        with AnswerStore(tmp_path / "a.jsonl") as store:
+            try:
+                return await ask(completer, queries(1), sampling, store, concurrency=1)
+            finally:
+                await completer.aclose()
+
+    with serve(third_fails) as server:  # it ignores n, which only its first answer shows
+        first = asyncio.run(main(server.url))
+        assert [c.text for c in first.completions_by_query["q0"]] == ["sample 0", "sample 1"]
+        assert len(first.failures) == 1
+        second = asyncio.run(main(server.url))
+    assert len(second.completions_by_query["q0"]) == 5
+    assert len(server.bodies) == 6
+    assert [body["seed"] for body in server.bodies] == [0, 1, 2, 2, 3, 4]
 
 
 def test_a_flaky_server_answers_every_query_in_the_end(tmp_path: Path) -> None:

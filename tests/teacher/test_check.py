@@ -40,7 +40,7 @@ def answered(answers: Sequence[str | list[str] | None]) -> AskResult:
             Completion(query_id=f"q{i}", text=text, model="m", revision="r", sample=s)
             for s, text in enumerate(texts)
         )
-    return AskResult(found, tuple(failures), 0.0, 1.0, len(answers), 0)
+    return AskResult(found, tuple(failures), 0.0, 1.0, len(answers), 0, {})
 
 
 def check(

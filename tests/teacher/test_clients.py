@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from teacher_servers import KEY, Answer, Loopback, Truncated, error, openai_answer, serve
-from teacher_servers import anthropic_answer as claude
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import PricesSection, TeacherSection
@@ -18,6 +16,8 @@ from stillhouse.core.records import Completion, Message, Query
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.retry import TeacherFailure
+from teacher_servers import KEY, Answer, Loopback, Truncated, error, openai_answer, serve
+from teacher_servers import anthropic_answer as claude
 
 QUERY = Query(
     id="q1",
@@ -262,11 +262,25 @@ def test_the_token_limit_goes_by_the_name_the_server_knows() -> None:
     assert result.body["max_completion_tokens"] == 9
 
 
-def test_a_400_about_the_content_is_a_failure_not_a_parameter() -> None:
-    text = "This model's maximum context length is 8192 tokens; reduce the messages or max_tokens."
+@pytest.mark.parametrize(
+    ("text", "code", "reason"),
+    [
+        (
+            "This model's maximum context length is 8192 tokens; reduce messages or max_tokens.",
+            None,
+            "too_long",
+        ),
+        ("Input too large", "context_length_exceeded", "too_long"),
+        ("The prompt triggered a filter", "content_filter", "content"),
+        ("No such thing", None, "bad_request"),
+    ],
+)
+def test_a_400_about_the_content_is_a_failure_not_a_parameter(
+    text: str, code: str | None, reason: str
+) -> None:
     with pytest.raises(TeacherFailure) as caught:
-        ask_once(lambda body, number: error(400, text))
-    assert caught.value.reason == "bad_request"
+        ask_once(lambda body, number: error(400, text, code=code))
+    assert caught.value.reason == reason
     assert not caught.value.fatal
 
 
@@ -469,14 +483,17 @@ def test_a_missing_default_key_names_its_variable(
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://[", "http://h:x"])
 def test_a_base_url_that_is_none(url: str) -> None:
-    with pytest.raises(UserError, match=r"teacher\.base_url"):
-        open_teacher(TeacherSection(model="openai-compatible:m", base_url=url), PricesSection())
+    section = TeacherSection.model_construct(model="openai-compatible:m", base_url=url)
+    with pytest.raises(UserError, match=r"teacher\.base_url") as caught:
+        open_teacher(section, PricesSection())
+    assert "(got" not in str(caught.value)
 
 
 def test_the_revision_names_the_server_without_credentials() -> None:
     async def main(url: str) -> str:
         completer = open_teacher(
-            TeacherSection(model="openai-compatible:m", base_url=url), PricesSection()
+            TeacherSection.model_construct(model="openai-compatible:m", base_url=url),
+            PricesSection(),
         )
         await completer.aclose()
         return completer.info.revision

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.core.errors import DataError, RunFolderError
+from stillhouse.core.recipe import Price, PricesSection
 from stillhouse.core.records import Completion, Message, Query
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.store import AnswerKey, AnswerStore, answer_key
@@ -62,9 +63,47 @@ def test_the_key_is_what_an_answer_depends_on() -> None:
         answer_key(INFO, query("hello"), replace(SAMPLING, logprobs=20)),
         answer_key(INFO, query("hello"), replace(SAMPLING, labels=("a", "b"))),
         answer_key(INFO, query("hello"), replace(SAMPLING, json_schema={"type": "object"})),
-        answer_key(INFO, query("hello"), replace(SAMPLING, seed=1)),
     ):
         assert other != key
+
+
+def test_the_seed_is_in_the_key_only_where_a_draw_depends_on_it() -> None:
+    def key(info: ModelInfo, temperature: float, seed: int) -> AnswerKey:
+        sampling = Sampling(sampling_temperature=temperature, seed=seed)
+        return answer_key(info, query("hello"), sampling)
+
+    assert key(INFO, 0.0, 1) == key(INFO, 0.0, 2)
+    assert key(INFO, 1.0, 1) != key(INFO, 1.0, 2)
+    unseeded = replace(INFO, takes_seed=False)
+    assert key(unseeded, 1.0, 1) == key(unseeded, 1.0, 2)
+
+
+def test_answers_of_unknown_cost_count_at_their_worst_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    prices = PricesSection()
+    known, unknown, free = (answer_key(INFO, query(text), SAMPLING) for text in "abc")
+    with AnswerStore(path) as store:
+        asyncio.run(store.put(known, [completion("x", cost_usd=0.25)], 1.0))
+        asyncio.run(store.put(unknown, [completion("x"), completion("y")], 1.0))
+        asyncio.run(store.put(free, [completion("x")]))
+        assert store.paid_usd == 1.25
+    with AnswerStore(path) as store:
+        assert store.paid_usd == 1.25
+        assert store.usd_of(known, 1, prices) == 0.25
+        assert store.usd_of(unknown, 1, prices) == 0.5
+        assert store.usd_of(unknown, 2, prices) == 1.0
+        assert store.usd_of(free, 1, prices) == 0.0
+
+
+def test_answers_asked_before_their_price_was_known_cost_todays_price(tmp_path: Path) -> None:
+    key = answer_key(INFO, query("a"), SAMPLING)
+    prices = PricesSection(models={"m": Price(input_usd_per_mtok=1, output_usd_per_mtok=2)})
+    with AnswerStore(tmp_path / "a.jsonl") as store:
+        put_one = completion("x", prompt_tokens=1000, completion_tokens=500)
+        asyncio.run(store.put(key, [put_one]))
+        assert (store.paid_usd, store.unpriced_usd(PricesSection())) == (0.0, 0.0)
+        assert store.unpriced_usd(prices) == pytest.approx(0.002)
+        assert store.usd_of(key, 1, prices) == pytest.approx(0.002)
 
 
 def test_further_samples_are_numbered_on(tmp_path: Path) -> None:

@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 from progress_lines import Lines
-from teacher_servers import KEY, error, openai_answer, serve
 
-from stillhouse.core.errors import DataError, MissingExtraError, TeacherError, UserError
+from stillhouse.core.errors import (
+    BudgetError,
+    DataError,
+    MissingExtraError,
+    TeacherError,
+    UserError,
+)
 from stillhouse.core.jsonl import read_json, read_records, write_records
 from stillhouse.core.recipe import PricesSection, Recipe, TeacherSection
 from stillhouse.core.records import Completion, LabelledQuery, Query, Rejection
@@ -21,8 +26,14 @@ from stillhouse.core.split import tune_check_split
 from stillhouse.models.completer import ModelInfo
 from stillhouse.models.fake import FakeCompleter, keyword_belief
 from stillhouse.teacher import build
-from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
+from stillhouse.teacher.build import (
+    LOCAL_WINDOW,
+    open_teacher,
+    queries_in_flight,
+    teacher_sampling,
+)
 from stillhouse.teacher.stage import run_ask, run_check
+from teacher_servers import KEY, error, openai_answer, serve
 
 Stage = Callable[..., Outcome]
 CLASSIFY: Mapping[str, Any] = {"kind": "classification", "labels": ["good", "bad"]}
@@ -97,7 +108,8 @@ def local(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Local models are doubles that know one word; how they were opened is kept."""
     opened: list[tuple[Any, ...]] = []
 
-    def open_hf_teacher(source: str, batch_size: int, device: str) -> FakeCompleter:
+    def open_hf_teacher(source: str, batch_size: int, device: str, *, plain: bool) -> FakeCompleter:
+        assert not plain
         opened.append((source, batch_size, device))
         return FakeCompleter(
             name=source, belief=keyword_belief(("good", "bad"), {"lovely": "good", "awful": "bad"})
@@ -145,10 +157,11 @@ def test_equal_runs_have_equal_files_and_a_second_start_asks_nothing(place: Plac
             hashes.append(hash_folder(place.root / "run_ask"))
             del hashes[-1]["timings.json"]
         assert hashes[0] == hashes[1]
-        assert outcome.cost_usd == 0.0
+        # What the answers cost, also where another start paid for them.
+        assert outcome.cost_usd == pytest.approx(16 * 280 / 1e6)
         assert max(server.asked.values()) == 1
     timings = place.json(run_ask, "timings.json")
-    assert (timings["asked"], timings["reused"]) == (0, 16)
+    assert (timings["asked"], timings["reused"], timings["usd"]) == (0, 16, 0.0)
     assert timings["queries_per_second"] is None
     assert timings["usd_of_answers"] == pytest.approx(16 * 280 / 1e6)
 
@@ -260,10 +273,12 @@ def test_what_the_check_asked_is_not_asked_again(place: Place) -> None:
             for q in read_records(folder / "labelled.jsonl", LabelledQuery)
         ]
         write_records(folder / "queries.jsonl", both)
-        place.run(run_check, r)
-        place.run(run_ask, r)
+        checked = place.run(run_check, r)
+        asked = place.run(run_ask, r)
         assert max(server.asked.values()) == 1
         assert len(server.bodies) == 22
+        assert checked.cost_usd == pytest.approx(10 * 280 / 1e6)
+        assert asked.cost_usd == pytest.approx(12 * 280 / 1e6)  # no answer is on two bills
     assert len(place.completions()) == 22
 
 
@@ -329,7 +344,7 @@ def test_sampling_of_other_tasks() -> None:
 
 def test_queries_in_flight() -> None:
     section = TeacherSection(model="embedded", batch_size=4, concurrency=3)
-    assert queries_in_flight(section, WHITE) == 32
+    assert queries_in_flight(section, WHITE) == 4 * LOCAL_WINDOW
     assert queries_in_flight(section, OPEN) == 3
 
 
@@ -341,3 +356,29 @@ def test_a_missing_extra_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> 
     for model, extra in (("embedded", "train"), ("hf:x", "train"), ("gguf:x.gguf", "gguf")):
         with pytest.raises(MissingExtraError, match=rf"{model}.*\[{extra}\]"):
             open_teacher(TeacherSection(model=model), PricesSection())
+
+
+def test_a_run_that_was_stopped_is_billed_whole(place: Place) -> None:
+    with serve(smart) as server:
+        teacher = {"model": "openai:gpt-4.1", "base_url": server.url + "/v1", "concurrency": 1}
+        r = recipe(teacher | {"budget_usd": 0.004})
+        traffic(place.root / "traffic", r)
+        with pytest.raises(BudgetError):
+            place.run(run_ask, r)
+        assert 0 < len(server.bodies) < 12
+        outcome = place.run(run_ask, recipe(teacher))
+        assert len(server.bodies) == 12
+    assert outcome.cost_usd == pytest.approx(12 * 280 / 1e6)
+
+
+def test_answers_of_no_use_stop_the_asking_early(place: Place) -> None:
+    with serve(lambda body, number: openai_answer("", refusal="I cannot.")) as server:
+        r = recipe({"model": "openai:gpt-4.1", "base_url": server.url + "/v1", "concurrency": 4})
+        traffic(place.root / "traffic", r, queries=200)
+        with pytest.raises(UserError, match=r"none of its 20 answers .* query q0: refused"):
+            place.run(run_ask, r)
+        asked = len(server.bodies)
+        assert 20 <= asked <= 24
+        with pytest.raises(UserError, match="answers can be used"):
+            place.run(run_ask, r)
+        assert len(server.bodies) == asked  # what is known to be futile is not paid for again

@@ -71,7 +71,11 @@ def test_the_files_and_the_summary(tmp_path: Path, sets: dict[str, str]) -> None
     work = tmp_path / "work"
     outcome = run(recipe(tmp_path, **sets), work)
     queries = list(read_records(work / "queries.jsonl", Query))
-    assert [q.last_user_text for q in queries] == [f"R: text {i}" for i in (0, 3, 4, 5, 6, 7, 8, 9)]
+    assert [q.last_user_text for q in queries] == [
+        *(f"R: text {i}" for i in (0, 3, 4, 5, 6, 7, 8, 9)),
+        "R: text 2",  # the labelled queries come last
+        "R: other",
+    ]
     golden = list(read_records(work / "golden.jsonl", LabelledQuery))
     assert [(q.last_user_text, q.reference) for q in golden] == [
         ("R: text 1", "fresh"),
@@ -94,7 +98,7 @@ def test_the_files_and_the_summary(tmp_path: Path, sets: dict[str, str]) -> None
         "in_golden": 1,
         "in_labelled": 1,
         "over_limit": 0,
-        "queries": 8,
+        "queries": 10,
         "labelled": 2,
         "labelled_duplicates": 1,
         "labelled_contradictions": 1,
@@ -188,3 +192,34 @@ def test_a_labelled_set_that_is_all_golden_is_an_error(
 ) -> None:
     with pytest.raises(DataError, match="in the golden set"):
         run(recipe(tmp_path, golden=sets["golden"], labelled=sets["golden"]), tmp_path / "work")
+
+
+LONG = "a film that never finds its way out of the first act and does not seem to mind at all"
+
+
+@pytest.mark.parametrize(
+    ("golden", "labelled", "dropped"),
+    [
+        ("Great movie!", "great  movie", 1),
+        (LONG, LONG + " really", 1),
+        ("Great movie!", "great music", 0),
+    ],
+)
+def test_the_teacher_is_not_tuned_on_near_copies_of_the_golden_set(
+    tmp_path: Path, sets: dict[str, str], golden: str, labelled: str, dropped: int
+) -> None:
+    write(
+        tmp_path / "golden.jsonl",
+        [{"text": golden, "label": "fresh"}, {"text": "elsewhere", "label": "rotten"}],
+    )
+    write(
+        tmp_path / "labelled.jsonl",
+        [
+            {"text": labelled, "label": "fresh"},
+            {"text": "unlike", "label": "rotten"},
+            {"text": "another", "label": "fresh"},
+        ],
+    )
+    outcome = run(recipe(tmp_path, **sets), tmp_path / "work")
+    assert outcome.summary["labelled_in_golden"] == dropped
+    assert outcome.summary["labelled"] == 3 - dropped

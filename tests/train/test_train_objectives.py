@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import byte_bpe, review_examples, tiny_bert, tiny_llama, wordpiece
 from transformers import BertForSequenceClassification, TrainerCallback
 
 from stillhouse.core.errors import RecipeError, UserError
@@ -24,8 +23,9 @@ from stillhouse.train.objectives import (
     token_logits,
 )
 from stillhouse.train.planning import check_recipe
-from stillhouse.train.schedule import plan_schedule, training_arguments
+from stillhouse.train.schedule import eval_batch, plan_schedule, training_arguments
 from stillhouse.train.trainer import DistillationTrainer
+from tiny_models import byte_bpe, review_examples, tiny_bert, tiny_llama, wordpiece
 
 TASK = ClassificationTask(kind="classification", labels=("positive", "negative"))
 
@@ -176,6 +176,50 @@ def test_held_out_is_zero_divergence_from_oneself() -> None:
     assert abs(own.divergence.item()) < 1e-5
     assert own.items == (batch["labels"] != -100).sum()
     assert alone.divergence == alone.cross_entropy == own.cross_entropy > 0
+
+
+@pytest.mark.parametrize(("student_rows", "teacher_rows"), [(12, 0), (0, 12)])
+def test_heads_padded_to_unequal_widths_are_compared_over_the_shared_ids(
+    student_rows: int, teacher_rows: int
+) -> None:
+    """Rows that belong to no token change nothing, whichever of the two has more of them."""
+    tokenizer = byte_bpe()
+    batch = Collator(tokenizer.pad_token_id)(_text_rows(4).items)
+
+    def pair(student_more: int, teacher_more: int) -> tuple[Any, Any]:
+        found = []
+        for layers, more in ((4, student_more), (2, teacher_more)):
+            model = tiny_llama(tokenizer, layers)
+            model.resize_token_embeddings(len(tokenizer) + more, mean_resizing=False)
+            with torch.no_grad():
+                model.get_output_embeddings().weight[len(tokenizer) :] = 3.0
+            found.append(model)
+        return found[0], found[1]
+
+    def measured(student: Any, teacher: Any) -> tuple[float, list[float]]:
+        objective = TextObjective(0.5, 2.0, teacher)
+        loss = objective.loss(student, batch, num_items=7)
+        loss.backward()
+        with torch.no_grad():
+            return loss.item(), [part.item() for part in objective.held_out(student, batch)]
+
+    wanted_loss, wanted = measured(*pair(0, 0))
+    loss, found = measured(*pair(student_rows, teacher_rows))
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("head", "micro", "wanted"), [("text", 2, 2), ("text", None, 8), ("label", 2, 2)]
+)
+def test_a_held_out_pass_holds_no_more_than_a_training_pass(
+    head: str, micro: int | None, wanted: int
+) -> None:
+    section = TrainSection(batch_size=8, micro_batch_size=micro)
+    schedule = plan_schedule(100, section.batch_size, section.micro_batch_size, 1, 1)
+    assert eval_batch(section, schedule, head) == wanted
+    free = TrainSection(batch_size=8)
+    assert eval_batch(free, plan_schedule(100, 8, None, 1, 1), "label") == 64
 
 
 def test_missing_beliefs_name_both_ways_out() -> None:

@@ -23,6 +23,7 @@ from stillhouse.core.errors import DataError, StillhouseError, UserError
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import hash_folder
+from stillhouse.train.history import Report
 from stillhouse.train.stage import run_train
 
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
@@ -188,11 +189,51 @@ def kill_run(recipe: Recipe, stage: str, inputs: Path, work: Path, death: str) -
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
+def test_a_head_has_its_own_rate_on_the_same_schedule(
+    encoder_folder: Path, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, float]] = []
+
+    def on_step_begin(self: Report, args: Any, state: Any, control: Any, **more: Any) -> Any:
+        names = {id(weight): name for name, weight in more["model"].named_parameters()}
+        rates = {
+            names[id(weight)]: group["lr"]
+            for group in more["optimizer"].param_groups
+            for weight in group["params"]
+        }
+        assert set(rates) == set(names.values()), "each weight is in one group"
+        seen.append(rates)
+        return control
+
+    monkeypatch.setattr(Report, "on_step_begin", on_step_begin)
+    recipe = recipe_for(
+        str(encoder_folder), learning_rate=1e-4, head_learning_rate=5e-3, warmup_ratio=0.25
+    )
+    run_train(recipe, dataset_folder, None, tmp_path, Silent())
+    body, head = [], []
+    for rates in seen:
+        own = {rate for name, rate in rates.items() if name.split(".")[-2] == "classifier"}
+        rest = {r for n, r in rates.items() if "classifier" not in n and "pooler" not in n}
+        assert len(own) == len(rest) == 1
+        head += own
+        body += rest
+    assert max(body) == pytest.approx(1e-4)
+    assert max(head) == pytest.approx(5e-3)
+    assert body[0] == head[0] == 0
+    assert body[-1] < body[len(body) // 2] < max(body)
+    assert head == pytest.approx([50 * rate for rate in body])
+    assert read(tmp_path / "train.json")["head_learning_rate"] == 5e-3
+
+
+@pytest.mark.parametrize("rates", [{}, {"learning_rate": 1e-3, "head_learning_rate": 1e-2}])
 def test_a_killed_run_ends_with_the_same_bytes(
-    encoder_folder: Path, dataset_folder: Path, tmp_path: Path
+    encoder_folder: Path, dataset_folder: Path, tmp_path: Path, rates: dict[str, float]
 ) -> None:
     recipe = recipe_for(
-        str(encoder_folder), student={"layers": 2, "vocabulary": "task"}, micro_batch_size=4
+        str(encoder_folder),
+        student={"layers": 2, "vocabulary": "task"},
+        micro_batch_size=4,
+        **rates,
     )
     run_train(recipe, dataset_folder, None, tmp_path / "whole", Silent())
     work = tmp_path / "killed" / "train"

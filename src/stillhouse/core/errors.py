@@ -51,6 +51,10 @@ class TeacherError(StillhouseError):
     """A teacher could not answer, after all retries."""
 
 
+class UnanswerableQueryError(TeacherError):
+    """A query's own input is at fault (too long for the model): says nothing of other queries."""
+
+
 class BudgetError(StillhouseError):
     """Asking on would cross the budget in USD."""
 

@@ -6,6 +6,7 @@ own section and nothing else.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -59,6 +60,9 @@ class TuneSection(Section):
 class TeacherSection(Section):
     """Who answers."""
 
+    # What is refused is not repeated: a key may have been pasted in its place.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     model: str = Field(description=f"One of: {TEACHER_FORMS}.")
     base_url: str | None = Field(
         default=None, description="Server of an openai-compatible teacher."
@@ -91,6 +95,28 @@ class TeacherSection(Section):
     tune: TuneSection | None = Field(
         default=None, description="Tune a local teacher on the labelled set first."
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret_in_url(cls, url: str | None) -> str | None:
+        # The URL is stored with the run; a password or a key in it would be too.
+        if url is not None and any(mark in url for mark in "@?#"):
+            raise ValueError(
+                "must hold no user, password, query or fragment; name the key's environment "
+                "variable in api_key_env"
+            )
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError("is not an http or https URL; write it as http://HOST:PORT/v1")
+        return url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _names_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is None:
+            raise ValueError(
+                "must be the name of an environment variable, as OPENAI_API_KEY is, never the key"
+            )
+        return name
 
     @field_validator("model")
     @classmethod
@@ -216,6 +242,11 @@ class TrainSection(Section):
     epochs: float = Field(default=3.0, gt=0)
     learning_rate: float | None = Field(
         default=None, gt=0, description="null: 2e-5 for full fine-tuning, 2e-4 for LoRA."
+    )
+    head_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="Rate of a label student's new head, which starts from nothing; null: the same.",
     )
     lora: LoraSection | None = Field(default=None, description="Adapters instead of full training.")
     batch_size: int = Field(default=32, ge=1, description="Examples per optimizer step.")

@@ -61,7 +61,12 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        location = [str(part) for part in first["loc"] if part not in _TASK_KINDS]
+        location = [
+            str(part)
+            for index, part in enumerate(first["loc"])
+            # The task's kind is no key: pydantic puts it where it chose among the kinds.
+            if not (index == 1 and first["loc"][0] == "task" and part in _TASK_KINDS)
+        ]
         field = ".".join(location) or where
         if first["type"] == "extra_forbidden":
             known = known_keys(first["loc"][:-1])
@@ -69,8 +74,18 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
             action = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             raise RecipeError(field, f"unknown key in {where}", action=action) from None
         message = first["msg"].removeprefix("Value error, ")
-        value = None if isinstance(first.get("input"), dict) else first.get("input")
+        value = first.get("input")
+        if isinstance(value, dict) or _may_hold_secret(first["loc"]):
+            value = None
         raise RecipeError(field, message, value=value, action=f"mend it in {where}") from None
+
+
+# A key pasted here by mistake must not be shown again.
+_UNSHOWN = (("teacher", "api_key_env"), ("teacher", "base_url"))
+
+
+def _may_hold_secret(location: Sequence[str | int]) -> bool:
+    return tuple(location[:2]) in _UNSHOWN
 
 
 _TASK_KINDS = ("classification", "extraction", "generation")
@@ -115,14 +130,19 @@ def _override(raw: dict[str, Any], item: str) -> None:
     try:
         parsed = yaml.safe_load(value)
     except Exception:  # PyYAML lets through what its constructors raise (bad dates, tags)
-        raise RecipeError(f"--set {key}", "the value is not valid YAML", value=value) from None
+        raise RecipeError(
+            f"--set {key}",
+            "the value is not valid YAML",
+            value=None if _may_hold_secret(parts) else value,
+        ) from None
     node = raw
     for part in parts[:-1]:
         child = node.get(part)
         if child is None:
             child = node[part] = {}
         if not isinstance(child, dict):
-            raise RecipeError(f"--set {key}", f"{part} is not a section", value=child)
+            shown = None if _may_hold_secret(parts) else child
+            raise RecipeError(f"--set {key}", f"{part} is not a section", value=shown)
         node = child
     node[parts[-1]] = parsed
 

@@ -1,17 +1,20 @@
 """Deterministic splits: by seed and content alone, the same on every machine and in any order.
 
-Knows ids and group names; does not know what is being split.
+Knows ids, group names and texts; does not know what a split is for.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
-from stillhouse.core.records import LabelledQuery, message_key
+from stillhouse.core.duplicates import bare, groups_of
+from stillhouse.core.records import LabelledQuery, Query
 
 T = TypeVar("T")
+# Fixed, so that all who split a labelled set see the same groups.
+NEAR: Final = 0.8
 
 
 class Split(NamedTuple, Generic[T]):
@@ -64,7 +67,19 @@ def split_by_group(items: Sequence[T], groups: Sequence[str], share: float, seed
 def tune_check_split(
     queries: Sequence[LabelledQuery], check_fraction: float, seed: int
 ) -> Split[LabelledQuery]:
-    """The labelled set as (tune, check): equal texts stay on one side."""
-    return split_by_group(
-        queries, [message_key(query.messages) for query in queries], check_fraction, seed
-    )
+    """The labelled set as (tune, check): equal and nearly equal texts stay on one side."""
+    return split_by_group(queries, near_groups(queries), check_fraction, seed)
+
+
+def near_groups(queries: Sequence[Query]) -> list[str]:
+    """A group id for each query; those that ask nearly the same share one.
+
+    Case, white space and punctuation do not tell texts apart. Where all are nearly the same, only
+    equal ones are grouped: two groups are needed to split at all.
+    """
+    texts = [
+        bare("\n".join(m.content for m in query.messages if m.role not in ("system", "developer")))
+        for query in queries
+    ]
+    groups = groups_of(texts, NEAR)
+    return groups if len(set(groups)) > 1 else groups_of(texts, 1.0)

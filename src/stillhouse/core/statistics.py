@@ -24,6 +24,7 @@ from stillhouse.core.bootstrap import (
     Groups,
     Indices,
     bootstrap_ratio,
+    group_ids,
     resample,
     tail_of,
 )
@@ -238,7 +239,8 @@ def non_inferiority(
     Non-inferior when the lower bound at `confidence` lies above -margin: an inferior student passes
     with probability at most about 1 - confidence. Independent 0/1 scores: Tango's score bound
     (1998), which holds its error rate where a Wald bound does not, few discordant pairs included.
-    Other scores or groups: the BCa bootstrap over pairs.
+    Other scores or groups: the BCa bootstrap over pairs, and a second bound beside it where scores
+    are 0/1 or the bootstrap has no width (`_guard`); the lower of both counts.
 
     Raises:
         ValueError: empty, non-finite or unpaired scores, a margin outside (0, 1), or a confidence
@@ -253,6 +255,10 @@ def non_inferiority(
     difference = paired_difference(
         x, y, 2 * confidence - 1, resamples=resamples, seed=seed, groups=groups
     )
+    if not score:
+        z = float(ndtri(confidence))
+        guard = _guard(x, y, z, groups, binary=_binary(x) and _binary(y), found=difference)
+        difference = difference.model_copy(update={"low": min(difference.low, guard)})
     return NonInferiority(
         non_inferior=difference.low > -margin,
         difference=difference,
@@ -262,15 +268,39 @@ def non_inferiority(
     )
 
 
+def _guard(
+    x: Floats, y: Floats, z: float, groups: Groups | None, *, binary: bool, found: Interval
+) -> float:
+    """A lower bound of mean(x) - mean(y) where the bootstrap cannot see what it did not draw.
+
+    Few or no discordant groups give a bootstrap with little or no width, however few groups there
+    are. 0/1 scores: Tango's bound at the shares seen and the effective number of samples
+    n^2 / sum_g n_g^2 (Kish 1965): the variance is right if samples of one group always agree, and
+    else too large. Other scores: the same for a bootstrap without width, as if no pair were
+    discordant.
+    """
+    sizes = np.bincount(group_ids(groups, len(x)))
+    effective = float(len(x)) ** 2 / float((sizes.astype(np.float64) ** 2).sum())
+    if binary:
+        only_x, only_y = float((x > y).mean()), float((y > x).mean())
+        return _tango_low(only_x * effective, only_y * effective, effective, z)
+    if found.high > found.low:
+        return found.low
+    return max(-1.0, found.estimate + _tango_low(0.0, 0.0, effective, z))
+
+
 def _tango(a: Floats, b: Floats, z: float) -> Interval:
     n, only_a, only_b = len(a), int((a > b).sum()), int((b > a).sum())
+    low, high = _tango_low(only_a, only_b, n, z), -_tango_low(only_b, only_a, n, z)
+    return _interval(Bounds((only_a - only_b) / n, low, high), n)
+
+
+def _tango_low(only_a: float, only_b: float, n: float, z: float) -> float:
     estimate = (only_a - only_b) / n
-    low = _bisect(lambda d: tango_score(only_a, only_b, n, d) <= z, -1.0, estimate)
-    high = -_bisect(lambda d: tango_score(only_b, only_a, n, d) <= z, -1.0, -estimate)
-    return _interval(Bounds(estimate, low, high), n)
+    return _bisect(lambda d: tango_score(only_a, only_b, n, d) <= z, -1.0, estimate)
 
 
-def tango_score(only_a: int, only_b: int, n: int, difference: float) -> float:
+def tango_score(only_a: float, only_b: float, n: float, difference: float) -> float:
     """Score statistic of H0: P(a) - P(b) = difference, for paired 0/1 samples (Tango 1998).
 
     (x - y - n d) / sqrt(n (2 q + d (1 - d)))   with x, y the discordant counts and q the

@@ -58,10 +58,11 @@ class TaskBase(BaseModel):
         return (Message(role="system", content=self.system), user)
 
     def input_text(self, query: Query) -> str:
-        """The part of the query that varies: the text in the prompt's slot, else the last message.
+        """What a label student and the linear baseline read: `varying_text`."""
+        return self.varying_text(query)
 
-        A label student reads this; the instruction around it is the same for all queries.
-        """
+    def last_text(self, query: Query) -> str:
+        """The last message without the prompt around it, where it has that form."""
         content = query.last_user_text
         head, tail = self.prompt.split(TEXT_SLOT)
         if len(content) >= len(head) + len(tail) and content.startswith(head):
@@ -72,11 +73,11 @@ class TaskBase(BaseModel):
     def varying_text(self, query: Query) -> str:
         """All of the chat that varies between queries: earlier turns, then the input text.
 
-        System messages are left out. Equal texts ask the same thing; similar ones are
-        near-duplicates.
+        System messages and the instruction around the text are left out. Equal texts ask the same
+        thing, and look the same to a label student; similar ones are near-duplicates.
         """
         earlier = [m.content for m in query.messages[:-1] if m.role not in ("system", "developer")]
-        return "\n".join([*earlier, self.input_text(query)])
+        return "\n".join([*earlier, self.last_text(query)])
 
 
 class ClassificationTask(TaskBase):

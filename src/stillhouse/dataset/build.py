@@ -10,21 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from stillhouse.core.answers import agreed
 from stillhouse.core.beliefs import class_probabilities
+from stillhouse.core.duplicates import groups_of, normalised, repeats
 from stillhouse.core.recipe import DatasetSection
 from stillhouse.core.records import Completion, Example, LabelledQuery, Message, Query, Rejection
 from stillhouse.core.split import Split, split_by_group
 from stillhouse.core.tasks import ClassificationTask, GenerationTask, Task
 from stillhouse.dataset.checks import check_completion
 from stillhouse.dataset.contamination import Decontaminated, decontaminate
-from stillhouse.dataset.duplicates import groups_of, normalised, repeats
 
 
 class Judged(NamedTuple):
     """Examples of the queries that have an accepted answer, and all rejections.
 
     `completions` counts all answers, `accepted_completions` those that passed the checks;
-    `examples` holds the first that passed, of each query.
+    `examples` holds, of each query, the answer that most of those agree on.
     """
 
     examples: list[Example]
@@ -49,19 +50,25 @@ class Dataset(NamedTuple):
         """All of them: failures and rejected answers, then golden texts, then repeats."""
         return [*self.judged.rejections, *self.contamination.rejections, *self.repeated]
 
-    def split(self, share: float, seed: int) -> Split[Example]:
-        """(train, held-out), by group; `share` is of all examples.
+    @property
+    def free(self) -> list[Example]:
+        """Those that may be held out: with no true answer in their group.
 
-        Examples with a true answer, and their groups, are never held out: that part shows how well
-        the student follows the teacher.
-
-        Raises:
-            ValueError: there is no example without a true answer.
+        The held-out part shows how well the student follows the teacher.
         """
         pinned = {example.group for example in self.examples if example.reference is not None}
-        free = [example for example in self.examples if example.group not in pinned]
-        part = share * len(self.examples) / len(free) if free else share
-        split = split_by_group(free, [example.group for example in free], part, seed)
+        return [example for example in self.examples if example.group not in pinned]
+
+    def split(self, share: float, seed: int) -> Split[Example]:
+        """(train, held-out), by group; `share` is of the `free` examples.
+
+        A share of all would leave little unlabelled traffic to train on where most is labelled.
+
+        Raises:
+            ValueError: there is no free example.
+        """
+        free = self.free
+        split = split_by_group(free, [example.group for example in free], share, seed)
         held_out = {example.id for example in split.second}
         return Split([e for e in self.examples if e.id not in held_out], split.second)
 
@@ -76,6 +83,7 @@ def build_dataset(
     failures: Sequence[Rejection] = (),
     labelled: Sequence[LabelledQuery] = (),
     golden: Sequence[LabelledQuery] = (),
+    beliefs: bool = False,
 ) -> Dataset:
     """Make the examples; see the module.
 
@@ -89,6 +97,8 @@ def build_dataset(
         labelled: the labelled set; where its queries are in the traffic, their true answers are
             what the student learns (not for generation: people's style is not the teacher's).
         golden: the golden set.
+        beliefs: whether training needs class probabilities. Where most examples have them, those
+            without are rejected; where most have none, it is the recipe that does not fit.
     """
     truth = (
         {}
@@ -104,6 +114,8 @@ def build_dataset(
         failures=failures,
         truth=truth,
     )
+    if beliefs:
+        judged = _with_beliefs(judged)
     clean = decontaminate(task, judged.examples, golden, labelled, section.near_duplicate)
     grouped = _with_groups(task, clean.examples, section.near_duplicate)
     kept, repeated = _without_repeats(task, grouped, section.near_duplicate)
@@ -120,7 +132,7 @@ def judge(
     failures: Sequence[Rejection] = (),
     truth: Mapping[str, str] | None = None,
 ) -> Judged:
-    """Run the checks over all answers; the first accepted sample of a query makes its example.
+    """Run the checks over all answers; what a query's accepted samples agree on is its example.
 
     Where `truth` has the query's true answer, the example holds that; its class probabilities are
     the teacher's all the same.
@@ -140,7 +152,7 @@ def judge(
                     messages=query.messages,
                 )
             )
-        accepted = False
+        accepted: dict[int, _Accepted] = {}
         for completion in samples:
             seen += 1
             verdict = check_completion(task, query, completion, section)
@@ -148,27 +160,51 @@ def judge(
                 rejections.append(verdict)
                 continue
             accepted_count += 1
-            if accepted:
-                continue
-            accepted = True
-            reference = (truth or {}).get(query.id)
-            text = verdict.text if reference is None else reference
-            examples.append(
-                Example(
-                    id=query.id,
-                    messages=(*query.messages, Message(role="assistant", content=text)),
-                    task=query.task or task.name,
-                    group="",
-                    teacher=completion.model,
-                    teacher_revision=completion.revision,
-                    label=text if isinstance(task, ClassificationTask) else None,
-                    reference=reference,
-                    label_probabilities=class_probabilities(task, samples, signals)
-                    if isinstance(task, ClassificationTask)
-                    else None,
-                )
+            accepted[completion.sample] = _Accepted(completion, verdict.text)
+        chosen = agreed(task, [one.completion for one in accepted.values()])
+        if chosen is None:
+            continue
+        reference = (truth or {}).get(query.id)
+        text = accepted[chosen.sample].text if reference is None else reference
+        examples.append(
+            Example(
+                id=query.id,
+                messages=(*query.messages, Message(role="assistant", content=text)),
+                task=query.task or task.name,
+                group="",
+                teacher=chosen.model,
+                teacher_revision=chosen.revision,
+                label=text if isinstance(task, ClassificationTask) else None,
+                reference=reference,
+                label_probabilities=class_probabilities(task, samples, signals)
+                if isinstance(task, ClassificationTask)
+                else None,
             )
+        )
     return Judged(examples, rejections, seen, accepted_count)
+
+
+class _Accepted(NamedTuple):
+    completion: Completion
+    text: str
+
+
+def _with_beliefs(judged: Judged) -> Judged:
+    """Reject the examples without class probabilities, unless most are."""
+    kept = [e for e in judged.examples if e.label_probabilities is not None]
+    if 2 * len(kept) <= len(judged.examples):
+        return judged
+    rejections = [
+        Rejection(
+            query_id=example.id,
+            reason="no_belief",
+            detail="no class probabilities can be read from its answers, train.alpha needs them",
+            messages=example.messages,
+        )
+        for example in judged.examples
+        if example.label_probabilities is None
+    ]
+    return judged._replace(examples=kept, rejections=[*judged.rejections, *rejections])
 
 
 def _with_groups(task: Task, examples: Sequence[Example], threshold: float) -> list[Example]:

@@ -187,7 +187,7 @@ def echo(answer: Answer) -> str | None:
         return None
     said = _words(answer.text)
     asked = _words(answer.query.last_user_text)
-    text = _words(answer.task.input_text(answer.query))
+    text = _words(answer.task.last_text(answer.query))
     if said in (asked, text):
         return "is the input"
     if len(asked) >= ECHO_WORDS and said[: len(asked)] == asked:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from stillhouse.core.duplicates import matches
 from stillhouse.core.records import Example, LabelledQuery, Query, Rejection
 from stillhouse.core.tasks import Task
-from stillhouse.dataset.duplicates import matches
 
 REASON: Final = "contamination_golden"
 

@@ -27,8 +27,8 @@ def run_dataset(
     """Build the dataset and write it; see the module.
 
     Raises:
-        DataError: fewer than `dataset.min_examples` accepted examples, or all of one class. The
-            rejections are written all the same.
+        DataError: fewer than `dataset.min_examples` accepted examples, all of one class, or none
+            that may be held out. The rejections are written all the same.
     """
     queries = list(read_records(traffic_dir / "queries.jsonl", Query))
     completions = _completions(ask_dir / "completions.jsonl", {query.id for query in queries})
@@ -44,6 +44,7 @@ def run_dataset(
             failures=failures,
             labelled=_labelled(traffic_dir / "labelled.jsonl"),
             golden=_labelled(traffic_dir / "golden.jsonl"),
+            beliefs=needs_beliefs(recipe),
         )
         bar.advance(len(dataset.examples))
     rejections_path = work / "rejections.jsonl"
@@ -58,6 +59,11 @@ def run_dataset(
     write_json(work / "dataset.json", report)
     keys = ("queries", "examples", "train", "held_out", "acceptance", "rejections", "contamination")
     return Outcome(summary={key: report[key] for key in keys})
+
+
+def needs_beliefs(recipe: Recipe) -> bool:
+    """Whether the student's training needs the teacher's class probabilities."""
+    return recipe.train.alpha > 0 and recipe.student.head == "label"
 
 
 def _completions(path: Path, known: set[str]) -> dict[str, list[Completion]]:
@@ -92,14 +98,21 @@ def _usable(recipe: Recipe, queries: int, dataset: Dataset, rejections: Path) ->
             value=labels.pop(),
             action="check that the traffic holds all classes and that the teacher tells them apart",
         )
+    if not dataset.free:
+        raise DataError(
+            "dataset",
+            f"all {count} accepted examples are of the labelled set, or nearly equal to one of it: "
+            "none can be held out",
+            action="give traffic beyond the labelled set, or traffic.use_labelled: false",
+        )
 
 
 def _splits_are_usable(recipe: Recipe, dataset: Dataset, split: Split[Example]) -> None:
     if not split.second:
         raise DataError(
             "dataset",
-            f"all {len(dataset.examples)} examples are near-duplicates of each other: none can be "
-            "held out",
+            f"all {len(dataset.free)} examples without a true answer are near-duplicates of each "
+            "other: none can be held out",
             action="give more varied traffic, or raise dataset.near_duplicate",
         )
     labels = {example.label for example in split.first}

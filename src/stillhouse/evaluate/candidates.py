@@ -16,6 +16,7 @@ from typing import Final, Literal, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from stillhouse.core.answers import agreed
 from stillhouse.core.beliefs import class_probabilities
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import read_records, write_records
@@ -131,8 +132,8 @@ def _at_most(items: list[Item], recipe: Recipe) -> list[Item]:
 def answers_of(task: Task, samples: Sequence[Sequence[Completion]], signals: str) -> Answers:
     """Answers and beliefs from each query's completions.
 
-    Where a query was asked several times, the answer is the label most samples name (the first
-    named among equals); texts have no majority, so the first sample counts.
+    Where a query was asked several times, the answer is the one that most samples give. Where none
+    can be read, it is the first sample's text, which scores 0.
     """
     texts = tuple(_answer(task, completions) for completions in samples)
     if not isinstance(task, ClassificationTask):
@@ -141,11 +142,8 @@ def answers_of(task: Task, samples: Sequence[Sequence[Completion]], signals: str
 
 
 def _answer(task: Task, completions: Sequence[Completion]) -> str:
-    first = min(completions, key=lambda c: c.sample).text
-    if len(completions) == 1 or not isinstance(task, ClassificationTask):
-        return first
-    votes = [str(v) for c in completions if (v := task.parse(c.text).value) is not None]
-    return max(votes, key=votes.count) if votes else first
+    chosen = agreed(task, completions) or min(completions, key=lambda c: c.sample)
+    return chosen.text
 
 
 def _stack(task: Task, rows: Sequence[Sequence[float] | None]) -> Floats | None:
@@ -223,7 +221,7 @@ def fit_baselines(recipe: Recipe, run: RunFolder) -> dict[str, Baseline]:
     if not train:
         raise RunFolderError(f"{run.stage('dataset')}/train.jsonl: no example has a label")
     answers = [e.label for e in train if e.label is not None]
-    texts = [task.input_text(e.to_query()) for e in train]
+    texts = [task.varying_text(e.to_query()) for e in train]
     return {
         MAJORITY: MajorityBaseline(task.labels, answers),
         TFIDF: TfidfBaseline(task.labels, texts, answers, recipe.seed),
@@ -233,5 +231,5 @@ def fit_baselines(recipe: Recipe, run: RunFolder) -> dict[str, Baseline]:
 def baseline_answers(task: Task, baseline: Baseline, queries: Sequence[Query]) -> Answers:
     """What a baseline says to a set: its most probable label."""
     assert isinstance(task, ClassificationTask), "baselines know closed labels only"
-    probabilities = baseline.predict_probabilities([task.input_text(q) for q in queries])
+    probabilities = baseline.predict_probabilities([task.varying_text(q) for q in queries])
     return Answers(tuple(task.labels[i] for i in probabilities.argmax(axis=1)), probabilities)

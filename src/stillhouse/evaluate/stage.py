@@ -222,7 +222,7 @@ def _predictions(
             Prediction(
                 set=judged.name,
                 id=query.id,
-                text=recipe.task.input_text(query),
+                text=recipe.task.varying_text(query),
                 reference=judged.references[index],
                 answers={name: answers.texts[index] for name, answers in everyone.items()},
                 probabilities=beliefs,

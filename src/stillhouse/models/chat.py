@@ -55,6 +55,19 @@ def answer_text(tokenizer: Any, answer: str) -> str:
     return answer if has_template(tokenizer) else f" {answer}"
 
 
+def each_prompt_ids(
+    tokenizer: Any, chats: Sequence[Sequence[Message]]
+) -> list[list[int] | UserError]:
+    """`prompt_ids`, with its error in the place of a chat that the template cannot render."""
+    found: list[list[int] | UserError] = []
+    for messages in chats:
+        try:
+            found += prompt_ids(tokenizer, [messages])
+        except UserError as error:
+            found.append(error)
+    return found
+
+
 def prompt_ids(tokenizer: Any, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
     """Token ids of each prompt, not padded, never cut."""
     texts = [prompt_text(tokenizer, messages) for messages in chats]

@@ -37,7 +37,8 @@ class ModelInfo:
     """What is known of a model before it is asked.
 
     `parameters` counts all weights (tied weights once); `None` where only the provider knows.
-    `size_bytes` is the size of its weights on disk.
+    `size_bytes` is the size of its weights on disk. `takes_seed` says whether its draws depend on
+    `Sampling.seed`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelInfo:
     gives_label_logprobs: bool = False
     gives_logprobs: bool = False
     local: bool = False
+    takes_seed: bool = True
     notes: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from stillhouse.core.errors import TeacherError, UserError
+from stillhouse.core.errors import TeacherError, UnanswerableQueryError, UserError
 from stillhouse.core.optional import require
 from stillhouse.core.records import Completion, FinishReason, Query, TokenLogprob
 from stillhouse.core.runfolder import hash_file
@@ -231,7 +231,8 @@ def _checked(query_id: str, ask: Any, request: Mapping[str, object]) -> dict[str
     if "error" in answer:
         problem = answer["error"]
         message = problem.get("message", problem) if isinstance(problem, dict) else problem
-        raise TeacherError(f"query {query_id}: llama.cpp: {message}")
+        kind = UnanswerableQueryError if "context size" in str(message) else TeacherError
+        raise kind(f"query {query_id}: llama.cpp: {message}")
     return answer
 
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
-from stillhouse.core.errors import TeacherError
+from stillhouse.core.errors import UnanswerableQueryError, UserError
 from stillhouse.core.records import Completion, FinishReason, Query, TokenLogprob
 from stillhouse.models.batching import Answer, BatchingCompleter, Call
-from stillhouse.models.chat import end_ids, prompt_ids
+from stillhouse.models.chat import each_prompt_ids, end_ids
 from stillhouse.models.completer import Completer, ModelInfo, Sampling, draw_seed
+from stillhouse.models.hf_classifier import ClassifierTeacher
 from stillhouse.models.label_likelihood import LabelScorer
-from stillhouse.models.loading import Loaded, load_causal_lm
+from stillhouse.models.loading import Loaded, holds_classifier, load_causal_lm, load_classifier
 from stillhouse.models.quiet import quiet_transformers
 from stillhouse.models.seeded_sampling import SeededSampler, Step
 
@@ -41,11 +42,14 @@ def open_hf_teacher(
 ) -> Completer:
     """Load `embedded`, `hf:ID_OR_PATH` or a folder, ready to be asked.
 
-    `plain` asks without the chat template; see `load_causal_lm`.
+    A sequence classifier reads the last user message as it is (`ClassifierTeacher`); all else is a
+    language model. `plain` asks that without the chat template; see `load_causal_lm`.
 
     Raises:
         UserError: it cannot be loaded.
     """
+    if holds_classifier(source):
+        return ClassifierTeacher(load_classifier(source, device=device), batch_size)
     return HfCompleter(load_causal_lm(source, device=device, plain=plain), batch_size)
 
 
@@ -55,11 +59,15 @@ class HfCompleter(BatchingCompleter):
     A query closed to labels and asked once, greedily, is answered from label likelihoods: the text
     is the likeliest label. All else is generated; a draw depends on seed, query id and sample, not
     on the batch. `json_schema` is not enforced: the task's check rejects what does not fit.
+
+    A prompt that does not fit fails alone. With `cuts` it loses its head instead, as it did in a
+    student's training (`train.batches.encode_chats`): no prompt is longer than the tokenizer's
+    `model_max_length` less one token of the answer.
     """
 
-    def __init__(self, loaded: Loaded, batch_size: int) -> None:
+    def __init__(self, loaded: Loaded, batch_size: int, *, cuts: bool = False) -> None:
         super().__init__(batch_size)
-        self._loaded = loaded
+        self._loaded, self._cuts = loaded, cuts
         # Of its own: a fast tokenizer must not be used by two threads at a time.
         self._measuring = copy.deepcopy(loaded.tokenizer)
         self._scorers: dict[tuple[str, ...], LabelScorer] = {}
@@ -84,20 +92,29 @@ class HfCompleter(BatchingCompleter):
         )
 
     def length_of(self, query: Query) -> int:
-        """Tokens of the prompt."""
-        return len(prompt_ids(self._measuring, [query.messages])[0])
+        """Tokens of the prompt; characters where there is none."""
+        prompt = each_prompt_ids(self._measuring, [query.messages])[0]
+        return super().length_of(query) if isinstance(prompt, UserError) else len(prompt)
 
     def run_batch(self, calls: Sequence[Call]) -> Sequence[Answer]:
         """Answer a batch, each kind of call in one go."""
-        prompts = prompt_ids(self._loaded.tokenizer, [call.query.messages for call in calls])
+        chats = [call.query.messages for call in calls]
+        prompts: list[list[int]] = [[] for _ in calls]
         answers: list[Answer] = [()] * len(calls)
         groups: dict[_Kind, list[int]] = {}
-        for index, call in enumerate(calls):
-            problem = self._too_long(prompts[index], call.sampling)
+        for index, prompt in enumerate(each_prompt_ids(self._loaded.tokenizer, chats)):
+            name, kind = calls[index].query.id, _kind(calls[index].sampling)
+            if isinstance(prompt, UserError):
+                answers[index] = UnanswerableQueryError(f"query {name}: {prompt}")
+                continue
+            if self._cuts:
+                prompt = prompt[-self._room(kind) :]
+            problem = self._too_long(prompt, kind)
             if problem is not None:
-                answers[index] = TeacherError(f"query {call.query.id}: {problem}")
+                answers[index] = UnanswerableQueryError(f"query {name}: {problem}")
             else:
-                groups.setdefault(_kind(call.sampling), []).append(index)
+                prompts[index] = prompt
+                groups.setdefault(kind, []).append(index)
         for kind, members in groups.items():
             run = self._classify if _closed(kind) else self._generate
             chosen = run(kind, [calls[i] for i in members], [prompts[i] for i in members])
@@ -105,20 +122,45 @@ class HfCompleter(BatchingCompleter):
                 answers[index] = answer
         return answers
 
-    def _too_long(self, prompt: Sequence[int], sampling: Sampling) -> str | None:
-        limit = getattr(self._loaded.model.config, "max_position_embeddings", None)
-        room = 1 if _closed(_kind(sampling)) else sampling.max_tokens
+    def _positions(self) -> int | None:
+        limit: int | None = getattr(self._loaded.model.config, "max_position_embeddings", None)
+        return limit
+
+    def _room(self, kind: _Kind) -> int:
+        """Most prompt tokens of a model that cuts: what leaves room for the answer.
+
+        A long answer takes at most half of the model's positions; `_longest_answer` is what is then
+        left for it. Depends on the kind of call only, never on what shares its batch.
+        """
+        trained = int(self._loaded.tokenizer.model_max_length)
+        positions = self._positions() or trained
+        if _closed(kind):
+            longest = max(len(sequence) for sequence in self._scorer(kind.labels).sequences)
+            return max(1, min(trained, positions) - longest)
+        return max(1, min(trained - 1, positions - min(kind.max_tokens, positions // 2)))
+
+    def _longest_answer(self, kind: _Kind) -> int:
+        positions = self._positions()
+        if positions is None or not self._cuts:
+            return kind.max_tokens
+        return max(1, min(kind.max_tokens, positions - self._room(kind)))
+
+    def _too_long(self, prompt: Sequence[int], kind: _Kind) -> str | None:
+        limit = self._positions()
+        room = 1 if _closed(kind) else self._longest_answer(kind)
         if limit is None or len(prompt) + room <= limit:
             return None
         return f"{len(prompt)} prompt tokens and {room} to answer exceed the model's {limit}"
 
+    def _scorer(self, labels: tuple[str, ...]) -> LabelScorer:
+        if labels not in self._scorers:
+            self._scorers[labels] = LabelScorer(self._loaded.model, self._loaded.tokenizer, labels)
+        return self._scorers[labels]
+
     def _classify(
         self, kind: _Kind, calls: Sequence[Call], prompts: list[list[int]]
     ) -> list[Sequence[Completion]]:
-        scorer = self._scorers.get(kind.labels)
-        if scorer is None:
-            scorer = LabelScorer(self._loaded.model, self._loaded.tokenizer, kind.labels)
-            self._scorers[kind.labels] = scorer
+        scorer = self._scorer(kind.labels)
         log_p = scorer.score_ids(prompts)  # [B, C]
         best, rows = log_p.argmax(-1).tolist(), log_p.tolist()
         return [
@@ -179,7 +221,7 @@ class HfCompleter(BatchingCompleter):
         ids = torch.tensor([[*[pad] * (longest - len(p)), *p] for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=kind.max_tokens,
+            max_new_tokens=self._longest_answer(kind),
             do_sample=False,
             pad_token_id=pad,
             eos_token_id=self._ends or None,

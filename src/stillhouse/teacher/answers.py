@@ -54,14 +54,17 @@ def require_usable(task: Task, model: str, completions: Iterable[Completion]) ->
         count += 1
     if first is None:
         return
-    completion, problem = first
+    raise none_usable(model, count, *first)
+
+
+def none_usable(model: str, count: int, first: Completion, problem: str) -> UserError:
+    """The error of a teacher none of whose `count` answers can be used."""
     action = "say in task.system or task.prompt exactly what to answer"
-    if completion.finish_reason == "length":
+    if first.finish_reason == "length":
         action = "raise teacher.max_tokens: the model may be thinking before it answers"
-    raise UserError(
+    return UserError(
         f"teacher.model {model}",
-        f"none of its {count} answers can be used; the first, to query {completion.query_id}: "
-        f"{problem}",
-        value=completion.text[:80],
+        f"none of its {count} answers can be used; the first, to query {first.query_id}: {problem}",
+        value=first.text[:80],
         action=action,
     )

@@ -67,7 +67,12 @@ class AnthropicCompleter:
         notes = dict.fromkeys(sorted(self._without), "refused by the model, so left out")
         if self._thinking:
             notes["thinking"] = f"set to {_THINKING[self._thinking] or 'low effort'}"
-        return ModelInfo(name=self._settings.model, revision=self._settings.revision, notes=notes)
+        return ModelInfo(
+            name=self._settings.model,
+            revision=self._settings.revision,
+            takes_seed=False,
+            notes=notes,
+        )
 
     async def complete(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
         """Answer one query; see `Completer`."""

@@ -83,7 +83,6 @@ def api_settings(
         raise UserError(
             "teacher.base_url",
             "is not an http or https URL",
-            value=base_url,
             action="write it as http://HOST:PORT/v1",
         )
     return ApiSettings(

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from stillhouse.core.errors import StillhouseError, TeacherError
+from stillhouse.core.errors import StillhouseError, TeacherError, UnanswerableQueryError
 from stillhouse.core.progress import Progress, Silent, Ticker
 from stillhouse.core.recipe import PricesSection
 from stillhouse.core.records import Completion, Query, Rejection
 from stillhouse.models.completer import Completer, Sampling
+from stillhouse.teacher.answers import none_usable
 from stillhouse.teacher.budget import Budget
-from stillhouse.teacher.retry import TeacherFailure
+from stillhouse.teacher.retry import INPUT_REASONS, TeacherFailure
 from stillhouse.teacher.store import AnswerKey, AnswerStore, answer_key
 
 FIRST_FAILURES: Final = 5
 LATER_FAILURES: Final = 50
+FIRST_UNUSABLE: Final = 20
+# A local model costs nothing and answers the longest queries first, which are no fair sample.
+FIRST_UNUSABLE_LOCAL: Final = 200
 NO_ANSWER: Final = "no_answer"
 
 
@@ -32,6 +36,8 @@ class AskResult(NamedTuple):
 
     `completions_by_query` follows the order of the queries and leaves out those without an answer.
     `asked` and `reused` count queries; `usd` is what was paid now, `seconds` how long it took.
+    `usd_by_key` is what all answers used cost, whenever they were paid, at its worst where not
+    known; each distinct chat once.
     """
 
     completions_by_query: Mapping[str, tuple[Completion, ...]]
@@ -40,6 +46,7 @@ class AskResult(NamedTuple):
     seconds: float
     asked: int
     reused: int
+    usd_by_key: Mapping[AnswerKey, float]
 
 
 @dataclass(slots=True)
@@ -52,11 +59,14 @@ class _Run:
     budget: Budget
     waiting: Iterator[tuple[AnswerKey, Query]]
     ticker: Ticker
+    reused: int
     failures: dict[AnswerKey, str] = field(default_factory=dict)
     usd: float = 0.0
     successes: int = 0
     failed_in_a_row: list[str] = field(default_factory=list)
     stopped_by: StillhouseError | None = None
+    problem_of: Callable[[Completion], str | None] | None = None  # None once one was usable
+    unusable: dict[str, Completion] = field(default_factory=dict)  # by query
 
 
 async def ask(
@@ -70,6 +80,7 @@ async def ask(
     prices: PricesSection | None = None,
     progress: Progress | None = None,
     title: str = "asking the teacher",
+    problem_of: Callable[[Completion], str | None] | None = None,
 ) -> AskResult:
     """Answer every query `sampling.n` times, from the store where it can be.
 
@@ -86,10 +97,13 @@ async def ask(
         prices: the recipe's price overrides.
         progress: where the bar goes.
         title: of the bar.
+        problem_of: why an answer cannot be used; asking stops where none of the first
+            `FIRST_UNUSABLE` can.
 
     Raises:
         BudgetError: asking on would cross the budget; answers in flight are waited for and kept.
-        UserError: a budget is set, and the price of the teacher is not known.
+        UserError: a budget is set, and the price of the teacher is not known; or none of the
+            first answers can be used.
         TeacherError: the key is refused, the account is empty, the model is unknown, or the teacher
             fails query after query.
         RunFolderError: the store cannot be written.
@@ -97,7 +111,11 @@ async def ask(
     if concurrency < 1:
         raise ValueError(f"concurrency: must be at least 1 (got {concurrency})")
     started = time.perf_counter()
-    budget = Budget(budget_usd, store.paid_usd, completer.info, prices or PricesSection())
+    prices = prices or PricesSection()
+    spent = store.paid_usd
+    if budget_usd is not None and not completer.info.local:
+        spent += store.unpriced_usd(prices)
+    budget = Budget(budget_usd, spent, completer.info, prices)
     keys = [answer_key(completer.info, query, sampling) for query in queries]
     open_chats: dict[AnswerKey, Query] = {}
     for key, query in zip(keys, queries, strict=True):
@@ -105,7 +123,18 @@ async def ask(
             open_chats.setdefault(key, query)
     if open_chats:
         with (progress or Silent()).bar(title, len(open_chats), "queries") as ticker:
-            run = _Run(completer, sampling, store, budget, iter(open_chats.items()), ticker)
+            run = _Run(
+                completer,
+                sampling,
+                store,
+                budget,
+                iter(open_chats.items()),
+                ticker,
+                reused=len(set(keys)) - len(open_chats),
+                problem_of=problem_of,
+            )
+            for key in dict.fromkeys(keys):
+                _look_at(run, store.get(key))
             await _work_off(run, min(concurrency, len(open_chats)))
         failures, usd = run.failures, run.usd
     else:
@@ -133,6 +162,9 @@ async def ask(
         seconds=time.perf_counter() - started,
         asked=len(open_chats),
         reused=len(queries) - len(open_chats),
+        usd_by_key={}
+        if completer.info.local
+        else {key: store.usd_of(key, sampling.n, prices) for key in keys},
     )
 
 
@@ -171,6 +203,10 @@ async def _answer(run: _Run, key: AnswerKey, query: Query) -> None:
             return
         # One sample a request where a server gives no more: each is kept before the next is paid.
         once: int = getattr(run.completer, "samples_per_request", missing)
+        # A completer that can ask once alone does: what one request brings is kept before the next.
+        complete: Callable[[Query, Sampling], Awaitable[Sequence[Completion]]] = getattr(
+            run.completer, "complete_once", run.completer.complete
+        )
         sampling = replace(run.sampling, n=min(missing, once), seed=run.sampling.seed + have)
         worst = run.budget.worst_usd(query, sampling, requests=sampling.n)
         try:
@@ -183,16 +219,47 @@ async def _answer(run: _Run, key: AnswerKey, query: Query) -> None:
             return
         paid: float | None = 0.0
         try:
-            completions = await run.completer.complete(query, sampling)
+            completions = await complete(query, sampling)
             costs = [completion.cost_usd for completion in completions]
             paid = None if None in costs else sum(cost for cost in costs if cost is not None)
-            await run.store.put(key, completions)
-            run.usd += paid or 0.0
+            await run.store.put(key, completions, worst)
+            run.usd += worst if paid is None else paid
+            _look_at(run, completions)
         except TeacherError as error:
             _count_failure(run, key, error)
             return
         finally:
             await run.budget.settle(worst, paid)
+
+
+def _look_at(run: _Run, completions: Sequence[Completion]) -> None:
+    """Stop the run where all answers so far are of no use: more would be no better."""
+    if run.problem_of is None:
+        return
+    for completion in completions:
+        if run.problem_of(completion) is None:
+            run.problem_of = None
+            return
+        run.unusable.setdefault(completion.query_id, completion)
+    info = run.completer.info
+    if len(run.unusable) >= (FIRST_UNUSABLE_LOCAL if info.local else FIRST_UNUSABLE):
+        first = next(iter(run.unusable.values()))
+        run.stopped_by = run.stopped_by or none_usable(
+            info.name, len(run.unusable), first, run.problem_of(first) or ""
+        )
+
+
+def _count_input_failure(run: _Run, error: TeacherError) -> None:
+    """A query's own fault counts only where a server took none of very many.
+
+    A local model answers the longest first: those it cannot read come before all others.
+    """
+    if run.completer.info.local or run.successes or run.reused:
+        return
+    if len(run.failures) >= LATER_FAILURES:
+        run.stopped_by = run.stopped_by or TeacherError(
+            f"none of the first {len(run.failures)} queries could be answered; the last: {error}"
+        )
 
 
 def _count_failure(run: _Run, key: AnswerKey, error: TeacherError) -> None:
@@ -202,6 +269,9 @@ def _count_failure(run: _Run, key: AnswerKey, error: TeacherError) -> None:
         run.stopped_by = run.stopped_by or error
         return
     reason = error.reason if isinstance(error, TeacherFailure) else type(error).__name__
+    if isinstance(error, UnanswerableQueryError) or reason in INPUT_REASONS:
+        _count_input_failure(run, error)
+        return
     if run.failed_in_a_row and run.failed_in_a_row[-1] != reason:
         run.failed_in_a_row.clear()
     run.failed_in_a_row.append(reason)

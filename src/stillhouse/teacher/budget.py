@@ -39,13 +39,14 @@ class Budget:
         self, limit_usd: float | None, spent_usd: float, info: ModelInfo, prices: PricesSection
     ) -> None:
         self._limit = None if info.local else limit_usd
+        self._priced = not info.local and model_price(prices, info.name) is not None
         self._model = info.name
         self._prices = prices
         self._reserved = 0.0
         self._in_flight = 0
         self._freed = asyncio.Condition()
         self.spent_usd = spent_usd
-        if self._limit is not None and model_price(prices, info.name) is None:
+        if self._limit is not None and not self._priced:
             raise UserError(
                 "teacher.budget_usd",
                 f"cannot be kept: the price of {info.name} is not known",
@@ -54,8 +55,8 @@ class Budget:
             )
 
     def worst_usd(self, query: Query, sampling: Sampling, requests: int = 1) -> float:
-        """The most that a query can cost, in USD; 0 without a limit."""
-        if self._limit is None:
+        """The most that a query can cost, in USD; 0 where no price is known."""
+        if not self._priced:
             return 0.0
         prompt = REQUEST_TOKENS + sum(
             MARKUP_TOKENS + len(message.content.encode("utf-8")) for message in query.messages

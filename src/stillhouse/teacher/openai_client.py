@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import openai
@@ -99,12 +100,18 @@ class OpenAICompleter:
         """Answer one query; see `Completer`. Token counts and cost are shared out over samples."""
         found: list[Completion] = []
         while len(found) < sampling.n:
-            wanted = min(sampling.n - len(found), self.samples_per_request)
-            answers = await self._request(query, sampling, wanted, sampling.seed + len(found))
-            if len(answers) < wanted:
-                self.samples_per_request = 1
-            found.extend(answers[:wanted])
+            missing = sampling.n - len(found)
+            more = replace(sampling, n=missing, seed=sampling.seed + len(found))
+            found.extend(await self.complete_once(query, more))
         return numbered(found)
+
+    async def complete_once(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
+        """The answers of one request, one to `sampling.n`: for callers that keep each at once."""
+        wanted = min(sampling.n, self.samples_per_request)
+        answers = await self._request(query, sampling, wanted, sampling.seed)
+        if len(answers) < wanted:
+            self.samples_per_request = 1
+        return numbered(answers[:wanted])
 
     async def aclose(self) -> None:
         """Close the connections."""

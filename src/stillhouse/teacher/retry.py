@@ -36,6 +36,16 @@ STATUS_REASONS: Final[Mapping[int, str]] = {
 }
 # No other query can fare better: the whole run stops at once.
 FATAL_REASONS: Final = frozenset({"auth", "quota", "not_found"})
+# One query's own fault: no other query need fare alike, so they say nothing of the teacher.
+INPUT_REASONS: Final = frozenset({"too_long", "content"})
+_TOO_LONG: Final = (
+    "context_length_exceeded",
+    "context length",
+    "context window",
+    "prompt is too long",
+    "exceed_context_size",
+)
+_CONTENT: Final = ("content_filter", "content_policy", "content management policy")
 _EMPTY_ACCOUNT: Final = ("insufficient_quota", "credit balance is too low", "billing_not_active")
 
 
@@ -90,6 +100,11 @@ def judge(error: Exception, now: float) -> Verdict:
             said = f"{error} {getattr(error, 'body', '')}"
             if any(word in said for word in _EMPTY_ACCOUNT):
                 return Verdict(False, "quota", None, status)
+            folded = said.casefold()
+            if status == 400 and any(word in folded for word in _TOO_LONG):
+                return Verdict(False, "too_long", None, status)
+            if status == 400 and any(word in folded for word in _CONTENT):
+                return Verdict(False, "content", None, status)
         headers: Mapping[str, str] = getattr(response, "headers", {})
         reason = STATUS_REASONS.get(status, "server" if status >= 500 else "bad_request")
         again = (status in AGAIN or status >= 500) and headers.get("x-should-retry") != "false"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,11 +23,11 @@ from stillhouse.core.records import Completion, LabelledQuery, Query
 from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import tune_check_split
 from stillhouse.models.completer import ModelInfo
-from stillhouse.teacher.answers import require_usable
+from stillhouse.teacher.answers import problem_of, require_usable
 from stillhouse.teacher.ask import AskResult, ask
 from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
 from stillhouse.teacher.check import check_teacher, has_truth
-from stillhouse.teacher.store import AnswerStore
+from stillhouse.teacher.store import AnswerStore, answer_key
 
 QUERIES: Final = "queries.jsonl"
 LABELLED: Final = "labelled.jsonl"
@@ -40,8 +41,16 @@ STORE_FILE: Final = "answers.jsonl"
 
 
 class _Asked(NamedTuple):
+    """`usd` is what the answers used cost, whenever they were paid: a killed run's too."""
+
     info: ModelInfo
     results: list[AskResult]
+    usd: float
+
+
+class _CheckSet(NamedTuple):
+    training: Sequence[LabelledQuery]
+    check: Sequence[LabelledQuery]
 
 
 def run_check(  # noqa: PLR0917 - one signature for all stages
@@ -64,20 +73,11 @@ def run_check(  # noqa: PLR0917 - one signature for all stages
     """
     path = traffic_dir / LABELLED
     if not path.exists() or not has_truth(recipe.task):
-        why = (
-            "there is no labelled set"
-            if not path.exists()
-            else "free text has no single true answer"
-        )
+        why = "free text has no single true answer" if path.exists() else "there is no labelled set"
         progress.say(f"teacher not checked: {why}")
         write_json(work / CHECK, {"skipped": why})
         return Outcome(summary={"skipped": why})
-    labelled = list(read_records(path, LabelledQuery))
-    training: Sequence[LabelledQuery] = ()
-    if tuned is not None and recipe.teacher.tune is not None:
-        training, labelled = tune_check_split(
-            labelled, recipe.teacher.tune.check_fraction, recipe.seed
-        )
+    training, labelled = _check_set(recipe, path, tuned)
     if not labelled:
         raise DataError(str(path), "holds no labelled query", action="add labelled queries")
     asked = asyncio.run(
@@ -102,7 +102,7 @@ def run_check(  # noqa: PLR0917 - one signature for all stages
             "accuracy": check.accuracy.estimate if check.accuracy else None,
             "baseline": check.baseline.accuracy.estimate if check.baseline else None,
         },
-        cost_usd=result.usd,
+        cost_usd=asked.usd,
     )
 
 
@@ -133,7 +133,11 @@ def run_ask(  # noqa: PLR0917 - one signature for all stages
     sets: dict[str, Sequence[Query]] = {"asking the teacher": queries}
     if (traffic_dir / GOLDEN).exists():
         sets["asking on the golden set"] = list(read_records(traffic_dir / GOLDEN, LabelledQuery))
-    asked = asyncio.run(_ask_all(recipe, tuned, store_path, sets, progress))
+    labelled = traffic_dir / LABELLED
+    checked: Sequence[Query] = ()
+    if labelled.exists() and has_truth(recipe.task):
+        checked = _check_set(recipe, labelled, tuned).check
+    asked = asyncio.run(_ask_all(recipe, tuned, store_path, sets, progress, checked))
     first = _flat(asked.results[0])
     require_usable(recipe.task, asked.info.name, first)
     write_records(work / COMPLETIONS, map(_lasting, first))
@@ -149,7 +153,6 @@ def run_ask(  # noqa: PLR0917 - one signature for all stages
         progress.say(
             f"teacher {asked.info.name}: no answer to {len(failures)} queries; see {FAILURES}"
         )
-    usd = sum(result.usd for result in asked.results)
     return Outcome(
         summary={
             "queries": len(queries),
@@ -158,24 +161,27 @@ def run_ask(  # noqa: PLR0917 - one signature for all stages
             "asked": timings["asked"],
             "reused": timings["reused"],
         },
-        cost_usd=usd,
+        cost_usd=asked.usd,
         measured=frozenset({TIMINGS}),
     )
 
 
-async def _ask_all(
+async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
     recipe: Recipe,
     tuned: Path | None,
     store_path: Path,
     sets: Mapping[str, Sequence[Query]],
     progress: Progress,
+    counted: Sequence[Query] = (),
 ) -> _Asked:
+    """Ask all sets; what answers to `counted` cost is on another stage's bill."""
     completer = open_teacher(recipe.teacher, recipe.prices, tuned)
     async with aclosing(completer):
         sampling = teacher_sampling(recipe, completer.info)
+        results: list[AskResult] = []
         with AnswerStore(store_path / STORE_FILE) as store:
-            results = [
-                await ask(
+            for title, queries in sets.items():
+                result = await ask(
                     completer,
                     queries,
                     sampling,
@@ -185,16 +191,27 @@ async def _ask_all(
                     prices=recipe.prices,
                     progress=progress,
                     title=title,
+                    problem_of=None if results else partial(problem_of, recipe.task),
                 )
-                for title, queries in sets.items()
-            ]
+                results.append(result)
         for result in results:
             if result.failures and not result.completions_by_query:
                 raise TeacherError(
                     f"no query got an answer from {completer.info.name}; the first: "
                     f"{result.failures[0].detail}"
                 )
-        return _Asked(completer.info, results)
+        usd_by_key = {key: usd for result in results for key, usd in result.usd_by_key.items()}
+        for query in counted:
+            usd_by_key.pop(answer_key(completer.info, query, sampling), None)
+        return _Asked(completer.info, results, sum(usd_by_key.values()))
+
+
+def _check_set(recipe: Recipe, labelled: Path, tuned: Path | None) -> _CheckSet:
+    """What the teacher is checked on, and what it was tuned on."""
+    queries = list(read_records(labelled, LabelledQuery))
+    if tuned is None or recipe.teacher.tune is None:
+        return _CheckSet((), queries)
+    return _CheckSet(*tune_check_split(queries, recipe.teacher.tune.check_fraction, recipe.seed))
 
 
 def _flat(result: AskResult) -> list[Completion]:
@@ -218,10 +235,11 @@ def _notes(info: ModelInfo) -> tuple[str, ...]:
 
 
 def _timings(asked: _Asked) -> dict[str, object]:
-    """What asking took. `usd` was paid now; `usd_of_answers` is what all answers used cost."""
+    """What asking took. `usd` was paid now; `usd_of_answers` is what all answers used cost, but
+    for those that the check asked, at its worst where the server did not say.
+    """
     completions = [completion for result in asked.results for completion in _flat(result)]
     latencies = [c.latency_ms for c in completions if c.latency_ms is not None]
-    costs = [c.cost_usd for c in completions if c.cost_usd is not None]
     seconds = sum(result.seconds for result in asked.results)
     count = sum(result.asked for result in asked.results)
     return {
@@ -231,7 +249,7 @@ def _timings(asked: _Asked) -> dict[str, object]:
         "seconds": seconds,
         "queries_per_second": count / seconds if count and seconds > 0 else None,
         "usd": sum(result.usd for result in asked.results),
-        "usd_of_answers": sum(costs) if len(costs) == len(completions) else None,
+        "usd_of_answers": asked.usd,
         "latency_p50_ms": float(np.percentile(latencies, 50)) if latencies else None,
         "latency_p95_ms": float(np.percentile(latencies, 95)) if latencies else None,
     }

@@ -1,8 +1,8 @@
 """The traffic stage: check all the user's files, then write the queries that the run works on.
 
 Writes queries.jsonl, labelled.jsonl and golden.jsonl (where the recipe has them), and
-rejections.jsonl with each query that was left out for its content. Knows exact texts only:
-near-duplicates are found by the dataset stage.
+rejections.jsonl with each query that was left out for its content. Near-duplicates of golden texts
+leave the labelled set here, since it tunes the teacher; all others are found by the dataset stage.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from stillhouse.core.duplicates import bare, matches
 from stillhouse.core.errors import DataError
 from stillhouse.core.jsonl import write_records
 from stillhouse.core.progress import Progress
@@ -63,12 +64,13 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
                 read_labelled(Path(section.labelled), task).queries,
                 task,
                 golden.queries if golden else (),
+                recipe.dataset.near_duplicate,
             )
             bar.advance()
         if labelled is not None and not labelled.queries:
             raise DataError(
                 section.labelled or "traffic.labelled",
-                "all labelled examples are in the golden set, which is never trained on",
+                "all labelled examples are in the golden set, or nearly, which is never trained on",
                 action="give two sets without common texts",
             )
     kept = keep_distinct(
@@ -108,14 +110,25 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
 
 
 def distinct(
-    queries: Sequence[LabelledQuery], task: Task, golden: Sequence[LabelledQuery] = ()
+    queries: Sequence[LabelledQuery],
+    task: Task,
+    golden: Sequence[LabelledQuery] = (),
+    near_duplicate: float = 1.0,
 ) -> LabelledSet:
-    """The set without repeated texts (the first stays) and without texts of the golden set."""
-    held_back = {task.varying_text(query).strip() for query in golden}
+    """The set without repeated texts (the first stays) and without texts of the golden set.
+
+    Case, white space and punctuation do not tell a text from a golden one, and neither does a
+    similarity of `near_duplicate`.
+    """
+    held_back = matches(
+        [bare(task.varying_text(query)) for query in queries],
+        [bare(task.varying_text(query)) for query in golden],
+        near_duplicate,
+    )
     first: dict[str, LabelledQuery] = {}
     in_golden = contradictions = 0
-    for query in queries:
-        if task.varying_text(query).strip() in held_back:
+    for index, query in enumerate(queries):
+        if index in held_back:
             in_golden += 1
             continue
         earlier = first.setdefault(message_key(query.messages), query)

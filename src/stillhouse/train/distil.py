@@ -32,7 +32,12 @@ from stillhouse.train.objectives import (
     TextObjective,
     check_one_tokenizer,
 )
-from stillhouse.train.schedule import plan_schedule, training_arguments, uses_bf16
+from stillhouse.train.schedule import (
+    eval_batch,
+    plan_schedule,
+    training_arguments,
+    uses_bf16,
+)
 from stillhouse.train.students import (
     Student,
     build_student,
@@ -118,11 +123,13 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
                 seed=seed,
                 device=device,
                 best_by=best_by,
+                eval_batch=eval_batch(section, schedule, student.head),
             ),
             collator=Collator(int(student.tokenizer.pad_token_id)),
             rows=train.rows,
             held_out=held_out.rows,
             callbacks=[EarlyStop(best_by, section.patience), Report(ticker)],
+            head_learning_rate=section.head_learning_rate if student.head == "label" else None,
         )
         fitted = fit(trainer, best_by, section.patience)
     model = model.cpu()
@@ -151,6 +158,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         "alpha": job.alpha,
         "distillation_temperature": section.distillation_temperature,
         "learning_rate": section.effective_learning_rate,
+        "head_learning_rate": section.head_learning_rate,
         "lora": None if section.lora is None else section.lora.model_dump(mode="json"),
         "precision": "bf16" if bf16 else "fp32",
         "device": device.type,

@@ -87,7 +87,12 @@ class LabelObjective:
 
 @dataclass(frozen=True, slots=True)
 class TextObjective:
-    """For a language model: completion tokens are the targets; the teacher, if any, reads along."""
+    """For a language model: completion tokens are the targets; the teacher, if any, reads along.
+
+    Models of one tokenizer may pad their heads to different widths (152,064 rows against 151,936
+    for 151,665 tokens, say). Both are then cut to the smaller, and each softmax is over the shared
+    ids alone: what is cut off belongs to no token.
+    """
 
     alpha: float
     distillation_temperature: float
@@ -97,10 +102,11 @@ class TextObjective:
         """See `Objective`."""
         positions, targets = next_tokens(batch["labels"])
         signal = self._signal(batch, positions) if self.alpha > 0 else None
+        shared = over_shared_ids(token_logits(model, batch, positions), signal)
         return soft_target_loss(
-            token_logits(model, batch, positions),
+            shared.student_logits,
             targets,
-            signal,
+            shared.signal,
             alpha=self.alpha,
             distillation_temperature=self.distillation_temperature,
             num_items=num_items,
@@ -110,7 +116,8 @@ class TextObjective:
         """See `Objective`."""
         positions, targets = next_tokens(batch["labels"])
         signal = self._signal(batch, positions)
-        return _sums(token_logits(model, batch, positions), targets, signal)
+        shared = over_shared_ids(token_logits(model, batch, positions), signal)
+        return _sums(shared.student_logits, targets, shared.signal)
 
     def _signal(self, batch: Batch, positions: Tensor) -> DenseSignal | None:
         if self.teacher is None:
@@ -118,6 +125,21 @@ class TextObjective:
         return live_token_signal(
             self.teacher, batch["input_ids"], batch["attention_mask"], positions
         )
+
+
+class Shared(NamedTuple):
+    """Student and teacher over the same ids."""
+
+    student_logits: Tensor  # [N, V]
+    signal: DenseSignal | None  # [N, V]
+
+
+def over_shared_ids(student_logits: Tensor, signal: DenseSignal | None) -> Shared:
+    """Cut the wider of the two heads to the ids that both have."""
+    if signal is None or signal.logits.shape[-1] == student_logits.shape[-1]:
+        return Shared(student_logits, signal)
+    width = min(signal.logits.shape[-1], student_logits.shape[-1])
+    return Shared(student_logits[..., :width], DenseSignal(signal.logits[..., :width]))
 
 
 class NextTokens(NamedTuple):

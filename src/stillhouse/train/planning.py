@@ -25,6 +25,15 @@ def check_recipe(recipe: Recipe) -> None:
             )
         return
     if recipe.student.head == "label":
+        if _reads_nothing(recipe):
+            raise RecipeError(
+                "teacher.signals",
+                f"the likelihoods of a local teacher are read at sampling_temperature: 0 and "
+                f"samples: 1, not with teacher.signals: {recipe.teacher.signals} at "
+                f"{recipe.teacher.sampling_temperature:g} and {recipe.teacher.samples}",
+                action="leave teacher.samples and teacher.sampling_temperature out, or count "
+                "votes: signals: samples with samples: 5 and sampling_temperature: 1",
+            )
         if _blind(recipe):
             raise RecipeError(
                 "train.alpha",
@@ -54,5 +63,15 @@ def check_recipe(recipe: Recipe) -> None:
 
 def _blind(recipe: Recipe) -> bool:
     """Whether the teacher shows no belief over labels."""
-    signals = recipe.teacher.signals
-    return signals == "none" or (recipe.teacher.kind == "anthropic" and signals != "samples")
+    teacher = recipe.teacher
+    if teacher.kind != "anthropic":
+        return teacher.signals == "none"
+    votes = teacher.samples >= 2 and teacher.sampling_temperature > 0
+    return not (votes and teacher.signals in ("auto", "samples"))
+
+
+def _reads_nothing(recipe: Recipe) -> bool:
+    """Whether a local teacher would be sampled where its likelihoods are wanted."""
+    teacher = recipe.teacher
+    sampled = teacher.samples > 1 or teacher.sampling_temperature > 0
+    return teacher.local and teacher.signals in ("auto", "logprobs") and sampled

@@ -17,6 +17,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import TrainSection
 
 LOGS_PER_EVAL: Final = 10
+EVAL_BATCH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,14 @@ def plan_schedule(
     )
 
 
+def eval_batch(section: TrainSection, schedule: Schedule, head: str) -> int:
+    """Examples per held-out forward pass: for text, and wherever the recipe bounds a forward pass,
+    as many as in training, since what fits there fits here; else what is fast."""
+    if head == "text" or section.micro_batch_size is not None:
+        return schedule.micro_batch
+    return EVAL_BATCH
+
+
 def uses_bf16(precision: str, device: torch.device) -> bool:
     """Whether forward passes run in bfloat16; weights and optimizer stay float32.
 
@@ -77,7 +86,7 @@ def training_arguments(
     seed: int,
     device: torch.device,
     best_by: str | None,
-    eval_batch: int = 64,
+    eval_batch: int = EVAL_BATCH,
     **more: Any,
 ) -> TrainingArguments:
     """transformers' arguments.

@@ -24,6 +24,7 @@ from stillhouse.train.objectives import Objective
 DIVERGENCE: Final = "held_out_divergence"
 CROSS_ENTROPY: Final = "held_out_cross_entropy"
 AGREEMENT: Final = "held_out_agreement"
+HEAD_NAMES: Final = frozenset({"classifier", "score", "pooler", "pre_classifier"})
 _EVAL: Final = "eval_"  # the prefix that transformers gives to what is evaluated
 
 
@@ -38,6 +39,7 @@ class DistillationTrainer(Trainer):
         rows: the training set.
         held_out: the held-out set, or `None` to train without looking.
         callbacks: early stop, progress.
+        head_learning_rate: of a classifier's head, where it is not that of the rest.
     """
 
     # The objective divides by the valid targets of the whole step: nothing is left to scale.
@@ -54,6 +56,7 @@ class DistillationTrainer(Trainer):
         rows: Rows,
         held_out: Rows | None,
         callbacks: list[TrainerCallback],
+        head_learning_rate: float | None = None,
     ) -> None:
         args._n_gpu = min(
             args.n_gpu, 1
@@ -68,6 +71,7 @@ class DistillationTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.objective = objective
+        self.head_learning_rate = head_learning_rate
         self.model_accepts_loss_kwargs = True  # has the valid targets of a step counted
 
     def compute_loss(
@@ -111,6 +115,20 @@ class DistillationTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The library's optimizer; a head with its own rate gets its own groups."""
+        optimizer: Any = super().create_optimizer(model)
+        if self.head_learning_rate is not None:
+            named = self.accelerator.unwrap_model(self.model).named_parameters()
+            head = {id(weight) for name, weight in named if HEAD_NAMES & set(name.split("."))}
+            for group in list(optimizer.param_groups):
+                chosen = [weight for weight in group["params"] if id(weight) in head]
+                if chosen:
+                    group["params"] = [w for w in group["params"] if id(w) not in head]
+                    own = {**group, "params": chosen, "lr": self.head_learning_rate}
+                    optimizer.add_param_group(own)
+        return optimizer
 
     def restore(self, checkpoint: Path) -> None:
         """Load a checkpoint's weights (or adapters) without training."""

@@ -23,7 +23,7 @@ from stillhouse.core.records import LabelledQuery, Message
 from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import tune_check_split
 from stillhouse.core.tasks import Task
-from stillhouse.models.loading import load_causal_lm, pick_device
+from stillhouse.models.loading import holds_classifier, load_causal_lm, pick_device
 from stillhouse.models.quiet import quiet_transformers
 from stillhouse.train.batches import Collator, encode_chats
 from stillhouse.train.distil import CHECKPOINTS, written_whole
@@ -84,6 +84,13 @@ def _tune(
     queries = list(read_records(traffic_dir / "labelled.jsonl", LabelledQuery))
     if not queries:
         raise DataError(str(traffic_dir / "labelled.jsonl"), "holds no labelled queries")
+    if holds_classifier(teacher_source(recipe)):
+        raise UserError(
+            "teacher.tune",
+            "a classifier is asked as it is; only language models are tuned",
+            value=recipe.teacher.model,
+            action="remove teacher.tune, or give a causal language model",
+        )
     learned = tune_check_split(queries, section.check_fraction, recipe.seed).first
     with progress.bar("load teacher", None, ""):
         loaded = load_causal_lm(

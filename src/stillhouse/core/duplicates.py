@@ -44,6 +44,12 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def bare(text: str) -> str:
+    """The words of the normalised text without punctuation; the text itself if it has no word."""
+    plain = normalised(text)
+    return " ".join(_WORD.findall(plain)) or plain
+
+
 def shingles(text: str) -> Shingles:
     """64-bit hashes of the text's shingles; never empty."""
     plain = normalised(text)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.dataset.duplicates import (
+from stillhouse.core.duplicates import (
     bands_for,
+    bare,
     groups_of,
     jaccard,
     matches,
@@ -217,3 +218,10 @@ def test_ten_thousand_short_texts_take_seconds() -> None:
     assert len(set(ids[6000:])) == 1
     assert len(set(ids)) == 6001
     assert seconds < 15
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"), [("Great  Movie!", "great movie"), (" :) ", ":)"), ("it's", "it s")]
+)
+def test_bare_text_is_words_alone(text: str, plain: str) -> None:
+    assert bare(text) == plain

@@ -1,0 +1,85 @@
+"""What a stage's key holds, and which reports are refused. No model runs here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stillhouse import pipeline
+from stillhouse.core.errors import RecipeError
+from stillhouse.core.jsonl import write_json
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_file import parse_recipe
+from stillhouse.core.runfolder import Outcome, RunFolder
+from stillhouse.pipeline import RECIPE_FILE, STAGES, report_of, stage_key, stages_of
+
+
+def recipe(**changes: object) -> Recipe:
+    raw: dict[str, object] = {
+        "name": "t",
+        "task": {"kind": "classification", "labels": ["a", "b"]},
+        "traffic": {"path": "nowhere.jsonl", "labelled": "nowhere.jsonl"},
+        "teacher": {"model": "embedded"},
+        "student": {"head": "label", "from": "embedded-encoder"},
+    }
+    return parse_recipe({**raw, **changes})
+
+
+def start(run: RunFolder, made: Recipe, names: set[str], content: str = "x") -> None:
+    """Finish these stages of a run, without doing their work."""
+    write_json(run.root / RECIPE_FILE, made.model_dump(mode="json", by_alias=True))
+    for stage in stages_of(made):
+        if stage.name in names:
+            key = stage_key(stage, made, run)
+            (run.open_partial(key) / "out.txt").write_text(content)
+            run.finish(key, Outcome(), 1.0, 1.0)
+
+
+ALL = {stage.name for stage in STAGES}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    monkeypatch.setattr(pipeline, "write_report", lambda recipe, run: "written")
+    found = RunFolder(tmp_path)
+    start(found, recipe(), ALL)
+    return found
+
+
+def test_a_finished_run_is_reported_without_its_files(run: RunFolder) -> None:
+    assert report_of(run.root) == "written"
+
+
+def test_a_newer_run_that_stopped_in_training_is_not_reported(run: RunFolder) -> None:
+    start(run, recipe(train={"epochs": 9}), set())
+    with pytest.raises(RecipeError, match="did not finish: its stage train is of an earlier one"):
+        report_of(run.root)
+
+
+def test_a_newer_run_that_stopped_after_training_is_not_reported(run: RunFolder) -> None:
+    start(run, recipe(), {"train"}, content="new weights")
+    with pytest.raises(RecipeError, match="did not finish: its stage evaluate") as caught:
+        report_of(run.root)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_of_another_seed_is_not_reported(run: RunFolder) -> None:
+    start(run, recipe(seed=3), {"traffic"})
+    with pytest.raises(RecipeError, match="its stage check"):
+        report_of(run.root)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("check", {"evaluate": {"confidence": 0.9}}),
+        ("traffic", {"dataset": {"near_duplicate": 0.7}}),
+        ("dataset", {"train": {"alpha": 0.0}}),
+    ],
+)
+def test_what_a_stage_reads_is_in_its_key(
+    run: RunFolder, stage: str, changes: dict[str, object]
+) -> None:
+    found = next(one for one in STAGES if one.name == stage)
+    assert stage_key(found, recipe(), run).digest != stage_key(found, recipe(**changes), run).digest
