@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from synthetic_run import (
     Double,
@@ -25,10 +26,10 @@ from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import read_json, read_records, write_records
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.records import Completion, LabelledQuery, Query
+from stillhouse.core.records import Completion, LabelledQuery, Message, Query
 from stillhouse.core.runfolder import RunFolder, StageKey
 from stillhouse.evaluate import candidates, stage
-from stillhouse.evaluate.candidates import answers_of, load_sets
+from stillhouse.evaluate.candidates import answers_of, baseline_answers, load_sets
 from stillhouse.evaluate.results import Evaluation, Prediction, SpeedResult
 from stillhouse.evaluate.stage import run_evaluate, write_report
 from stillhouse.models.completer import Sampling

@@ -246,7 +246,7 @@ class TrainSection(Section):
     head_learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="Rate of a label student's new head, which starts from nothing; null: the same.",
+        description="Rate of a label student's new head, which starts at random; null: the same.",
     )
     lora: LoraSection | None = Field(default=None, description="Adapters instead of full training.")
     batch_size: int = Field(default=32, ge=1, description="Examples per optimizer step.")
