@@ -75,7 +75,7 @@ def test_only_the_last_layers_move(lm_folder: Path, traffic: Path, tmp_path: Pat
 
 
 def test_a_tuned_teacher_knows_the_labels(lm_folder: Path, traffic: Path, tmp_path: Path) -> None:
-    run_tune(_recipe(lm_folder, epochs=12), traffic, tmp_path, Silent())
+    run_tune(_recipe(lm_folder, epochs=24), traffic, tmp_path, Silent())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert tokenizer.chat_template == byte_bpe().chat_template
