@@ -262,7 +262,10 @@ def test_an_unusable_teacher_is_named_with_its_answer(project: Path, tmp_path: P
 
 def test_one_class_of_answers_stops_before_training(project: Path, tmp_path: Path) -> None:
     write(tmp_path / "same.jsonl", [{"text": f"a boring film, number {n}"} for n in range(60)])
-    recipe = load_recipe(project / "recipe.yaml", [f"traffic.path={tmp_path / 'same.jsonl'}"])
+    recipe = load_recipe(
+        project / "recipe.yaml",
+        [f"traffic.path={tmp_path / 'same.jsonl'}", "traffic.use_labelled=false"],
+    )
     with pytest.raises(DataError, match="are of one class"):
         run_stages(recipe, project / "one-class", Silent(), last="dataset")
     assert (project / "one-class" / "store" / "answers.jsonl").exists()
