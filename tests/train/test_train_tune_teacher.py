@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from test_train_stage import kill_run
-from tiny_models import byte_bpe, review_examples, tiny_llama, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stillhouse.core.errors import DataError, UserError
@@ -22,6 +21,7 @@ from stillhouse.train.batches import encode_chats
 from stillhouse.train.frozen import with_hidden_states
 from stillhouse.train.layers import upper_part
 from stillhouse.train.tune_teacher import run_tune
+from tiny_models import byte_bpe, review_examples, tiny_llama, write_jsonl
 
 
 def _labelled(count: int) -> list[LabelledQuery]:
