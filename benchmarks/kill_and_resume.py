@@ -22,7 +22,8 @@ from pathlib import Path
 
 from machine_line import save
 
-from stillhouse.pipeline import read_run_recipe, stages_of
+from stillhouse.pipeline import read_run_recipe
+from stillhouse.stages import stages_of
 
 ROOT = Path(__file__).parents[1]
 AT_WORK_S = {"ask": 40.0, "tune": 60.0, "train": 45.0, "check": 8.0, "evaluate": 10.0}

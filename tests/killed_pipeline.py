@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from stillhouse import pipeline
+from stillhouse import pipeline, stages
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.core.runfolder import Outcome
@@ -38,16 +38,16 @@ def arm(stage: str, answers: int) -> None:
         AnswerStore.put = counted  # type: ignore[assignment,method-assign]
         return
 
-    def killed(run: pipeline.Stage) -> pipeline.Stage:
-        def work(context: pipeline.Context) -> Outcome:
+    def killed(run: stages.Stage) -> stages.Stage:
+        def work(context: stages.Context) -> Outcome:
             run.run(context)
             die()
             raise AssertionError("still alive")
 
         return replace(run, run=work)
 
-    pipeline.STAGES = tuple(  # type: ignore[misc]
-        killed(one) if one.name == stage else one for one in pipeline.STAGES
+    stages.STAGES = tuple(  # type: ignore[misc]
+        killed(one) if one.name == stage else one for one in stages.STAGES
     )
 
 

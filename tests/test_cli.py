@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from stillhouse.cli import app
 from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
-from stillhouse.pipeline import STAGE_NAMES
+from stillhouse.stages import STAGE_NAMES
 
 ROOT = Path(__file__).parents[1]
 

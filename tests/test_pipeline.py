@@ -21,7 +21,8 @@ from stillhouse.core.errors import DataError, RecipeError, RunFolderError, UserE
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.core.runfolder import RunFolder
-from stillhouse.pipeline import STAGE_NAMES, report_of, run_stages
+from stillhouse.pipeline import report_of, run_stages
+from stillhouse.stages import STAGE_NAMES
 from tiny_models import byte_bpe, tiny_bert, tiny_llama, wordpiece
 
 TESTS = Path(__file__).parent

@@ -12,7 +12,8 @@ from stillhouse.core.jsonl import write_json
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_file import parse_recipe
 from stillhouse.core.runfolder import Outcome, RunFolder
-from stillhouse.pipeline import RECIPE_FILE, STAGES, report_of, stage_key, stages_of
+from stillhouse.pipeline import RECIPE_FILE, report_of, stage_key
+from stillhouse.stages import STAGES, stages_of
 
 
 def recipe(**changes: object) -> Recipe:

@@ -23,8 +23,9 @@ from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
 from stillhouse.doctor import advice, examine
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.summary import summary_rows
-from stillhouse.pipeline import STAGES, report_of, run_stages
+from stillhouse.pipeline import report_of, run_stages
 from stillhouse.scaffold import scaffold
+from stillhouse.stages import STAGES
 
 EXIT_FAILED: Final = 1
 EXIT_USER: Final = 2

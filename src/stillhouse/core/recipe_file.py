@@ -148,7 +148,7 @@ def _override(raw: dict[str, Any], item: str) -> None:
 
 
 def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
-    """Make the data paths absolute, seen from the recipe's folder."""
+    """Make the paths of data and local models absolute, seen from the recipe's folder."""
 
     def absolute(field: str, path: str | None) -> str | None:
         try:
@@ -162,7 +162,17 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
             for field in ("path", "labelled", "golden")
         }
     )
-    return recipe.model_copy(update={"traffic": traffic})
+    teacher = recipe.teacher.model_copy(update={"model": _weights(recipe.teacher.model, base)})
+    student = recipe.student.model_copy(update={"source": _weights(recipe.student.source, base)})
+    return recipe.model_copy(update={"traffic": traffic, "teacher": teacher, "student": student})
+
+
+def _weights(source: str, base: Path) -> str:
+    """A model file or folder that is written as a path, seen from the recipe's folder."""
+    kind, _, name = source.partition(":")
+    if kind == "gguf" or (kind == "hf" and name.startswith(("./", "../", "~"))):
+        return f"{kind}:{(base / Path(name).expanduser()).resolve()}"
+    return source
 
 
 def recipe_json_schema() -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Query(Record):
 
     @property
     def last_user_text(self) -> str:
-        """Content of the last message that is not a system message."""
+        """Content of the last message."""
         return self.messages[-1].content
 
 

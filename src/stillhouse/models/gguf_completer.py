@@ -103,7 +103,9 @@ class GgufCompleter:
         if sampling.logprobs:
             request |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         if sampling.labels:
-            request["grammar"] = "root ::= " + " | ".join(map(json.dumps, sampling.labels))
+            request["grammar"] = "root ::= " + " | ".join(
+                json.dumps(label, ensure_ascii=False) for label in sampling.labels
+            )
         elif sampling.json_schema is not None:
             schema = {"name": "answer", "schema": sampling.json_schema}
             request["response_format"] = {"type": "json_schema", "json_schema": schema}

@@ -1,14 +1,11 @@
-"""Reading a teacher's answers against the task: what is wrong with one, what several agree on.
+"""Reading a teacher's answers against the task: what is wrong with one, or with all.
 
 Knows completions and tasks; keeps nothing and asks nobody.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-
-from pydantic import JsonValue
+from collections.abc import Iterable
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Completion
@@ -23,19 +20,6 @@ def problem_of(task: Task, completion: Completion) -> str | None:
     if problem is not None and completion.finish_reason == "length":
         return f"{problem} (cut off at max_tokens)"
     return problem
-
-
-def agreed_answer(task: Task, completions: Sequence[Completion]) -> JsonValue:
-    """The most frequent usable value among the samples (ties: the first), else `None`."""
-    values = [
-        task.parse(completion.text).value
-        for completion in completions
-        if problem_of(task, completion) is None
-    ]
-    if not values:
-        return None
-    counts = Counter(map(repr, values))
-    return max(values, key=lambda value: counts[repr(value)])
 
 
 def require_usable(task: Task, model: str, completions: Iterable[Completion]) -> None:

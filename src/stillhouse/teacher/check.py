@@ -11,14 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import numpy as np
+from pydantic import JsonValue
 
+from stillhouse.core.answers import agreed
 from stillhouse.core.progress import Progress
-from stillhouse.core.records import LabelledQuery, Record, message_key
-from stillhouse.core.split import unit_hash
+from stillhouse.core.records import Completion, LabelledQuery, Record
+from stillhouse.core.split import near_groups, unit_hash
 from stillhouse.core.statistics import Interval, wilson
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, Task
 from stillhouse.models.baselines import TfidfBaseline
-from stillhouse.teacher.answers import agreed_answer, problem_of, require_usable
+from stillhouse.teacher.answers import problem_of, require_usable
 from stillhouse.teacher.ask import AskResult
 
 FOLDS: Final = 5
@@ -95,7 +97,7 @@ def check_teacher(
     every = [completion for query in queries for completion in answers.get(query.id, ())]
     require_usable(task, teacher, every)
     problems = [problem for c in every if (problem := problem_of(task, c)) is not None]
-    found = [agreed_answer(task, answers.get(query.id, ())) for query in queries]
+    found = [_agreed_value(task, answers.get(query.id, ())) for query in queries]
     truth = [task.parse(query.reference).value for query in queries]
     right = sum(
         guess is not None and guess == true for guess, true in zip(found, truth, strict=True)
@@ -173,8 +175,13 @@ def linear_baseline(
     )
 
 
+def _agreed_value(task: Task, completions: Sequence[Completion]) -> JsonValue:
+    answer = agreed(task, completions)
+    return None if answer is None else task.parse(answer.text).value
+
+
 def _folds(queries: Sequence[LabelledQuery], seed: int) -> list[int]:
-    keys = [message_key(query.messages) for query in queries]
+    keys = near_groups(queries)
     order = sorted(set(keys), key=lambda key: (unit_hash(key, seed), key))
     fold = {key: index % FOLDS for index, key in enumerate(order)}
     return [fold[key] for key in keys]

@@ -69,6 +69,9 @@ def _resume(
     if state.global_step < state.max_steps and not should_stop(looks, patience):
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return
+    if best_by is not None and not state.best_model_checkpoint:
+        trainer.state = state  # it went off; `fit` says so
+        return
     # Killed between the last step and what follows: only the weights are to be had back.
     trainer.state = state
     trainer.restore(checkpoint if best_by is None else Path(str(state.best_model_checkpoint)))

@@ -18,6 +18,24 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import LoraSection
 
 
+def target_layers(body: nn.Module, section: LoraSection) -> list[str]:
+    """The names of the linear layers that get adapters, sorted.
+
+    Raises:
+        UserError: a named layer is not in the model.
+    """
+    linear = {name.rpartition(".")[2] for name, _ in _linear(body)}
+    wanted = set(section.target_modules)
+    if not wanted <= linear:
+        raise UserError(
+            "train.lora.target_modules",
+            f"a {type(body).__name__} has no such linear layers",
+            value=sorted(wanted - linear),
+            action=f"choose among {', '.join(sorted(linear))}",
+        )
+    return sorted(wanted)
+
+
 def with_adapters(
     model: PreTrainedModel,
     section: LoraSection,
@@ -35,17 +53,9 @@ def with_adapters(
         seed: decides the adapters' first weights.
 
     Raises:
-        UserError: none of the named layers is in the model.
+        UserError: a named layer is not in the model.
     """
-    linear = {name.rpartition(".")[2] for name, _ in _linear(model.base_model)}
-    wanted = set(section.target_modules)
-    if not wanted & linear:
-        raise UserError(
-            "train.lora.target_modules",
-            f"a {type(model).__name__} has no such linear layers",
-            value=sorted(wanted),
-            action=f"choose among {', '.join(sorted(linear))}",
-        )
+    targets = target_layers(model.base_model, section)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft still asks transformers 5 by the old name of activation checkpointing
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
@@ -56,7 +66,7 @@ def with_adapters(
                 r=section.r,
                 lora_alpha=section.alpha,
                 lora_dropout=section.dropout,
-                target_modules=sorted(wanted & linear),
+                target_modules=targets,
                 task_type=TaskType.SEQ_CLS if head == "label" else TaskType.CAUSAL_LM,
             ),
         )

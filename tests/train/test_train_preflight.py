@@ -1,0 +1,64 @@
+"""What would stop the training is found before the teacher is paid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.core.errors import UserError
+from stillhouse.core.recipe import Recipe
+from stillhouse.train.preflight import check_student
+from tiny_models import tiny_bert, wordpiece
+
+
+def recipe(
+    source: str, head: str = "label", train: dict[str, Any] | None = None, **student: Any
+) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "t",
+            "task": {"kind": "classification", "labels": ["positive", "negative"]},
+            "traffic": {"path": "x"},
+            "teacher": {"model": "openai:gpt-4.1"},
+            "student": {"head": head, "from": source, **student},
+            "train": {"alpha": 0.0, **(train or {})},
+        }
+    )
+
+
+def test_a_student_that_can_be_built_passes(encoder_folder: Path, lm_folder: Path) -> None:
+    check_student(recipe(f"hf:{encoder_folder}", layers=2))
+    check_student(recipe(f"hf:{lm_folder}", head="text", train={"lora": {}}))
+
+
+def test_what_cannot_be_built_is_named(
+    encoder_folder: Path, lm_folder: Path, tmp_path: Path
+) -> None:
+    tiny_bert(wordpiece()).save_pretrained(tmp_path / "bare")
+    cases = (
+        (recipe(f"hf:{tmp_path / 'nowhere'}"), "nowhere"),
+        (recipe(f"hf:{tmp_path / 'bare'}"), "tokenizer"),
+        (recipe(f"hf:{encoder_folder}", layers=9), "layers"),
+        (recipe(f"hf:{encoder_folder}", layers=(0, 7)), "layers"),
+        (
+            recipe(
+                f"hf:{lm_folder}", head="text", train={"lora": {"target_modules": ["qkv_proj"]}}
+            ),
+            "qkv_proj",
+        ),
+        (
+            recipe(f"hf:{lm_folder}", train={"lora": {"target_modules": ["q_proj", "nope"]}}),
+            "nope",
+        ),
+    )
+    for one, expected in cases:
+        with pytest.raises(UserError, match=expected) as caught:
+            check_student(one)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_device_that_is_not_there_is_named(encoder_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"precision|bf16"):
+        check_student(recipe(f"hf:{encoder_folder}", train={"precision": "bf16", "device": "cpu"}))
