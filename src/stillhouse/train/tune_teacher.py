@@ -40,7 +40,7 @@ MODEL: Final = "model"
 SUMMARY: Final = "tune.json"
 TIMINGS: Final = "timings.json"
 MAX_TOKENS: Final = 2048
-SAVES: Final = 4  # checkpoints over a run
+SAVES: Final = 2  # checkpoints over a run: each holds the whole teacher
 WARMUP: Final = 0.1
 ADAM_BETA2: Final = 0.98  # a run of a hundred steps ends before 0.999 has an average to speak of
 
