@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tiny_models import byte_bpe, review_examples, tiny_bert, tiny_llama, wordpiece, write_jsonl
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import TEXTS, byte_bpe, review_examples, wordpiece
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.records import Example, Message
@@ -18,6 +17,7 @@ from stillhouse.train.batches import (
     encode_labels,
     padding_share,
 )
+from tiny_models import TEXTS, byte_bpe, review_examples, wordpiece
 
 TASK = ClassificationTask(
     kind="classification", labels=("positive", "negative"), prompt="Review: {text}\nVerdict:"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import TEXTS, byte_bpe, tiny_bert, tiny_llama, wordpiece
 from transformers import AutoModelForCausalLM, BertModel
 
 from stillhouse.core.errors import UserError
 from stillhouse.train.embeddings import keep_positions, keep_rows
 from stillhouse.train.layers import cut_layers, depth, evenly_spaced
 from stillhouse.train.vocabulary import trim_tokenizer
+from tiny_models import TEXTS, byte_bpe, tiny_bert, tiny_llama, wordpiece
 
 
 def test_evenly_spaced_has_both_ends_and_rises() -> None:

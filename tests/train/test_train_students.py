@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import TEXTS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import Recipe, StudentSection
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.train.students import Student, build_student, save_student, student_source
+from tiny_models import TEXTS
 
 TASK = ClassificationTask(kind="classification", labels=("spam", "ham", "other"))
 

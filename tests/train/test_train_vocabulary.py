@@ -7,11 +7,11 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import TEXTS, byte_bpe, wordpiece
 from transformers import AutoTokenizer
 
 from stillhouse.core.errors import UserError
 from stillhouse.train.vocabulary import Trimmed, merge_steps, trim_tokenizer
+from tiny_models import TEXTS, byte_bpe, wordpiece
 
 KINDS = {"wordpiece": wordpiece(), "bpe": byte_bpe()}
 SOME = TEXTS[:3]
