@@ -38,6 +38,17 @@ task:
 """,
 }
 
+_TEXT_STUDENT: Final = """\
+student:
+  head: text
+  from: hf:meta-llama/Llama-3.2-3B-Instruct
+
+train:
+  alpha: 0                       # an API gives no token logits: train on its answers
+  epochs: 3
+  lora: {r: 16, alpha: 32, target_modules: [q_proj, v_proj]}
+"""
+
 _STUDENT: Final[dict[TaskKind, str]] = {
     "classification": """\
 student:
@@ -52,26 +63,8 @@ train:
   epochs: 3
   learning_rate: 2.0e-4
 """,
-    "extraction": """\
-student:
-  head: text
-  from: hf:meta-llama/Llama-3.2-3B-Instruct
-
-train:
-  alpha: 0                       # an API gives no token logits: train on its answers
-  epochs: 3
-  lora: {r: 16, alpha: 32, target_modules: [q_proj, v_proj]}
-""",
-    "generation": """\
-student:
-  head: text
-  from: hf:meta-llama/Llama-3.2-3B-Instruct
-
-train:
-  alpha: 0                       # an API gives no token logits: train on its answers
-  epochs: 3
-  lora: {r: 16, alpha: 32, target_modules: [q_proj, v_proj]}
-""",
+    "extraction": _TEXT_STUDENT,
+    "generation": _TEXT_STUDENT,
 }
 
 

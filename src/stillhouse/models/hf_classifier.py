@@ -49,16 +49,7 @@ class ClassifierTeacher(BatchingCompleter):
     @property
     def info(self) -> ModelInfo:
         """A local model that gives its belief over the labels, and no text."""
-        return ModelInfo(
-            name=self._loaded.name,
-            revision=self._loaded.revision,
-            parameters=self._loaded.parameters,
-            size_bytes=self._loaded.size_bytes,
-            gives_label_logprobs=True,
-            local=True,
-            takes_seed=False,
-            notes={"head": "label", "device": str(self._loaded.model.device)},
-        )
+        return self._loaded.info("label")
 
     def length_of(self, query: Query) -> int:
         """Tokens of the last user message."""

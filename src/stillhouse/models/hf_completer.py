@@ -76,20 +76,7 @@ class HfCompleter(BatchingCompleter):
     @property
     def info(self) -> ModelInfo:
         """A local model with all its likelihoods."""
-        return ModelInfo(
-            name=self._loaded.name,
-            revision=self._loaded.revision,
-            parameters=self._loaded.parameters,
-            size_bytes=self._loaded.size_bytes,
-            gives_label_logprobs=True,
-            gives_logprobs=True,
-            local=True,
-            notes={
-                "head": "text",
-                "device": str(self._loaded.model.device),
-                "dtype": str(self._loaded.model.dtype).removeprefix("torch."),
-            },
-        )
+        return self._loaded.info("text")
 
     def length_of(self, query: Query) -> int:
         """Tokens of the prompt; characters where there is none."""

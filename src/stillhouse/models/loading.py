@@ -13,7 +13,7 @@ import importlib.util
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -35,6 +35,7 @@ from transformers import (
 
 from stillhouse.core.errors import MissingExtraError, UserError
 from stillhouse.core.runfolder import hash_file
+from stillhouse.models.completer import ModelInfo
 from stillhouse.models.gguf_convert import converted_gguf
 from stillhouse.models.gguf_file import embedded_gguf
 from stillhouse.models.quiet import quiet_transformers
@@ -79,6 +80,24 @@ class Loaded(NamedTuple):
     revision: str
     parameters: int
     size_bytes: int
+
+    def info(self, head: Literal["label", "text"]) -> ModelInfo:
+        """The model as a completer in this process: a classifier, or a language model."""
+        return ModelInfo(
+            name=self.name,
+            revision=self.revision,
+            parameters=self.parameters,
+            size_bytes=self.size_bytes,
+            gives_label_logprobs=True,
+            gives_logprobs=head == "text",
+            local=True,
+            takes_seed=head == "text",
+            notes={
+                "head": head,
+                "device": str(self.model.device),
+                "dtype": str(self.model.dtype).removeprefix("torch."),
+            },
+        )
 
 
 class Located(NamedTuple):
