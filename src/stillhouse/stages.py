@@ -184,6 +184,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "task": _dump(r.task),
             "evaluate": _dump(r.evaluate),
             "prices": _dump(r.prices),
+            "student device": r.train.device,
             "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS),
         },
         _evaluate,

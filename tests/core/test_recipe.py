@@ -78,6 +78,11 @@ def test_teacher_forms(model: str, kind: str, name: str, trainable: bool, local:
         {"model": "openai:m", "signals": "samples"},
         {"model": "openai:m", "signals": "samples", "samples": 5},
         {"model": "openai:m", "api_key": "secret"},
+        {"model": "openai:m", "sampling_temperature": 2.5},
+        {"model": "anthropic:m", "sampling_temperature": 1.5},
+        {"model": "openai:m", "device": "cuda"},
+        {"model": "embedded", "base_url": "http://localhost:8000/v1"},
+        {"model": "gguf:m", "api_key_env": "KEY"},
     ],
 )
 def test_a_teacher_that_cannot_work_is_refused(section: dict[str, Any]) -> None:

@@ -499,3 +499,9 @@ def test_the_revision_names_the_server_without_credentials() -> None:
         return completer.info.revision
 
     assert asyncio.run(main("http://user:secret@host:81/v1/")) == "m@host:81/v1"
+
+
+def test_a_value_out_of_range_is_an_error_and_not_left_out() -> None:
+    said = "Invalid 'temperature': above maximum value. Expected a value <= 2."
+    with pytest.raises(TeacherFailure, match="maximum value"):
+        ask_once(lambda body, number: error(400, said, param="temperature"))

@@ -49,6 +49,7 @@ def run(recipe: Recipe, work: Path) -> Outcome:
 def sets(tmp_path: Path) -> dict[str, str]:
     """Traffic of 10 texts, two of them repeated, one golden, one labelled."""
     lines: list[dict[str, Any]] = [{"text": f"text {i}"} for i in range(10)]
+    lines[2] = {"text": "Text 2!"}  # the labelled one, but for its case and punctuation
     write(tmp_path / "traffic.jsonl", [*lines, {"text": "text 3"}, {"text": "text 3", "id": "x"}])
     return {
         "golden": write(

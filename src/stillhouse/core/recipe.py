@@ -70,7 +70,9 @@ class TeacherSection(Section):
     api_key_env: str | None = Field(
         default=None, description="Environment variable that holds the key (never the key itself)."
     )
-    sampling_temperature: float = Field(default=0.0, ge=0)
+    sampling_temperature: float = Field(
+        default=0.0, ge=0, le=2, description="Up to 2; Anthropic's models take up to 1."
+    )
     max_tokens: int = Field(default=256, ge=1)
     samples: int = Field(
         default=1,
@@ -140,6 +142,14 @@ class TeacherSection(Section):
             raise ValueError(
                 f"chat_template: false is for hf: and embedded teachers, not {self.kind}"
             )
+        if self.kind == "anthropic" and self.sampling_temperature > 1:
+            raise ValueError("sampling_temperature must be at most 1 for an anthropic teacher")
+        of_servers = {"base_url": self.base_url, "api_key_env": self.api_key_env}
+        for key, value in of_servers.items():
+            if self.local and value is not None:
+                raise ValueError(f"{key} is for teachers behind an API, not {self.kind}")
+        if not self.local and self.device != "auto":
+            raise ValueError(f"device is for teachers of this machine, not {self.kind}")
         if self.signals == "samples" and (self.samples < 2 or self.sampling_temperature == 0):
             raise ValueError("signals: samples needs samples > 1 and sampling_temperature > 0")
         return self

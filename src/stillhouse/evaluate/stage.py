@@ -161,7 +161,11 @@ def _write(_: int) -> None:
 def _open_student(recipe: Recipe, folder: Path) -> Completer:
     module = require("stillhouse.models.student", "train", "evaluating a student")
     student: Completer = module.open_student(
-        folder, recipe.task, recipe.student.head, recipe.evaluate.batch_size
+        folder,
+        recipe.task,
+        recipe.student.head,
+        recipe.evaluate.batch_size,
+        recipe.train.device,
     )
     return student
 

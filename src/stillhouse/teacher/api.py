@@ -24,6 +24,11 @@ _REFUSING: Final = re.compile(
     r"not allowed|deprecated|not available|extra inputs|invalid|cannot be|may only|must be",
     re.IGNORECASE,
 )
+# A value out of its range is the caller's to mend; leaving the parameter out would hide it.
+_OUT_OF_RANGE: Final = re.compile(
+    r"\b(between|at most|at least|less than|greater than|maximum|minimum|out of range)\b",
+    re.IGNORECASE,
+)
 SHOWN_CHARS: Final = 300
 
 
@@ -130,12 +135,14 @@ def refused_parameter(
     """
     if status not in (400, 422):
         return None
+    text = str(error)
+    if _OUT_OF_RANGE.search(text):
+        return None
     named = getattr(error, "param", None)
     if isinstance(named, str):
         first = re.split(r"[.\[]", named)[0]
         if first in optional and first in sent:
             return first
-    text = str(error)
     if not _REFUSING.search(text):
         return None
     for name in sorted(optional, key=len, reverse=True):

@@ -144,13 +144,16 @@ def keep_distinct(
     labelled: Sequence[LabelledQuery],
     golden: Sequence[LabelledQuery],
 ) -> Kept:
-    """Leave out chats that occur before, and texts that are in the golden or the labelled set."""
-    taken = {task.varying_text(query).strip(): ("labelled", query.id) for query in labelled}
-    taken.update({task.varying_text(query).strip(): ("golden", query.id) for query in golden})
+    """Leave out chats that occur before, and texts that are in the golden or the labelled set.
+
+    Case, white space and punctuation do not tell a text from one of the two sets.
+    """
+    taken = {bare(task.varying_text(query)): ("labelled", query.id) for query in labelled}
+    taken.update({bare(task.varying_text(query)): ("golden", query.id) for query in golden})
     first: dict[str, str] = {}  # content of a chat -> id of the first query that asks it
     kept = Kept([], [])
     for query in queries:
-        found = taken.get(task.varying_text(query).strip())
+        found = taken.get(bare(task.varying_text(query)))
         content = message_key(query.messages)
         if found is not None:
             name, other = found
