@@ -1,7 +1,7 @@
 """Stage 3: judge answers and find near-duplicates; a reject keeps its reason."""
 
 from stillhouse.core.duplicates import groups_of
-from stillhouse.core.recipe import DatasetSection
+from stillhouse.core.recipe_data import DatasetSection
 from stillhouse.core.records import Completion, Message, Query, Rejection
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.dataset.checks import check_completion

@@ -13,7 +13,7 @@ from stillhouse.core.money import (
     model_price,
     usd_per_1k_queries,
 )
-from stillhouse.core.recipe import Price, PricesSection
+from stillhouse.core.recipe_teacher import Price, PricesSection
 
 NONE = PricesSection()
 

@@ -8,8 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from stillhouse.core.errors import RecipeError
-from stillhouse.core.recipe import Recipe, StudentSection, TeacherSection, TrainSection
+from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_file import parse_recipe
+from stillhouse.core.recipe_teacher import TeacherSection
+from stillhouse.core.recipe_train import StudentSection, TrainSection
 
 
 def raw(**changes: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.core.recipe import DatasetSection
+from stillhouse.core.recipe_data import DatasetSection
 from stillhouse.core.records import Completion, Message, Query, Rejection
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask, Task
 from stillhouse.dataset.checks import CHECKS, ExampleParts, check_completion

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.core.recipe import DatasetSection
+from stillhouse.core.recipe_data import DatasetSection
 from stillhouse.core.records import Completion, LabelledQuery, Message, Query, Rejection
 from stillhouse.core.tasks import ClassificationTask, GenerationTask
 from stillhouse.dataset.build import Dataset, build_dataset

@@ -26,7 +26,7 @@ from stillhouse.core.errors import (
     UnanswerableQueryError,
     UserError,
 )
-from stillhouse.core.recipe import Price, PricesSection, TeacherSection
+from stillhouse.core.recipe_teacher import Price, PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Message, Query
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
 from stillhouse.models.fake import FakeCompleter
@@ -498,7 +498,7 @@ def test_a_flaky_server_answers_every_query_in_the_end(tmp_path: Path) -> None:
 CHILD = """
     import asyncio, sys
     from pathlib import Path
-    from stillhouse.core.recipe import PricesSection, TeacherSection
+    from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
     from stillhouse.core.records import Message, Query
     from stillhouse.models.completer import Sampling
     from stillhouse.teacher.ask import ask

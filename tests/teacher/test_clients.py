@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from stillhouse.core.errors import UserError
-from stillhouse.core.recipe import PricesSection, TeacherSection
+from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Message, Query
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.build import open_teacher

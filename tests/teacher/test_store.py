@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.core.errors import DataError, RunFolderError
-from stillhouse.core.recipe import Price, PricesSection
+from stillhouse.core.recipe_teacher import Price, PricesSection
 from stillhouse.core.records import Completion, Message, Query
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.store import AnswerKey, AnswerStore, answer_key

@@ -19,7 +19,8 @@ from stillhouse.core.errors import (
     UserError,
 )
 from stillhouse.core.jsonl import read_json, read_records, write_records
-from stillhouse.core.recipe import PricesSection, Recipe, TeacherSection
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
 from stillhouse.core.records import Completion, LabelledQuery, Query, Rejection
 from stillhouse.core.runfolder import Outcome, hash_folder
 from stillhouse.core.split import tune_check_split

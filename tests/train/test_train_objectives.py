@@ -10,7 +10,8 @@ import torch
 from transformers import BertForSequenceClassification, TrainerCallback
 
 from stillhouse.core.errors import RecipeError, UserError
-from stillhouse.core.recipe import Recipe, TrainSection
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_train import TrainSection
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.train.batches import Collator, Rows, encode_chats, encode_labels
 from stillhouse.train.objectives import (

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stillhouse.core.errors import UserError
-from stillhouse.core.recipe import Recipe, StudentSection
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_train import StudentSection
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.train.students import Student, build_student, save_student, student_source
 from tiny_models import TEXTS

@@ -17,7 +17,7 @@ from typing import Final, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from stillhouse.core.recipe import PricesSection
+from stillhouse.core.recipe_teacher import PricesSection
 
 MTOK: Final = 1_000_000
 HOUR_S: Final = 3600.0

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from stillhouse.core.answers import agreed
 from stillhouse.core.beliefs import class_probabilities
 from stillhouse.core.duplicates import groups_of, normalised, repeats
-from stillhouse.core.recipe import DatasetSection
+from stillhouse.core.recipe_data import DatasetSection
 from stillhouse.core.records import Completion, Example, LabelledQuery, Message, Query, Rejection
 from stillhouse.core.split import Split, split_by_group
 from stillhouse.core.tasks import ClassificationTask, GenerationTask, Task

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from stillhouse.core.recipe import DatasetSection
+from stillhouse.core.recipe_data import DatasetSection
 from stillhouse.core.records import Completion, Query, Rejection
 from stillhouse.core.tasks import (
     ClassificationTask,

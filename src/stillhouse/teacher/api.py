@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from stillhouse.core.errors import UserError
-from stillhouse.core.recipe import PricesSection, TeacherSection
+from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
 from stillhouse.core.records import Completion
 from stillhouse.teacher.retry import Retrying, Verdict, chain
 

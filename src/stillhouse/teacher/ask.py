@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from stillhouse.core.errors import StillhouseError, TeacherError, UnanswerableQueryError
 from stillhouse.core.progress import Progress, Silent, Ticker
-from stillhouse.core.recipe import PricesSection
+from stillhouse.core.recipe_teacher import PricesSection
 from stillhouse.core.records import Completion, Query, Rejection
 from stillhouse.models.completer import Completer, Sampling
 from stillhouse.teacher.answers import none_usable

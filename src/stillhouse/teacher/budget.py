@@ -13,7 +13,7 @@ from typing import Final
 
 from stillhouse.core.errors import BudgetError, UserError
 from stillhouse.core.money import completion_cost_usd, model_price
-from stillhouse.core.recipe import PricesSection
+from stillhouse.core.recipe_teacher import PricesSection
 from stillhouse.core.records import Query
 from stillhouse.models.completer import ModelInfo, Sampling
 

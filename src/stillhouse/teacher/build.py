@@ -12,7 +12,8 @@ from pathlib import Path
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.optional import require
-from stillhouse.core.recipe import PricesSection, Recipe, TeacherSection
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Query
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
 from stillhouse.teacher.anthropic_client import ANTHROPIC_URL, AnthropicCompleter

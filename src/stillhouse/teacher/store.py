@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from stillhouse.core.errors import DataError
 from stillhouse.core.jsonl import AppendOnlyFile
 from stillhouse.core.money import completion_cost_usd
-from stillhouse.core.recipe import PricesSection
+from stillhouse.core.recipe_teacher import PricesSection
 from stillhouse.core.records import Completion, Query, message_key
 from stillhouse.models.completer import ModelInfo, Sampling
 

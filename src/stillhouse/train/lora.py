@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from stillhouse.core.errors import UserError
-from stillhouse.core.recipe import LoraSection
+from stillhouse.core.recipe_train import LoraSection
 
 
 def target_layers(body: nn.Module, section: LoraSection) -> list[str]:

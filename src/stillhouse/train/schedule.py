@@ -14,7 +14,7 @@ import torch
 from transformers import TrainingArguments
 
 from stillhouse.core.errors import UserError
-from stillhouse.core.recipe import TrainSection
+from stillhouse.core.recipe_train import TrainSection
 
 LOGS_PER_EVAL: Final = 10
 EVAL_BATCH: Final = 64

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from stillhouse.core.errors import UserError
-from stillhouse.core.recipe import Recipe, StudentSection
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_train import StudentSection
 from stillhouse.core.records import Message
 from stillhouse.core.tasks import ClassificationTask, Task
 from stillhouse.models.chat import prompt_text

@@ -18,7 +18,9 @@ from typing import Any, Final
 from stillhouse.core.errors import DataError, UserError
 from stillhouse.core.jsonl import read_json, read_records, write_json
 from stillhouse.core.progress import Progress
-from stillhouse.core.recipe import Recipe, TrainSection, TuneSection
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_teacher import TuneSection
+from stillhouse.core.recipe_train import TrainSection
 from stillhouse.core.records import LabelledQuery, Message
 from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import tune_check_split

@@ -1,0 +1,111 @@
+"""Recipe sections of the student and its training. Knows no stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stillhouse.core.recipe_section import Section
+
+
+class StudentSection(Section):
+    """What is trained."""
+
+    head: Literal["label", "text"] = Field(
+        description="label: a classifier; text: a language model."
+    )
+    source: str = Field(
+        alias="from",
+        description="hf:ID_OR_PATH, teacher (cut from it), or embedded-encoder (MiniLM, 22.7M).",
+    )
+    layers: int | tuple[int, ...] | None = Field(
+        default=None, description="Keep N layers, evenly spaced, or exactly these; null keeps all."
+    )
+    vocabulary: Literal["full", "task"] | Annotated[int, Field(ge=256)] = Field(
+        default="full", description="full, task (tokens the task's text uses), or at most N tokens."
+    )
+    max_tokens: int = Field(default=2048, ge=8, description="Longer inputs are cut.")
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_make_sense(
+        cls, layers: int | tuple[int, ...] | None
+    ) -> int | tuple[int, ...] | None:
+        if isinstance(layers, int) and layers < 1:
+            raise ValueError("must be at least 1")
+        if isinstance(layers, tuple) and (not layers or list(layers) != sorted(set(layers))):
+            raise ValueError("must be distinct layer indices in rising order, from 0")
+        return layers
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        kind, _, rest = source.partition(":")
+        if source in ("teacher", "embedded-encoder", "embedded") or (kind == "hf" and rest):
+            return source
+        raise ValueError("must be hf:ID_OR_PATH, teacher, embedded or embedded-encoder")
+
+
+class LoraSection(Section):
+    """Low-rank adapters (Hu et al. 2021)."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+class TrainSection(Section):
+    """How the student is trained."""
+
+    alpha: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Weight of the soft-target term; 0 trains on hard labels.",
+    )
+    distillation_temperature: float = Field(default=2.0, gt=0, description="T of the soft targets.")
+    epochs: float = Field(default=3.0, gt=0)
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="null: 2e-5 for full fine-tuning, 2e-4 for LoRA."
+    )
+    head_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="Rate of a label student's new head, which starts at random; null: the same.",
+    )
+    lora: LoraSection | None = Field(default=None, description="Adapters instead of full training.")
+    batch_size: int = Field(default=32, ge=1, description="Examples per optimizer step.")
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="Examples per forward pass; null: the whole batch."
+    )
+    warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    evals: int = Field(default=6, ge=1, description="Held-out evaluations over the run.")
+    patience: int | None = Field(
+        default=3, ge=1, description="Stop after N evaluations without lower held-out divergence."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere."
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    hard_label_twin: bool = Field(
+        default=False,
+        description="Also train the same student on hard teacher labels alone, for comparison.",
+    )
+
+    @model_validator(mode="after")
+    def _micro_divides(self) -> TrainSection:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError("batch_size must be a multiple of micro_batch_size")
+        return self
+
+    @property
+    def effective_learning_rate(self) -> float:
+        """The given rate, else 2e-5 (full) or 2e-4 (LoRA)."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 2e-5 if self.lora is None else 2e-4
