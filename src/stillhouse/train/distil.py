@@ -41,6 +41,7 @@ from stillhouse.train.schedule import (
 from stillhouse.train.students import (
     Student,
     build_student,
+    reads_plain,
     save_student,
     student_source,
     teacher_source,
@@ -94,7 +95,14 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     device = pick_device(section.device)
     bf16 = uses_bf16(section.precision, device)
     source = student_source(job.recipe, None if job.tuned is None else str(job.tuned))
-    student = build_student(job.recipe.student, job.recipe.task, source, _texts(job), seed)
+    student = build_student(
+        job.recipe.student,
+        job.recipe.task,
+        source,
+        _texts(job),
+        seed,
+        plain=reads_plain(job.recipe),
+    )
     use_cache = student.model.config.to_dict().get("use_cache")
     train, held_out = (_encode(job, student, part) for part in job.data)
     if train.cut:

@@ -74,13 +74,24 @@ def student_source(recipe: Recipe, tuned: str | None) -> str:
     return tuned or teacher_source(recipe)
 
 
+def reads_plain(recipe: Recipe) -> bool:
+    """Whether the student is cut from a teacher that is asked without its chat template."""
+    return recipe.student.source == "teacher" and not recipe.teacher.chat_template
+
+
 def teacher_source(recipe: Recipe) -> str:
     """The recipe's teacher, as `models.loading` reads sources."""
     return recipe.teacher.model
 
 
 def build_student(
-    section: StudentSection, task: Task, source: str, texts: Sequence[str], seed: int
+    section: StudentSection,
+    task: Task,
+    source: str,
+    texts: Sequence[str],
+    seed: int,
+    *,
+    plain: bool = False,
 ) -> Student:
     """Build a student.
 
@@ -90,6 +101,7 @@ def build_student(
         source: see `student_source`.
         texts: what the student will read (head `text`: and write); the vocabulary is trimmed to it.
         seed: decides all weights that the source does not have (a new head).
+        plain: leave the chat template out, as its teacher was asked without.
 
     Raises:
         UserError: a source, layer or vocabulary that cannot be used.
@@ -102,6 +114,8 @@ def build_student(
             folder, local_files_only=True
         )
         model = _load(section.head, task, folder, source)
+    if plain:
+        tokenizer.chat_template = None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.config.pad_token_id = tokenizer.pad_token_id
