@@ -521,7 +521,7 @@ CHILD = """
         completer = open_teacher(section, PricesSection())
         queries = [
             Query(id=f"q{i}", messages=(Message(role="user", content=f"text {i}"),))
-            for i in range(200)
+            for i in range(300)
         ]
         with AnswerStore(Path(sys.argv[2])) as store:
             await ask(completer, queries, Sampling(max_tokens=8), store, concurrency=4)
@@ -536,7 +536,7 @@ def test_killed_and_started_again_nothing_kept_is_asked_again(
     tmp_path: Path, how: signal.Signals
 ) -> None:
     path = tmp_path / "a.jsonl"
-    with serve(lambda body, number: openai_answer(), delay_s=0.02) as server:
+    with serve(lambda body, number: openai_answer(), delay_s=0.05) as server:
         command = [sys.executable, "-c", textwrap.dedent(CHILD), server.url, str(path)]
         for wanted in (20, 90):
             with subprocess.Popen(command, stderr=subprocess.DEVNULL) as child:
@@ -549,11 +549,11 @@ def test_killed_and_started_again_nothing_kept_is_asked_again(
             assert kept >= wanted
         subprocess.run(command, check=True, timeout=60)
         asked = server.asked
-    assert stored(path) == 200
-    assert len(path.read_bytes().splitlines()) == 200  # no answer was kept twice
-    assert set(asked) == {f"text {i}" for i in range(200)}
+    assert stored(path) == 300
+    assert len(path.read_bytes().splitlines()) == 300  # no answer was kept twice
+    assert set(asked) == {f"text {i}" for i in range(300)}
     # Only what was in flight at a kill had to be asked again: at most 4 each time.
-    assert sum(asked.values()) <= 200 + 2 * 4
+    assert sum(asked.values()) <= 300 + 2 * 4
     assert max(asked.values()) <= 3
 
 
