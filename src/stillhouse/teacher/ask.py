@@ -127,7 +127,8 @@ async def ask(
         prices: the recipe's price overrides.
         progress: where the bar goes.
         title: of the bar.
-        problem_of: why an answer cannot be used; asking stops where none of the first can.
+        problem_of: why an answer cannot be used; asking stops where none of the first can, and a
+            line is said where most cannot.
         deadline_s: how long an API teacher may take for one request's answer, over all its tries
             and waits.
         outage_s: how long an API teacher may give no answer at all before the run stops.
@@ -136,9 +137,10 @@ async def ask(
     Raises:
         BudgetError: asking on would cross the budget; answers in flight are waited for and kept.
         UserError: a budget is set, and the price of the teacher is not known; or none of the
-            first answers can be used; or the store is frozen and lacks answers.
-        TeacherError: the key is refused, the account is empty, the model is unknown, the teacher
-            fails query after query or is gone for too long; or its revision changed.
+            first answers can be used; or the key is refused, or the model unknown; or the store is
+            frozen and lacks answers.
+        TeacherError: the account is empty, the teacher fails query after query or is gone for too
+            long; or its revision changed.
         RunFolderError: the store cannot be written.
     """
     if concurrency < 1:
@@ -178,7 +180,12 @@ async def ask(
                 ticker,
                 revisions,
                 progress.say,
-                Futility(info, problem_of, reused=len(distinct) - len(open_chats)),
+                Futility(
+                    info,
+                    problem_of,
+                    reused=len(distinct) - len(open_chats),
+                    say=progress.say,
+                ),
                 recorded=completer if isinstance(completer, Recorded) else None,
             )
             if isinstance(completer, ApiTeacher):

@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from stillhouse.core.errors import TeacherError, UnanswerableQueryError, UserError
+from stillhouse.core.errors import (
+    StillhouseError,
+    TeacherError,
+    UnanswerableQueryError,
+    UserError,
+)
 from stillhouse.core.records import Completion
 from stillhouse.models.completer import ModelInfo
 from stillhouse.teacher.answers import none_usable
 from stillhouse.teacher.keys import AnswerKey
-from stillhouse.teacher.retry import INPUT_REASONS, TeacherFailure
+from stillhouse.teacher.retry import INPUT_REASONS, USER_REASONS, TeacherFailure
 from stillhouse.teacher.store import AnswerStore
 
 FIRST_FAILURES: Final = 5
@@ -30,16 +35,24 @@ class Futility:
         info: who is asked.
         problem_of: why an answer cannot be used; `None` to take all.
         reused: chats that were answered before.
+        say: where a warning goes.
     """
 
     def __init__(
-        self, info: ModelInfo, problem_of: Callable[[Completion], str | None] | None, reused: int
+        self,
+        info: ModelInfo,
+        problem_of: Callable[[Completion], str | None] | None,
+        *,
+        reused: int,
+        say: Callable[[str], None],
     ) -> None:
         self._info = info
-        self._problem_of = problem_of  # None once one was usable
+        self._problem_of = problem_of  # None once enough were seen
         self._reused = reused
+        self._say = say
         self._successes = 0
         self._failed_in_a_row: list[str] = []
+        self._usable: set[str] = set()  # queries
         self._unusable: dict[str, Completion] = {}  # by query
 
     def answered(self) -> None:
@@ -58,24 +71,36 @@ class Futility:
         return None
 
     def of_answers(self, completions: Sequence[Completion]) -> UserError | None:
-        """The error of a teacher none of whose first answers can be used, or `None`."""
+        """The error of a teacher none of whose first answers can be used, or `None`.
+
+        Where most cannot, it says so once: whoever pays can stop the run.
+        """
         if self._problem_of is None:
             return None
         for completion in completions:
             if self._problem_of(completion) is None:
-                self._problem_of = None
-                self._unusable.clear()
-                return None
-            self._unusable.setdefault(completion.query_id, completion)
-        enough = FIRST_UNUSABLE_LOCAL if self._info.local else FIRST_UNUSABLE
-        if len(self._unusable) < enough:
+                self._usable.add(completion.query_id)
+                self._unusable.pop(completion.query_id, None)
+            elif completion.query_id not in self._usable:
+                self._unusable.setdefault(completion.query_id, completion)
+        seen, bad = len(self._usable) + len(self._unusable), len(self._unusable)
+        if seen < (FIRST_UNUSABLE_LOCAL if self._info.local else FIRST_UNUSABLE):
             return None
-        first = next(iter(self._unusable.values()))
-        return none_usable(
-            self._info.name, len(self._unusable), first, self._problem_of(first) or ""
-        )
+        error: UserError | None = None
+        if bad > seen / 2:
+            first = next(iter(self._unusable.values()))
+            problem = self._problem_of(first) or ""
+            if not self._usable:
+                error = none_usable(self._info.name, bad, first, problem)
+            else:
+                self._say(
+                    f"warning: {bad} of the first {seen} answers cannot be used "
+                    f"(such as: {problem})"
+                )
+        self._problem_of = None
+        return error
 
-    def of_failure(self, error: TeacherError, failures: int) -> TeacherError | None:
+    def of_failure(self, error: TeacherError, failures: int) -> StillhouseError | None:
         """The error to stop by after a query got no answer, or `None`.
 
         Args:
@@ -83,7 +108,9 @@ class Futility:
             failures: queries without an answer so far, with this one.
         """
         if isinstance(error, TeacherFailure) and error.fatal:
-            return error
+            # A refused key and an unknown model are the user's to mend.
+            mine = error.reason in USER_REASONS
+            return UserError("teacher", str(error)) if mine else error
         reason = error.reason if isinstance(error, TeacherFailure) else type(error).__name__
         if isinstance(error, UnanswerableQueryError) or reason in INPUT_REASONS:
             return self._of_input(error, failures)
@@ -95,8 +122,8 @@ class Futility:
             return None
         which = f"the last {count}" if self._successes else f"the first {count}"
         return TeacherError(
-            f"{which} queries got no answer, all for one reason: {error}; the answers there are "
-            "are kept: run the same command again once it is mended"
+            f"{which} queries got no answer, all for one reason: {error}; every answer so far "
+            "is kept: run the same command again once it is mended"
         )
 
     def _of_input(self, error: TeacherError, failures: int) -> TeacherError | None:

@@ -38,6 +38,8 @@ STATUS_REASONS: Final[Mapping[int, str]] = {
 }
 # No other query can fare better: the whole run stops at once.
 FATAL_REASONS: Final = frozenset({"auth", "quota", "not_found", "outage"})
+# Of those, what the user wrote is at fault.
+USER_REASONS: Final = frozenset({"auth", "not_found"})
 # A gateway gave up on a server that may have gone on, and billed.
 GATEWAY_STATUSES: Final = frozenset({408, 502, 504, 520, 521, 522, 523, 524})
 # One query's own fault: no other query need fare alike, so they say nothing of the teacher.
