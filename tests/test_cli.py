@@ -24,6 +24,7 @@ OPTIONS = {
     "run": STAGE_OPTIONS,
     "report": {"folder", "as_json"},
     "schema": set(),
+    "store": set(),
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
 }
 
@@ -46,6 +47,20 @@ def test_the_option_list_is_pinned() -> None:
         for name, command in commands.items()
     }
     assert found == OPTIONS
+
+
+def test_the_options_of_the_store_commands_are_pinned() -> None:
+    group = typer.main.get_command(app)
+    commands = getattr(group, "commands")["store"].commands  # noqa: B009
+    found = {
+        name: {p.name for p in command.params if p.name != "help"}
+        for name, command in commands.items()
+    }
+    assert found == {
+        "freeze": {"place"},
+        "export": {"place", "out", "teacher"},
+        "import": {"source", "place"},
+    }
 
 
 @pytest.mark.parametrize("kind", ["classification", "extraction", "generation"])

@@ -26,6 +26,7 @@ from stillhouse.evaluate.summary import summary_rows
 from stillhouse.pipeline import report_of, run_stages
 from stillhouse.scaffold import scaffold
 from stillhouse.stages import STAGES
+from stillhouse.teacher import archive
 
 EXIT_FAILED: Final = 1
 EXIT_USER: Final = 2
@@ -159,6 +160,36 @@ def _stage_command(name: str, caption: str) -> None:
             )
 
     app.command(name, help=f"Run up to this stage: {caption}.")(command)
+
+
+store = typer.Typer(help="Freeze, export and import the answers of a run.", no_args_is_help=True)
+app.add_typer(store, name="store")
+StorePath = Annotated[Path, typer.Argument(metavar="RUN_OR_FILE", help="Run folder, or a store.")]
+
+
+@store.command("freeze")
+def store_freeze(place: StorePath) -> None:
+    """Take no more answers: the store is a fixed teacher, for teacher.model: replay:RUN_OR_FILE."""
+    typer.echo(archive.freeze(place))
+
+
+@store.command("export")
+def store_export(
+    place: StorePath,
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
+    teacher: Annotated[str | None, typer.Option("--teacher", help="This teacher's alone.")] = None,
+) -> None:
+    """Write the answers to one frozen file, for replay:FILE or for import."""
+    typer.echo(archive.export(place, out, teacher))
+
+
+@store.command("import")
+def store_import(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="An exported file.")],
+    place: StorePath,
+) -> None:
+    """Add an export's answers to a run: they are not asked again, and cost it nothing."""
+    typer.echo(archive.import_answers(source, place))
 
 
 for _stage in STAGES:

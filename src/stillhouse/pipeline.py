@@ -112,7 +112,9 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
             if path is not None and Path(path).is_file():
                 inputs[field] = _hash_of_users(Path(path))
     for field, source in (("teacher", recipe.teacher.model), ("student", recipe.student.source)):
-        if stage.name in ("tune", "check", "ask", "train") and source.startswith(("hf:", "gguf:")):
+        if stage.name in ("tune", "check", "ask", "train") and source.startswith(
+            ("hf:", "gguf:", "replay:")
+        ):
             inputs.update(_local_weights(field, source.partition(":")[2]))
     return StageKey(
         stage=stage.name,

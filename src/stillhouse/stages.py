@@ -27,7 +27,17 @@ TORCH_PACKAGES: Final = ("torch", "transformers", "peft", "tokenizers", *WEIGHT_
 STATISTICS_PACKAGES: Final = ("numpy", "scipy", "scikit-learn")
 
 # What does not change an answer does not make answers stale.
-NOT_IN_ANSWERS: Final = {"concurrency", "retries", "timeout_s", "budget_usd", "tune", "api_key_env"}
+NOT_IN_ANSWERS: Final = {
+    "api_key_env",
+    "budget_usd",
+    "concurrency",
+    "deadline_s",
+    "on_revision_change",
+    "outage_s",
+    "retries",
+    "timeout_s",
+    "tune",
+}
 
 
 class Context(NamedTuple):

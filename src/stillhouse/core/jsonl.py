@@ -212,8 +212,11 @@ class AppendOnlyFile:
     def append(self, lines: Iterable[str]) -> None:
         """Append lines (without newlines) and make them durable; all or none after a full disk."""
         data = "".join(line + "\n" for line in lines).encode("utf-8")
-        if not data:
-            return
+        if data:
+            self.append_bytes(data)
+
+    def append_bytes(self, data: bytes) -> int:
+        """Append whole lines, each with its newline; returns where in the file they begin."""
         before = os.lseek(self._fd, 0, os.SEEK_END)
         with disk_errors(self.path):
             try:
@@ -224,6 +227,7 @@ class AppendOnlyFile:
             except OSError:
                 os.ftruncate(self._fd, before)
                 raise
+        return before
 
     def close(self) -> None:
         """Release the lock."""

@@ -11,7 +11,7 @@ from stillhouse.core.recipe_section import Section
 
 TEACHER_FORMS = (
     "openai:MODEL, anthropic:MODEL, openai-compatible:MODEL (with base_url), hf:ID_OR_PATH, "
-    "gguf:PATH or embedded"
+    "gguf:PATH, embedded or replay:PATH (of a frozen answer store)"
 )
 
 
@@ -63,7 +63,23 @@ class TeacherSection(Section):
     concurrency: int = Field(default=16, ge=1, description="Requests in flight to an API teacher.")
     batch_size: int = Field(default=32, ge=1, description="Queries per batch of a local teacher.")
     retries: int = Field(default=6, ge=0)
-    timeout_s: float = Field(default=120.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0, description="How long one request may take.")
+    deadline_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="How long a query may take at an API teacher, over all its tries and waits; "
+        "null for no limit.",
+    )
+    outage_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="How long an API teacher may give no answer at all before the run stops.",
+    )
+    on_revision_change: Literal["split", "stop"] = Field(
+        default="split",
+        description="What to do where the provider changes the model midway: go on and count the "
+        "answers by revision (split), or stop with every answer kept (stop).",
+    )
     budget_usd: float | None = Field(default=None, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tune: TuneSection | None = Field(
@@ -98,7 +114,7 @@ class TeacherSection(Section):
         kind, _, rest = model.partition(":")
         if kind == "embedded" and not rest:
             return model
-        if kind in ("openai", "anthropic", "openai-compatible", "hf", "gguf") and rest:
+        if kind in ("openai", "anthropic", "openai-compatible", "hf", "gguf", "replay") and rest:
             return model
         raise ValueError(f"must be {TEACHER_FORMS}")
 
@@ -118,7 +134,7 @@ class TeacherSection(Section):
             raise ValueError("sampling_temperature must be at most 1 for an anthropic teacher")
         of_servers = {"base_url": self.base_url, "api_key_env": self.api_key_env}
         for key, value in of_servers.items():
-            if self.local and value is not None:
+            if (self.local or self.kind == "replay") and value is not None:
                 raise ValueError(f"{key} is for teachers behind an API, not {self.kind}")
         if not self.local and self.device != "auto":
             raise ValueError(f"device is for teachers of this machine, not {self.kind}")

@@ -12,6 +12,7 @@ Knows the finished dataset; makes no decisions. Keys, all stable:
   entropy of the training labels' distribution; `belief_entropy_nats`, the mean entropy of the
   teacher's class probabilities in training (null without them); `with_beliefs`, how many examples
   have them; `label_is_not_top_belief`, in how many another label is more probable
+- `teacher_revisions`: revision -> examples, the most first
 - `lengths`: p50 and p95 of characters and words, for `prompt` and `completion`
 """
 
@@ -48,6 +49,9 @@ def dataset_report(
         "rejections": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
         "duplicates": {"exact": reasons["duplicate"], "near": reasons["near_duplicate"]},
         "contamination": dataset.contamination.as_json(),
+        "teacher_revisions": dict(
+            Counter(example.teacher_revision for example in dataset.examples).most_common()
+        ),
         "lengths": {
             "prompt": lengths([_prompt_text(example) for example in dataset.examples]),
             "completion": lengths([example.completion for example in dataset.examples]),

@@ -118,7 +118,7 @@ def _mean_cost_per_1k(recipe: Recipe, run: RunFolder) -> float | None:
     for completion in read_records(run.stage("ask") / "completions.jsonl", Completion):
         cost = completion_cost_usd(
             recipe.prices,
-            recipe.teacher.model,
+            completion.model,
             completion.prompt_tokens,
             completion.completion_tokens,
         )

@@ -1,6 +1,6 @@
 """Anthropic's Messages API as a teacher.
 
-Runs the official client over aiohttp with the client's own retries off. The API gives no logprobs
+Where and as whom to ask is the official client's to say; `wire` sends. The API gives no logprobs
 and one sample a request. Models differ in what they accept: a refused sampling temperature is left
 out, and thinking, which would eat the answer's tokens, is turned off where a model allows it and
 held at low effort where it does not; `info.notes` says what was done. Knows one request at a time:
@@ -9,26 +9,26 @@ concurrency, budget and storage are the caller's.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import anthropic
-from anthropic.types import Message as AnthropicMessage
 
-from stillhouse.core.money import completion_cost_usd
+from stillhouse.core.money import model_price
 from stillhouse.core.records import Completion, FinishReason, Message, Query
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.api import (
     ApiSettings,
+    Attempt,
     failure_line,
     is_closed,
     numbered,
     refused_parameter,
     utf8,
 )
-from stillhouse.teacher.retry import UnreadableAnswerError, with_retries
+from stillhouse.teacher.retry import Retrying, UnreadableAnswerError, Verdict, with_retries
+from stillhouse.teacher.wire import EXPECTED, StatusError, Wire
 
 ANTHROPIC_URL: Final = "https://api.anthropic.com"
 _OPTIONAL: Final = ("temperature", "thinking", "output_config", "effort", "format")
@@ -41,7 +41,7 @@ _FINISH: Final[Mapping[str, FinishReason]] = {
     "tool_use": "tool_calls",
     "refusal": "refusal",
 }
-_EXPECTED: Final = (anthropic.APIError, UnreadableAnswerError, TimeoutError, ValueError, OSError)
+_PATH: Final = "/v1/messages"
 
 
 class AnthropicCompleter:
@@ -53,13 +53,8 @@ class AnthropicCompleter:
         self._settings = settings
         self._without: set[str] = set()
         self._thinking = 0
-        self._client = anthropic.AsyncAnthropic(
-            api_key=settings.key,
-            base_url=settings.base_url,
-            timeout=settings.timeout_s,
-            max_retries=0,
-            http_client=anthropic.DefaultAioHttpClient(timeout=settings.timeout_s),
-        )
+        self._price = model_price(settings.prices, settings.model)
+        self._wire = Wire(settings.base_url, lambda: anthropic_headers(settings))
 
     @property
     def info(self) -> ModelInfo:
@@ -78,38 +73,47 @@ class AnthropicCompleter:
         """Answer one query; see `Completer`."""
         return numbered([await self._request(query, sampling) for _ in range(sampling.n)])
 
+    @property
+    def retrying(self) -> Retrying:
+        """How often a try that failed is made again."""
+        return self._settings.retrying
+
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        await self._wire.close()
 
-    async def _request(self, query: Query, sampling: Sampling) -> Completion:
+    async def attempt(self, query: Query, sampling: Sampling, timeout_s: float) -> Attempt:
+        """One request, without retries but for parameters that the model refuses.
+
+        Raises:
+            Exception: one of `wire.EXPECTED`.
+        """
+        timeout_s = min(timeout_s, self._settings.timeout_s)
         while True:
             sent = self._parameters(query, sampling)
+            started = time.perf_counter()
+            try:
+                reply = await self._wire.post(_PATH, sent, timeout_s)
+            except StatusError as error:
+                if self._adapt(error, sent):
+                    continue
+                raise
+            answer = self._read(query, reply.body, 1e3 * (time.perf_counter() - started))
+            return Attempt((answer,), reply.headers)
 
-            async def attempt(sent: dict[str, Any] = sent) -> Completion | None:
-                started = time.perf_counter()
-                # The client's signature no longer lists temperature; older models take it.
-                extra = {k: v for k, v in sent.items() if k == "temperature"}
-                rest = {k: v for k, v in sent.items() if k != "temperature"}
-                try:
-                    async with asyncio.timeout(self._settings.timeout_s):
-                        response = await self._client.messages.create(
-                            **rest, extra_body=extra or None
-                        )
-                except anthropic.APIStatusError as error:
-                    if self._adapt(error, sent):
-                        return None
-                    raise
-                return self._read(query, response, 1e3 * (time.perf_counter() - started))
+    def describe(self, error: Exception, verdict: Verdict) -> str:
+        """A failed try on one line."""
+        return failure_line(self._settings, error, verdict)
 
-            answer = await with_retries(
-                attempt,
-                self._settings.retrying,
-                _EXPECTED,
-                lambda error, verdict: failure_line(self._settings, error, verdict),
-            )
-            if answer is not None:
-                return answer
+    async def _request(self, query: Query, sampling: Sampling) -> Completion:
+        timeout_s = self._settings.timeout_s
+        answered = await with_retries(
+            lambda: self.attempt(query, sampling, timeout_s),
+            self._settings.retrying,
+            EXPECTED,
+            self.describe,
+        )
+        return answered.completions[0]
 
     def _parameters(self, query: Query, sampling: Sampling) -> dict[str, Any]:
         system, turns = _chat(query.messages)
@@ -134,7 +138,7 @@ class AnthropicCompleter:
             sent["output_config"] = config
         return {name: value for name, value in sent.items() if name not in self._without}
 
-    def _adapt(self, error: anthropic.APIStatusError, sent: Mapping[str, Any]) -> bool:
+    def _adapt(self, error: StatusError, sent: Mapping[str, Any]) -> bool:
         """Whether a refused request can be sent again without what was refused."""
         config = sent.get("output_config", {})
         name = refused_parameter(error, error.status_code, {**sent, **config}, _OPTIONAL)
@@ -149,30 +153,54 @@ class AnthropicCompleter:
             self._without.add(name)
         return True
 
-    def _read(self, query: Query, response: object, latency_ms: float) -> Completion:
-        if not isinstance(response, AnthropicMessage) or response.content is None:
+    def _read(self, query: Query, body: object, latency_ms: float) -> Completion:
+        content = body.get("content") if isinstance(body, dict) else None
+        if not isinstance(body, dict) or not isinstance(content, list):
+            raise UnreadableAnswerError(f"the server answered with no message: {str(body)[:80]!r}")
+        try:
+            return self._completion(query, body, content, latency_ms)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UnreadableAnswerError(
-                f"the server answered with no message: {str(response)[:80]!r}"
-            )
-        usage = response.usage
-        written = (usage.cache_creation_input_tokens or 0) if usage else 0
-        prompt = None
+                f"the server answered with a message of another form: {error!r}"[:300]
+            ) from None
+
+    def _completion(
+        self,
+        query: Query,
+        body: Mapping[str, Any],
+        content: Sequence[Mapping[str, Any]],
+        latency_ms: float,
+    ) -> Completion:
+        usage = body.get("usage")
+        prompt: int | None = None
+        answered: int | None = None
+        cost: float | None = None
         if usage is not None:
-            prompt = usage.input_tokens + written + (usage.cache_read_input_tokens or 0)
-        answered = usage.output_tokens if usage is not None else None
+            written = usage.get("cache_creation_input_tokens") or 0
+            prompt = usage["input_tokens"] + written + (usage.get("cache_read_input_tokens") or 0)
+            answered = usage["output_tokens"]
+            if self._price is not None:
+                cost = self._price.cost_usd(prompt, answered, written)
         return Completion(
             query_id=query.id,
-            text=utf8("".join(block.text for block in response.content if block.type == "text")),
+            text=utf8("".join(block["text"] for block in content if block["type"] == "text")),
             model=self._settings.model,
-            revision=response.model or self._settings.name,
-            finish_reason=_FINISH.get(response.stop_reason or "", "stop"),
+            revision=body.get("model") or self._settings.name,
+            finish_reason=_FINISH.get(body.get("stop_reason") or "", "stop"),
             prompt_tokens=prompt,
             completion_tokens=answered,
-            cost_usd=completion_cost_usd(
-                self._settings.prices, self._settings.model, prompt, answered, written
-            ),
+            cost_usd=cost,
             latency_ms=latency_ms,
         )
+
+
+def anthropic_headers(settings: ApiSettings) -> dict[str, str]:
+    """What Anthropic's official client sends with every request: the key, the API's version."""
+    client = anthropic.AsyncAnthropic(
+        api_key=settings.key, base_url=settings.base_url, max_retries=0
+    )
+    headers = {**client.default_headers, **client.auth_headers}
+    return {name: value for name, value in headers.items() if isinstance(value, str)}
 
 
 def _chat(messages: Sequence[Message]) -> tuple[str, list[dict[str, str]]]:

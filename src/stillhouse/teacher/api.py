@@ -10,12 +10,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
-from stillhouse.core.records import Completion
+from stillhouse.core.records import Completion, Query
+from stillhouse.models.completer import Completer, Sampling
 from stillhouse.teacher.retry import Retrying, Verdict, chain
 
 _KEY_LIKE: Final = re.compile(r"\b(sk|pk|key)-[A-Za-z0-9*_.\-]{4,}")
@@ -55,6 +56,37 @@ class ApiSettings:
         parts = urlsplit(self.base_url)
         port = f":{parts.port}" if parts.port else ""
         return f"{self.name}@{parts.hostname}{port}{parts.path.rstrip('/')}"
+
+
+class Attempt(NamedTuple):
+    """What one request brought, and the headers it came with."""
+
+    completions: tuple[Completion, ...]
+    headers: Mapping[str, str]
+
+
+@runtime_checkable
+class ApiTeacher(Completer, Protocol):
+    """A completer that can be asked one request at a time, without retries of its own.
+
+    `samples_per_request` is how many samples one request brings.
+    """
+
+    samples_per_request: int
+
+    @property
+    def retrying(self) -> Retrying:
+        """How often a try that failed is made again."""
+
+    async def attempt(self, query: Query, sampling: Sampling, timeout_s: float) -> Attempt:
+        """One request.
+
+        Raises:
+            Exception: one of `wire.EXPECTED`; `retry.judge` says what it means.
+        """
+
+    def describe(self, error: Exception, verdict: Verdict) -> str:
+        """A failed try on one line, with what to do."""
 
 
 def api_settings(

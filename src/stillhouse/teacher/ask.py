@@ -8,12 +8,15 @@ it early. Knows completers, the store and the budget; does not know what an answ
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from stillhouse.core.errors import (
+    BudgetError,
     StillhouseError,
     TeacherError,
     UnanswerableQueryError,
@@ -23,26 +26,33 @@ from stillhouse.core.progress import Progress, Silent, Ticker
 from stillhouse.core.recipe_teacher import PricesSection
 from stillhouse.core.records import Completion, Query, Rejection
 from stillhouse.models.completer import Completer, Sampling
-from stillhouse.teacher.answers import none_usable
+from stillhouse.teacher.api import ApiTeacher
+from stillhouse.teacher.breaker import Breaker
 from stillhouse.teacher.budget import Budget
-from stillhouse.teacher.retry import INPUT_REASONS, USER_REASONS, TeacherFailure
-from stillhouse.teacher.store import AnswerKey, AnswerStore, answer_key
+from stillhouse.teacher.futility import Futility
+from stillhouse.teacher.gate import Gate, StoppedError
+from stillhouse.teacher.keys import AnswerKey, answer_keys
+from stillhouse.teacher.limiter import Limiter
+from stillhouse.teacher.replay import Recorded
+from stillhouse.teacher.revisions import Revisions
+from stillhouse.teacher.store import AnswerStore
+from stillhouse.teacher.stored import StoredAnswers
+from stillhouse.teacher.tries import Tries
 
-FIRST_FAILURES: Final = 5
-LATER_FAILURES: Final = 50
-FIRST_UNUSABLE: Final = 20
-# A local model costs nothing and answers the longest queries first, which are no fair sample.
-FIRST_UNUSABLE_LOCAL: Final = 200
 NO_ANSWER: Final = "no_answer"
+OUTAGE_S: Final = 600.0
+NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class AskResult(NamedTuple):
     """What came of asking.
 
-    `completions_by_query` follows the order of the queries and leaves out those without an answer.
-    `asked` and `reused` count queries; `usd` is what was paid now, `seconds` how long it took.
-    `usd_by_key` is what all answers used cost, whenever they were paid, at its worst where not
-    known; each distinct chat once.
+    `completions_by_query` follows the order of the queries, leaves out those without an answer,
+    and reads each answer from the store when it is asked for. `asked` and `reused` count queries;
+    `usd` is what was paid now, `seconds` how long it took. `usd_by_key` is what all answers used
+    cost, whenever they were paid, at its worst where not known; each distinct chat once.
+    `usd_without_answer` was counted now for tries that may have been billed; `revisions` counts
+    the chats used by the revision that answered; `failed_tries` counts tries by reason.
     """
 
     completions_by_query: Mapping[str, tuple[Completion, ...]]
@@ -52,6 +62,9 @@ class AskResult(NamedTuple):
     asked: int
     reused: int
     usd_by_key: Mapping[AnswerKey, float]
+    usd_without_answer: float = 0.0
+    revisions: Mapping[str, int] = NOTHING
+    failed_tries: Mapping[str, int] = NOTHING
 
 
 @dataclass(slots=True)
@@ -64,16 +77,22 @@ class _Run:
     budget: Budget
     waiting: Iterator[tuple[AnswerKey, Query]]
     ticker: Ticker
-    reused: int
+    revisions: Revisions
+    say: Callable[[str], None]
+    futility: Futility
+    gate: Gate | None = None
+    tries: Tries | None = None
+    recorded: Recorded | None = None
     failures: dict[AnswerKey, str] = field(default_factory=dict)
     usd: float = 0.0
-    successes: int = 0
-    failed_in_a_row: list[str] = field(default_factory=list)
     stopped_by: StillhouseError | None = None
-    problem_of: Callable[[Completion], str | None] | None = None  # None once enough were seen
-    usable: set[str] = field(default_factory=set)  # queries
-    unusable: dict[str, Completion] = field(default_factory=dict)  # by query
-    say: Callable[[str], None] = lambda _: None
+
+    def stop(self, error: StillhouseError | None) -> None:
+        """End the run for this reason, if it is the first."""
+        if error is not None and self.stopped_by is None:
+            self.stopped_by = error
+            if self.gate is not None:
+                self.gate.stop()
 
 
 async def ask(
@@ -88,6 +107,9 @@ async def ask(
     progress: Progress | None = None,
     title: str = "asking the teacher",
     problem_of: Callable[[Completion], str | None] | None = None,
+    deadline_s: float | None = None,
+    outage_s: float = OUTAGE_S,
+    stop_on_revision_change: bool = False,
 ) -> AskResult:
     """Answer every query `sampling.n` times, from the store where it can be.
 
@@ -99,37 +121,56 @@ async def ask(
         queries: with distinct ids.
         sampling: how answers are drawn.
         store: where answers are kept.
-        concurrency: queries in flight at a time.
+        concurrency: the most queries in flight at a time; the rate limits of an API teacher may
+            allow fewer.
         budget_usd: limit on what all answers in the store may have cost together.
         prices: the recipe's price overrides.
         progress: where the bar goes.
         title: of the bar.
-        problem_of: why an answer cannot be used; asking stops where none of the first
-            `FIRST_UNUSABLE` can, and a line is said where most cannot.
+        problem_of: why an answer cannot be used; asking stops where none of the first can, and a
+            line is said where most cannot.
+        deadline_s: how long an API teacher may take for one request's answer, over all its tries
+            and waits.
+        outage_s: how long an API teacher may give no answer at all before the run stops.
+        stop_on_revision_change: whether answers of two models end the run.
 
     Raises:
         BudgetError: asking on would cross the budget; answers in flight are waited for and kept.
         UserError: a budget is set, and the price of the teacher is not known; or none of the
-            first answers can be used.
-        TeacherError: the key is refused, the account is empty, the model is unknown, or the teacher
-            fails query after query.
+            first answers can be used; or the key is refused, or the model unknown; or the store is
+            frozen and lacks answers.
+        TeacherError: the account is empty, the teacher fails query after query or is gone for too
+            long; or its revision changed.
         RunFolderError: the store cannot be written.
     """
     if concurrency < 1:
         raise ValueError(f"concurrency: must be at least 1 (got {concurrency})")
     started = time.perf_counter()
-    prices = prices or PricesSection()
-    spent = store.paid_usd
-    if budget_usd is not None and not completer.info.local:
-        spent += store.unpriced_usd(prices)
-    budget = Budget(budget_usd, spent, completer.info, prices)
-    keys = [answer_key(completer.info, query, sampling) for query in queries]
+    prices, info = prices or PricesSection(), completer.info
+    progress = progress or Silent()
+    keys = answer_keys(info, queries, sampling)
+    distinct = dict.fromkeys(keys)
     open_chats: dict[AnswerKey, Query] = {}
     for key, query in zip(keys, queries, strict=True):
-        if len(store.get(key)) < sampling.n:
-            open_chats.setdefault(key, query)
+        if key not in open_chats and store.count(key) < sampling.n:
+            open_chats[key] = query
+    charged = sum(store.charges_usd.values())
+    spent = store.paid_usd
+    if budget_usd is not None and not info.local:
+        spent += store.unpriced_usd(prices)
+    workers = max(1, min(concurrency, len(open_chats)))
+    budget = Budget(budget_usd, spent, info, prices, ledger=store, in_flight=workers)
+    revisions = Revisions(info.name, stop=stop_on_revision_change)
+    for key in distinct:
+        revisions.add(store.revisions_of(key))
+    failures: Mapping[AnswerKey, str] = {}
+    failed_tries: Mapping[str, int] = {}
+    usd = 0.0
     if open_chats:
-        with (progress or Silent()).bar(title, len(open_chats), "queries") as ticker:
+        _refuse_where_futile(store, revisions, len(open_chats), len(distinct))
+        store.introduce(info)
+        store.overlap_writes(not info.local)
+        with progress.bar(title, len(open_chats), "queries") as ticker:
             run = _Run(
                 completer,
                 sampling,
@@ -137,25 +178,28 @@ async def ask(
                 budget,
                 iter(open_chats.items()),
                 ticker,
-                reused=len(set(keys)) - len(open_chats),
-                problem_of=problem_of,
-                say=(progress or Silent()).say,
+                revisions,
+                progress.say,
+                Futility(
+                    info,
+                    problem_of,
+                    reused=len(distinct) - len(open_chats),
+                    say=progress.say,
+                ),
+                recorded=completer if isinstance(completer, Recorded) else None,
             )
-            for key in dict.fromkeys(keys):
-                _look_at(run, store.get(key))
-            await _work_off(run, min(concurrency, len(open_chats)))
+            if isinstance(completer, ApiTeacher):
+                run.gate = Gate(
+                    Limiter(concurrency, random.uniform), Breaker(outage_s, random.uniform)
+                )
+                run.tries = Tries(completer, run.gate, budget, deadline_s)
+            run.stop(run.futility.of_stored(store, distinct))
+            await _work_off(run, workers)
         failures, usd = run.failures, run.usd
-    else:
-        failures, usd = {}, 0.0
+        if run.tries is not None:
+            failed_tries = dict(run.tries.failed)
     return AskResult(
-        completions_by_query={
-            query.id: tuple(
-                completion.model_copy(update={"query_id": query.id})
-                for completion in store.get(key)[: sampling.n]
-            )
-            for key, query in zip(keys, queries, strict=True)
-            if store.get(key)
-        },
+        completions_by_query=StoredAnswers(store, queries, keys, sampling.n),
         failures=tuple(
             Rejection(
                 query_id=query.id,
@@ -171,9 +215,27 @@ async def ask(
         asked=len(open_chats),
         reused=len(queries) - len(open_chats),
         usd_by_key={}
-        if completer.info.local
-        else {key: store.usd_of(key, sampling.n, prices) for key in keys},
+        if info.local
+        else {key: store.usd_of(key, sampling.n, prices) for key in distinct},
+        usd_without_answer=sum(store.charges_usd.values()) - charged,
+        revisions=dict(revisions.counts.most_common()),
+        failed_tries=failed_tries,
     )
+
+
+def _refuse_where_futile(
+    store: AnswerStore, revisions: Revisions, missing: int, wanted: int
+) -> None:
+    if store.frozen is not None:
+        raise UserError(
+            str(store.path),
+            f"is frozen, and lacks answers to {missing} of {wanted} chats",
+            action=f"set teacher.model: replay:{store.path} to go on without them, or ask in "
+            "another run folder",
+        )
+    problem = revisions.problem()
+    if problem is not None:
+        raise problem
 
 
 async def _work_off(run: _Run, workers: int) -> None:
@@ -182,9 +244,12 @@ async def _work_off(run: _Run, workers: int) -> None:
         # A worker raises only what no other worker can go on after (a full disk, a bug).
         await asyncio.gather(*tasks)
     finally:
+        if run.gate is not None:
+            run.gate.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await run.budget.clear()
     if run.stopped_by is not None:
         raise run.stopped_by
 
@@ -193,7 +258,15 @@ async def _worker(run: _Run) -> None:
     """Take queries until there are none, or some worker found that asking on is futile."""
     for key, query in run.waiting:
         if run.stopped_by is None:
-            await _answer(run, key, query)
+            try:
+                await _answer(run, key, query)
+            except StoppedError:
+                return
+            except BudgetError as error:
+                run.stop(error)
+            except TeacherError as error:
+                run.failures[key] = str(error)
+                run.stop(run.futility.of_failure(error, len(run.failures)))
         if run.stopped_by is not None:
             return
         run.ticker.advance()
@@ -202,110 +275,70 @@ async def _worker(run: _Run) -> None:
 
 
 async def _answer(run: _Run, key: AnswerKey, query: Query) -> None:
-    while True:
-        have = len(run.store.get(key))
+    """Ask until all samples of a query are kept, or the run is stopped.
+
+    Raises:
+        TeacherError: they cannot be had.
+        BudgetError: the next could cross the budget.
+        StoppedError: the run has ended meanwhile.
+    """
+
+    async def keep(completions: Sequence[Completion], worst_usd: float) -> float | None:
+        return await _keep(run, key, completions, worst_usd)
+
+    while run.stopped_by is None:
+        have = run.store.count(key)
         missing = run.sampling.n - have
         if missing <= 0:
-            run.successes += 1
-            run.failed_in_a_row.clear()
+            run.futility.answered()
             return
+        if run.recorded is not None:
+            found = run.recorded.recorded(key)[have : run.sampling.n]
+            if not found:
+                raise UnanswerableQueryError(run.recorded.why_none(key))
+            await keep(found, 0.0)
+            continue
         # One sample a request where a server gives no more: each is kept before the next is paid.
         once: int = getattr(run.completer, "samples_per_request", missing)
-        # A completer that can ask once alone does: what one request brings is kept before the next.
-        complete: Callable[[Query, Sampling], Awaitable[Sequence[Completion]]] = getattr(
-            run.completer, "complete_once", run.completer.complete
-        )
         sampling = replace(run.sampling, n=min(missing, once), seed=run.sampling.seed + have)
-        worst = run.budget.worst_usd(query, sampling, requests=sampling.n)
-        try:
-            await run.budget.reserve(worst)
-        except StillhouseError as error:
-            run.stopped_by = run.stopped_by or error
-            return
-        if run.stopped_by is not None:
-            await run.budget.settle(worst, 0.0)
-            return
-        paid: float | None = 0.0
-        try:
-            completions = await complete(query, sampling)
-            costs = [completion.cost_usd for completion in completions]
-            paid = None if None in costs else sum(cost for cost in costs if cost is not None)
-            await run.store.put(key, completions, worst)
-            run.usd += worst if paid is None else paid
-            _look_at(run, completions)
-        except TeacherError as error:
-            _count_failure(run, key, error)
-            return
-        finally:
-            await run.budget.settle(worst, paid)
-
-
-def _look_at(run: _Run, completions: Sequence[Completion]) -> None:
-    """Stop the run where all answers so far are of no use: more would be no better.
-
-    Where most are, say so once: whoever pays can stop it.
-    """
-    if run.problem_of is None:
-        return
-    for completion in completions:
-        if run.problem_of(completion) is None:
-            run.usable.add(completion.query_id)
-            run.unusable.pop(completion.query_id, None)
-        elif completion.query_id not in run.usable:
-            run.unusable.setdefault(completion.query_id, completion)
-    info = run.completer.info
-    seen, bad = len(run.usable) + len(run.unusable), len(run.unusable)
-    if seen < (FIRST_UNUSABLE_LOCAL if info.local else FIRST_UNUSABLE):
-        return
-    if bad > seen / 2:
-        first = next(iter(run.unusable.values()))
-        problem = run.problem_of(first) or ""
-        if not run.usable:
-            run.stopped_by = run.stopped_by or none_usable(info.name, bad, first, problem)
+        if run.tries is not None:
+            await run.tries.answer(query, sampling, keep)
         else:
-            run.say(
-                f"warning: {bad} of the first {seen} answers cannot be used (such as: {problem})"
-            )
-    run.problem_of = None
+            await _complete(run, query, sampling, keep)
 
 
-def _count_input_failure(run: _Run, error: TeacherError) -> None:
-    """A query's own fault counts only where a server took none of very many.
-
-    A local model answers the longest first: those it cannot read come before all others.
-    """
-    if run.completer.info.local or run.successes or run.reused:
-        return
-    if len(run.failures) >= LATER_FAILURES:
-        run.stopped_by = run.stopped_by or TeacherError(
-            f"none of the first {len(run.failures)} queries could be answered; the last: {error}"
-        )
-
-
-def _stopping(failure: TeacherFailure) -> StillhouseError:
-    """The error that ends the run: a refused key and an unknown model are the user's to mend."""
-    if failure.reason in USER_REASONS:
-        return UserError("teacher", str(failure))
-    return failure
+async def _keep(
+    run: _Run, key: AnswerKey, completions: Sequence[Completion], worst_usd: float
+) -> float | None:
+    """Make answers durable. Gives what they cost, `None` where that is not known."""
+    costs = [completion.cost_usd for completion in completions]
+    paid = None if None in costs else sum(cost for cost in costs if cost is not None)
+    # What runs here, or was paid by another run, costs this one nothing.
+    free = run.completer.info.local
+    await run.store.put(key, completions, worst_usd, 0.0 if free else None)
+    run.usd += 0.0 if free else worst_usd if paid is None else paid
+    run.stop(run.futility.of_answers(completions))
+    said = run.revisions.add(dict.fromkeys(c.revision for c in completions))
+    if said is not None:
+        run.say(said)
+        run.stop(run.revisions.problem())
+    return paid
 
 
-def _count_failure(run: _Run, key: AnswerKey, error: TeacherError) -> None:
-    """Record a query without an answer, and stop the run where that says all of it is futile."""
-    run.failures[key] = str(error)
-    if isinstance(error, TeacherFailure) and error.fatal:
-        run.stopped_by = run.stopped_by or _stopping(error)
-        return
-    reason = error.reason if isinstance(error, TeacherFailure) else type(error).__name__
-    if isinstance(error, UnanswerableQueryError) or reason in INPUT_REASONS:
-        _count_input_failure(run, error)
-        return
-    if run.failed_in_a_row and run.failed_in_a_row[-1] != reason:
-        run.failed_in_a_row.clear()
-    run.failed_in_a_row.append(reason)
-    count = len(run.failed_in_a_row)
-    if count >= (LATER_FAILURES if run.successes else FIRST_FAILURES):
-        which = f"the last {count}" if run.successes else f"the first {count}"
-        run.stopped_by = run.stopped_by or TeacherError(
-            f"{which} queries got no answer, all for one reason: {error}; every answer so far "
-            "is kept: run the same command again once it is mended"
-        )
+async def _complete(
+    run: _Run,
+    query: Query,
+    sampling: Sampling,
+    keep: Callable[[Sequence[Completion], float], Awaitable[float | None]],
+) -> None:
+    """Ask a completer that sees to its own tries."""
+    worst = run.budget.worst_usd(query, sampling, requests=sampling.n)
+    await run.budget.reserve(worst)
+    paid: float | None = 0.0
+    try:
+        if run.stopped_by is None:
+            completions = await run.completer.complete(query, sampling)
+            paid = None
+            paid = await keep(completions, worst)
+    finally:
+        await run.budget.settle(worst, paid)

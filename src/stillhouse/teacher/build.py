@@ -19,6 +19,7 @@ from stillhouse.models.completer import Completer, ModelInfo, Sampling
 from stillhouse.teacher.anthropic_client import ANTHROPIC_URL, AnthropicCompleter
 from stillhouse.teacher.api import api_settings
 from stillhouse.teacher.openai_client import MOST_TOP_LOGPROBS, OPENAI_URL, OpenAICompleter
+from stillhouse.teacher.replay import ReplayCompleter
 
 # Batches of a local model that wait at a time: sorted by length, they pad little.
 LOCAL_WINDOW: int = 64
@@ -72,6 +73,8 @@ def open_teacher(
     if section.kind == "gguf":
         opener = require("stillhouse.models.gguf_completer", "gguf", f"teacher {section.model}")
         return NamedCompleter(opener.open_gguf(section.name, section.batch_size), section.model)
+    if section.kind == "replay":
+        return ReplayCompleter(Path(section.name).expanduser())
     if section.kind == "anthropic":
         return AnthropicCompleter(
             api_settings(

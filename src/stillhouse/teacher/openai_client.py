@@ -1,6 +1,6 @@
 """OpenAI chat completions as a teacher, of OpenAI itself or of any server that speaks the same.
 
-Runs the official client over aiohttp with the client's own retries off. A parameter that a model
+Where and as whom to ask is the official client's to say; `wire` sends. A parameter that a model
 refuses is left out from then on (`info.notes` says which): reasoning models take temperature and
 logprobs only at reasoning effort `none`, so that is tried before either is given up. Knows one
 request at a time: concurrency, budget and storage are the caller's.
@@ -8,28 +8,27 @@ request at a time: concurrency, budget and storage are the caller's.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import openai
-from openai.types.chat import ChatCompletion
-from openai.types.chat.chat_completion import Choice
 
-from stillhouse.core.money import completion_cost_usd
+from stillhouse.core.money import model_price
 from stillhouse.core.records import Completion, FinishReason, Query, TokenLogprob
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.api import (
     ApiSettings,
+    Attempt,
     failure_line,
     is_closed,
     numbered,
     refused_parameter,
     utf8,
 )
-from stillhouse.teacher.retry import UnreadableAnswerError, with_retries
+from stillhouse.teacher.retry import Retrying, UnreadableAnswerError, Verdict, with_retries
+from stillhouse.teacher.wire import EXPECTED, StatusError, Wire
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
 MOST_TOP_LOGPROBS: Final = 20
@@ -51,7 +50,7 @@ _FINISH: Final[Mapping[str, FinishReason]] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
 }
-_EXPECTED: Final = (openai.APIError, UnreadableAnswerError, TimeoutError, ValueError, OSError)
+_PATH: Final = "/chat/completions"
 
 
 class OpenAICompleter:
@@ -73,14 +72,8 @@ class OpenAICompleter:
         self._without: set[str] = set()
         self._effort: int | None = None  # index into _EFFORTS once it has to be set
         self.samples_per_request: int = 128
-        self._client = openai.AsyncOpenAI(
-            # The client would otherwise take OPENAI_API_KEY, which is not this server's to see.
-            api_key=settings.key or "none",
-            base_url=settings.base_url,
-            timeout=settings.timeout_s,
-            max_retries=0,
-            http_client=openai.DefaultAioHttpClient(timeout=settings.timeout_s),
-        )
+        self._price = model_price(settings.prices, settings.model)
+        self._wire = Wire(settings.base_url, lambda: openai_headers(settings))
 
     @property
     def info(self) -> ModelInfo:
@@ -96,6 +89,11 @@ class OpenAICompleter:
             notes=notes,
         )
 
+    @property
+    def retrying(self) -> Retrying:
+        """How often a try that failed is made again."""
+        return self._settings.retrying
+
     async def complete(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
         """Answer one query; see `Completer`. Token counts and cost are shared out over samples."""
         found: list[Completion] = []
@@ -107,42 +105,44 @@ class OpenAICompleter:
 
     async def complete_once(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
         """The answers of one request, one to `sampling.n`: for callers that keep each at once."""
-        wanted = min(sampling.n, self.samples_per_request)
-        answers = await self._request(query, sampling, wanted, sampling.seed)
-        if len(answers) < wanted:
-            self.samples_per_request = 1
-        return numbered(answers[:wanted])
+        timeout_s = self._settings.timeout_s
+        answered = await with_retries(
+            lambda: self.attempt(query, sampling, timeout_s),
+            self._settings.retrying,
+            EXPECTED,
+            self.describe,
+        )
+        return answered.completions
+
+    async def attempt(self, query: Query, sampling: Sampling, timeout_s: float) -> Attempt:
+        """One request, without retries but for parameters that the model refuses.
+
+        Raises:
+            Exception: one of `wire.EXPECTED`.
+        """
+        timeout_s = min(timeout_s, self._settings.timeout_s)
+        while True:
+            wanted = min(sampling.n, self.samples_per_request)
+            sent = self._parameters(query, sampling, wanted, sampling.seed)
+            started = time.perf_counter()
+            try:
+                reply = await self._wire.post(_PATH, sent, timeout_s)
+            except StatusError as error:
+                if self._adapt(error, sent):
+                    continue
+                raise
+            answers = self._read(query, reply.body, 1e3 * (time.perf_counter() - started))
+            if len(answers) < wanted:
+                self.samples_per_request = 1
+            return Attempt(tuple(answers[:wanted]), reply.headers)
+
+    def describe(self, error: Exception, verdict: Verdict) -> str:
+        """A failed try on one line."""
+        return failure_line(self._settings, error, verdict)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.close()
-
-    async def _request(
-        self, query: Query, sampling: Sampling, n: int, seed: int
-    ) -> list[Completion]:
-        while True:
-            wanted = min(n, self.samples_per_request)
-            sent = self._parameters(query, sampling, wanted, seed)
-
-            async def attempt(sent: dict[str, Any] = sent) -> list[Completion] | None:
-                started = time.perf_counter()
-                try:
-                    async with asyncio.timeout(self._settings.timeout_s):
-                        response = await self._client.chat.completions.create(**sent)
-                except openai.APIStatusError as error:
-                    if self._adapt(error, sent):
-                        return None
-                    raise
-                return self._read(query, response, 1e3 * (time.perf_counter() - started))
-
-            answers = await with_retries(
-                attempt,
-                self._settings.retrying,
-                _EXPECTED,
-                lambda error, verdict: failure_line(self._settings, error, verdict),
-            )
-            if answers is not None:
-                return answers
+        await self._wire.close()
 
     def _parameters(self, query: Query, sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
         sent: dict[str, Any] = {
@@ -170,7 +170,7 @@ class OpenAICompleter:
                 sent["reasoning_effort"] = effort
         return {name: value for name, value in sent.items() if name not in self._without}
 
-    def _adapt(self, error: openai.APIStatusError, sent: Mapping[str, object]) -> bool:
+    def _adapt(self, error: StatusError, sent: Mapping[str, object]) -> bool:
         """Whether a refused request can be sent again without what was refused."""
         name = refused_parameter(error, error.status_code, sent, _OPTIONAL)
         if name is None:
@@ -195,40 +195,63 @@ class OpenAICompleter:
         self._without |= {"logprobs", "top_logprobs"} if "logprobs" in name else {name}
         return True
 
-    def _read(self, query: Query, response: object, latency_ms: float) -> list[Completion]:
-        if not isinstance(response, ChatCompletion) or not response.choices:
+    def _read(self, query: Query, body: object, latency_ms: float) -> list[Completion]:
+        choices = body.get("choices") if isinstance(body, dict) else None
+        if not isinstance(body, dict) or not isinstance(choices, list) or not choices:
             raise UnreadableAnswerError(
-                f"the server answered with no chat completion: {str(response)[:80]!r}"
+                f"the server answered with no chat completion: {str(body)[:80]!r}"
             )
-        usage = response.usage
-        prompt = usage.prompt_tokens if usage else None
-        total = usage.completion_tokens if usage else None
-        details = usage.prompt_tokens_details if usage else None
-        cost = completion_cost_usd(
-            self._settings.prices,
-            self._settings.model,
-            prompt,
-            total,
-            (details.cache_write_tokens or 0) if details else 0,
-        )
-        count = len(response.choices)
-        fingerprint = f"@{response.system_fingerprint}" if response.system_fingerprint else ""
+        try:
+            return self._completions(query, body, choices, latency_ms)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UnreadableAnswerError(
+                f"the server answered with a chat completion of another form: {error!r}"[:300]
+            ) from None
+
+    def _completions(
+        self,
+        query: Query,
+        body: Mapping[str, Any],
+        choices: Sequence[Mapping[str, Any]],
+        latency_ms: float,
+    ) -> list[Completion]:
+        usage = body.get("usage") or {}
+        prompt, total = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        written = (usage.get("prompt_tokens_details") or {}).get("cache_write_tokens") or 0
+        count = len(choices)
+        cost: float | None = None
+        if self._price is not None and prompt is not None and total is not None:
+            cost = self._price.cost_usd(prompt, total, written) / count
+        fingerprint = body.get("system_fingerprint")
+        revision = body.get("model") or self._settings.name
         return [
             Completion(
                 query_id=query.id,
-                text=utf8(_text(choice)),
+                text=utf8(_text(choice["message"])),
                 model=self._settings.model,
-                revision=f"{response.model or self._settings.name}{fingerprint}",
+                revision=f"{revision}@{fingerprint}" if fingerprint else revision,
                 sample=index,
                 finish_reason=_finish(choice),
                 prompt_tokens=prompt,
                 completion_tokens=None if total is None else _part(total, count, index),
-                cost_usd=None if cost is None else cost / count,
+                cost_usd=cost,
                 latency_ms=latency_ms,
                 logprobs=_logprobs(choice),
             )
-            for index, choice in enumerate(response.choices)
+            for index, choice in enumerate(choices)
         ]
+
+
+def openai_headers(settings: ApiSettings) -> dict[str, str]:
+    """What OpenAI's official client sends with every request: the key, the organisation."""
+    client = openai.AsyncOpenAI(
+        # The client would otherwise take OPENAI_API_KEY, which is not this server's to see.
+        api_key=settings.key or "none",
+        base_url=settings.base_url,
+        max_retries=0,
+    )
+    headers = {**client.default_headers, **client.auth_headers}
+    return {name: value for name, value in headers.items() if isinstance(value, str)}
 
 
 def _part(total: int, count: int, index: int) -> int:
@@ -236,28 +259,27 @@ def _part(total: int, count: int, index: int) -> int:
     return total // count + (index < total % count)
 
 
-def _text(choice: Choice) -> str:
-    message = getattr(choice, "message", None)
-    if message is None:
-        raise UnreadableAnswerError("the server answered with a choice that has no message")
-    return message.content or message.refusal or ""
+def _text(message: Mapping[str, Any]) -> str:
+    return str(message.get("content") or message.get("refusal") or "")
 
 
-def _finish(choice: Choice) -> FinishReason:
-    if choice.message.refusal:
+def _finish(choice: Mapping[str, Any]) -> FinishReason:
+    if choice["message"].get("refusal"):
         return "refusal"
-    return _FINISH.get(choice.finish_reason or "", "stop")
+    return _FINISH.get(choice.get("finish_reason") or "", "stop")
 
 
-def _logprobs(choice: Choice) -> tuple[TokenLogprob, ...] | None:
-    content = choice.logprobs.content if choice.logprobs is not None else None
+def _logprobs(choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None:
+    content = (choice.get("logprobs") or {}).get("content")
     if not content:
         return None
     return tuple(
         TokenLogprob(
-            token=utf8(item.token),
-            logprob=item.logprob,
-            top=tuple((utf8(other.token), other.logprob) for other in item.top_logprobs or ()),
+            token=utf8(item["token"]),
+            logprob=item["logprob"],
+            top=tuple(
+                (utf8(other["token"]), other["logprob"]) for other in item.get("top_logprobs") or ()
+            ),
         )
         for item in content
     )

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final, NamedTuple, TypeVar
 
+import aiohttp
+
 from stillhouse.core.errors import TeacherError
 
 T = TypeVar("T")
@@ -35,11 +37,19 @@ STATUS_REASONS: Final[Mapping[int, str]] = {
     429: "rate_limit",
 }
 # No other query can fare better: the whole run stops at once.
-FATAL_REASONS: Final = frozenset({"auth", "quota", "not_found"})
+FATAL_REASONS: Final = frozenset({"auth", "quota", "not_found", "outage"})
 # Of those, what the user wrote is at fault.
 USER_REASONS: Final = frozenset({"auth", "not_found"})
+# A gateway gave up on a server that may have gone on, and billed.
+GATEWAY_STATUSES: Final = frozenset({408, 502, 504, 520, 521, 522, 523, 524})
 # One query's own fault: no other query need fare alike, so they say nothing of the teacher.
 INPUT_REASONS: Final = frozenset({"too_long", "content"})
+NOT_SENT: Final = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.InvalidURL,
+    ConnectionRefusedError,
+)
 _TOO_LONG: Final = (
     "context_length_exceeded",
     "context length",
@@ -85,12 +95,16 @@ class Retrying:
 
 
 class Verdict(NamedTuple):
-    """What one failed try means."""
+    """What one failed try means.
+
+    `billable`: the provider may have answered, and bill it, though no answer arrived.
+    """
 
     again: bool
     reason: str
     retry_after_s: float | None
     status: int | None
+    billable: bool = False
 
 
 def judge(error: Exception, now: float) -> Verdict:
@@ -110,18 +124,21 @@ def judge(error: Exception, now: float) -> Verdict:
         headers: Mapping[str, str] = getattr(response, "headers", {})
         reason = STATUS_REASONS.get(status, "server" if status >= 500 else "bad_request")
         again = (status in AGAIN or status >= 500) and headers.get("x-should-retry") != "false"
-        return Verdict(again, reason, retry_after_s(headers, now), status)
+        billable = status in GATEWAY_STATUSES
+        return Verdict(again, reason, retry_after_s(headers, now), status, billable)
     causes = chain(error)
+    # What never reached the server is on nobody's bill.
+    sent = not any(isinstance(cause, NOT_SENT) for cause in causes)
     if any(isinstance(cause, TimeoutError) for cause in causes):
-        return Verdict(True, "timeout", None, None)
+        return Verdict(True, "timeout", None, None, sent)
     # Clients wrap a refused or dropped connection in an error of their own that may speak of time.
     if any(isinstance(cause, OSError) or "Disconnect" in type(cause).__name__ for cause in causes):
-        return Verdict(True, "connection", None, None)
+        return Verdict(True, "connection", None, None, sent)
     if "Timeout" in type(error).__name__:
-        return Verdict(True, "timeout", None, None)
+        return Verdict(True, "timeout", None, None, sent)
     if isinstance(error, UnreadableAnswerError | ValueError) or isinstance(status, int):
-        return Verdict(True, "unreadable", None, None)
-    return Verdict(True, "connection", None, None)
+        return Verdict(True, "unreadable", None, None, True)
+    return Verdict(True, "connection", None, None, sent)
 
 
 def chain(error: BaseException) -> list[BaseException]:

@@ -7,7 +7,9 @@ file names; asking, storing and scoring are in the modules beside it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,7 @@ from stillhouse.teacher.answers import blind_problem, problem_of, require_usable
 from stillhouse.teacher.ask import AskResult, ask
 from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
 from stillhouse.teacher.check import check_teacher, has_truth
+from stillhouse.teacher.replay import STORE_FILE
 from stillhouse.teacher.store import AnswerStore, answer_key
 
 QUERIES: Final = "queries.jsonl"
@@ -37,7 +40,6 @@ GOLDEN_COMPLETIONS: Final = "golden_completions.jsonl"
 FAILURES: Final = "failures.jsonl"
 TIMINGS: Final = "timings.json"
 CHECK: Final = "check.json"
-STORE_FILE: Final = "answers.jsonl"
 
 
 class _Asked(NamedTuple):
@@ -138,14 +140,14 @@ def run_ask(  # noqa: PLR0917 - one signature for all stages
     if labelled.exists() and has_truth(recipe.task):
         checked = _check_set(recipe, labelled, tuned).check
     asked = asyncio.run(_ask_all(recipe, tuned, store_path, sets, progress, checked))
-    first = _flat(asked.results[0])
-    require_usable(recipe.task, asked.info.name, first)
-    write_records(work / COMPLETIONS, map(_lasting, first))
+    require_usable(recipe.task, asked.info.name, _flat(asked.results[0]))
+    latencies_ms = array("d")
+    count = write_records(work / COMPLETIONS, _measured(asked.results[0], latencies_ms))
     if len(asked.results) > 1:
-        write_records(work / GOLDEN_COMPLETIONS, map(_lasting, _flat(asked.results[1])))
+        write_records(work / GOLDEN_COMPLETIONS, _measured(asked.results[1], latencies_ms))
     failures = [failure for result in asked.results for failure in result.failures]
     write_records(work / FAILURES, failures)
-    timings = _timings(asked)
+    timings = _timings(asked, latencies_ms)
     write_json(work / TIMINGS, timings)
     for note in _notes(asked.info):
         progress.say(f"teacher {asked.info.name}: {note}")
@@ -156,10 +158,11 @@ def run_ask(  # noqa: PLR0917 - one signature for all stages
     return Outcome(
         summary={
             "queries": len(queries),
-            "completions": len(first),
+            "completions": count,
             "failures": len(failures),
             "asked": timings["asked"],
             "reused": timings["reused"],
+            "revisions": timings["revisions"],
         },
         cost_usd=asked.usd,
         measured=frozenset({TIMINGS}),
@@ -192,6 +195,9 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
                     progress=progress,
                     title=title,
                     problem_of=None if results else partial(_problem_of, recipe, completer.info),
+                    deadline_s=recipe.teacher.deadline_s,
+                    outage_s=recipe.teacher.outage_s,
+                    stop_on_revision_change=recipe.teacher.on_revision_change == "stop",
                 )
                 results.append(result)
         for result in results:
@@ -225,12 +231,18 @@ def _check_set(recipe: Recipe, labelled: Path, tuned: Path | None) -> _CheckSet:
     return _CheckSet(*tune_check_split(queries, recipe.teacher.tune.check_fraction, recipe.seed))
 
 
-def _flat(result: AskResult) -> list[Completion]:
-    return [
-        completion
-        for completions in result.completions_by_query.values()
-        for completion in completions
-    ]
+def _flat(result: AskResult) -> Iterator[Completion]:
+    """All answers, in the order of the queries, read one query at a time."""
+    for completions in result.completions_by_query.values():
+        yield from completions
+
+
+def _measured(result: AskResult, latencies_ms: array[float]) -> Iterator[Completion]:
+    """All answers as they last; what was measured goes to `latencies_ms`."""
+    for completion in _flat(result):
+        if completion.latency_ms is not None:
+            latencies_ms.append(completion.latency_ms)
+        yield _lasting(completion)
 
 
 def _lasting(completion: Completion) -> Completion:
@@ -245,12 +257,17 @@ def _notes(info: ModelInfo) -> tuple[str, ...]:
     return tuple(f"{name}: {note}" for name, note in sorted(info.notes.items()))
 
 
-def _timings(asked: _Asked) -> dict[str, object]:
+def _timings(asked: _Asked, latencies_ms: array[float]) -> dict[str, object]:
     """What asking took. `usd` was paid now; `usd_of_answers` is what all answers used cost, but
-    for those that the check asked, at its worst where the server did not say.
+    for those that the check asked, at its worst where the server did not say;
+    `usd_without_answer` was counted now for tries that may have been billed. `revisions` counts
+    chats by the model revision that answered, `failed_tries` tries by reason.
     """
-    completions = [completion for result in asked.results for completion in _flat(result)]
-    latencies = [c.latency_ms for c in completions if c.latency_ms is not None]
+    revisions: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    for result in asked.results:
+        revisions.update(result.revisions)
+        failed.update(result.failed_tries)
     seconds = sum(result.seconds for result in asked.results)
     count = sum(result.asked for result in asked.results)
     return {
@@ -261,6 +278,9 @@ def _timings(asked: _Asked) -> dict[str, object]:
         "queries_per_second": count / seconds if count and seconds > 0 else None,
         "usd": sum(result.usd for result in asked.results),
         "usd_of_answers": asked.usd,
-        "latency_p50_ms": float(np.percentile(latencies, 50)) if latencies else None,
-        "latency_p95_ms": float(np.percentile(latencies, 95)) if latencies else None,
+        "usd_without_answer": sum(result.usd_without_answer for result in asked.results),
+        "failed_tries": dict(failed.most_common()),
+        "revisions": dict(revisions.most_common()),
+        "latency_p50_ms": float(np.percentile(latencies_ms, 50)) if latencies_ms else None,
+        "latency_p95_ms": float(np.percentile(latencies_ms, 95)) if latencies_ms else None,
     }
