@@ -1,7 +1,7 @@
 """Spherical k-means: groups of unit vectors by direction.
 
 Lloyd's iteration with cosine similarity (Dhillon and Modha, Machine Learning 42, 2001), started by
-k-means++ (Arthur and Vassilvitskii, SODA 2007), on a sample where there are very many vectors. The
+greedy k-means++ (Arthur and Vassilvitskii, SODA 2007), on a sample where there are very many. The
 same vectors, k and seed give the same clusters. Knows vectors, not texts.
 
 N vectors, H dimensions, K clusters.
@@ -94,27 +94,32 @@ def nearest(vectors: Vectors, centres: Vectors) -> Nearest:
 
 
 def _start(vectors: Vectors, k: int, rng: np.random.Generator) -> Vectors:
-    """k-means++: each next centre is drawn with a chance in proportion to 1 - its best cosine.
+    """Greedy k-means++: of some vectors, drawn with a chance in proportion to 1 - their best cosine
+    (half the squared distance), the next centre is the one that lowers the sum of it most.
 
-    Half the squared distance of unit vectors is 1 - cosine. Fewer than `k` centres come back where
-    all vectors are among them already.
+    Fewer than `k` centres come back where all vectors are among them already.
     """
+    trials = 2 + int(math.log(k))
     chosen = [int(rng.integers(len(vectors)))]
-    gap = _gap(vectors, vectors[chosen[0]])
+    gap = _gaps(vectors, chosen)[:, 0]
     while len(chosen) < k:
         total = gap.cumsum(dtype=np.float64)
         if total[-1] <= 0:
             break
-        chosen.append(int(np.searchsorted(total, rng.random() * total[-1], side="right")))
-        np.minimum(gap, _gap(vectors, vectors[chosen[-1]]), out=gap)
+        drawn = np.searchsorted(total, rng.random(trials) * total[-1], side="right")
+        left = np.minimum(gap[:, None], _gaps(vectors, drawn.tolist()))  # [N, trials]
+        best = int(left.sum(axis=0, dtype=np.float64).argmin())
+        chosen.append(int(drawn[best]))
+        gap = left[:, best]
     return vectors[chosen]
 
 
-def _gap(vectors: Vectors, centre: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    gap = np.maximum(1.0 - vectors @ centre, 0.0)
+def _gaps(vectors: Vectors, centres: list[int]) -> npt.NDArray[np.float32]:
+    """1 - cos of each vector to each of some centres, [N, len(centres)]."""
+    gaps = 1.0 - vectors @ vectors[centres].T
     # Rounding keeps equal vectors a hair apart: they are one point all the same.
-    gap[gap < 1e-6] = 0.0
-    return np.asarray(gap, dtype=np.float32)
+    gaps[gaps < 1e-6] = 0.0
+    return np.asarray(gaps, dtype=np.float32)
 
 
 def _means(vectors: Vectors, labels: Labels, centres: Vectors) -> Vectors:
