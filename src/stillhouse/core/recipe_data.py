@@ -47,6 +47,43 @@ class SelectSection(Section):
     )
 
 
+class ExpandSection(Section):
+    """New queries that the teacher writes from seeds, where the traffic is thin."""
+
+    method: Literal["self_instruct", "evolve", "persona"] = Field(
+        default="self_instruct",
+        description="self_instruct: more like several seeds; evolve: a seed made harder, rarer or "
+        "otherwise different; persona: a seed's topic as another person would write it.",
+    )
+    n: int = Field(ge=1, description="At most this many new queries in all.")
+    per_cluster: int = Field(
+        ge=1, description="Clusters with fewer queries than this are filled up to it."
+    )
+    clusters: int | None = Field(
+        default=None,
+        ge=1,
+        description="Clusters of the traffic, where traffic.select made none; null: "
+        "sqrt(queries / 2).",
+    )
+    embedder: str = Field(
+        default="hashing",
+        pattern=r"^(hashing|minilm|hf:.+)$",
+        description="hashing (no download), minilm, or hf:ID_OR_PATH of a sentence encoder.",
+    )
+    rounds: int = Field(default=3, ge=1, le=20, description="Rounds of asking at most.")
+    per_request: int = Field(default=5, ge=1, le=50, description="Queries asked for at a time.")
+    seeds: int = Field(default=4, ge=1, le=20, description="Seeds shown (evolve, persona: one).")
+    semantic_duplicate: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="Cosine from which a new query is one that is there already.",
+    )
+    max_chars: int = Field(default=4000, ge=1, description="Longest new query kept.")
+    sampling_temperature: float = Field(default=1.0, ge=0, le=2)
+    max_tokens: int = Field(default=1024, ge=1, description="Of a reply with its queries.")
+
+
 class TrafficSection(Section):
     """Where queries come from."""
 
@@ -65,6 +102,10 @@ class TrafficSection(Section):
     limit: int | None = Field(default=None, ge=1, description="Use at most this many queries.")
     select: SelectSection | None = Field(
         default=None, description="Choose a diverse part of the traffic; null: use all of it."
+    )
+    expand: ExpandSection | None = Field(
+        default=None,
+        description="Let the teacher write queries where the traffic is thin; null: none.",
     )
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ Labels = npt.NDArray[np.int32]  # [N]
 ROUNDS: Final = 25
 # Vectors a cluster is fitted on, at most: more move its centre by little.
 PER_CLUSTER: Final = 256
-BLOCK: Final = 4096
+CELLS: Final = 1 << 22  # similarities held at a time
 
 
 class Clusters(NamedTuple):
@@ -85,12 +85,19 @@ def nearest(vectors: Vectors, centres: Vectors) -> Nearest:
     """The most similar of the centres [K, H] for each of the vectors [N, H]; ties: the first."""
     labels = np.empty(len(vectors), dtype=np.int32)
     similarity = np.empty(len(vectors), dtype=np.float32)
-    for start in range(0, len(vectors), BLOCK):
-        found = vectors[start : start + BLOCK] @ centres.T
+    block = max(1, CELLS // max(1, len(centres)))
+    for start in range(0, len(vectors), block):
+        found = vectors[start : start + block] @ centres.T
         best = found.argmax(axis=1)
-        labels[start : start + BLOCK] = best
-        similarity[start : start + BLOCK] = found[np.arange(len(best)), best]
+        labels[start : start + block] = best
+        similarity[start : start + block] = found[np.arange(len(best)), best]
     return Nearest(labels, similarity)
+
+
+def mean_directions(vectors: Vectors, labels: Labels) -> Vectors:
+    """The centre of each cluster 0..max(labels), [K, H]; of one without a vector, any direction."""
+    anywhere = np.full((int(labels.max()) + 1, vectors.shape[1]), vectors.shape[1] ** -0.5)
+    return _means(vectors, labels, anywhere.astype(np.float32))
 
 
 def _start(vectors: Vectors, k: int, rng: np.random.Generator) -> Vectors:

@@ -22,6 +22,7 @@ from sklearn.preprocessing import normalize
 from stillhouse.core.duplicates import normalised
 from stillhouse.core.errors import UserError
 from stillhouse.core.optional import require
+from stillhouse.core.progress import Progress
 
 Vectors = npt.NDArray[np.float32]  # [N, H]
 
@@ -74,6 +75,18 @@ def open_embedder(name: str, corpus: Sequence[str]) -> Embedder:
         value=name,
         action=f"use {HASHING}, {MINILM} or hf:ID_OR_PATH of a sentence-transformers model",
     )
+
+
+def embed_all(embedder: Embedder, texts: Sequence[str], progress: Progress) -> Vectors:
+    """Unit vectors of all texts, [N, H], with a bar."""
+    if not texts:
+        return np.empty((0, embedder.dimensions), dtype=np.float32)
+    parts: list[Vectors] = []
+    with progress.bar("embedding queries", len(texts), "queries") as bar:
+        for start in range(0, len(texts), BATCH):
+            parts.append(embedder.embed(texts[start : start + BATCH]))
+            bar.advance(len(parts[-1]))
+    return np.concatenate(parts)
 
 
 class HashingEmbedder:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
-from pydantic import JsonValue
 
 from stillhouse.core.coverage import coverage
 from stillhouse.core.errors import UserError
@@ -24,12 +23,10 @@ from stillhouse.core.semantic_duplicates import semantic_duplicates
 from stillhouse.core.split import unit_hash
 from stillhouse.core.tasks import Task
 from stillhouse.models.clusters import Clusters, cluster, default_clusters, nearest
-from stillhouse.models.embedders import Embedder, open_embedder
+from stillhouse.models.embedders import embed_all, open_embedder
 
-CLUSTER: Final = "cluster"
 EXAMPLES: Final = 3  # of each cluster, in coverage.json
 EXAMPLE_CHARS: Final = 160
-STEP: Final = 2048  # texts embedded between two moves of the bar
 
 
 class Selected(NamedTuple):
@@ -87,9 +84,9 @@ def select_queries(  # noqa: PLR0917 - what the stage knows
         bar.advance()
     counts = np.bincount(labels[chosen], minlength=len(centres))
     return Selected(
-        queries=[with_cluster(queries[i], int(labels[i])) for i in np.sort(chosen).tolist()],
+        queries=[queries[i].in_cluster(int(labels[i])) for i in np.sort(chosen).tolist()],
         joined=[
-            with_cluster(query, int(label))
+            query.in_cluster(int(label))
             for query, label in zip(joined, nearest(given, centres).labels, strict=True)
         ],
         rejections=_rejections(space, set(chosen.tolist()), twins, counts, section.method),
@@ -111,27 +108,6 @@ def select_queries(  # noqa: PLR0917 - what the stage knows
             "coverage_mean_random": round(measured.random.mean, 4),
         },
     )
-
-
-def embed_all(embedder: Embedder, texts: Sequence[str], progress: Progress) -> Vectors:
-    """Unit vectors of all texts, [N, H], with a bar."""
-    if not texts:
-        return np.empty((0, embedder.dimensions), dtype=np.float32)
-    parts: list[Vectors] = []
-    with progress.bar("embedding queries", len(texts), "queries") as bar:
-        for start in range(0, len(texts), STEP):
-            parts.append(embedder.embed(texts[start : start + STEP]))
-            bar.advance(len(parts[-1]))
-    return np.concatenate(parts)
-
-
-def with_cluster(query: Query, label: int) -> Query:
-    """The query with its cluster in its metadata; a `cluster` of the user's own is kept aside."""
-    metadata: dict[str, JsonValue] = dict(query.metadata)
-    if CLUSTER in metadata:
-        metadata[f"traffic_{CLUSTER}"] = metadata[CLUSTER]
-    metadata[CLUSTER] = label
-    return query.model_copy(update={"metadata": metadata})
 
 
 class _Space(NamedTuple):
