@@ -28,6 +28,9 @@ from stillhouse.stages import Context, Stage, stages_of
 from stillhouse.train.planning import check_recipe
 
 RECIPE_FILE: Final = "recipe.json"
+READS_WEIGHTS: Final = ("tune", "check", "expand", "ask", "train")
+# What in a recipe brings a stage that not every recipe has.
+NEEDED: Final = {"tune": "teacher.tune and traffic.labelled", "expand": "traffic.expand"}
 
 
 class StageResult(NamedTuple):
@@ -52,9 +55,7 @@ def run_stages(
         raise RecipeError(
             last,
             "this recipe has no such stage",
-            action="give teacher.tune and traffic.labelled to have it"
-            if last == "tune"
-            else "give traffic.labelled to have it",
+            action=f"give {NEEDED.get(last, 'traffic.labelled')} to have it",
         )
     check_recipe(recipe)
     run = RunFolder(root)
@@ -112,10 +113,13 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
             if path is not None and Path(path).is_file():
                 inputs[field] = _hash_of_users(Path(path))
     for field, source in (("teacher", recipe.teacher.model), ("student", recipe.student.source)):
-        if stage.name in ("tune", "check", "ask", "train") and source.startswith(
+        if stage.name in ("tune", "check", "expand", "ask", "train") and source.startswith(
             ("hf:", "gguf:", "replay:")
         ):
             inputs.update(_local_weights(field, source.partition(":")[2]))
+    for field, part in (("traffic", recipe.traffic.select), ("expand", recipe.traffic.expand)):
+        if stage.name == field and part is not None and part.embedder.startswith("hf:"):
+            inputs.update(_local_weights("embedder", part.embedder.removeprefix("hf:")))
     return StageKey(
         stage=stage.name,
         inputs=inputs,

@@ -19,6 +19,7 @@ from stillhouse.dataset.stage import needs_beliefs, run_dataset
 from stillhouse.evaluate.stage import run_evaluate
 from stillhouse.models.completer import Completer
 from stillhouse.teacher.build import open_teacher
+from stillhouse.teacher.expand_stage import run_expand
 from stillhouse.teacher.stage import run_ask, run_check
 from stillhouse.traffic.stage import run_traffic
 
@@ -52,6 +53,11 @@ class Context(NamedTuple):
     def tuned(self) -> Path | None:
         """The tuned teacher's folder, where there is one."""
         return self.run.stage("tune") / "model" if self.recipe.teacher.tune else None
+
+    @property
+    def traffic(self) -> Path:
+        """What is asked: the traffic stage's folder, or its like with what was added to it."""
+        return self.run.stage("expand" if self.recipe.traffic.expand else "traffic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +119,12 @@ STAGES: Final[tuple[Stage, ...]] = (
         (),
         lambda r: {
             "task": _dump(r.task),
-            "traffic": _dump(r.traffic, without={"path", "labelled", "golden"}),
+            "traffic": _dump(r.traffic, without={"path", "labelled", "golden", "expand"}),
             "near_duplicate": r.dataset.near_duplicate,
             "min_examples": r.dataset.min_examples,
         },
         lambda c: run_traffic(c.recipe, c.work, c.progress),
+        STATISTICS_PACKAGES,
     ),
     Stage(
         "tune",
@@ -149,28 +156,37 @@ STAGES: Final[tuple[Stage, ...]] = (
         (*STATISTICS_PACKAGES, *WEIGHT_PACKAGES),
     ),
     Stage(
+        "expand",
+        "let the teacher write queries where the traffic is thin",
+        ("traffic",),
+        lambda r: {
+            "task": _dump(r.task),
+            "expand": _dump(r.traffic.expand) if r.traffic.expand else {},
+            "near_duplicate": r.dataset.near_duplicate,
+            "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS),
+        },
+        lambda c: run_expand(c.recipe, c.run.stage("traffic"), c.run.store, c.work, c.progress),
+        (*STATISTICS_PACKAGES, *WEIGHT_PACKAGES),
+    ),
+    Stage(
         "ask",
         "ask the teacher, each query once",
-        ("traffic/queries.jsonl", "traffic/golden.jsonl", "tune"),
+        ("traffic/queries.jsonl", "traffic/golden.jsonl", "expand/queries.jsonl", "tune"),
         lambda r: {"task": _dump(r.task), "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS)},
-        lambda c: run_ask(
-            c.recipe, c.run.stage("traffic"), c.tuned, c.run.store, c.work, c.progress
-        ),
+        lambda c: run_ask(c.recipe, c.traffic, c.tuned, c.run.store, c.work, c.progress),
         WEIGHT_PACKAGES,
     ),
     Stage(
         "dataset",
         "keep the good answers: checks, duplicates, contamination, split",
-        ("traffic", "ask"),
+        ("traffic", "expand", "ask"),
         lambda r: {
             "task": _dump(r.task),
             "dataset": _dump(r.dataset),
             "signals": r.teacher.signals,
             "beliefs": needs_beliefs(r),
         },
-        lambda c: run_dataset(
-            c.recipe, c.run.stage("traffic"), c.run.stage("ask"), c.work, c.progress
-        ),
+        lambda c: run_dataset(c.recipe, c.traffic, c.run.stage("ask"), c.work, c.progress),
         ("datasketch",),
     ),
     Stage(
@@ -212,4 +228,5 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         for stage in STAGES
         if (stage.name != "tune" or recipe.teacher.tune is not None)
         and (stage.name != "check" or recipe.traffic.labelled is not None)
+        and (stage.name != "expand" or recipe.traffic.expand is not None)
     )

@@ -54,6 +54,11 @@ class Recipe(Section):
             )
         if self.teacher.tune is not None and self.traffic.labelled is None:
             raise ValueError("teacher.tune needs traffic.labelled")
+        expand = self.traffic.expand
+        if expand and expand.sampling_temperature > 1 and self.teacher.kind == "anthropic":
+            raise ValueError(
+                "traffic.expand.sampling_temperature must be at most 1 for an anthropic teacher"
+            )
         if self.student.source == "teacher" and not self.teacher.trainable:
             raise ValueError(
                 "student.from: teacher needs a teacher with trainable weights (hf: or embedded), "

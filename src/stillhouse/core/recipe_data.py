@@ -5,9 +5,83 @@ Knows no stage.
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from stillhouse.core.recipe_section import Section
+
+
+class SelectSection(Section):
+    """Which queries of much traffic are asked: a diverse set instead of all or a random one."""
+
+    n: int = Field(ge=1, description="How many queries to choose; all where there are fewer.")
+    method: Literal["k_center", "facility_location", "random"] = Field(
+        default="k_center",
+        description="k_center: farthest points, for rare inputs; facility_location: the nearest to "
+        "all, for the bulk; random: by hash. Each within the clusters' quotas.",
+    )
+    embedder: str = Field(
+        default="hashing",
+        pattern=r"^(hashing|minilm|hf:.+)$",
+        description="hashing (no download), minilm, or hf:ID_OR_PATH of a sentence encoder.",
+    )
+    clusters: int | None = Field(
+        default=None, ge=1, description="Clusters of the traffic; null: sqrt(queries / 2)."
+    )
+    floor: int = Field(
+        default=1,
+        ge=0,
+        description="Least number chosen of each cluster (all, of a smaller one); the rest in "
+        "proportion to size.",
+    )
+    semantic_duplicate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Cosine from which two queries of a cluster are one; null: not looked for.",
+    )
+    semantic_keep: Literal["atypical", "typical", "first"] = Field(
+        default="atypical",
+        description="Which of two such queries stays: farther from the centre, nearer, or first.",
+    )
+
+
+class ExpandSection(Section):
+    """New queries that the teacher writes from seeds, where the traffic is thin."""
+
+    method: Literal["self_instruct", "evolve", "persona"] = Field(
+        default="self_instruct",
+        description="self_instruct: more like several seeds; evolve: a seed made harder, rarer or "
+        "otherwise different; persona: a seed's topic as another person would write it.",
+    )
+    n: int = Field(ge=1, description="At most this many new queries in all.")
+    per_cluster: int = Field(
+        ge=1, description="Clusters with fewer queries than this are filled up to it."
+    )
+    clusters: int | None = Field(
+        default=None,
+        ge=1,
+        description="Clusters of the traffic, where traffic.select made none; null: "
+        "sqrt(queries / 2).",
+    )
+    embedder: str = Field(
+        default="hashing",
+        pattern=r"^(hashing|minilm|hf:.+)$",
+        description="hashing (no download), minilm, or hf:ID_OR_PATH of a sentence encoder.",
+    )
+    rounds: int = Field(default=3, ge=1, le=20, description="Rounds of asking at most.")
+    per_request: int = Field(default=5, ge=1, le=50, description="Queries asked for at a time.")
+    seeds: int = Field(default=4, ge=1, le=20, description="Seeds shown (evolve, persona: one).")
+    semantic_duplicate: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="Cosine from which a new query is one that is there already.",
+    )
+    max_chars: int = Field(default=4000, ge=1, description="Longest new query kept.")
+    sampling_temperature: float = Field(default=1.0, ge=0, le=2)
+    max_tokens: int = Field(default=1024, ge=1, description="Of a reply with its queries.")
 
 
 class TrafficSection(Section):
@@ -26,6 +100,22 @@ class TrafficSection(Section):
         default=None, description="Your curated test set with true answers; never trained on."
     )
     limit: int | None = Field(default=None, ge=1, description="Use at most this many queries.")
+    select: SelectSection | None = Field(
+        default=None, description="Choose a diverse part of the traffic; null: use all of it."
+    )
+    expand: ExpandSection | None = Field(
+        default=None,
+        description="Let the teacher write queries where the traffic is thin; null: none.",
+    )
+
+    @model_validator(mode="after")
+    def _limit_leaves_a_choice(self) -> TrafficSection:
+        if self.select is not None and self.limit is not None and self.select.n > self.limit:
+            raise ValueError(
+                f"select.n ({self.select.n}) is above limit ({self.limit}): nothing is left to "
+                "choose from; lower select.n or raise limit"
+            )
+        return self
 
 
 class DatasetSection(Section):

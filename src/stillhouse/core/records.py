@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +20,9 @@ from pydantic import (
     JsonValue,
     field_validator,
 )
+
+CLUSTER: Final = "cluster"
+SYNTHETIC: Final = "synthetic:"  # how the ids of queries that a model wrote begin
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "refusal", "content_filter", "tool_calls"]
@@ -67,6 +70,19 @@ class Query(Record):
     def last_user_text(self) -> str:
         """Content of the last message."""
         return self.messages[-1].content
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether a model wrote it."""
+        return self.id.startswith(SYNTHETIC)
+
+    def in_cluster(self, label: int) -> Query:
+        """The query with its cluster in its metadata; a `cluster` of the user's is kept aside."""
+        metadata: dict[str, JsonValue] = dict(self.metadata)
+        if CLUSTER in metadata:
+            metadata[f"traffic_{CLUSTER}"] = metadata[CLUSTER]
+        metadata[CLUSTER] = label
+        return self.model_copy(update={"metadata": metadata})
 
 
 class LabelledQuery(Query):

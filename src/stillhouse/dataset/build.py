@@ -14,7 +14,15 @@ from stillhouse.core.answers import agreed
 from stillhouse.core.beliefs import class_probabilities
 from stillhouse.core.duplicates import groups_of, normalised, repeats
 from stillhouse.core.recipe_data import DatasetSection
-from stillhouse.core.records import Completion, Example, LabelledQuery, Message, Query, Rejection
+from stillhouse.core.records import (
+    SYNTHETIC,
+    Completion,
+    Example,
+    LabelledQuery,
+    Message,
+    Query,
+    Rejection,
+)
 from stillhouse.core.split import Split, split_by_group
 from stillhouse.core.tasks import ClassificationTask, GenerationTask, Task
 from stillhouse.dataset.checks import check_completion
@@ -52,11 +60,15 @@ class Dataset(NamedTuple):
 
     @property
     def free(self) -> list[Example]:
-        """Those that may be held out: with no true answer in their group.
+        """Those that may be held out: with no true answer and no synthetic query in their group.
 
-        The held-out part shows how well the student follows the teacher.
+        The held-out part shows how well the student follows the teacher on the user's traffic.
         """
-        pinned = {example.group for example in self.examples if example.reference is not None}
+        pinned = {
+            example.group
+            for example in self.examples
+            if example.reference is not None or example.id.startswith(SYNTHETIC)
+        }
         return [example for example in self.examples if example.group not in pinned]
 
     def split(self, share: float, seed: int) -> Split[Example]:

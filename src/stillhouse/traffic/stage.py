@@ -1,8 +1,9 @@
 """The traffic stage: check all the user's files, then write the queries that the run works on.
 
-Writes queries.jsonl, labelled.jsonl and golden.jsonl (where the recipe has them), and
-rejections.jsonl with each query that was left out for its content. Near-duplicates of golden texts
-leave the labelled set here, since it tunes the teacher; all others are found by the dataset stage.
+Writes queries.jsonl, labelled.jsonl and golden.jsonl (where the recipe has them), rejections.jsonl
+with each query that was left out for its content or not chosen, and coverage.json where the recipe
+chooses. Near-duplicates of golden texts leave the labelled set here, since it tunes the teacher;
+all others are found by the dataset stage.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from stillhouse.core.duplicates import bare, matches
 from stillhouse.core.errors import DataError
-from stillhouse.core.jsonl import write_records
+from stillhouse.core.jsonl import write_json, write_records
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import LabelledQuery, Query, Rejection, message_key
@@ -21,6 +22,7 @@ from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import unit_hash
 from stillhouse.core.tasks import Task
 from stillhouse.traffic.read import read_labelled, read_queries
+from stillhouse.traffic.select import select_queries
 
 Q = TypeVar("Q", bound=Query)
 
@@ -80,10 +82,20 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
         golden.queries if golden else (),
     )
     sample = hash_sample(kept.queries, section.limit, recipe.seed)
+    over_limit = len(kept.queries) - len(sample)
     _enough(recipe, len(traffic.queries), len(kept.queries), len(sample))
 
     joined = labelled.queries if labelled is not None and section.use_labelled else []
-    write_records(work / "queries.jsonl", [*sample, *(query.as_traffic() for query in joined)])
+    asked = [query.as_traffic() for query in joined]
+    chosen: dict[str, object] = {}
+    if section.select is not None:
+        selected = select_queries(sample, asked, task, section.select, recipe.seed, progress)
+        _enough_selected(recipe, len(selected.queries))
+        sample, asked = selected.queries, selected.joined
+        kept.rejections.extend(selected.rejections)
+        chosen = selected.summary
+        write_json(work / "coverage.json", selected.report)
+    write_records(work / "queries.jsonl", [*sample, *asked])
     write_records(work / "rejections.jsonl", kept.rejections)
     if labelled is not None:
         write_records(work / "labelled.jsonl", labelled.queries)
@@ -96,8 +108,9 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
         "duplicates": reasons.count("duplicate"),
         "in_golden": reasons.count("contamination_golden"),
         "in_labelled": reasons.count("contamination_labelled"),
-        "over_limit": len(kept.queries) - len(sample),
-        "queries": len(sample) + len(joined),
+        "over_limit": over_limit,
+        "queries": len(sample) + len(asked),
+        **chosen,
     }
     for name, found in (("labelled", labelled), ("golden", golden)):
         if found is not None:
@@ -197,3 +210,13 @@ def _enough(recipe: Recipe, read: int, distinct_count: int, sampled: int) -> Non
         f"dataset.min_examples ({wanted})",
         action="give more traffic or lower dataset.min_examples",
     )
+
+
+def _enough_selected(recipe: Recipe, selected: int) -> None:
+    wanted = recipe.dataset.min_examples
+    if selected < wanted:
+        raise DataError(
+            "traffic.select",
+            f"leaves {selected} queries, fewer than dataset.min_examples ({wanted})",
+            action="raise traffic.select.n or traffic.select.semantic_duplicate",
+        )
