@@ -5,9 +5,13 @@ Knows neither the judge nor what is done with its verdicts.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from stillhouse.core.records import Record
+
+# Files of the judge stage.
+JUDGEMENTS: Final = "judgements.jsonl"
+JUDGE: Final = "judge.json"
 
 
 class Judgement(Record):

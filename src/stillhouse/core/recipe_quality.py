@@ -24,6 +24,15 @@ _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 class ValidatorsSection(Section):
     """What every answer must satisfy, beyond the built-in checks."""
 
+    refusals: bool = Field(
+        default=True,
+        description="Reject answers that open like a refusal; false where the task writes such.",
+    )
+    unfinished: bool = Field(
+        default=True,
+        description="Reject free texts that stop in the middle, whatever the server says.",
+    )
+
     must_match: tuple[str, ...] = Field(
         default=(), description="Regular expressions that must each be found in the answer."
     )

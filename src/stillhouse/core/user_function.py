@@ -40,7 +40,9 @@ def load_function(field: str, name: str) -> Callable[..., Any]:
             ) from None
         except Exception as error:  # the user's module may raise anything
             raise UserError(
-                field, f"importing {module_name} failed: {type(error).__name__}: {error}", value=name
+                field,
+                f"importing {module_name} failed: {type(error).__name__}: {error}",
+                value=name,
             ) from None
     found = getattr(module, function_name, None)
     if not callable(found):

@@ -13,10 +13,13 @@ from typing import Final
 RUN_ON_WORDS: Final = 3
 DANGLING_WORDS: Final = 8
 _OPEN_END: Final = (",", "(", "[", "{", "“", "„", "«", " -", " –", " —", "&", "=")
+# fmt: off
 _DANGLING: Final = frozenset(
-    "a an the and or of to in with for that which is are was were by from as at on but because "
-    "their his her its my your our if when while than".split()
+    {"a", "an", "the", "and", "or", "of", "to", "in", "with", "for", "that", "which", "is",
+     "are", "was", "were", "by", "from", "as", "at", "on", "but", "because", "their",
+     "his", "her", "its", "my", "your", "our", "if", "when", "while", "than"}
 )
+# fmt: on
 _FENCE = re.compile(r"^\s*```", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]*_]*\s+")
 _CLOSED = re.compile(r"[.!?…。！？:;][\"'”’»)\]}*_`~]*$|[\"'”’»)\]}`>|]$|https?://\S+$|\W$")

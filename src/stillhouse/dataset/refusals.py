@@ -34,8 +34,8 @@ _ACTS: Final = (
 )
 _SORRY: Final = (
     r"(?:(?:i(?:'| a)m (?:very |so |really |truly |deeply |terribly )?sorry|sorry|my apologies|"
-    r"apologies|i (?:do |sincerely )?apologi[sz]e(?: for (?:any|the) \w+)?|unfortunately|regrettably|"
-    r"no|hello|hi|thank you for [\w ]{1,40}|i understand [^.!?]{1,120}?|"
+    r"apologies|i (?:do |sincerely )?apologi[sz]e(?: for (?:any|the) \w+)?|"
+    r"unfortunately|regrettably|no|hello|hi|thank you for [\w ]{1,40}|i understand [^.!?]{1,120}?|"
     r"i appreciate [^.!?]{1,120}?|i(?:'m| am) afraid(?: that)?|i regret to [\w ]{1,20}? that)"
     r"[,.!;:]*\s*(?:but|however,?|and)?\s*)"
 )
@@ -69,7 +69,8 @@ _REQUEST: Final = (
     r"(?:must|have to|need to) (?:respectfully )?(?:decline|refuse))"
 )
 _OTHER: Final = (
-    r"(?:lo siento,? (?:pero )?no (?:puedo|me es posible)|no puedo (?:ayudar|proporcionar|responder)|"
+    r"(?:lo siento,? (?:pero )?no (?:puedo|me es posible)|"
+    r"no puedo (?:ayudar|proporcionar|responder)|"
     r"(?:je suis )?désolée?,? (?:mais )?je (?:ne|n')\s?(?:peux|suis|pourrai)|"
     r"je (?:ne|n')\s?(?:peux|suis) pas (?:en mesure|aider|répondre|fournir|vous)|"
     r"(?:es )?tut mir (?:sehr )?leid,? (?:aber )?(?:ich|das|diese|dabei)|"

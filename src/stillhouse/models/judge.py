@@ -4,7 +4,8 @@ Works through a function that asks, so that the same judge can draw on a store o
 on a completer alone. It never learns who gave an answer. Knows prompts and verdicts; whether the
 judge can be trusted is `core.judging`'s arithmetic, what is done about it is its caller's.
 
-Zheng et al. (2023), Judging LLM-as-a-judge (order swap); Liu et al. (2023), G-Eval (expected score).
+Zheng et al. (2023), Judging LLM-as-a-judge (order swap); Liu et al. (2023), G-Eval (expected
+score).
 """
 
 from __future__ import annotations

@@ -50,7 +50,9 @@ _FORM: Final = {
 }
 
 
-def score_query(task: Task, query: Query, answer: str, criteria: str | None, explain: bool) -> Query:
+def score_query(
+    task: Task, query: Query, answer: str, criteria: str | None, explain: bool
+) -> Query:
     """The question for a score of one answer."""
     return _question(
         task,
@@ -104,7 +106,7 @@ def _stated(
     return match.group(1) if match else None
 
 
-def _question(
+def _question(  # noqa: PLR0917 - the parts of one question
     task: Task,
     query: Query,
     answers: dict[str, str],
