@@ -27,6 +27,6 @@ class Judgement(Record):
     sample: int
     model: str
     mode: Literal["pointwise", "pairwise"]
-    score: float | None
-    good: bool | None
+    score: float | None = None
+    good: bool | None = None
     detail: str = ""

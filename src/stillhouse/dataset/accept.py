@@ -13,6 +13,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.recipe_data import DatasetSection
 from stillhouse.core.records import Completion, Example, Message, Query, Rejection
 from stillhouse.core.tasks import ClassificationTask, Task
+from stillhouse.dataset.agreement import voices
 from stillhouse.dataset.checks import check_completion
 from stillhouse.dataset.select import (
     Accepted,
@@ -84,8 +85,12 @@ def accept(
     failures: Sequence[Rejection] = (),
     truth: Mapping[str, str] | None = None,
     judgements: Judgements | None = None,
+    members: Mapping[str, Sequence[Completion]] | None = None,
 ) -> Judged:
     """Check all answers and select one a query.
+
+    `members` are the answers of an ensemble's members, by query; without them, `dataset.agreement`
+    is asked of the models that `completions` are of.
 
     Where `truth` has the query's true answer, the example holds that and no soft filter is asked;
     its class probabilities are the teacher's all the same.
@@ -94,7 +99,8 @@ def accept(
         UserError: a filter cannot work on these answers (no logprobs, one teacher alone), or the
             user's function failed on all.
     """
-    teachers = _require_able(task, section, completions)
+    everyone = completions if members is None else members
+    teachers = _require_able(task, section, completions, everyone)
     validators = Validators(section.validators)
     plain = section.model_copy(
         update={"consistency": None, "agreement": None, "judge": None, "best_of": "none"}
@@ -131,6 +137,7 @@ def accept(
             accepted,
             samples,
             judgements or {},
+            _voices(task, section, query, everyone, validators),
             teachers,
         )
         found.rejections.extend(selected.rejections)
@@ -145,12 +152,41 @@ def accept(
     return found._replace(completions=seen, accepted_completions=passed)
 
 
+def _voices(
+    task: Task,
+    section: DatasetSection,
+    query: Query,
+    members: Mapping[str, Sequence[Completion]],
+    validators: Validators,
+) -> list[str]:
+    """What each teacher says to a query, of its answers that pass the checks."""
+    if section.agreement is None:
+        return []
+    found = []
+    for completion in samples_of(members, query):
+        verdict = check_completion(task, query, completion, section, validators)
+        if not isinstance(verdict, Rejection):
+            found.append((completion.model, verdict.text))
+    return voices(task, found)
+
+
 def _require_able(
-    task: Task, section: DatasetSection, completions: Mapping[str, Sequence[Completion]]
+    task: Task,
+    section: DatasetSection,
+    completions: Mapping[str, Sequence[Completion]],
+    members: Mapping[str, Sequence[Completion]],
 ) -> int:
     """Refuse filters that these answers can never satisfy; gives how many teachers there are."""
     every = [completion for samples in completions.values() for completion in samples]
-    models = {completion.model for completion in every}
+    models = {completion.model for samples in members.values() for completion in samples}
+    if section.consistency is not None and completions:
+        if max(map(len, completions.values())) < 2:
+            raise UserError(
+                "dataset.consistency",
+                "needs several answers to a query, and there is one to each",
+                value=section.consistency,
+                action="raise teacher.samples; for an ensemble use dataset.agreement",
+            )
     if section.agreement is not None and len(models) < 2:
         raise UserError(
             "dataset.agreement",

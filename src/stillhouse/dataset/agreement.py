@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 from pydantic import JsonValue
 
 from stillhouse.core.duplicates import normalised
-from stillhouse.core.records import Completion
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, Task, canonical_json
 
 GRAM: Final = 3
@@ -44,13 +43,6 @@ class Agreement(NamedTuple):
         return self.shares[self.best]
 
 
-class TeacherAnswer(NamedTuple):
-    """What one of several teachers answered: its position among the completions."""
-
-    model: str
-    position: int
-
-
 def self_consistency(task: Task, answers: Sequence[str], drawn: int) -> Agreement:
     """Agreement among the accepted samples of one query.
 
@@ -71,25 +63,52 @@ def self_consistency(task: Task, answers: Sequence[str], drawn: int) -> Agreemen
     return _by_similarity(answers, drawn)
 
 
-def ensemble_agreement(
-    task: Task, completions: Sequence[Completion], answers: Sequence[str], teachers: int
-) -> tuple[list[TeacherAnswer], Agreement]:
-    """Agreement among several teachers: each has one voice, the answer its samples stand behind.
+def voices(task: Task, answers: Sequence[tuple[str, str]]) -> list[str]:
+    """What each of several teachers says to one query: the answer its own samples stand behind.
 
     Args:
         task: the task.
-        completions: the accepted completions of one query, of any number of models, at least one.
-        answers: their canonical texts.
-        teachers: how many teachers were asked: one without an accepted answer agrees with none.
+        answers: (model, canonical text) of every accepted answer of every teacher.
     """
-    by_model: dict[str, list[int]] = {}
-    for index, completion in enumerate(completions):
-        by_model.setdefault(completion.model, []).append(index)
-    voices = []
-    for model, indices in by_model.items():
-        own = self_consistency(task, [answers[i] for i in indices], len(indices))
-        voices.append(TeacherAnswer(model, indices[own.best]))
-    return voices, self_consistency(task, [answers[voice.position] for voice in voices], teachers)
+    by_model: dict[str, list[str]] = {}
+    for model, text in answers:
+        by_model.setdefault(model, []).append(text)
+    return [texts[self_consistency(task, texts, len(texts)).best] for texts in by_model.values()]
+
+
+def ensemble_agreement(
+    task: Task, answers: Sequence[str], said: Sequence[str], teachers: int
+) -> Agreement:
+    """How far several teachers stand behind each of `answers`: theirs, or what became of them.
+
+    Labels and fields: the share of the teachers that say the same. Free texts: mean similarity to
+    what the teachers say, but for one that said just this.
+
+    Args:
+        task: the task.
+        answers: canonical texts, at least one.
+        said: what each teacher that has a voice says (`voices`).
+        teachers: how many were asked: one without a voice agrees with nothing.
+    """
+    if not answers or teachers < max(1, len(said)):
+        raise ValueError("at least one answer is needed, and as many teachers as voices")
+    if isinstance(task, ClassificationTask):
+        return _best([said.count(answer) / teachers for answer in answers])
+    if isinstance(task, ExtractionTask):
+        return _by_field(
+            [fields(json.loads(answer)) for answer in answers],
+            teachers,
+            [fields(json.loads(one)) for one in said],
+        )
+    shares = []
+    for answer in answers:
+        others = list(said)
+        if answer in others:
+            others.remove(answer)
+        own = trigrams(answer)
+        total = sum(1.0 if o == answer else trigram_f1(own, trigrams(o)) for o in others)
+        shares.append(total / max(1, teachers - (len(others) < len(said))))
+    return _best(shares)
 
 
 def fields(value: JsonValue, path: str = "") -> dict[str, str]:
@@ -119,9 +138,15 @@ def _best(shares: Sequence[float], doubts: Sequence[str] = ()) -> Agreement:
     return Agreement(best, tuple(shares), doubts[best] if doubts else "")
 
 
-def _by_field(found: Sequence[Mapping[str, str]], drawn: int) -> Agreement:
-    names = sorted({name for one in found for name in one})
-    counts = {name: Counter(one.get(name) for one in found) for name in names}
+def _by_field(
+    found: Sequence[Mapping[str, str]],
+    drawn: int,
+    voters: Sequence[Mapping[str, str]] | None = None,
+) -> Agreement:
+    """By the votes of `voters`, or of the answers themselves."""
+    votes = found if voters is None else voters
+    names = sorted({name for one in (*found, *votes) for name in one})
+    counts = {name: Counter(one.get(name) for one in votes) for name in names}
     least: list[tuple[float, float]] = []
     doubts: list[str] = []
     for one in found:

@@ -84,6 +84,7 @@ def build_dataset(
     labelled: Sequence[LabelledQuery] = (),
     golden: Sequence[LabelledQuery] = (),
     judgements: Judgements | None = None,
+    members: Mapping[str, Sequence[Completion]] | None = None,
     beliefs: bool = False,
     seed: int = 0,
 ) -> Dataset:
@@ -100,6 +101,7 @@ def build_dataset(
             what the student learns (not for generation: people's style is not the teacher's).
         golden: the golden set.
         judgements: what the judge said of the answers, where there is one.
+        members: answers of an ensemble's members, by query id, where the teacher is one.
         beliefs: whether training needs class probabilities. Where most examples have them, those
             without are rejected; where most have none, it is the recipe that does not fit.
         seed: of the clusters.
@@ -118,6 +120,7 @@ def build_dataset(
         failures=failures,
         truth=truth,
         judgements=judgements,
+        members=members,
     )
     difficulty = difficulty_of(task, signals, queries, completions, judged.shares)
     by_filters = {example.id for example in judged.examples}

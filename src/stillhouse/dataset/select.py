@@ -69,6 +69,7 @@ def select(  # noqa: PLR0917 - what a selection needs
     accepted: Sequence[Accepted],
     drawn: Sequence[Completion],
     judgements: Judgements,
+    said: Sequence[str],
     teachers: int,
 ) -> Selected:
     """Select among the accepted answers to one query.
@@ -80,7 +81,8 @@ def select(  # noqa: PLR0917 - what a selection needs
         accepted: its answers that passed all checks, by sample.
         drawn: all its answers.
         judgements: of the judge, where there is one.
-        teachers: how many models were asked.
+        said: what each of several teachers says (`agreement.voices`).
+        teachers: how many were asked.
     """
     result = Selected()
     if not accepted:
@@ -93,10 +95,7 @@ def select(  # noqa: PLR0917 - what a selection needs
         if not work.require_agreement(found, section.consistency, "consistency", "minority"):
             return result
     if section.agreement is not None:
-        voices, found = ensemble_agreement(
-            task, [a.completion for a in work.pool], [a.text for a in work.pool], teachers
-        )
-        work.pool = [work.pool[voice.position] for voice in voices]
+        found = ensemble_agreement(task, [a.text for a in work.pool], said, teachers)
         result.share = found.share
         work.shares = dict(zip(map(_identity, work.pool), found.shares, strict=True))
         if not work.require_agreement(found, section.agreement, "agreement", "minority"):

@@ -46,7 +46,9 @@ def run_dataset(  # noqa: PLR0917 - one signature for all stages
             that may be held out. The rejections are written all the same.
     """
     queries = list(read_records(traffic_dir / "queries.jsonl", Query))
-    completions = _completions(ask_dir / "completions.jsonl", {query.id for query in queries})
+    known = {query.id for query in queries}
+    completions = _completions(ask_dir / "completions.jsonl", known)
+    members = ask_dir / "member_completions.jsonl"
     failures_path = ask_dir / "failures.jsonl"
     failures = list(read_records(failures_path, Rejection)) if failures_path.exists() else []
     with progress.bar("building the dataset", None, "examples") as bar:
@@ -60,6 +62,7 @@ def run_dataset(  # noqa: PLR0917 - one signature for all stages
             labelled=_labelled(traffic_dir / "labelled.jsonl"),
             golden=_labelled(traffic_dir / "golden.jsonl"),
             judgements=_judgements(judge_dir),
+            members=_completions(members, known) if members.exists() else None,
             beliefs=needs_beliefs(recipe),
             seed=recipe.seed,
         )
