@@ -22,15 +22,20 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_file import parse_recipe
 from stillhouse.core.runfolder import Manifest, RunFolder, StageKey, hash_file, hash_folder
+from stillhouse.core.user_function import source_of
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.stage import write_report
-from stillhouse.stages import Context, Stage, stages_of
+from stillhouse.stages import Context, Stage, check_quality, stages_of
 from stillhouse.train.planning import check_recipe
 
 RECIPE_FILE: Final = "recipe.json"
 READS_WEIGHTS: Final = ("tune", "check", "expand", "ask", "train")
 # What in a recipe brings a stage that not every recipe has.
-NEEDED: Final = {"tune": "teacher.tune and traffic.labelled", "expand": "traffic.expand"}
+NEEDED: Final = {
+    "tune": "teacher.tune and traffic.labelled",
+    "expand": "traffic.expand",
+    "judge": "dataset.judge",
+}
 
 
 class StageResult(NamedTuple):
@@ -58,6 +63,7 @@ def run_stages(
             action=f"give {NEEDED.get(last, 'traffic.labelled')} to have it",
         )
     check_recipe(recipe)
+    check_quality(recipe)
     run = RunFolder(root)
     results: list[StageResult] = []
     with run.locked(), _reproducible_threads():
@@ -112,6 +118,15 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
             path = getattr(recipe.traffic, field)
             if path is not None and Path(path).is_file():
                 inputs[field] = _hash_of_users(Path(path))
+    judge, function = recipe.dataset.judge, recipe.dataset.validators.function
+    if stage.name == "judge" and judge is not None:
+        inputs["gold"] = _hash_of_users(Path(judge.gold))
+        if judge.model.startswith(("hf:", "gguf:")):
+            inputs.update(_local_weights("judge", judge.model.partition(":")[2]))
+    if stage.name in ("judge", "dataset") and function is not None:
+        source_file = source_of(function)
+        if source_file is not None:
+            inputs["validator"] = _hash_of_users(source_file)
     for field, source in (("teacher", recipe.teacher.model), ("student", recipe.student.source)):
         if stage.name in ("tune", "check", "expand", "ask", "train") and source.startswith(
             ("hf:", "gguf:", "replay:")

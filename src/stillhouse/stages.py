@@ -14,12 +14,17 @@ from typing import Any, Final, NamedTuple
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.records import Completion, Query, Rejection
 from stillhouse.core.runfolder import Outcome, RunFolder
+from stillhouse.dataset.checks import check_completion
 from stillhouse.dataset.stage import needs_beliefs, run_dataset
+from stillhouse.dataset.validators import Validators
 from stillhouse.evaluate.stage import run_evaluate
 from stillhouse.models.completer import Completer
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.expand_stage import run_expand
+from stillhouse.teacher.judge_gold import gold_pairs, read_gold
+from stillhouse.teacher.judge_stage import run_judge
 from stillhouse.teacher.stage import run_ask, run_check
 from stillhouse.traffic.stage import run_traffic
 
@@ -38,6 +43,14 @@ NOT_IN_ANSWERS: Final = {
     "retries",
     "timeout_s",
     "tune",
+}
+NOT_IN_VERDICTS: Final = {
+    "concurrency",
+    "retries",
+    "timeout_s",
+    "budget_usd",
+    "api_key_env",
+    "gold",
 }
 
 
@@ -86,6 +99,37 @@ def _tune(context: Context) -> Outcome:
         context.recipe, context.run.stage("traffic"), context.work, context.progress
     )
     return outcome
+
+
+def _judge(context: Context) -> Outcome:
+    recipe, run = context.recipe, context.run
+    validators = Validators(recipe.dataset.validators)
+
+    def valid(query: Query, completion: Completion) -> bool:
+        verdict = check_completion(recipe.task, query, completion, recipe.dataset, validators)
+        return not isinstance(verdict, Rejection)
+
+    return run_judge(
+        recipe,
+        context.traffic,
+        run.stage("ask"),
+        run.store,
+        context.work,
+        context.progress,
+        valid,
+    )
+
+
+def _dataset(context: Context) -> Outcome:
+    recipe, run = context.recipe, context.run
+    return run_dataset(
+        recipe,
+        context.traffic,
+        run.stage("ask"),
+        context.work,
+        context.progress,
+        run.stage("judge") if recipe.dataset.judge is not None else None,
+    )
 
 
 def _train(context: Context) -> Outcome:
@@ -172,22 +216,40 @@ STAGES: Final[tuple[Stage, ...]] = (
         "ask",
         "ask the teacher, each query once",
         ("traffic/queries.jsonl", "traffic/golden.jsonl", "expand/queries.jsonl", "tune"),
-        lambda r: {"task": _dump(r.task), "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS)},
+        lambda r: {
+            "task": _dump(r.task),
+            "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS),
+            **({"likelihood": True} if r.dataset.best_of == "likelihood" else {}),
+        },
         lambda c: run_ask(c.recipe, c.traffic, c.tuned, c.run.store, c.work, c.progress),
+        WEIGHT_PACKAGES,
+    ),
+    Stage(
+        "judge",
+        "judge the answers, once the gold set shows that the judge can",
+        ("traffic/queries.jsonl", "expand/queries.jsonl", "ask/completions.jsonl"),
+        lambda r: {
+            "task": _dump(r.task),
+            "judge": _dump(r.dataset.judge, without=NOT_IN_VERDICTS) if r.dataset.judge else {},
+            "checks": _dump(r.dataset)["validators"],
+            "chars": [r.dataset.min_chars, r.dataset.max_chars],
+        },
+        _judge,
         WEIGHT_PACKAGES,
     ),
     Stage(
         "dataset",
         "keep the good answers: checks, duplicates, contamination, split",
-        ("traffic", "expand", "ask"),
+        ("traffic", "expand", "ask", "judge"),
         lambda r: {
             "task": _dump(r.task),
-            "dataset": _dump(r.dataset),
+            "dataset": _dump(r.dataset, without={"judge"}),
+            "judge": r.dataset.judge.mode if r.dataset.judge else None,
             "signals": r.teacher.signals,
             "beliefs": needs_beliefs(r),
         },
-        lambda c: run_dataset(c.recipe, c.traffic, c.run.stage("ask"), c.work, c.progress),
-        ("datasketch",),
+        _dataset,
+        ("datasketch", "numpy", "scikit-learn"),
     ),
     Stage(
         "train",
@@ -229,4 +291,19 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         if (stage.name != "tune" or recipe.teacher.tune is not None)
         and (stage.name != "check" or recipe.traffic.labelled is not None)
         and (stage.name != "expand" or recipe.traffic.expand is not None)
+        and (stage.name != "judge" or recipe.dataset.judge is not None)
     )
+
+
+def check_quality(recipe: Recipe) -> None:
+    """Refuse, before anything is paid, validators and a judge's gold set that cannot be used.
+
+    Raises:
+        UserError: no such function, language or file, or a line of it is malformed.
+    """
+    Validators(recipe.dataset.validators)
+    judge = recipe.dataset.judge
+    if judge is not None:
+        gold = read_gold(Path(judge.gold), recipe.task)
+        if judge.mode == "pairwise":
+            gold_pairs(gold)

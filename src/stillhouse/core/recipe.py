@@ -66,4 +66,19 @@ class Recipe(Section):
             )
         if self.student.source == "embedded-encoder" and self.student.head == "text":
             raise ValueError("student.from: embedded-encoder cannot write text; use head: label")
+        self._answers_can_agree()
         return self
+
+    def _answers_can_agree(self) -> None:
+        dataset, teacher = self.dataset, self.teacher
+        if dataset.consistency is not None:
+            if teacher.samples < 2 or teacher.sampling_temperature == 0:
+                raise ValueError(
+                    "dataset.consistency needs several differing answers a query: teacher.samples "
+                    "of 2 or more and teacher.sampling_temperature above 0"
+                )
+        if dataset.validators.json_schema is not None and self.task.kind != "generation":
+            raise ValueError(
+                "dataset.validators.json_schema is for generation tasks; an extraction task has "
+                "its own task.json_schema"
+            )

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from stillhouse.core.recipe_quality import JudgeSection, ValidatorsSection
 from stillhouse.core.recipe_section import Section
 
 
@@ -133,3 +134,42 @@ class DatasetSection(Section):
     min_examples: int = Field(
         default=50, ge=2, description="Fewer accepted examples than this stop the run."
     )
+    validators: ValidatorsSection = Field(default_factory=ValidatorsSection)
+    consistency: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Least agreement among a query's samples: share of equal labels, of equal "
+        "values in the least agreed field, or mean similarity of free texts.",
+    )
+    agreement: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Several teachers: least share of them that must give the kept answer.",
+    )
+    best_of: Literal["none", "likelihood", "judge"] = Field(
+        default="none",
+        description="Which of a query's samples is kept: the most agreed (none), the teacher's "
+        "likeliest, or the judge's best.",
+    )
+    judge: JudgeSection | None = Field(
+        default=None, description="A model that judges the answers first."
+    )
+    floor: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Least share of a cluster's queries that stay: below it, the best answers that "
+        "only agreement or the judge rejected come back, marked.",
+    )
+
+    @model_validator(mode="after")
+    def _selection_fits(self) -> DatasetSection:
+        if self.min_chars > self.max_chars:
+            raise ValueError("min_chars must not be above max_chars")
+        if self.best_of == "judge" and self.judge is None:
+            raise ValueError("best_of: judge needs the section dataset.judge")
+        if self.judge is not None and self.judge.mode == "pairwise" and self.best_of != "judge":
+            raise ValueError("judge.mode: pairwise only ranks samples: it needs best_of: judge")
+        return self

@@ -82,7 +82,7 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 
 # A key pasted here by mistake must not be shown again.
-_UNSHOWN = (("teacher", "api_key_env"), ("teacher", "base_url"))
+_UNSHOWN = (("teacher", "api_key_env"), ("teacher", "base_url"), ("dataset", "judge"))
 
 
 def _may_hold_secret(location: Sequence[str | int]) -> bool:
@@ -162,11 +162,11 @@ def _override(raw: dict[str, Any], item: str) -> None:
 def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     """Make the paths of data and local models absolute, seen from the recipe's folder."""
 
-    def absolute(field: str, path: str | None) -> str | None:
+    def absolute(field: str, path: str | None, section: str = "traffic") -> str | None:
         try:
             return None if path is None else str((base / Path(path).expanduser()).resolve())
         except (RuntimeError, ValueError, OSError) as error:
-            raise RecipeError(f"traffic.{field}", f"is no path: {error}", value=path) from None
+            raise RecipeError(f"{section}.{field}", f"is no path: {error}", value=path) from None
 
     traffic = recipe.traffic.model_copy(
         update={
@@ -176,7 +176,15 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     )
     teacher = recipe.teacher.model_copy(update={"model": _weights(recipe.teacher.model, base)})
     student = recipe.student.model_copy(update={"source": _weights(recipe.student.source, base)})
-    return recipe.model_copy(update={"traffic": traffic, "teacher": teacher, "student": student})
+    dataset = recipe.dataset
+    if dataset.judge is not None:
+        judge = dataset.judge
+        gold = absolute("gold", judge.gold, "dataset.judge")
+        judge = judge.model_copy(update={"gold": gold, "model": _weights(judge.model, base)})
+        dataset = dataset.model_copy(update={"judge": judge})
+    return recipe.model_copy(
+        update={"traffic": traffic, "teacher": teacher, "student": student, "dataset": dataset}
+    )
 
 
 def _weights(source: str, base: Path) -> str:

@@ -150,6 +150,7 @@ class Example(Record):
 
     `label_probabilities` follows the order of the task's labels and sums to one.
     `group` names the near-duplicate cluster: a group is never split between train and held-out.
+    `readmitted` names the filter that had rejected it, where `dataset.floor` brought it back.
     """
 
     id: str
@@ -161,6 +162,7 @@ class Example(Record):
     label: str | None = None
     label_probabilities: tuple[float, ...] | None = None
     reference: str | None = None
+    readmitted: str | None = None
 
     @property
     def prompt(self) -> tuple[Message, ...]:

@@ -1,8 +1,9 @@
-"""From completions to a dataset: judge, decontaminate, deduplicate, split. No files.
+"""From completions to a dataset: accept, keep clusters alive, decontaminate, deduplicate, split.
 
-Order matters and is fixed: the checks come first (a rejected answer is in no set), then golden
-texts are taken out, then repeats, and the split is by near-duplicate group, so that no held-out
-query has a near twin in training. Knows records; where they come from is the stage's business.
+Order matters and is fixed: the checks and filters come first (a rejected answer is in no set), then
+what the floors bring back, then golden texts are taken out, then repeats, and the split is by
+near-duplicate group, so that no held-out query has a near twin in training. Knows records; where
+they come from is the stage's business.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from stillhouse.core.answers import agreed
-from stillhouse.core.beliefs import class_probabilities
 from stillhouse.core.duplicates import groups_of, normalised, repeats
 from stillhouse.core.recipe_data import DatasetSection
 from stillhouse.core.records import (
@@ -19,27 +18,26 @@ from stillhouse.core.records import (
     Completion,
     Example,
     LabelledQuery,
-    Message,
     Query,
     Rejection,
 )
 from stillhouse.core.split import Split, split_by_group
-from stillhouse.core.tasks import ClassificationTask, GenerationTask, Task
-from stillhouse.dataset.checks import check_completion
+from stillhouse.core.tasks import GenerationTask, Task
+from stillhouse.dataset.accept import ExampleMaker, Judged, accept
+from stillhouse.dataset.clusters import Clustering, cluster_queries
 from stillhouse.dataset.contamination import Decontaminated, decontaminate
+from stillhouse.dataset.difficulty import difficulty_of
+from stillhouse.dataset.floors import ClusterAcceptance, by_cluster, by_difficulty, readmitted
+from stillhouse.dataset.select import Judgements
 
 
-class Judged(NamedTuple):
-    """Examples of the queries that have an accepted answer, and all rejections.
+class Coverage(NamedTuple):
+    """Which parts of the traffic gave examples: by cluster and by difficulty (see `floors`)."""
 
-    `completions` counts all answers, `accepted_completions` those that passed the checks;
-    `examples` holds, of each query, the answer that most of those agree on.
-    """
-
-    examples: list[Example]
-    rejections: list[Rejection]
-    completions: int
-    accepted_completions: int
+    clusters_from: str
+    clusters: list[ClusterAcceptance]
+    difficulty: str
+    by_difficulty: list[dict[str, object]]
 
 
 class Dataset(NamedTuple):
@@ -52,6 +50,7 @@ class Dataset(NamedTuple):
     contamination: Decontaminated
     repeated: list[Rejection]
     examples: list[Example]
+    coverage: Coverage
 
     @property
     def rejections(self) -> list[Rejection]:
@@ -95,7 +94,10 @@ def build_dataset(
     failures: Sequence[Rejection] = (),
     labelled: Sequence[LabelledQuery] = (),
     golden: Sequence[LabelledQuery] = (),
+    judgements: Judgements | None = None,
+    members: Mapping[str, Sequence[Completion]] | None = None,
     beliefs: bool = False,
+    seed: int = 0,
 ) -> Dataset:
     """Make the examples; see the module.
 
@@ -109,15 +111,18 @@ def build_dataset(
         labelled: the labelled set; where its queries are in the traffic, their true answers are
             what the student learns (not for generation: people's style is not the teacher's).
         golden: the golden set.
+        judgements: what the judge said of the answers, where there is one.
+        members: answers of an ensemble's members, by query id, where the teacher is one.
         beliefs: whether training needs class probabilities. Where most examples have them, those
             without are rejected; where most have none, it is the recipe that does not fit.
+        seed: of the clusters.
     """
     truth = (
         {}
         if isinstance(task, GenerationTask)
         else {query.as_traffic().id: query.reference for query in labelled}
     )
-    judged = judge(
+    judged = accept(
         task,
         section,
         signals,
@@ -125,80 +130,61 @@ def build_dataset(
         completions=completions,
         failures=failures,
         truth=truth,
+        judgements=judgements,
+        members=members,
+    )
+    difficulty = difficulty_of(task, signals, queries, completions, judged.shares)
+    by_filters = {example.id for example in judged.examples}
+    clustering = cluster_queries(task, queries, seed)
+    maker = ExampleMaker(task, signals, completions)
+    judged, rows = _with_floors(section, maker, clustering, queries, judged)
+    coverage = Coverage(
+        clustering.source, rows, difficulty.measure, by_difficulty(difficulty, by_filters)
     )
     if beliefs:
         judged = _with_beliefs(judged)
     clean = decontaminate(task, judged.examples, golden, labelled, section.near_duplicate)
     grouped = _with_groups(task, clean.examples, section.near_duplicate)
     kept, repeated = _without_repeats(task, grouped, section.near_duplicate)
-    return Dataset(judged, clean, repeated, kept)
+    return Dataset(judged, clean, repeated, kept, coverage)
 
 
-def judge(
-    task: Task,
+def _with_floors(
     section: DatasetSection,
-    signals: str,
-    *,
+    maker: ExampleMaker,
+    clustering: Clustering,
     queries: Sequence[Query],
-    completions: Mapping[str, Sequence[Completion]],
-    failures: Sequence[Rejection] = (),
-    truth: Mapping[str, str] | None = None,
-) -> Judged:
-    """Run the checks over all answers; what a query's accepted samples agree on is its example.
-
-    Where `truth` has the query's true answer, the example holds that; its class probabilities are
-    the teacher's all the same.
-    """
-    examples: list[Example] = []
-    rejections = list(failures)
-    failed = {failure.query_id for failure in failures}
-    seen = accepted_count = 0
-    for query in queries:
-        samples = sorted(completions.get(query.id, ()), key=lambda c: c.sample)
-        if not samples and query.id not in failed:
-            rejections.append(
-                Rejection(
-                    query_id=query.id,
-                    reason="unanswered",
-                    detail="the teacher gave no answer",
-                    messages=query.messages,
-                )
-            )
-        accepted: dict[int, _Accepted] = {}
-        for completion in samples:
-            seen += 1
-            verdict = check_completion(task, query, completion, section)
-            if isinstance(verdict, Rejection):
-                rejections.append(verdict)
-                continue
-            accepted_count += 1
-            accepted[completion.sample] = _Accepted(completion, verdict.text)
-        chosen = agreed(task, [one.completion for one in accepted.values()])
-        if chosen is None:
-            continue
-        reference = (truth or {}).get(query.id)
-        text = accepted[chosen.sample].text if reference is None else reference
-        examples.append(
-            Example(
-                id=query.id,
-                messages=(*query.messages, Message(role="assistant", content=text)),
-                task=query.task or task.name,
-                group="",
-                teacher=chosen.model,
-                teacher_revision=chosen.revision,
-                label=text if isinstance(task, ClassificationTask) else None,
-                reference=reference,
-                label_probabilities=class_probabilities(task, samples, signals)
-                if isinstance(task, ClassificationTask)
-                else None,
-            )
-        )
-    return Judged(examples, rejections, seen, accepted_count)
+    judged: Judged,
+) -> _Floored:
+    """Bring back candidates up to each cluster's floor; their rejections are taken off."""
+    accepted = {example.id for example in judged.examples}
+    back = readmitted(section.floor, clustering, queries, accepted, judged.candidates)
+    rows = by_cluster(clustering, queries, accepted, set(back), judged.rejections)
+    if not back:
+        return _Floored(judged, rows)
+    made = {example.id: example for example in judged.examples}
+    returned: set[tuple[str, str, int]] = set()
+    by_id = {query.id: query for query in queries}
+    for query_id in back:
+        candidate = judged.candidates[query_id]
+        example = maker.make(by_id[query_id], candidate.answer)
+        made[query_id] = example.model_copy(update={"readmitted": candidate.failed})
+        completion = candidate.answer.completion
+        returned.add((query_id, completion.model, completion.sample))
+    rejections = [
+        rejection
+        for rejection in judged.rejections
+        if rejection.completion is None
+        or (rejection.query_id, rejection.completion.model, rejection.completion.sample)
+        not in returned
+    ]
+    examples = [made[query.id] for query in queries if query.id in made]
+    return _Floored(judged._replace(examples=examples, rejections=rejections), rows)
 
 
-class _Accepted(NamedTuple):
-    completion: Completion
-    text: str
+class _Floored(NamedTuple):
+    judged: Judged
+    rows: list[ClusterAcceptance]
 
 
 def _with_beliefs(judged: Judged) -> Judged:

@@ -1,8 +1,8 @@
 """Quality checks of a teacher's answer, each a small pure function with a stable reason name.
 
-A check says what is wrong with an answer, or `None`. They run in the order of `CHECKS`; the first
-that finds something names the rejection. Knows one answer at a time: duplicates and contamination
-are elsewhere.
+A check says what is wrong with an answer, or `None`. They run in the order of `CHECKS`, then the
+recipe's own validators; the first that finds something names the rejection. Knows one answer at a
+time: agreement, duplicates and contamination are elsewhere.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from stillhouse.core.tasks import (
     canonical_json,
     fold,
 )
+from stillhouse.dataset.endings import looks_cut
+from stillhouse.dataset.refusals import opens_as_refusal
+from stillhouse.dataset.validators import Problem, Validators, bare_json
 
-# A refusal is short; a long text that opens like one goes on to answer.
-REFUSAL_CHARS: Final = 400
 # An answer that begins with this many words of its prompt repeats it.
 ECHO_WORDS: Final = 8
 # Repetition is judged from so many words or lines on; shorter texts repeat by chance.
@@ -36,17 +37,6 @@ LOOP_LINES: Final = 4
 LOOP_SHARE: Final = 0.5
 RUN_CHARS: Final = 40
 
-_CANNOT = r"(?:can(?:no|')t|can not|am (?:not able|unable) to|won't|will not|must decline to)"
-_ACTS = (
-    r"(?:assist|help|comply|answer|fulfil+|provide|generate|create|write|produce|discuss|engage|"
-    r"do that|process|classify|summari[sz]e|extract|respond)"
-)
-_REFUSAL = re.compile(
-    rf"^(?:(?:i(?:'| a)m (?:very |so |really )?sorry|sorry|i apologi[sz]e|unfortunately)"
-    rf"[,.!]?\s*(?:but\s+)?)?(?:as an? (?:ai|artificial|large language|language model)\b"
-    rf"|i {_CANNOT}\s+(?:\w+\s+)?{_ACTS}\b)",
-    re.IGNORECASE,
-)
 # UTF-8 read as Latin-1 or Windows-1252: a lead byte and continuation bytes, as characters.
 _MOJIBAKE = re.compile("[ÂÃ][\x80-\xbf]|â€[\x80-\xbf˜™œ\x9d¦“”]|ï¿½")
 _WORD = re.compile(r"\w+")
@@ -80,36 +70,52 @@ Check = Callable[[Answer], str | None]
 
 
 def check_completion(
-    task: Task, query: Query, completion: Completion, section: DatasetSection
+    task: Task,
+    query: Query,
+    completion: Completion,
+    section: DatasetSection,
+    validators: Validators | None = None,
 ) -> Rejection | ExampleParts:
-    """Judge one answer: the parts of an example, or the rejection with its reason."""
+    """Judge one answer: the parts of an example, or the rejection with its reason.
+
+    `validators` are those of the section; given where many answers are judged.
+    """
     answer = Answer(task, query, completion, section, task.parse(completion.text))
-    for reason, check in CHECKS:
-        detail = check(answer)
-        if detail is not None:
-            return Rejection(
-                query_id=query.id,
-                reason=reason,
-                detail=detail,
-                messages=query.messages,
-                completion=completion,
-            )
+    problem = next(
+        (
+            Problem(reason, detail)
+            for reason, check in CHECKS
+            if (detail := check(answer)) is not None
+        ),
+        None,
+    )
+    if problem is None:
+        problem = (validators or Validators(section.validators)).problem(query, answer.text)
+    if problem is not None:
+        return Rejection(
+            query_id=query.id,
+            reason=problem.reason,
+            detail=problem.detail,
+            messages=query.messages,
+            completion=completion,
+        )
     value = answer.parsed.value
     if isinstance(task, ClassificationTask):
         return ExampleParts(str(value), str(value))
     if isinstance(task, ExtractionTask):
         return ExampleParts(canonical_json(value), None)
+    if section.validators.json_schema is not None:
+        return ExampleParts(bare_json(str(value)), None)
     return ExampleParts(str(value), None)
 
 
 def refusal(answer: Answer) -> str | None:
-    """The provider marked a refusal, or a short text that is no answer opens like one."""
+    """The provider marked a refusal, or a text that is no label or object opens like one."""
     if answer.completion.finish_reason in ("refusal", "content_filter"):
         return f"finish reason {answer.completion.finish_reason}"
     if not isinstance(answer.task, GenerationTask) and answer.parsed.problem is None:
         return None
-    plain = answer.text.replace("’", "'")
-    if len(plain) <= REFUSAL_CHARS and _REFUSAL.match(plain):
+    if answer.section.validators.refusals and opens_as_refusal(answer.text):
         return f"refuses: {answer.text[:60]!r}"
     return None
 
@@ -125,8 +131,13 @@ def empty(answer: Answer) -> str | None:
 
 
 def truncated(answer: Answer) -> str | None:
-    """Cut at the token limit. A label that is whole all the same counts as an answer."""
+    """Cut at the token limit, or a free text that stops in the middle.
+
+    A label that is whole all the same counts as an answer.
+    """
     if answer.completion.finish_reason != "length":
+        if isinstance(answer.task, GenerationTask) and answer.section.validators.unfinished:
+            return looks_cut(answer.text)
         return None
     if isinstance(answer.task, ClassificationTask) and answer.parsed.problem is None:
         cut = fold(answer.text)

@@ -14,27 +14,44 @@ Knows the finished dataset; makes no decisions. Keys, all stable:
   have them; `label_is_not_top_belief`, in how many another label is more probable
 - `teacher_revisions`: revision -> examples, the most first
 - `lengths`: p50 and p95 of characters and words, for `prompt` and `completion`
+- `by_cluster`: `source` (`metadata`, or the embedder), `floor`, and `clusters`, the lowest first:
+  `cluster`, `queries`, `accepted` by the filters, `acceptance` with its interval, `readmitted`,
+  `top_reason`; `low` names those below the floor (or far below the whole)
+- `by_difficulty`: `measure`, and `parts`, the easiest first, with the same counts
+- `readmitted`: filter -> how many answers that it had rejected came back
+- `selection`: `consistency`, `agreement`, `best_of` as in the recipe, `measure` of agreement, and
+  `agreement_seen`: p5, p50 of the agreement of each query's best answer (null where not looked at)
+- `judge`: the figures of judge.json, null without a judge
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
+from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
 from stillhouse.core.split import Split
 from stillhouse.core.statistics import wilson
-from stillhouse.core.tasks import ClassificationTask, Task
+from stillhouse.core.tasks import ClassificationTask
+from stillhouse.dataset.agreement import MEASURES
 from stillhouse.dataset.build import Dataset
+from stillhouse.dataset.floors import low_clusters
+from stillhouse.dataset.report_numbers import entropy, lengths
 
 
 def dataset_report(
-    task: Task, queries: int, dataset: Dataset, split: Split[Example]
+    recipe: Recipe,
+    queries: int,
+    dataset: Dataset,
+    split: Split[Example],
+    judge: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """The object that dataset.json holds; see the module."""
+    """The object that dataset.json holds; see the module. `judge` is what judge.json holds."""
+    task = recipe.task
     reasons = Counter(rejection.reason for rejection in dataset.rejections)
     judged = dataset.judged
     report: dict[str, object] = {
@@ -59,7 +76,35 @@ def dataset_report(
     }
     if isinstance(task, ClassificationTask):
         report["classes"] = class_balance(task, split)
-    return report
+    return report | _coverage(recipe, dataset) | {"judge": dict(judge) if judge else None}
+
+
+def _coverage(recipe: Recipe, dataset: Dataset) -> dict[str, object]:
+    section, coverage = recipe.dataset, dataset.coverage
+    shares = list(dataset.judged.shares.values())
+    back = Counter(e.readmitted for e in dataset.judged.examples if e.readmitted is not None)
+    return {
+        "by_cluster": {
+            "source": coverage.clusters_from,
+            "floor": section.floor,
+            "clusters": [row.as_json() for row in coverage.clusters],
+            "low": [row.name for row in low_clusters(coverage.clusters, section.floor)],
+        },
+        "by_difficulty": {"measure": coverage.difficulty, "parts": coverage.by_difficulty},
+        "readmitted": dict(sorted(back.items())),
+        "selection": {
+            "consistency": section.consistency,
+            "agreement": section.agreement,
+            "best_of": section.best_of,
+            "measure": MEASURES[recipe.task.kind],
+            "agreement_seen": {
+                "p5": float(np.percentile(shares, 5)),
+                "p50": float(np.percentile(shares, 50)),
+            }
+            if shares
+            else None,
+        },
+    }
 
 
 def _prompt_text(example: Example) -> str:
@@ -85,25 +130,4 @@ def class_balance(task: ClassificationTask, split: Split[Example]) -> dict[str, 
         "belief_entropy_nats": math.fsum(map(entropy, beliefs)) / len(beliefs) if beliefs else None,
         "with_beliefs": len(beliefs),
         "label_is_not_top_belief": other,
-    }
-
-
-def entropy(probabilities: Sequence[float]) -> float:
-    """-sum p ln p, in nats; 0 ln 0 is 0."""
-    return abs(math.fsum(-p * math.log(p) for p in probabilities if p > 0))
-
-
-def lengths(texts: Sequence[str]) -> dict[str, object]:
-    """p50 and p95 (linear interpolation) of characters and words.
-
-    Raises:
-        ValueError: there is no text.
-    """
-    if not texts:
-        raise ValueError("lengths of nothing have no percentiles")
-    characters = [len(text) for text in texts]
-    words = [len(text.split()) for text in texts]
-    return {
-        name: {"p50": float(np.percentile(of, 50)), "p95": float(np.percentile(of, 95))}
-        for name, of in (("characters", characters), ("words", words))
     }

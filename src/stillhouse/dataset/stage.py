@@ -7,10 +7,13 @@ dataset.json (see `report`). Knows files; the decisions are in `build`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from stillhouse.core.errors import DataError
-from stillhouse.core.jsonl import read_records, write_json, write_records
+from stillhouse.core.jsonl import read_json, read_records, write_json, write_records
+from stillhouse.core.judgements import JUDGE, JUDGEMENTS, Judgement
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery, Query, Rejection
@@ -18,20 +21,34 @@ from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import Split
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.dataset.build import Dataset, build_dataset
+from stillhouse.dataset.floors import ClusterAcceptance, low_clusters
 from stillhouse.dataset.report import dataset_report
+from stillhouse.dataset.select import JudgementKey
+
+SHOWN_CLUSTERS: Final = 3
+WARNED_CLUSTERS: Final = 10
 
 
-def run_dataset(
-    recipe: Recipe, traffic_dir: Path, ask_dir: Path, work: Path, progress: Progress
+def run_dataset(  # noqa: PLR0917 - one signature for all stages
+    recipe: Recipe,
+    traffic_dir: Path,
+    ask_dir: Path,
+    work: Path,
+    progress: Progress,
+    judge_dir: Path | None = None,
 ) -> Outcome:
     """Build the dataset and write it; see the module.
+
+    `judge_dir` is the judge stage's folder, where the recipe has a judge.
 
     Raises:
         DataError: fewer than `dataset.min_examples` accepted examples, all of one class, or none
             that may be held out. The rejections are written all the same.
     """
     queries = list(read_records(traffic_dir / "queries.jsonl", Query))
-    completions = _completions(ask_dir / "completions.jsonl", {query.id for query in queries})
+    known = {query.id for query in queries}
+    completions = _completions(ask_dir / "completions.jsonl", known)
+    members = ask_dir / "member_completions.jsonl"
     failures_path = ask_dir / "failures.jsonl"
     failures = list(read_records(failures_path, Rejection)) if failures_path.exists() else []
     with progress.bar("building the dataset", None, "examples") as bar:
@@ -44,21 +61,28 @@ def run_dataset(
             failures=failures,
             labelled=_labelled(traffic_dir / "labelled.jsonl"),
             golden=_labelled(traffic_dir / "golden.jsonl"),
+            judgements=_judgements(judge_dir),
+            members=_completions(members, known) if members.exists() else None,
             beliefs=needs_beliefs(recipe),
+            seed=recipe.seed,
         )
         bar.advance(len(dataset.examples))
     rejections_path = work / "rejections.jsonl"
     write_records(rejections_path, dataset.rejections)
+    _say_coverage(recipe, dataset, progress)
     _usable(recipe, len(queries), dataset, rejections_path)
     split = dataset.split(recipe.dataset.held_out, recipe.seed)
     _splits_are_usable(recipe, dataset, split)
 
     write_records(work / "train.jsonl", split.first)
     write_records(work / "held_out.jsonl", split.second)
-    report = dataset_report(recipe.task, len(queries), dataset, split)
+    judged = None if judge_dir is None else read_json(judge_dir / JUDGE)
+    report = dataset_report(recipe, len(queries), dataset, split, judged)
     write_json(work / "dataset.json", report)
     keys = ("queries", "examples", "train", "held_out", "acceptance", "rejections", "contamination")
-    return Outcome(summary={key: report[key] for key in keys})
+    summary = {key: report[key] for key in keys}
+    back = sum(example.readmitted is not None for example in dataset.judged.examples)
+    return Outcome(summary=summary | ({"readmitted": back} if back else {}))
 
 
 def needs_beliefs(recipe: Recipe) -> bool:
@@ -75,6 +99,61 @@ def _completions(path: Path, known: set[str]) -> dict[str, list[Completion]]:
             )
         found.setdefault(completion.query_id, []).append(completion)
     return found
+
+
+def _judgements(judge_dir: Path | None) -> dict[JudgementKey, Judgement]:
+    if judge_dir is None:
+        return {}
+    return {
+        JudgementKey(one.query_id, one.model, one.sample): one
+        for one in read_records(judge_dir / JUDGEMENTS, Judgement)
+    }
+
+
+def _say_coverage(recipe: Recipe, dataset: Dataset, progress: Progress) -> None:
+    """The worst clusters and the hardest queries, in a line each; a warning where some vanish."""
+    coverage, floor = dataset.coverage, recipe.dataset.floor
+    total = sum(row.queries for row in coverage.clusters)
+    kept = sum(row.accepted for row in coverage.clusters)
+    if kept < total and len(coverage.clusters) > 1:
+        worst = "; ".join(_told(row) for row in coverage.clusters[:SHOWN_CLUSTERS])
+        progress.say(
+            f"      acceptance {kept / total:.0%} of {total:,} queries; the lowest of "
+            f"{len(coverage.clusters)} clusters: {worst}"
+        )
+    if kept < total and len(coverage.by_difficulty) > 1:
+        first, last = (_share_of(coverage.by_difficulty[i]) for i in (0, -1))
+        progress.say(
+            f"      acceptance by difficulty ({coverage.difficulty}): {first:.0%} of the easiest "
+            f"part, {last:.0%} of the hardest"
+        )
+    low = low_clusters(coverage.clusters, floor)
+    if not low:
+        return
+    names = "; ".join(_told(row) for row in low[:WARNED_CLUSTERS])
+    more = f"; and {len(low) - WARNED_CLUSTERS} more" if len(low) > WARNED_CLUSTERS else ""
+    if floor is None:
+        progress.say(
+            f"warning: clusters with less than half the acceptance of the whole: {names}{more}; "
+            "dataset.floor keeps some of their answers"
+        )
+        return
+    back = sum(row.readmitted for row in low)
+    short = sum(row.share < floor - 1e-9 for row in low)
+    progress.say(
+        f"warning: clusters below dataset.floor {floor:.0%}: {names}{more}; {back} answers that "
+        "only agreement or the judge had rejected are back, marked"
+        + (f"; {short} of the clusters stay below: the checks rejected the rest" if short else "")
+    )
+
+
+def _told(row: ClusterAcceptance) -> str:
+    why = f", mostly {row.top_reason}" if row.top_reason else ""
+    return f"{row.name!r} {row.accepted} of {row.queries}{why}"
+
+
+def _share_of(part: Mapping[str, object]) -> float:
+    return int(str(part["accepted"])) / int(str(part["queries"]))
 
 
 def _labelled(path: Path) -> list[LabelledQuery]:

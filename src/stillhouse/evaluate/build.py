@@ -42,7 +42,17 @@ from stillhouse.evaluate.results import (
     SpeedResult,
 )
 
-STAGES: Final = ("traffic", "tune", "check", "expand", "ask", "dataset", "train", "evaluate")
+STAGES: Final = (
+    "traffic",
+    "tune",
+    "check",
+    "expand",
+    "ask",
+    "judge",
+    "dataset",
+    "train",
+    "evaluate",
+)
 FIVE_POINTS_N: Final = 385  # z^2 / (4 * 0.05^2) at 95%: a share's interval is then within 5 points
 UNKNOWN: Final = CandidateSpeed(source="unknown")
 

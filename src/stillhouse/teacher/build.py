@@ -101,7 +101,8 @@ def teacher_sampling(recipe: Recipe, info: ModelInfo) -> Sampling:
     """How this recipe's teacher is asked.
 
     Raises:
-        UserError: `teacher.signals: logprobs`, and the teacher gives none.
+        UserError: `teacher.signals: logprobs` or `dataset.best_of: likelihood`, and the teacher
+            gives none.
     """
     section, task = recipe.teacher, recipe.task
     labels: tuple[str, ...] = ()
@@ -119,6 +120,15 @@ def teacher_sampling(recipe: Recipe, info: ModelInfo) -> Sampling:
             labels = task.labels
         if section.signals in ("auto", "logprobs") and not info.gives_label_logprobs:
             logprobs = MOST_TOP_LOGPROBS if info.gives_logprobs else 0
+    if recipe.dataset.best_of == "likelihood" and not (labels and info.gives_label_logprobs):
+        if not info.gives_logprobs:
+            raise UserError(
+                "dataset.best_of",
+                f"likelihood needs the answers' log-probabilities, and {section.model} gives none",
+                value="likelihood",
+                action="use best_of: judge or none",
+            )
+        logprobs = max(1, logprobs)
     return Sampling(
         n=section.samples,
         max_tokens=section.max_tokens,
