@@ -27,7 +27,15 @@ TORCH_PACKAGES: Final = ("torch", "transformers", "peft", "tokenizers", *WEIGHT_
 STATISTICS_PACKAGES: Final = ("numpy", "scipy", "scikit-learn")
 
 # What does not change an answer does not make answers stale.
-NOT_IN_ANSWERS: Final = {"concurrency", "retries", "timeout_s", "budget_usd", "tune", "api_key_env"}
+NOT_IN_ANSWERS: Final = {
+    "concurrency",
+    "retries",
+    "timeout_s",
+    "budget_usd",
+    "batch",
+    "tune",
+    "api_key_env",
+}
 
 
 class Context(NamedTuple):

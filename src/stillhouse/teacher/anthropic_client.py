@@ -78,6 +78,28 @@ class AnthropicCompleter:
         """Answer one query; see `Completer`."""
         return numbered([await self._request(query, sampling) for _ in range(sampling.n)])
 
+    @property
+    def settings(self) -> ApiSettings:
+        """How the server is reached."""
+        return self._settings
+
+    @property
+    def client(self) -> anthropic.AsyncAnthropic:
+        """The connections, shared with asking by batch."""
+        return self._client
+
+    def body(self, query: Query, sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
+        """The request's JSON body, without what the model turned out to refuse; `n` is 1."""
+        return self._parameters(query, sampling)
+
+    def read(self, query: Query, body: Mapping[str, Any]) -> list[Completion]:
+        """The completion of a message's JSON body, priced at list.
+
+        Raises:
+            UnreadableAnswerError: it is none.
+        """
+        return [self._read(query, AnthropicMessage.construct(**body), latency_ms=0.0)]
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.close()

@@ -113,6 +113,28 @@ class OpenAICompleter:
             self.samples_per_request = 1
         return numbered(answers[:wanted])
 
+    @property
+    def settings(self) -> ApiSettings:
+        """How the server is reached."""
+        return self._settings
+
+    @property
+    def client(self) -> openai.AsyncOpenAI:
+        """The connections, shared with asking by batch."""
+        return self._client
+
+    def body(self, query: Query, sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
+        """The request's JSON body, without what the model turned out to refuse."""
+        return self._parameters(query, sampling, n, seed)
+
+    def read(self, query: Query, body: Mapping[str, Any]) -> list[Completion]:
+        """The completions of a chat completion's JSON body, priced at list.
+
+        Raises:
+            UnreadableAnswerError: it is none.
+        """
+        return self._read(query, ChatCompletion.construct(**body), latency_ms=0.0)
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.close()

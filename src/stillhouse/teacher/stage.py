@@ -25,6 +25,7 @@ from stillhouse.core.split import tune_check_split
 from stillhouse.models.completer import ModelInfo
 from stillhouse.teacher.answers import problem_of, require_usable
 from stillhouse.teacher.ask import AskResult, ask
+from stillhouse.teacher.batch_build import FOLDER, BatchResult, ask_batches
 from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
 from stillhouse.teacher.check import check_teacher, has_truth
 from stillhouse.teacher.store import AnswerStore, answer_key
@@ -46,6 +47,7 @@ class _Asked(NamedTuple):
     info: ModelInfo
     results: list[AskResult]
     usd: float
+    batched: BatchResult
 
 
 class _CheckSet(NamedTuple):
@@ -180,20 +182,31 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
         sampling = teacher_sampling(recipe, completer.info)
         results: list[AskResult] = []
         with AnswerStore(store_path / STORE_FILE) as store:
+            batched = await ask_batches(
+                completer,
+                [query for queries in sets.values() for query in queries],
+                sampling,
+                store,
+                store_path / FOLDER,
+                section=recipe.teacher,
+                prices=recipe.prices,
+                progress=progress,
+                problem_of=partial(problem_of, recipe.task),
+            )
             for title, queries in sets.items():
                 result = await ask(
                     completer,
-                    queries,
+                    batched.to_ask(completer, queries, sampling),
                     sampling,
                     store,
                     concurrency=queries_in_flight(recipe.teacher, completer.info),
-                    budget_usd=recipe.teacher.budget_usd,
+                    budget_usd=batched.budget_left(recipe.teacher.budget_usd),
                     prices=recipe.prices,
                     progress=progress,
                     title=title,
                     problem_of=None if results else partial(problem_of, recipe.task),
                 )
-                results.append(result)
+                results.append(batched.added_to(result, completer, queries, sampling))
         for result in results:
             if result.failures and not result.completions_by_query:
                 raise TeacherError(
@@ -203,7 +216,7 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
         usd_by_key = {key: usd for result in results for key, usd in result.usd_by_key.items()}
         for query in counted:
             usd_by_key.pop(answer_key(completer.info, query, sampling), None)
-        return _Asked(completer.info, results, sum(usd_by_key.values()))
+        return _Asked(completer.info, results, sum(usd_by_key.values()), batched)
 
 
 def _check_set(recipe: Recipe, labelled: Path, tuned: Path | None) -> _CheckSet:
@@ -240,14 +253,18 @@ def _timings(asked: _Asked) -> dict[str, object]:
     """
     completions = [completion for result in asked.results for completion in _flat(result)]
     latencies = [c.latency_ms for c in completions if c.latency_ms is not None]
-    seconds = sum(result.seconds for result in asked.results)
+    seconds = asked.batched.seconds + sum(result.seconds for result in asked.results)
     count = sum(result.asked for result in asked.results)
     return {
         "asked": count,
         "reused": sum(result.reused for result in asked.results),
         "failures": sum(len(result.failures) for result in asked.results),
         "seconds": seconds,
-        "queries_per_second": count / seconds if count and seconds > 0 else None,
+        "asked_by_batch": len(asked.batched.usd_by_key),
+        # A batch's waiting says nothing of how fast the teacher answers.
+        "queries_per_second": count / seconds
+        if count and seconds > 0 and not asked.batched.usd_by_key
+        else None,
         "usd": sum(result.usd for result in asked.results),
         "usd_of_answers": asked.usd,
         "latency_p50_ms": float(np.percentile(latencies, 50)) if latencies else None,
