@@ -174,7 +174,6 @@ class AnthropicBatches:
         batches = self._live.client.messages.batches
 
         async def attempt() -> bool:
-            partial.unlink(missing_ok=True)
             async with batches.with_streaming_response.results(batch_id) as answer:
                 await save(answer.iter_bytes(), partial)
             return sum(row.body is not None for row in self.rows(partial)) >= answers

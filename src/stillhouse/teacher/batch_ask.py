@@ -216,12 +216,17 @@ class BatchAsking:
                 if taken.short_of_usd and not self._open():
                     raise self._out_of_budget(taken.left[0])
                 return
-            if not await self._submit(taken.parts):
+            if not await self._submit(taken.parts) or self.deferred:
                 return
             parts = taken.left
 
     async def _pilot(self) -> None:
-        """Ask a few queries live: what the model refuses is known before thousands are sent."""
+        """Ask a few queries live: what the model refuses is known before thousands are sent.
+
+        Raises:
+            UserError: the server has no batches; nothing was asked then.
+        """
+        await self.provider.marker()
         self.piloted = True
         known = sum(bool(self.store.get(key)) for key in self.queries)
         wanted, answered, failed = max(1, self.section.pilot - known), 0, 0

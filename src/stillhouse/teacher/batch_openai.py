@@ -79,11 +79,11 @@ class OpenAIBatches:
     async def marker(self) -> str:
         """Nothing: batches are found by name."""
 
-        async def attempt() -> None:
+        async def attempt() -> str:
             await self._live.client.batches.list(limit=1)
+            return ""
 
-        await listed(self._settings, _EXPECTED, attempt)
-        return ""
+        return await listed(self._settings, _EXPECTED, attempt)
 
     async def upload(self, name: str, requests: Path) -> str:
         """Upload the input file."""
@@ -174,24 +174,31 @@ class OpenAIBatches:
     async def fetch(self, batch_id: str, path: Path, answers: int) -> bool:
         """Download the output and the error file."""
         partial = path.with_name(path.name + ".tmp")
-
-        async def attempt() -> bool:
-            batch = _checked(await self._live.client.batches.retrieve(batch_id))
-            partial.unlink(missing_ok=True)
-            partial.touch()
+        # Twice where the files were behind the counts.
+        for _ in range(2):
+            batch = await calling(self._settings, _EXPECTED, lambda: self._retrieve(batch_id))
+            with disk_errors(partial):
+                partial.write_bytes(b"")
+            end = 0
             for file in (batch.output_file_id, batch.error_file_id):
-                if not file:
-                    continue
-                async with self._live.client.files.with_streaming_response.content(file) as answer:
-                    await save(answer.iter_bytes(), partial)
-            return sum(row.body is not None for row in self.rows(partial)) >= answers
-
-        whole = await calling(self._settings, _EXPECTED, attempt)
-        if not whole:  # once more: the files may have been behind the counts
-            whole = await calling(self._settings, _EXPECTED, attempt)
+                if file:
+                    end = await self._download(file, partial, end)
+            whole = sum(row.body is not None for row in self.rows(partial)) >= answers
+            if whole:
+                break
         with disk_errors(path):
             os.replace(partial, path)
         return whole
+
+    async def _retrieve(self, batch_id: str) -> Batch:
+        return _checked(await self._live.client.batches.retrieve(batch_id))
+
+    async def _download(self, file: str, path: Path, start: int) -> int:
+        async def attempt() -> int:
+            async with self._live.client.files.with_streaming_response.content(file) as answer:
+                return await save(answer.iter_bytes(), path, start)
+
+        return await calling(self._settings, _EXPECTED, attempt)
 
     def rows(self, path: Path) -> Iterator[Row]:
         """Rows of both files: a response with its status, or an error without one."""

@@ -167,39 +167,54 @@ async def listed(
         UserError: the server has none.
     """
 
-    async def once() -> T:
+    async def once() -> T | None:
         try:
             return await attempt()
         except expected as error:
             if judge(error, settings.retrying.now()).status in NO_BATCHES:
-                raise UserError(
-                    "teacher.batch",
-                    f"{settings.revision} has no batches",
-                    action="leave teacher.batch out: the queries are then asked live",
-                ) from None
+                return None
             raise
 
-    return await calling(settings, expected, once)
+    found = await calling(settings, expected, once)
+    if found is None:
+        raise UserError(
+            "teacher.batch",
+            f"{settings.revision} has no batches",
+            action="leave teacher.batch out: the queries are then asked live",
+        )
+    return found
 
 
-async def save(chunks: AsyncIterator[bytes], path: Path) -> None:
-    """Append a download to a file, one JSON object a line.
+async def save(chunks: AsyncIterator[bytes], path: Path, start: int = 0) -> int:
+    """Write a download into a file from byte `start` on, one JSON object a line; its end.
 
     Raises:
-        UnreadableAnswerError: the last line is not whole.
+        UnreadableAnswerError: the connection broke, or the last line is not whole.
     """
     last = b""
-    with disk_errors(path), path.open("ab") as handle:
-        async for chunk in chunks:
+    with disk_errors(path), path.open("r+b" if path.exists() else "w+b") as handle:
+        handle.seek(start)
+        handle.truncate()
+        while (chunk := await _next(chunks)) is not None:
             handle.write(chunk)
             last = (last + chunk).rpartition(b"\n")[2] if b"\n" in chunk else last + chunk
         if last:
             handle.write(b"\n")
+        end = handle.tell()
     if last.strip():
         try:
             json.loads(last)
         except ValueError:
             raise UnreadableAnswerError("the download broke off within a line") from None
+    return end
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    """The next part of a download; `None` at its end."""
+    try:
+        return await anext(chunks, None)
+    except Exception as error:  # the clients do not wrap what their HTTP library raises here
+        raise UnreadableAnswerError(f"the download broke off: {error}") from None
 
 
 def objects(path: Path) -> Iterator[dict[str, Any]]:
