@@ -35,6 +35,7 @@ STATISTICS_PACKAGES: Final = ("numpy", "scipy", "scikit-learn")
 # What does not change an answer does not make answers stale.
 NOT_IN_ANSWERS: Final = {
     "api_key_env",
+    "batch",
     "budget_usd",
     "concurrency",
     "deadline_s",

@@ -46,6 +46,7 @@ class ModelPrice(_Row):
     output: float = Field(ge=0)
     cache_write: float | None = Field(default=None, ge=0)
     long: LongPromptPrice | None = None
+    batch_discount: float | None = Field(default=None, ge=0, le=1)
     as_of: date | None = None
     source: str
 
@@ -67,6 +68,15 @@ class ModelPrice(_Row):
         ) / MTOK
 
 
+class BatchDiscount(_Row):
+    """What a provider takes off the list price of all requests that come in a batch."""
+
+    provider: Literal["openai", "anthropic"]
+    discount: float = Field(ge=0, le=1)
+    as_of: date
+    source: str
+
+
 class MachinePrice(NamedTuple):
     """What an hour of the machine that runs local models costs."""
 
@@ -78,6 +88,7 @@ class MachinePrice(NamedTuple):
 
 class _Table(_Row):
     models: tuple[ModelPrice, ...]
+    batch: tuple[BatchDiscount, ...]
     machine: dict[str, str | float | date]
 
 
@@ -127,6 +138,7 @@ def _override(prices: PricesSection, model: str) -> ModelPrice | None:
         model=key,
         input=price.input_usd_per_mtok,
         output=price.output_usd_per_mtok,
+        batch_discount=price.batch_discount,
         source=_OVERRIDE_SOURCE,
     )
 
@@ -143,6 +155,24 @@ def completion_cost_usd(
     if price is None or prompt_tokens is None or completion_tokens is None:
         return None
     return price.cost_usd(prompt_tokens, completion_tokens, cache_write_tokens)
+
+
+def batch_share(prices: PricesSection, model: str) -> float:
+    """The share of its list price that a request costs in a batch: 1 less the discount.
+
+    The model's own discount (the recipe's `prices.models.X.batch_discount`, or its row) goes before
+    the provider's; a server that is neither OpenAI nor Anthropic gives none unless the recipe says.
+    """
+    price = model_price(prices, model)
+    if price is not None and price.batch_discount is not None:
+        return 1.0 - price.batch_discount
+    provider, colon, _ = model.partition(":")
+    if not colon and price is not None:
+        provider = price.provider or ""
+    for row in _table().batch:
+        if row.provider == provider:
+            return 1.0 - row.discount
+    return 1.0
 
 
 def machine_usd_per_hour(prices: PricesSection) -> MachinePrice:

@@ -29,6 +29,38 @@ class TuneSection(Section):
     )
 
 
+class BatchSection(Section):
+    """Asking through the provider's Batch API: at half price, answered within 24 hours."""
+
+    poll_s: float = Field(default=60.0, gt=0, description="Seconds between looks at a batch.")
+    max_requests: int | None = Field(
+        default=None, ge=1, description="Requests a batch; null: as many as the provider takes."
+    )
+    max_mb: float | None = Field(
+        default=None, gt=0, description="Size of a batch, in MB; null: what the provider takes."
+    )
+    in_flight: int = Field(default=10, ge=1, description="Batches that run at a time.")
+    rounds: int = Field(
+        default=3,
+        ge=1,
+        description="Batches that a query may go into before it is asked live at list price.",
+    )
+    pilot: int = Field(
+        default=20,
+        ge=1,
+        description="Queries asked live before the first batch: they find the parameters that the "
+        "model refuses, and a task whose answers cannot be used.",
+    )
+    min_requests: int = Field(
+        default=1, ge=1, description="Fewer requests than this are asked live, at list price."
+    )
+    when_lost: Literal["stop", "ask_again"] = Field(
+        default="stop",
+        description="What to do about a batch that the provider no longer knows, or whose results "
+        "are incomplete: stop, or pay for its queries again.",
+    )
+
+
 class TeacherSection(Section):
     """Who answers."""
 
@@ -81,6 +113,10 @@ class TeacherSection(Section):
         "answers by revision (split), or stop with every answer kept (stop).",
     )
     budget_usd: float | None = Field(default=None, gt=0)
+    batch: BatchSection | None = Field(
+        default=None,
+        description="Ask through the provider's Batch API (`batch: {}`); null asks live.",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tune: TuneSection | None = Field(
         default=None, description="Tune a local teacher on the labelled set first."
@@ -136,6 +172,11 @@ class TeacherSection(Section):
         for key, value in of_servers.items():
             if (self.local or self.kind == "replay") and value is not None:
                 raise ValueError(f"{key} is for teachers behind an API, not {self.kind}")
+        if self.local and self.batch is not None:
+            raise ValueError(
+                f"batch is for teachers behind an API, not {self.kind}: it costs nothing here, so "
+                "leave it out"
+            )
         if not self.local and self.device != "auto":
             raise ValueError(f"device is for teachers of this machine, not {self.kind}")
         if self.signals == "samples" and (self.samples < 2 or self.sampling_temperature == 0):
@@ -168,6 +209,13 @@ class Price(Section):
 
     input_usd_per_mtok: float = Field(ge=0)
     output_usd_per_mtok: float = Field(ge=0)
+    batch_discount: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of the list price that a batch does not cost; null: the provider's "
+        "usual discount.",
+    )
 
 
 class PricesSection(Section):

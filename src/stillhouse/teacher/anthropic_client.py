@@ -55,6 +55,7 @@ class AnthropicCompleter:
         self._thinking = 0
         self._price = model_price(settings.prices, settings.model)
         self._wire = Wire(settings.base_url, lambda: anthropic_headers(settings))
+        self._client: anthropic.AsyncAnthropic | None = None
 
     @property
     def info(self) -> ModelInfo:
@@ -78,9 +79,41 @@ class AnthropicCompleter:
         """How often a try that failed is made again."""
         return self._settings.retrying
 
+    @property
+    def settings(self) -> ApiSettings:
+        """How the server is reached."""
+        return self._settings
+
+    @property
+    def client(self) -> anthropic.AsyncAnthropic:
+        """The official client, for asking by batch; made on first use."""
+        if self._client is None:
+            self._client = anthropic.AsyncAnthropic(
+                api_key=self._settings.key,
+                base_url=self._settings.base_url,
+                timeout=self._settings.timeout_s,
+                max_retries=0,
+                http_client=anthropic.DefaultAioHttpClient(timeout=self._settings.timeout_s),
+            )
+        return self._client
+
+    def body(self, query: Query, sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
+        """The request's JSON body, without what the model turned out to refuse; `n` is 1."""
+        return self._parameters(query, sampling)
+
+    def read(self, query: Query, body: Mapping[str, Any]) -> list[Completion]:
+        """The completion of a message's JSON body, priced at list.
+
+        Raises:
+            UnreadableAnswerError: it is none.
+        """
+        return [self._read(query, body, latency_ms=0.0)]
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._wire.close()
+        if self._client is not None:
+            await self._client.close()
 
     async def attempt(self, query: Query, sampling: Sampling, timeout_s: float) -> Attempt:
         """One request, without retries but for parameters that the model refuses.

@@ -32,7 +32,8 @@ from stillhouse.teacher.ask import ask
 from stillhouse.teacher.build import open_teacher, queries_in_flight
 from stillhouse.teacher.expand import Answered, Expansion, Ground, expand
 from stillhouse.teacher.expand_prompts import reply_schema
-from stillhouse.teacher.stage import GOLDEN, LABELLED, QUERIES, STORE_FILE
+from stillhouse.teacher.replay import STORE_FILE
+from stillhouse.teacher.stage import GOLDEN, LABELLED, QUERIES
 from stillhouse.teacher.store import AnswerStore
 
 EXPANSION: Final = "expansion.json"

@@ -74,6 +74,7 @@ class OpenAICompleter:
         self.samples_per_request: int = 128
         self._price = model_price(settings.prices, settings.model)
         self._wire = Wire(settings.base_url, lambda: openai_headers(settings))
+        self._client: openai.AsyncOpenAI | None = None
 
     @property
     def info(self) -> ModelInfo:
@@ -140,9 +141,41 @@ class OpenAICompleter:
         """A failed try on one line."""
         return failure_line(self._settings, error, verdict)
 
+    @property
+    def settings(self) -> ApiSettings:
+        """How the server is reached."""
+        return self._settings
+
+    @property
+    def client(self) -> openai.AsyncOpenAI:
+        """The official client, for asking by batch; made on first use."""
+        if self._client is None:
+            self._client = openai.AsyncOpenAI(
+                api_key=self._settings.key or "none",
+                base_url=self._settings.base_url,
+                timeout=self._settings.timeout_s,
+                max_retries=0,
+                http_client=openai.DefaultAioHttpClient(timeout=self._settings.timeout_s),
+            )
+        return self._client
+
+    def body(self, query: Query, sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
+        """The request's JSON body, without what the model turned out to refuse."""
+        return self._parameters(query, sampling, n, seed)
+
+    def read(self, query: Query, body: Mapping[str, Any]) -> list[Completion]:
+        """The completions of a chat completion's JSON body, priced at list.
+
+        Raises:
+            UnreadableAnswerError: it is none.
+        """
+        return self._read(query, body, latency_ms=0.0)
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._wire.close()
+        if self._client is not None:
+            await self._client.close()
 
     def _parameters(self, query: Query, sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
         sent: dict[str, Any] = {

@@ -27,6 +27,7 @@ from stillhouse.core.split import tune_check_split
 from stillhouse.models.completer import ModelInfo
 from stillhouse.teacher.answers import blind_problem, problem_of, require_usable
 from stillhouse.teacher.ask import AskResult, ask
+from stillhouse.teacher.batch_build import FOLDER, BatchResult, ask_batches
 from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
 from stillhouse.teacher.check import check_teacher, has_truth
 from stillhouse.teacher.replay import STORE_FILE
@@ -48,6 +49,7 @@ class _Asked(NamedTuple):
     info: ModelInfo
     results: list[AskResult]
     usd: float
+    batched: BatchResult
 
 
 class _CheckSet(NamedTuple):
@@ -183,14 +185,25 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
         sampling = teacher_sampling(recipe, completer.info)
         results: list[AskResult] = []
         with AnswerStore(store_path / STORE_FILE) as store:
+            batched = await ask_batches(
+                completer,
+                [query for queries in sets.values() for query in queries],
+                sampling,
+                store,
+                store_path / FOLDER,
+                section=recipe.teacher,
+                prices=recipe.prices,
+                progress=progress,
+                problem_of=partial(problem_of, recipe.task),
+            )
             for title, queries in sets.items():
                 result = await ask(
                     completer,
-                    queries,
+                    batched.to_ask(completer, queries, sampling),
                     sampling,
                     store,
                     concurrency=queries_in_flight(recipe.teacher, completer.info),
-                    budget_usd=recipe.teacher.budget_usd,
+                    budget_usd=batched.budget_left(recipe.teacher.budget_usd),
                     prices=recipe.prices,
                     progress=progress,
                     title=title,
@@ -199,7 +212,7 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
                     outage_s=recipe.teacher.outage_s,
                     stop_on_revision_change=recipe.teacher.on_revision_change == "stop",
                 )
-                results.append(result)
+                results.append(batched.added_to(result, completer, queries, sampling))
         for result in results:
             if result.failures and not result.completions_by_query:
                 raise TeacherError(
@@ -209,7 +222,7 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
         usd_by_key = {key: usd for result in results for key, usd in result.usd_by_key.items()}
         for query in counted:
             usd_by_key.pop(answer_key(completer.info, query, sampling), None)
-        return _Asked(completer.info, results, sum(usd_by_key.values()))
+        return _Asked(completer.info, results, sum(usd_by_key.values()), batched)
 
 
 def _problem_of(recipe: Recipe, info: ModelInfo, completion: Completion) -> str | None:
@@ -268,14 +281,18 @@ def _timings(asked: _Asked, latencies_ms: array[float]) -> dict[str, object]:
     for result in asked.results:
         revisions.update(result.revisions)
         failed.update(result.failed_tries)
-    seconds = sum(result.seconds for result in asked.results)
+    seconds = asked.batched.seconds + sum(result.seconds for result in asked.results)
     count = sum(result.asked for result in asked.results)
     return {
         "asked": count,
         "reused": sum(result.reused for result in asked.results),
         "failures": sum(len(result.failures) for result in asked.results),
         "seconds": seconds,
-        "queries_per_second": count / seconds if count and seconds > 0 else None,
+        "asked_by_batch": len(asked.batched.usd_by_key),
+        # A batch's waiting says nothing of how fast the teacher answers.
+        "queries_per_second": count / seconds
+        if count and seconds > 0 and not asked.batched.usd_by_key
+        else None,
         "usd": sum(result.usd for result in asked.results),
         "usd_of_answers": asked.usd,
         "usd_without_answer": sum(result.usd_without_answer for result in asked.results),
