@@ -111,7 +111,11 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
             path = getattr(recipe.traffic, field)
             if path is not None and Path(path).is_file():
                 inputs[field] = _hash_of_users(Path(path))
-    for field, source in (("teacher", recipe.teacher.model), ("student", recipe.student.source)):
+    sources = [
+        (f"member {number}" if recipe.teacher.members else "teacher", source)
+        for number, source in enumerate(recipe.teacher.sources)
+    ]
+    for field, source in (*sources, ("student", recipe.student.source)):
         if stage.name in ("tune", "check", "ask", "train") and source.startswith(("hf:", "gguf:")):
             inputs.update(_local_weights(field, source.partition(":")[2]))
     return StageKey(

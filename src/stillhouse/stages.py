@@ -19,6 +19,7 @@ from stillhouse.dataset.stage import needs_beliefs, run_dataset
 from stillhouse.evaluate.stage import run_evaluate
 from stillhouse.models.completer import Completer
 from stillhouse.teacher.build import open_teacher
+from stillhouse.teacher.ensemble import open_ensemble
 from stillhouse.teacher.stage import run_ask, run_check
 from stillhouse.traffic.stage import run_traffic
 
@@ -27,7 +28,11 @@ TORCH_PACKAGES: Final = ("torch", "transformers", "peft", "tokenizers", *WEIGHT_
 STATISTICS_PACKAGES: Final = ("numpy", "scipy", "scikit-learn")
 
 # What does not change an answer does not make answers stale.
-NOT_IN_ANSWERS: Final = {"concurrency", "retries", "timeout_s", "budget_usd", "tune", "api_key_env"}
+_NO_PART: Final = ("concurrency", "retries", "timeout_s", "budget_usd", "tune", "api_key_env")
+NOT_IN_ANSWERS: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(_NO_PART, True),
+    "members": {"__all__": dict.fromkeys(("concurrency", "api_key_env"), True)},
+}
 
 
 class Context(NamedTuple):
@@ -60,8 +65,8 @@ class Stage:
     packages: tuple[str, ...] = ()
 
 
-def _dump(model: Any, *, without: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
-    return dict(model.model_dump(mode="json", exclude=set(without), by_alias=True))
+def _dump(model: Any, *, without: Mapping[str, Any] | set[str] | None = None) -> dict[str, Any]:
+    return dict(model.model_dump(mode="json", exclude=without, by_alias=True))
 
 
 def _tune(context: Context) -> Outcome:
@@ -88,7 +93,11 @@ def _evaluate(context: Context) -> Outcome:
     recipe = context.recipe
     teacher: Completer | None = None
     if recipe.teacher.local:
-        teacher = open_teacher(recipe.teacher, recipe.prices, context.tuned)
+        teacher = (
+            open_ensemble(recipe)
+            if recipe.teacher.members
+            else open_teacher(recipe.teacher, recipe.prices, context.tuned)
+        )
     try:
         return run_evaluate(recipe, context.run, context.work, context.progress, teacher)
     finally:
@@ -155,7 +164,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         lambda r: {
             "task": _dump(r.task),
             "dataset": _dump(r.dataset),
-            "signals": r.teacher.signals,
+            "signals": r.teacher.answer_signals,
             "beliefs": needs_beliefs(r),
         },
         lambda c: run_dataset(

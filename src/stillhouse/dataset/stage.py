@@ -38,7 +38,7 @@ def run_dataset(
         dataset = build_dataset(
             recipe.task,
             recipe.dataset,
-            recipe.teacher.signals,
+            recipe.teacher.answer_signals,
             queries=queries,
             completions=completions,
             failures=failures,

@@ -27,6 +27,12 @@ from stillhouse.teacher.answers import problem_of, require_usable
 from stillhouse.teacher.ask import AskResult, ask
 from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
 from stillhouse.teacher.check import check_teacher, has_truth
+from stillhouse.teacher.ensemble import (
+    combine_results,
+    ensemble_of,
+    member_recipes,
+    together_per_second,
+)
 from stillhouse.teacher.store import AnswerStore, answer_key
 
 QUERIES: Final = "queries.jsonl"
@@ -34,6 +40,7 @@ LABELLED: Final = "labelled.jsonl"
 GOLDEN: Final = "golden.jsonl"
 COMPLETIONS: Final = "completions.jsonl"
 GOLDEN_COMPLETIONS: Final = "golden_completions.jsonl"
+MEMBERS: Final = "member_completions.jsonl"
 FAILURES: Final = "failures.jsonl"
 TIMINGS: Final = "timings.json"
 CHECK: Final = "check.json"
@@ -41,11 +48,15 @@ STORE_FILE: Final = "answers.jsonl"
 
 
 class _Asked(NamedTuple):
-    """`usd` is what the answers used cost, whenever they were paid: a killed run's too."""
+    """`usd` is what the answers used cost, whenever they were paid: a killed run's too.
+
+    `members` are those of an ensemble, in the recipe's order.
+    """
 
     info: ModelInfo
     results: list[AskResult]
     usd: float
+    members: tuple[_Asked, ...] = ()
 
 
 class _CheckSet(NamedTuple):
@@ -143,6 +154,9 @@ def run_ask(  # noqa: PLR0917 - one signature for all stages
     write_records(work / COMPLETIONS, map(_lasting, first))
     if len(asked.results) > 1:
         write_records(work / GOLDEN_COMPLETIONS, map(_lasting, _flat(asked.results[1])))
+    if asked.members:
+        said = (c for member in asked.members for c in _flat(member.results[0]))
+        write_records(work / MEMBERS, map(_lasting, said))
     failures = [failure for result in asked.results for failure in result.failures]
     write_records(work / FAILURES, failures)
     timings = _timings(asked)
@@ -175,6 +189,8 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
     counted: Sequence[Query] = (),
 ) -> _Asked:
     """Ask all sets; what answers to `counted` cost is on another stage's bill."""
+    if recipe.teacher.members:
+        return await _ask_members(recipe, store_path, sets, progress, counted)
     completer = open_teacher(recipe.teacher, recipe.prices, tuned)
     async with aclosing(completer):
         sampling = teacher_sampling(recipe, completer.info)
@@ -204,6 +220,26 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
         for query in counted:
             usd_by_key.pop(answer_key(completer.info, query, sampling), None)
         return _Asked(completer.info, results, sum(usd_by_key.values()))
+
+
+async def _ask_members(
+    recipe: Recipe,
+    store_path: Path,
+    sets: Mapping[str, Sequence[Query]],
+    progress: Progress,
+    counted: Sequence[Query],
+) -> _Asked:
+    """Ask the members of an ensemble in turn, each under its own name, and combine."""
+    members: list[_Asked] = []
+    for one in member_recipes(recipe):
+        titled = {f"{title}, {one.teacher.model}": queries for title, queries in sets.items()}
+        members.append(await _ask_all(one, None, store_path, titled, progress, counted))
+    ensemble = ensemble_of(recipe, [member.info for member in members])
+    results = [
+        combine_results(ensemble, [member.results[number] for member in members], queries)
+        for number, queries in enumerate(sets.values())
+    ]
+    return _Asked(ensemble.info, results, sum(member.usd for member in members), tuple(members))
 
 
 def _check_set(recipe: Recipe, labelled: Path, tuned: Path | None) -> _CheckSet:
@@ -242,14 +278,25 @@ def _timings(asked: _Asked) -> dict[str, object]:
     latencies = [c.latency_ms for c in completions if c.latency_ms is not None]
     seconds = sum(result.seconds for result in asked.results)
     count = sum(result.asked for result in asked.results)
+    members = [{"model": member.info.name, **_timings(member)} for member in asked.members]
     return {
         "asked": count,
         "reused": sum(result.reused for result in asked.results),
         "failures": sum(len(result.failures) for result in asked.results),
         "seconds": seconds,
-        "queries_per_second": count / seconds if count and seconds > 0 else None,
+        "queries_per_second": _rate(asked),
         "usd": sum(result.usd for result in asked.results),
         "usd_of_answers": asked.usd,
         "latency_p50_ms": float(np.percentile(latencies, 50)) if latencies else None,
         "latency_p95_ms": float(np.percentile(latencies, 95)) if latencies else None,
+        **({"members": members} if members else {}),
     }
+
+
+def _rate(asked: _Asked) -> float | None:
+    """Queries/s of what was asked now; `None` where all was there."""
+    if asked.members:
+        return together_per_second([_rate(member) for member in asked.members])
+    seconds = sum(result.seconds for result in asked.results)
+    count = sum(result.asked for result in asked.results)
+    return count / seconds if count and seconds > 0 else None
