@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from pydantic import JsonValue
 
-from stillhouse.core.errors import DataError, RecipeError, UserError
+from stillhouse.core.errors import DataError, RecipeError
 from stillhouse.core.jsonl import read_records, void, write_atomic, write_json, write_records
 from stillhouse.core.machine import package_versions
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_compare import OWN, CompareSection
-from stillhouse.core.recipe_ensemble import ENSEMBLE, MemberSection
 from stillhouse.core.recipe_teacher import TeacherSection
 from stillhouse.core.records import LabelledQuery, Query, Record
 from stillhouse.core.runfolder import RunFolder
@@ -58,7 +56,7 @@ from stillhouse.teacher.check import linear_baseline
 from stillhouse.teacher.panel import Answered, Panel, ask_panel, candidates_of, check_openable
 from stillhouse.teacher.stage import STORE_FILE
 from stillhouse.teacher.store import AnswerStore
-from stillhouse.teacher_probe import Lesson, Taught, linear_probe, probe_queries, recipe_probe
+from stillhouse.teacher_probe import Lesson, School, Taught, probe_queries, teach
 from stillhouse.traffic.stage import hash_sample
 
 FOLDER: Final = "compare"
@@ -172,7 +170,22 @@ def _compared(  # noqa: PLR0917 - what a comparison needs
     answers = {name: _answers(recipe, one, sets.labelled) for name, one in panel.answered.items()}
     scores = {name: scores_of(task, said, truth) for name, said in answers.items()}
     notes = _notes(recipe, sets, panel, alike)
-    taught = _probes(recipe, section, sets, panel, answers, tuned, root, progress, notes)
+    taught: dict[str, dict[str, Taught]] = {name: {} for name in panel.answered}
+    if section.probe is not None and sets.probe:
+        lessons = {
+            name: Lesson(
+                recipe.teacher.model_copy(update={"signals": _signals(one), "members": ()}),
+                one.results[1].completions_by_query,
+                one.results[1].failures,
+            )
+            for name, one in panel.answered.items()
+        }
+        believed = all(said.probabilities is not None for said in answers.values())
+        school = School(
+            recipe, sets.probe, sets.labelled, believed, tuned, root / FOLDER / "probe", progress
+        )
+        taught, silent = teach(school, lessons, section.probe.student)
+        notes.extend(silent)
     teachers: dict[str, TeacherResult] = {}
     with progress.bar("intervals", len(answers), "teachers") as bar:
         for name, one in panel.answered.items():
@@ -180,17 +193,23 @@ def _compared(  # noqa: PLR0917 - what a comparison needs
             bar.advance()
     probed = {
         kind: differences(
-            {name: scores_of(task, taught[name][kind].answers, truth) for name in teachers}, how
+            {
+                name: scores_of(task, probes[kind].answers, truth)
+                for name, probes in taught.items()
+                if kind in probes
+            },
+            how,
         )
-        for kind in ("tfidf", "recipe")
-        if all(kind in taught[name] for name in teachers)
+        for kind in dict.fromkeys(kind for probes in taught.values() for kind in probes)
     }
     own = differences(scores, how)
     by = judged_by(teachers)
     deciding: tuple[Difference, ...] = own if by == "teacher" else probed[by]
     singles = [name for name, one in panel.answered.items() if not one.members]
     together = [tuple(singles)] if len(singles) > 1 else []
-    together += [t.members for t in teachers.values() if set(t.members) < set(singles)]
+    together += [
+        t.members for t in teachers.values() if t.members and set(t.members) < set(singles)
+    ]
     found = TeacherComparison(
         name=recipe.name,
         task=task.name,
@@ -212,7 +231,12 @@ def _compared(  # noqa: PLR0917 - what a comparison needs
         recommendation=recommend(
             teachers,
             deciding,
-            {name: _section(recipe, section, name, tuned) for name in teachers},
+            {
+                name: section.section_of(
+                    name, recipe.teacher if name == OWN else _own(recipe, tuned)
+                )
+                for name in teachers
+            },
             by=by,
             margin=recipe.evaluate.margin,
         ),
@@ -300,74 +324,11 @@ def _speed(recipe: Recipe, one: Answered[Speed]) -> CandidateSpeed:
     )
 
 
-def _probes(  # noqa: PLR0917
-    recipe: Recipe,
-    section: CompareSection,
-    sets: _Sets,
-    panel: Panel[Speed],
-    answers: Mapping[str, Answers],
-    tuned: Path | None,
-    root: Path,
-    progress: Progress,
-    notes: list[str],
-) -> dict[str, dict[str, Taught]]:
-    """Each teacher's probe students; one that cannot be trained is a note, not the end."""
-    taught: dict[str, dict[str, Taught]] = {name: {} for name in panel.answered}
-    if section.probe is None or not sets.probe:
-        return taught
-    believed = all(one.probabilities is not None for one in answers.values())
-    soft = recipe.student.head == "label" and believed
-    for name, one in panel.answered.items():
-        result = one.results[1]
-        lesson = Lesson(
-            recipe.teacher.model_copy(update={"signals": _signals(one), "members": ()}),
-            result.completions_by_query,
-            result.failures,
-        )
-        if isinstance(recipe.task, ClassificationTask):
-            linear = linear_probe(recipe.task, lesson, sets.probe, sets.labelled, recipe.seed)
-            if linear is not None:
-                taught[name]["tfidf"] = linear
-        if section.probe.student == "recipe":
-            progress.say(f"{name}: training a probe student on {len(sets.probe)} queries")
-            try:
-                taught[name]["recipe"] = recipe_probe(
-                    recipe,
-                    lesson,
-                    sets.probe,
-                    sets.labelled,
-                    soft=soft,
-                    tuned=tuned,
-                    folder=root / FOLDER / "probe",
-                    progress=progress,
-                )
-            except UserError as error:
-                notes.append(f"{name} has no probe student: {error}")
-    if section.probe.student == "recipe" and recipe.train.alpha > 0 and not soft:
-        notes.append("probe students learn from answers alone: not all teachers show beliefs")
-    return taught
-
-
-def _section(
-    recipe: Recipe, section: CompareSection, name: str, tuned: Path | None
-) -> dict[str, JsonValue]:
-    """The teacher section to put into the recipe."""
-    if name not in section.ensembles:
-        return _told(recipe.teacher if name == OWN else section.teachers[name])
-    ensemble = section.ensembles[name]
-    members: list[dict[str, JsonValue]] = []
-    for one, weight in zip(ensemble.of, ensemble.shares, strict=True):
-        teacher = recipe.teacher if one == OWN else section.teachers[one]
-        if one == OWN and tuned is not None:
-            teacher = teacher.model_copy(update={"model": f"hf:{tuned}", "tune": None})
-        own = {k: v for k, v in _told(teacher).items() if k in MemberSection.model_fields}
-        members.append({**own, **({"weight": weight} if ensemble.weights else {})})
-    told: dict[str, JsonValue] = {"model": f"{ENSEMBLE}:{name}", "members": [*members]}
-    return told | ({"combine": ensemble.combine} if ensemble.combine else {})
-
-
-def _told(teacher: TeacherSection) -> dict[str, JsonValue]:
-    return dict(teacher.model_dump(mode="json", exclude_defaults=True))
+def _own(recipe: Recipe, tuned: Path | None) -> TeacherSection:
+    """The recipe's own teacher as an ensemble can name it: a tuned one by its folder."""
+    if tuned is None:
+        return recipe.teacher
+    return recipe.teacher.model_copy(update={"model": f"hf:{tuned}"})
 
 
 def _baseline(recipe: Recipe, labelled: Sequence[LabelledQuery]) -> Interval | None:

@@ -10,10 +10,11 @@ import asyncio
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from stillhouse.core.answers import agreed
 from stillhouse.core.duplicates import bare, matches
+from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import write_records
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
@@ -41,6 +42,56 @@ class Lesson(NamedTuple):
     section: TeacherSection
     completions: Mapping[str, Sequence[Completion]]
     failures: Sequence[Rejection]
+
+
+class School(NamedTuple):
+    """What all probe students have in common.
+
+    `believed`: all teachers show class probabilities, so soft targets are fair to all. `labelled`
+    is what they are judged on; it is kept out of training like a golden set. `tuned` is the
+    recipe's tuned teacher, where the student is cut from it. `folder` is emptied after each.
+    """
+
+    recipe: Recipe
+    queries: Sequence[Query]
+    labelled: Sequence[LabelledQuery]
+    believed: bool
+    tuned: Path | None
+    folder: Path
+    progress: Progress
+
+
+class Results(NamedTuple):
+    """Probe students by teacher and kind, and why one is missing."""
+
+    taught: dict[str, dict[str, Taught]]
+    notes: list[str]
+
+
+def teach(
+    school: School, lessons: Mapping[str, Lesson], student: Literal["tfidf", "recipe"]
+) -> Results:
+    """Train each teacher's probe students; one that cannot be trained is a note, not the end."""
+    recipe = school.recipe
+    taught: dict[str, dict[str, Taught]] = {name: {} for name in lessons}
+    notes: list[str] = []
+    soft = recipe.student.head == "label" and school.believed
+    for name, lesson in lessons.items():
+        if isinstance(recipe.task, ClassificationTask):
+            linear = linear_probe(recipe.task, lesson, school.queries, school.labelled, recipe.seed)
+            if linear is not None:
+                taught[name]["tfidf"] = linear
+        if student == "recipe":
+            school.progress.say(
+                f"{name}: a probe student learns from {len(school.queries)} answers"
+            )
+            try:
+                taught[name]["recipe"] = recipe_probe(school, lesson, soft=soft)
+            except UserError as error:
+                notes.append(f"{name} has no probe student: {error}")
+    if student == "recipe" and recipe.train.alpha > 0 and not soft:
+        notes.append("probe students learn from answers alone: not all teachers show beliefs")
+    return Results(taught, notes)
 
 
 def probe_queries(
@@ -78,39 +129,22 @@ def linear_probe(
     return Taught(Answers(tuple(task.labels[i] for i in best), beliefs), len(texts))
 
 
-def recipe_probe(
-    recipe: Recipe,
-    lesson: Lesson,
-    queries: Sequence[Query],
-    labelled: Sequence[LabelledQuery],
-    *,
-    soft: bool,
-    tuned: Path | None,
-    folder: Path,
-    progress: Progress,
-) -> Taught:
-    """The recipe's own student, trained as the recipe says on this teacher's answers.
+def recipe_probe(school: School, lesson: Lesson, *, soft: bool) -> Taught:
+    """The recipe's own student, trained as the recipe says on one teacher's answers.
 
-    Args:
-        recipe: the whole recipe.
-        lesson: what the teacher said.
-        queries: the traffic sample.
-        labelled: judged on these; kept out of training like a golden set.
-        soft: train on the teacher's beliefs as the recipe says, else on its answers alone.
-        tuned: the recipe's tuned teacher, where the student is cut from it.
-        folder: to work in; it is emptied after.
-        progress: bars.
+    With `soft` it learns from the teacher's beliefs as the recipe says, else from answers alone.
 
     Raises:
         UserError: no dataset can be made of the answers, or the student cannot be trained.
         MissingExtraError: the train extra is not installed.
     """
+    recipe, folder = school.recipe, school.folder
     module = require("stillhouse.train.stage", "train", "a probe with the recipe's student")
     opener = require("stillhouse.models.student", "train", "a probe with the recipe's student")
     shutil.rmtree(folder, ignore_errors=True)
     traffic, asked = folder / "traffic", folder / "ask"
-    write_records(traffic / "queries.jsonl", queries)
-    write_records(traffic / "golden.jsonl", labelled)
+    write_records(traffic / "queries.jsonl", school.queries)
+    write_records(traffic / "golden.jsonl", school.labelled)
     write_records(
         asked / "completions.jsonl", (c for said in lesson.completions.values() for c in said)
     )
@@ -119,17 +153,17 @@ def recipe_probe(
         update={"hard_label_twin": False, **({} if soft else {"alpha": 0.0})}
     )
     dataset = recipe.dataset.model_copy(
-        update={"min_examples": min(recipe.dataset.min_examples, max(2, len(queries) // 2))}
+        update={"min_examples": min(recipe.dataset.min_examples, max(2, len(school.queries) // 2))}
     )
     made = recipe.model_copy(update={"teacher": lesson.section, "dataset": dataset, "train": train})
-    outcome = run_dataset(made, traffic, asked, folder / "dataset", progress)
+    outcome = run_dataset(made, traffic, asked, folder / "dataset", school.progress)
     # The student is the same for every teacher: where it is cut from one, from the recipe's own.
     module.run_train(
         recipe.model_copy(update={"train": train}),
         folder / "dataset",
-        tuned,
+        school.tuned,
         folder / "train",
-        progress,
+        school.progress,
     )
     student: Completer = opener.open_student(
         folder / "train" / "student",
@@ -138,7 +172,7 @@ def recipe_probe(
         recipe.evaluate.batch_size,
         recipe.train.device,
     )
-    said = asyncio.run(_answers(student, recipe, labelled))
+    said = asyncio.run(_answers(student, recipe, school.labelled))
     shutil.rmtree(folder, ignore_errors=True)
     return Taught(answers_of(recipe.task, said, "auto"), int(str(outcome.summary["train"])))
 

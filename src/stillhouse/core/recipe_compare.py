@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
-from stillhouse.core.recipe_ensemble import COMBINE_HELP, ENSEMBLE, Combine
+from stillhouse.core.recipe_ensemble import COMBINE_HELP, ENSEMBLE, Combine, MemberSection
 from stillhouse.core.recipe_section import Section
 from stillhouse.core.recipe_teacher import TeacherSection, ensemble_problem
 
@@ -121,3 +121,25 @@ class CompareSection(Section):
             if problem is not None:
                 return f"ensembles.{name}: {problem}"
         return None
+
+    def section_of(self, name: str, own: TeacherSection) -> dict[str, JsonValue]:
+        """The recipe's teacher section that would ask this teacher or ensemble in a run.
+
+        Args:
+            name: of a teacher, an ensemble, or the recipe's own.
+            own: the recipe's own teacher.
+        """
+        if name not in self.ensembles:
+            return _told(own if name == OWN else self.teachers[name])
+        ensemble = self.ensembles[name]
+        members: list[JsonValue] = []
+        for one, weight in zip(ensemble.of, ensemble.shares, strict=True):
+            told = _told(own if one == OWN else self.teachers[one])
+            member = {k: v for k, v in told.items() if k in MemberSection.model_fields}
+            members.append({**member, **({"weight": weight} if ensemble.weights else {})})
+        how: dict[str, JsonValue] = {"combine": ensemble.combine} if ensemble.combine else {}
+        return {"model": f"{ENSEMBLE}:{name}", "members": members, **how}
+
+
+def _told(teacher: TeacherSection) -> dict[str, JsonValue]:
+    return dict(teacher.model_dump(mode="json", exclude_defaults=True))

@@ -24,12 +24,20 @@ JUDGED_BY: Final[Mapping[str, str]] = {
 
 
 def judged_by(teachers: Mapping[str, TeacherResult]) -> By:
-    """The measure nearest to what is wanted, a good student, that all teachers have."""
+    """The measure nearest to what is wanted, a good student, that there is.
+
+    A teacher of whose answers no student could be made is then no choice.
+    """
     kinds: tuple[By, By] = ("recipe", "tfidf")
     for by in kinds:
-        if all(by in result.probes for result in teachers.values()):
+        if any(by in result.probes for result in teachers.values()):
             return by
     return "teacher"
+
+
+def eligible(teachers: Mapping[str, TeacherResult], by: By) -> list[str]:
+    """The teachers that have the measure which decides, in order."""
+    return [name for name, t in teachers.items() if by == "teacher" or by in t.probes]
 
 
 def score_by(result: TeacherResult, by: By) -> Interval:
@@ -57,9 +65,9 @@ def recommend(
     Raises:
         ValueError: no teachers.
     """
-    if not teachers:
+    names = eligible(teachers, by)
+    if not names:
         raise ValueError("no teacher to choose from")
-    names = list(teachers)
     scores = {name: score_by(teachers[name], by) for name in names}
 
     def price(name: str) -> tuple[bool, float]:
@@ -93,6 +101,11 @@ def recommend(
                 "make it firm"
             )
     reasons.extend(_ensembles(teachers, scores, differences, chosen))
+    out = [name for name in teachers if name not in names]
+    if out:
+        reasons.append(
+            f"no student could be made of the answers of {', '.join(out)}: see the notes"
+        )
     unknown = [name for name in level if teachers[name].speed.usd_per_1k is None]
     if unknown:
         reasons.append(
@@ -133,6 +146,8 @@ def _ensembles(
     """What each ensemble gains over its best member, and whether that is more than chance."""
     lines: list[str] = []
     for name, result in teachers.items():
+        if name not in scores:
+            continue
         members = [member for member in result.members if member in scores]
         if not members:
             continue

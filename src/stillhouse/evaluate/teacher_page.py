@@ -6,7 +6,7 @@ inline: the page asks no server for anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import yaml
@@ -15,7 +15,7 @@ from stillhouse.core.statistics import Interval
 from stillhouse.evaluate import summary
 from stillhouse.evaluate.page import environment
 from stillhouse.evaluate.plots import Mark, cost_chart
-from stillhouse.evaluate.teacher_choice import JUDGED_BY, score_by
+from stillhouse.evaluate.teacher_choice import JUDGED_BY, eligible, score_by
 from stillhouse.evaluate.teachers import Difference, TeacherComparison, TeacherResult
 
 PROBES: Final = {"tfidf": "Probe (TF-IDF)", "recipe": "Probe (recipe's student)"}
@@ -115,9 +115,7 @@ def table_rows(found: TeacherComparison) -> list[Row]:
             Row(
                 name=name + (" *" if name == r.teacher else ""),
                 score=summary.share(result.score),
-                against_best="best"
-                if name == r.best
-                else f"{summary.points(apart[name][0])} p={apart[name][1].p_holm:.2g}",
+                against_best=_apart(name, r.best, apart),
                 calibration="" if ece is None else f"{100 * ece.estimate:.1f}%",
                 cost=summary.usd(result.speed.usd_per_1k),
                 latency="unknown" if latency is None else f"{latency:,.0f} ms",
@@ -125,6 +123,15 @@ def table_rows(found: TeacherComparison) -> list[Row]:
             )
         )
     return rows
+
+
+def _apart(name: str, best: str, apart: Mapping[str, tuple[Interval, Difference]]) -> str:
+    if name == best:
+        return "best"
+    if name not in apart:
+        return "no student"
+    interval, pair = apart[name]
+    return f"{summary.points(interval)} p={pair.p_holm:.2g}"
 
 
 def closing_lines(found: TeacherComparison) -> list[str]:
@@ -151,14 +158,18 @@ def closing_lines(found: TeacherComparison) -> list[str]:
 
 
 def _order(found: TeacherComparison) -> list[str]:
+    """Best first by the measure that decides; those without it last."""
     by = found.recommendation.by
-    return sorted(found.teachers, key=lambda name: -score_by(found.teachers[name], by).estimate)
+    named = eligible(found.teachers, by)
+    named.sort(key=lambda name: -score_by(found.teachers[name], by).estimate)
+    return [*named, *(name for name in found.teachers if name not in named)]
 
 
 def _chart(found: TeacherComparison) -> object:
     by = found.recommendation.by
     marks = []
-    for name, result in found.teachers.items():
+    for name in eligible(found.teachers, by):
+        result = found.teachers[name]
         score = score_by(result, by)
         marks.append(
             Mark(
