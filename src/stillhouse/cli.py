@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from stillhouse import __version__
+from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.cli_teacher import teacher_app
 from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.progress import Progress, Silent, Terminal
 from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
@@ -41,15 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe (YAML).")]
-RunDir = Annotated[
-    Path | None, typer.Option("--run-dir", help="Run folder; default: runs/NAME of the recipe.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+app.add_typer(teacher_app)
 
 
 class Kind(StrEnum):

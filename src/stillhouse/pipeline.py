@@ -127,10 +127,12 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
         source_file = source_of(function)
         if source_file is not None:
             inputs["validator"] = _hash_of_users(source_file)
-    for field, source in (("teacher", recipe.teacher.model), ("student", recipe.student.source)):
-        if stage.name in ("tune", "check", "expand", "ask", "train") and source.startswith(
-            ("hf:", "gguf:", "replay:")
-        ):
+    sources = [
+        (f"member {number}" if recipe.teacher.members else "teacher", source)
+        for number, source in enumerate(recipe.teacher.sources)
+    ]
+    for field, source in (*sources, ("student", recipe.student.source)):
+        if stage.name in READS_WEIGHTS and source.startswith(("hf:", "gguf:", "replay:")):
             inputs.update(_local_weights(field, source.partition(":")[2]))
     for field, part in (("traffic", recipe.traffic.select), ("expand", recipe.traffic.expand)):
         if stage.name == field and part is not None and part.embedder.startswith("hf:"):

@@ -22,6 +22,7 @@ from stillhouse.dataset.validators import Validators
 from stillhouse.evaluate.stage import run_evaluate
 from stillhouse.models.completer import Completer
 from stillhouse.teacher.build import open_teacher
+from stillhouse.teacher.ensemble import open_ensemble
 from stillhouse.teacher.expand_stage import run_expand
 from stillhouse.teacher.judge_gold import gold_pairs, read_gold
 from stillhouse.teacher.judge_stage import run_judge
@@ -33,7 +34,7 @@ TORCH_PACKAGES: Final = ("torch", "transformers", "peft", "tokenizers", *WEIGHT_
 STATISTICS_PACKAGES: Final = ("numpy", "scipy", "scikit-learn")
 
 # What does not change an answer does not make answers stale.
-NOT_IN_ANSWERS: Final = {
+_NO_PART: Final = (
     "api_key_env",
     "batch",
     "budget_usd",
@@ -44,6 +45,10 @@ NOT_IN_ANSWERS: Final = {
     "retries",
     "timeout_s",
     "tune",
+)
+NOT_IN_ANSWERS: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(_NO_PART, True),
+    "members": {"__all__": dict.fromkeys(("concurrency", "api_key_env"), True)},
 }
 NOT_IN_VERDICTS: Final = {
     "concurrency",
@@ -90,8 +95,8 @@ class Stage:
     packages: tuple[str, ...] = ()
 
 
-def _dump(model: Any, *, without: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
-    return dict(model.model_dump(mode="json", exclude=set(without), by_alias=True))
+def _dump(model: Any, *, without: Mapping[str, Any] | set[str] | None = None) -> dict[str, Any]:
+    return dict(model.model_dump(mode="json", exclude=without, by_alias=True))
 
 
 def _tune(context: Context) -> Outcome:
@@ -149,7 +154,11 @@ def _evaluate(context: Context) -> Outcome:
     recipe = context.recipe
     teacher: Completer | None = None
     if recipe.teacher.local:
-        teacher = open_teacher(recipe.teacher, recipe.prices, context.tuned)
+        teacher = (
+            open_ensemble(recipe)
+            if recipe.teacher.members
+            else open_teacher(recipe.teacher, recipe.prices, context.tuned)
+        )
     try:
         return run_evaluate(recipe, context.run, context.work, context.progress, teacher)
     finally:
@@ -246,7 +255,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "task": _dump(r.task),
             "dataset": _dump(r.dataset, without={"judge"}),
             "judge": r.dataset.judge.mode if r.dataset.judge else None,
-            "signals": r.teacher.signals,
+            "signals": r.teacher.answer_signals,
             "beliefs": needs_beliefs(r),
         },
         _dataset,

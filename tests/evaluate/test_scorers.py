@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stillhouse.core.overlap import lcs_length, rouge_l
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.evaluate.scorers import (
     exact_object,
     field_f1,
     label_match,
-    lcs_length,
-    rouge_l,
     scorers_for,
     token_f1,
 )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from stillhouse.core.recipe_compare import CompareSection
 from stillhouse.core.recipe_data import DatasetSection, TrafficSection
 from stillhouse.core.recipe_section import Section
-from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
+from stillhouse.core.recipe_teacher import PricesSection, TeacherSection, ensemble_problem
 from stillhouse.core.recipe_train import StudentSection, TrainSection
 from stillhouse.core.tasks import Task
 
@@ -44,6 +45,9 @@ class Recipe(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     prices: PricesSection = Field(default_factory=PricesSection)
+    compare: CompareSection | None = Field(
+        default=None, description="What `stillhouse teacher compare` compares."
+    )
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
@@ -67,6 +71,22 @@ class Recipe(Section):
         if self.student.source == "embedded-encoder" and self.student.head == "text":
             raise ValueError("student.from: embedded-encoder cannot write text; use head: label")
         self._answers_can_agree()
+        if self.teacher.members:
+            members = {
+                f"members.{number}": section
+                for number, section in enumerate(self.teacher.member_sections)
+            }
+            problem = ensemble_problem(
+                self.task.kind, self.teacher.combine, members, self.teacher.weights
+            )
+            if problem is not None:
+                raise ValueError(f"teacher.{problem}")
+        if self.compare is not None:
+            if self.traffic.labelled is None:
+                raise ValueError("compare needs traffic.labelled")
+            problem = self.compare.problem(self.task.kind, self.teacher)
+            if problem is not None:
+                raise ValueError(f"compare.{problem}")
         return self
 
     def _answers_can_agree(self) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_teacher import TeacherSection
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -76,17 +77,18 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
             raise RecipeError(field, f"unknown key in {where}", action=action) from None
         message = _plain(first["type"], first["msg"], first.get("ctx", {}))
         value = first.get("input")
-        if isinstance(value, dict) or _may_hold_secret(first["loc"]):
+        sections = value if isinstance(value, list) else [value]
+        if any(isinstance(one, dict) for one in sections) or _may_hold_secret(first["loc"]):
             value = None
         raise RecipeError(field, message, value=value, action=f"mend it in {where}") from None
 
 
 # A key pasted here by mistake must not be shown again.
-_UNSHOWN = (("teacher", "api_key_env"), ("teacher", "base_url"), ("dataset", "judge"))
+_UNSHOWN = ("api_key_env", "base_url", "judge")
 
 
 def _may_hold_secret(location: Sequence[str | int]) -> bool:
-    return tuple(location[:2]) in _UNSHOWN
+    return any(part in _UNSHOWN for part in location)
 
 
 def _plain(kind: str, message: str, context: Mapping[str, Any]) -> str:
@@ -174,17 +176,29 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
             for field in ("path", "labelled", "golden")
         }
     )
-    teacher = recipe.teacher.model_copy(update={"model": _weights(recipe.teacher.model, base)})
     student = recipe.student.model_copy(update={"source": _weights(recipe.student.source, base)})
-    dataset = recipe.dataset
-    if dataset.judge is not None:
-        judge = dataset.judge
+    updates: dict[str, object] = {
+        "traffic": traffic,
+        "teacher": _teacher(recipe.teacher, base),
+        "student": student,
+    }
+    if recipe.dataset.judge is not None:
+        judge = recipe.dataset.judge
         gold = absolute("gold", judge.gold, "dataset.judge")
         judge = judge.model_copy(update={"gold": gold, "model": _weights(judge.model, base)})
-        dataset = dataset.model_copy(update={"judge": judge})
-    return recipe.model_copy(
-        update={"traffic": traffic, "teacher": teacher, "student": student, "dataset": dataset}
+        updates["dataset"] = recipe.dataset.model_copy(update={"judge": judge})
+    if recipe.compare is not None:
+        teachers = {name: _teacher(one, base) for name, one in recipe.compare.teachers.items()}
+        updates["compare"] = recipe.compare.model_copy(update={"teachers": teachers})
+    return recipe.model_copy(update=updates)
+
+
+def _teacher(section: TeacherSection, base: Path) -> TeacherSection:
+    members = tuple(
+        member.model_copy(update={"model": _weights(member.model, base)})
+        for member in section.members
     )
+    return section.model_copy(update={"model": _weights(section.model, base), "members": members})
 
 
 def _weights(source: str, base: Path) -> str:

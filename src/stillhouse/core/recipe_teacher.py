@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from stillhouse.core.recipe_ensemble import (
+    COMBINE_HELP,
+    ENSEMBLE,
+    OF_BELIEFS,
+    Combine,
+    MemberSection,
+    combine_for,
+    combine_problem,
+)
 from stillhouse.core.recipe_section import Section
 
 TEACHER_FORMS = (
     "openai:MODEL, anthropic:MODEL, openai-compatible:MODEL (with base_url), hf:ID_OR_PATH, "
-    "gguf:PATH, embedded or replay:PATH (of a frozen answer store)"
+    "gguf:PATH, embedded, replay:PATH (of a frozen answer store), or ensemble:NAME (with members)"
+)
+# What a member of an ensemble takes over where it does not say otherwise.
+INHERITED: Final = (
+    "sampling_temperature",
+    "max_tokens",
+    "samples",
+    "signals",
+    "concurrency",
+    "batch_size",
+    "retries",
+    "timeout_s",
+    "deadline_s",
+    "outage_s",
+    "on_revision_change",
+    "budget_usd",
 )
 
 
@@ -121,6 +146,13 @@ class TeacherSection(Section):
     tune: TuneSection | None = Field(
         default=None, description="Tune a local teacher on the labelled set first."
     )
+    members: tuple[MemberSection, ...] = Field(
+        default=(),
+        description="The teachers of an ensemble; each is asked and paid under its own name.",
+    )
+    combine: Combine | None = Field(
+        default=None, description=f"How an ensemble's answers become one. {COMBINE_HELP}"
+    )
 
     @field_validator("base_url")
     @classmethod
@@ -148,9 +180,10 @@ class TeacherSection(Section):
     @classmethod
     def _known_form(cls, model: str) -> str:
         kind, _, rest = model.partition(":")
-        if kind == "embedded" and not rest:
+        if model in ("embedded", ENSEMBLE):
             return model
-        if kind in ("openai", "anthropic", "openai-compatible", "hf", "gguf", "replay") and rest:
+        kinds = ("openai", "anthropic", "openai-compatible", "hf", "gguf", "replay", ENSEMBLE)
+        if kind in kinds and rest:
             return model
         raise ValueError(f"must be {TEACHER_FORMS}")
 
@@ -177,11 +210,70 @@ class TeacherSection(Section):
                 f"batch is for teachers behind an API, not {self.kind}: it costs nothing here, so "
                 "leave it out"
             )
-        if not self.local and self.device != "auto":
+        if not self.local and self.device != "auto" and self.kind != ENSEMBLE:
             raise ValueError(f"device is for teachers of this machine, not {self.kind}")
         if self.signals == "samples" and (self.samples < 2 or self.sampling_temperature == 0):
             raise ValueError("signals: samples needs samples > 1 and sampling_temperature > 0")
         return self
+
+    @model_validator(mode="after")
+    def _ensemble_fits(self) -> TeacherSection:
+        if self.kind != ENSEMBLE:
+            if self.members or self.combine is not None:
+                raise ValueError(f"members and combine are for model: ensemble, not {self.kind}")
+            return self
+        if len(self.members) < 2:
+            raise ValueError("an ensemble needs at least two members")
+        if self.base_url is not None or self.api_key_env is not None:
+            raise ValueError("base_url and api_key_env are each member's own in an ensemble")
+        seen: list[TeacherSection] = []
+        for number, member in enumerate(self.members):
+            if member.model.partition(":")[0] == ENSEMBLE:
+                raise ValueError(f"members.{number}: an ensemble cannot be a member of another")
+            try:
+                section = self._member(member)
+            except ValidationError as error:
+                first = error.errors(include_input=False)[0]
+                where = ".".join(["members", str(number), *map(str, first["loc"])])
+                message = first["msg"].removeprefix("Value error, ")
+                raise ValueError(f"{where}: {message}") from None
+            if section in seen:
+                raise ValueError(f"members.{number} is listed twice; give it a weight instead")
+            seen.append(section)
+        return self
+
+    def _member(self, member: MemberSection) -> TeacherSection:
+        own = member.model_dump(exclude={"weight"}, exclude_none=True)
+        values = {name: getattr(self, name) for name in INHERITED} | own
+        section = TeacherSection.model_validate(values)
+        return section.model_copy(update={"device": self.device}) if section.local else section
+
+    @property
+    def member_sections(self) -> tuple[TeacherSection, ...]:
+        """The members as teachers of their own; empty for a single teacher."""
+        return tuple(self._member(member) for member in self.members)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The members' say."""
+        return tuple(member.weight for member in self.members)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All models that answer: the members', or the one."""
+        return tuple(member.model for member in self.members) or (self.model,)
+
+    @property
+    def answer_signals(self) -> str:
+        """How the beliefs of finished answers are read: those of an ensemble carry their own."""
+        return "auto" if self.members and self.signals != "none" else self.signals
+
+    def title(self, task_kind: str) -> str:
+        """The model, and for an ensemble what it is made of."""
+        if not self.members:
+            return self.model
+        how = combine_for(task_kind, self.combine)
+        return f"{self.model} of {', '.join(self.sources)} ({how})"
 
     @property
     def kind(self) -> str:
@@ -201,7 +293,53 @@ class TeacherSection(Section):
     @property
     def local(self) -> bool:
         """Whether it runs in this process."""
-        return self.kind in ("hf", "embedded", "gguf")
+        if self.members:
+            return all(m.model.partition(":")[0] in _LOCAL for m in self.members)
+        return self.kind in _LOCAL
+
+    @property
+    def belief_problem(self) -> str | None:
+        """Why this teacher's answers will show no class probabilities, as far as a recipe tells."""
+        votes = self.samples >= 2 and self.sampling_temperature > 0
+        if self.signals == "none":
+            return "signals: none reads no class probabilities"
+        if (
+            self.local
+            and self.signals != "samples"
+            and (self.samples > 1 or self.sampling_temperature > 0)
+        ):
+            return (
+                "a local teacher's likelihoods are read at samples: 1 and sampling_temperature: 0 "
+                "(or count votes: signals: samples)"
+            )
+        if self.kind == "anthropic" and not (votes and self.signals in ("auto", "samples")):
+            return (
+                "an anthropic teacher shows class probabilities as votes alone: samples: 5 and "
+                "sampling_temperature: 1"
+            )
+        return None
+
+
+_LOCAL: Final = ("hf", "embedded", "gguf")
+
+
+def ensemble_problem(
+    task_kind: str,
+    combine: Combine | None,
+    members: Mapping[str, TeacherSection],
+    weights: Sequence[float],
+) -> str | None:
+    """Why these teachers (by the name their recipe gives them) cannot be combined, or `None`."""
+    problem = combine_problem(task_kind, combine, weights)
+    if problem is not None:
+        return problem
+    how = combine_for(task_kind, combine)
+    for name, section in members.items():
+        if how in OF_BELIEFS and section.belief_problem is not None:
+            return f"{name} ({section.model}): combine: {how} needs beliefs, and " + (
+                f"{section.belief_problem}; or use combine: majority"
+            )
+    return None
 
 
 class Price(Section):

@@ -55,7 +55,7 @@ def run_dataset(  # noqa: PLR0917 - one signature for all stages
         dataset = build_dataset(
             recipe.task,
             recipe.dataset,
-            recipe.teacher.signals,
+            recipe.teacher.answer_signals,
             queries=queries,
             completions=completions,
             failures=failures,

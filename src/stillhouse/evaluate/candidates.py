@@ -92,7 +92,9 @@ def _golden(recipe: Recipe, run: RunFolder) -> EvaluationSet | None:
         reference="truth",
         queries=tuple(queries),
         references=tuple(q.reference for q in queries),
-        teacher=answers_of(recipe.task, [answers[q.id] for q in queries], recipe.teacher.signals),
+        teacher=answers_of(
+            recipe.task, [answers[q.id] for q in queries], recipe.teacher.answer_signals
+        ),
         groups=None,
         left_out=missing,
     )

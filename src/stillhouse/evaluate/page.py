@@ -68,7 +68,8 @@ class Disagreement(NamedTuple):
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates of this folder, with the filters that all pages use."""
     environment = Environment(
         loader=PackageLoader("stillhouse.evaluate"),
         autoescape=True,
@@ -93,7 +94,7 @@ def render_page(report: Report, data: PageData) -> str:
     main = report.sets["golden"] or report.sets["held_out"]
     assert main is not None, "a report has at least one set"
     return (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             r=report,

@@ -108,7 +108,9 @@ def _api_teacher(recipe: Recipe, run: RunFolder) -> CandidateSpeed:
         qps=_number(timings.get("queries_per_second")),
         latency_p50_ms=_number(timings.get("latency_p50_ms")),
         latency_p95_ms=_number(timings.get("latency_p95_ms")),
-        usd_per_1k=_mean_cost_per_1k(recipe, run),
+        usd_per_1k=_members_cost_per_1k(recipe, run, timings)
+        if recipe.teacher.members
+        else _mean_cost_per_1k(recipe, run),
         source="from the asking of the teacher (ask/timings.json)",
     )
 
@@ -125,6 +127,40 @@ def _mean_cost_per_1k(recipe: Recipe, run: RunFolder) -> float | None:
         if cost is not None:
             costs.append(cost)
     return 1000 * sum(costs) / len(costs) if costs else None
+
+
+def _members_cost_per_1k(
+    recipe: Recipe, run: RunFolder, timings: Mapping[str, object]
+) -> float | None:
+    """An ensemble costs the sum of its members: tokens behind an API, time on this machine.
+
+    `None` where the price of one is not known, or the time of a local one was not taken.
+    """
+    local = {s.model for s in recipe.teacher.member_sections if s.local}
+    queries: set[str] = set()
+    total = 0.0
+    for completion in read_records(run.stage("ask") / "member_completions.jsonl", Completion):
+        queries.add(completion.query_id)
+        if completion.model in local:
+            continue
+        cost = completion_cost_usd(
+            recipe.prices, completion.model, completion.prompt_tokens, completion.completion_tokens
+        )
+        if cost is None:
+            return None
+        total += cost
+    per_1k = 1000 * total / max(1, len(queries))
+    machine = machine_usd_per_hour(recipe.prices)
+    timed = timings.get("members")
+    for index, section in enumerate(recipe.teacher.member_sections):
+        if section.local:
+            rate = (
+                _number(timed[index].get("queries_per_second")) if isinstance(timed, list) else None
+            )
+            if rate is None:
+                return None
+            per_1k += usd_per_1k_queries(rate, machine.usd_per_hour)
+    return per_1k
 
 
 def _number(value: object) -> float | None:

@@ -7,16 +7,14 @@ teacher's answer. An answer that the task cannot read (not a label, not JSON) sc
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from stillhouse.core.overlap import rouge_l, words
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, Task
-
-_WORD = re.compile(r"[^\W_]+")
 
 
 class Scorer(NamedTuple):
@@ -69,35 +67,6 @@ def field_f1(task: ExtractionTask, answer: str, reference: str) -> float:
 def token_f1(answer: str, reference: str) -> float:
     """F1 over the multisets of words (Rajpurkar et al. 2016, without dropping articles)."""
     return _multiset_f1(Counter(words(answer)), Counter(words(reference)))
-
-
-def rouge_l(answer: str, reference: str) -> float:
-    """ROUGE-L F1 (Lin 2004, beta = 1): longest common subsequence of words over each length.
-
-    P = LCS / |answer|, R = LCS / |reference|, F1 = 2PR / (P + R). No stemming.
-    """
-    a, b = words(answer), words(reference)
-    if not a or not b:
-        return float(a == b)
-    return 2 * lcs_length(a, b) / (len(a) + len(b))
-
-
-def words(text: str) -> list[str]:
-    """Runs of letters and digits, case folded."""
-    return _WORD.findall(text.casefold())
-
-
-def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """Exact length of the longest common subsequence, bit-parallel over `a` (Hyyro 2004)."""
-    places: dict[str, int] = {}
-    for index, item in enumerate(a):
-        places[item] = places.get(item, 0) | 1 << index
-    mask = (1 << len(a)) - 1
-    row = mask
-    for item in b:
-        hit = row & places.get(item, 0)
-        row = (row + hit | row - hit) & mask
-    return len(a) - row.bit_count()
 
 
 def _multiset_f1(a: Counter[str], b: Counter[str]) -> float:

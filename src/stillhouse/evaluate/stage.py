@@ -183,10 +183,10 @@ def _facts(completer: Completer, name: str) -> ModelFacts:
 
 def _teacher_facts(recipe: Recipe, teacher: Completer | None, run: RunFolder) -> ModelFacts:
     if teacher is not None:
-        return _facts(teacher, recipe.teacher.model)
+        return _facts(teacher, recipe.teacher.title(recipe.task.kind))
     answers = read_records(run.stage("ask") / "completions.jsonl", Completion)
     revision = next((completion.revision for completion in answers), "")
-    return ModelFacts(name=recipe.teacher.model, revision=revision)
+    return ModelFacts(name=recipe.teacher.title(recipe.task.kind), revision=revision)
 
 
 def _notes(judged: tuple[EvaluationSet, ...]) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ def open_teacher(
         UserError: no key in the environment, no such model, or a URL that is none.
         MissingExtraError: the model needs an extra that is not installed.
     """
+    assert not section.members, "the members of an ensemble are opened one by one"
     if tuned is not None or section.kind in ("hf", "embedded"):
         source = str(tuned) if tuned is not None else section.model
         opener = require("stillhouse.models.hf_completer", "train", f"teacher {section.model}")

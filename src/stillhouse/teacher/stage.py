@@ -30,6 +30,12 @@ from stillhouse.teacher.ask import AskResult, ask
 from stillhouse.teacher.batch_build import FOLDER, BatchResult, ask_batches
 from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
 from stillhouse.teacher.check import check_teacher, has_truth
+from stillhouse.teacher.ensemble import (
+    combine_results,
+    ensemble_of,
+    member_recipes,
+    together_per_second,
+)
 from stillhouse.teacher.replay import STORE_FILE
 from stillhouse.teacher.store import AnswerStore, answer_key
 
@@ -38,18 +44,23 @@ LABELLED: Final = "labelled.jsonl"
 GOLDEN: Final = "golden.jsonl"
 COMPLETIONS: Final = "completions.jsonl"
 GOLDEN_COMPLETIONS: Final = "golden_completions.jsonl"
+MEMBERS: Final = "member_completions.jsonl"
 FAILURES: Final = "failures.jsonl"
 TIMINGS: Final = "timings.json"
 CHECK: Final = "check.json"
 
 
 class _Asked(NamedTuple):
-    """`usd` is what the answers used cost, whenever they were paid: a killed run's too."""
+    """`usd` is what the answers used cost, whenever they were paid: a killed run's too.
+
+    `members` are those of an ensemble, in the recipe's order.
+    """
 
     info: ModelInfo
     results: list[AskResult]
     usd: float
     batched: BatchResult
+    members: tuple[_Asked, ...] = ()
 
 
 class _CheckSet(NamedTuple):
@@ -147,6 +158,9 @@ def run_ask(  # noqa: PLR0917 - one signature for all stages
     count = write_records(work / COMPLETIONS, _measured(asked.results[0], latencies_ms))
     if len(asked.results) > 1:
         write_records(work / GOLDEN_COMPLETIONS, _measured(asked.results[1], latencies_ms))
+    if asked.members:
+        said = (c for member in asked.members for c in _flat(member.results[0]))
+        write_records(work / MEMBERS, map(_lasting, said))
     failures = [failure for result in asked.results for failure in result.failures]
     write_records(work / FAILURES, failures)
     timings = _timings(asked, latencies_ms)
@@ -180,6 +194,8 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
     counted: Sequence[Query] = (),
 ) -> _Asked:
     """Ask all sets; what answers to `counted` cost is on another stage's bill."""
+    if recipe.teacher.members:
+        return await _ask_members(recipe, store_path, sets, progress, counted)
     completer = open_teacher(recipe.teacher, recipe.prices, tuned)
     async with aclosing(completer):
         sampling = teacher_sampling(recipe, completer.info)
@@ -236,6 +252,27 @@ def _problem_of(recipe: Recipe, info: ModelInfo, completion: Completion) -> str 
     return problem
 
 
+async def _ask_members(
+    recipe: Recipe,
+    store_path: Path,
+    sets: Mapping[str, Sequence[Query]],
+    progress: Progress,
+    counted: Sequence[Query],
+) -> _Asked:
+    """Ask the members of an ensemble in turn, each under its own name, and combine."""
+    members: list[_Asked] = []
+    for one in member_recipes(recipe):
+        titled = {f"{title}, {one.teacher.model}": queries for title, queries in sets.items()}
+        members.append(await _ask_all(one, None, store_path, titled, progress, counted))
+    ensemble = ensemble_of(recipe, [member.info for member in members])
+    results = [
+        combine_results(ensemble, [member.results[number] for member in members], queries)
+        for number, queries in enumerate(sets.values())
+    ]
+    usd = sum(member.usd for member in members)
+    return _Asked(ensemble.info, results, usd, BatchResult(), tuple(members))
+
+
 def _check_set(recipe: Recipe, labelled: Path, tuned: Path | None) -> _CheckSet:
     """What the teacher is checked on, and what it was tuned on."""
     queries = list(read_records(labelled, LabelledQuery))
@@ -256,6 +293,15 @@ def _measured(result: AskResult, latencies_ms: array[float]) -> Iterator[Complet
         if completion.latency_ms is not None:
             latencies_ms.append(completion.latency_ms)
         yield _lasting(completion)
+
+
+def _latencies(asked: _Asked) -> array[float]:
+    found = array("d")
+    for result in asked.results:
+        for completion in _flat(result):
+            if completion.latency_ms is not None:
+                found.append(completion.latency_ms)
+    return found
 
 
 def _lasting(completion: Completion) -> Completion:
@@ -283,16 +329,17 @@ def _timings(asked: _Asked, latencies_ms: array[float]) -> dict[str, object]:
         failed.update(result.failed_tries)
     seconds = asked.batched.seconds + sum(result.seconds for result in asked.results)
     count = sum(result.asked for result in asked.results)
+    members = [
+        {"model": member.info.name, **_timings(member, _latencies(member))}
+        for member in asked.members
+    ]
     return {
         "asked": count,
         "reused": sum(result.reused for result in asked.results),
         "failures": sum(len(result.failures) for result in asked.results),
         "seconds": seconds,
         "asked_by_batch": len(asked.batched.usd_by_key),
-        # A batch's waiting says nothing of how fast the teacher answers.
-        "queries_per_second": count / seconds
-        if count and seconds > 0 and not asked.batched.usd_by_key
-        else None,
+        "queries_per_second": _rate(asked),
         "usd": sum(result.usd for result in asked.results),
         "usd_of_answers": asked.usd,
         "usd_without_answer": sum(result.usd_without_answer for result in asked.results),
@@ -300,4 +347,17 @@ def _timings(asked: _Asked, latencies_ms: array[float]) -> dict[str, object]:
         "revisions": dict(revisions.most_common()),
         "latency_p50_ms": float(np.percentile(latencies_ms, 50)) if latencies_ms else None,
         "latency_p95_ms": float(np.percentile(latencies_ms, 95)) if latencies_ms else None,
+        **({"members": members} if members else {}),
     }
+
+
+def _rate(asked: _Asked) -> float | None:
+    """Queries/s of what was asked now; `None` where all was there.
+
+    Where batches answered too: their waiting says nothing of how fast the teacher answers.
+    """
+    if asked.members:
+        return together_per_second([_rate(member) for member in asked.members])
+    seconds = sum(result.seconds for result in asked.results)
+    count = sum(result.asked for result in asked.results)
+    return count / seconds if count and seconds > 0 and not asked.batched.usd_by_key else None

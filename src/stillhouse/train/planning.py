@@ -74,4 +74,5 @@ def _reads_nothing(recipe: Recipe) -> bool:
     """Whether a local teacher would be sampled where its likelihoods are wanted."""
     teacher = recipe.teacher
     sampled = teacher.samples > 1 or teacher.sampling_temperature > 0
-    return teacher.local and teacher.signals in ("auto", "logprobs") and sampled
+    single = not teacher.members  # an ensemble's own beliefs are in its answers
+    return single and teacher.local and teacher.signals in ("auto", "logprobs") and sampled

@@ -1,0 +1,56 @@
+"""`stillhouse teacher ...`: commands about teachers, beside the stages of a run. Thin.
+
+A further command is one more function with `@teacher_app.command()`. Knows no command's inside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.core.progress import Silent, Terminal
+from stillhouse.core.recipe_file import load_recipe
+from stillhouse.evaluate.teacher_page import closing_lines, table_rows
+from stillhouse.teacher_compare import FOLDER, compare_teachers
+
+teacher_app = typer.Typer(
+    name="teacher",
+    help="Choose a teacher, and look after it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@teacher_app.callback()
+def _group() -> None:
+    """Choose a teacher, and look after it."""
+
+
+@teacher_app.command()
+def compare(
+    recipe: RecipePath,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare teachers and ensembles on the labelled sample, and say which to take."""
+    loaded = load_recipe(recipe, overrides or [])
+    root = run_dir or Path("runs") / loaded.name
+    found = compare_teachers(loaded, root, Silent() if as_json else Terminal())
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("teacher", found.metric, "against the best", "ECE", "$/1,000", "p50", "probe"):
+        table.add_column(title, overflow="fold")
+    for row in table_rows(found):
+        table.add_row(*row)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    for line in closing_lines(found):
+        typer.echo(line)
+    typer.echo(f"page: {root / FOLDER / 'compare.html'}")
