@@ -5,9 +5,14 @@ Knows no stage.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from stillhouse.core.recipe_section import Section
+
+# In the order in which they are looked for.
+RedactKind = Literal["key", "email", "iban", "card", "ip", "phone", "name"]
 
 
 class TrafficSection(Section):
@@ -26,6 +31,11 @@ class TrafficSection(Section):
         default=None, description="Your curated test set with true answers; never trained on."
     )
     limit: int | None = Field(default=None, ge=1, description="Use at most this many queries.")
+    redact: tuple[RedactKind, ...] = Field(
+        default=(),
+        description="Personal data to replace by placeholders before anything is written; name "
+        "needs the extra presidio.",
+    )
 
 
 class DatasetSection(Section):
