@@ -1,7 +1,7 @@
 """One logged request in one form, whatever the log it comes from; and how its parts are read.
 
-Knows the wire forms of chat APIs (OpenAI chat completions and Responses, Anthropic messages): bodies
-with messages, answers, usage, times. Knows no file and no log format; those are in `formats`.
+Knows the wire forms of chat APIs (OpenAI chat completions and Responses, Anthropic messages): the
+bodies with messages, answers, usage, times. Knows no file and no log format; those are in `formats`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Turn(NamedTuple):
 class Call(NamedTuple):
     """One request and its answer.
 
-    `at` is seconds since 1970 (UTC); `schema` is the JSON text of a requested answer format; `tools`
-    are the names of offered tools. `text_only` is false where an image, a file or a tool call is
+    `at` is seconds since 1970 (UTC); `schema` is the JSON text of a requested answer format;
+    `tools` are the names of offered tools. `text_only` is false where an image, a file or a tool call is
     part of it. `cached`: a cache answered, no model. Numbers that a log lacks are `None`.
     """
 
@@ -324,7 +324,7 @@ def as_text(value: object) -> str | None:
 
 
 def seconds_of(value: object) -> float | None:
-    """Seconds since 1970 of an ISO time (UTC where it names no zone) or of an epoch in s, ms, us."""
+    """Seconds since 1970 of an ISO time (UTC where it names no zone) or an epoch in s, ms, us."""
     number = as_number(value)
     if number is not None:
         while number > _MAX_EPOCH_S:
@@ -349,7 +349,8 @@ def tools_of(body: Object) -> tuple[str, ...]:
     """Sorted names of the tools a request offers."""
     names: set[str] = set()
     for key in ("tools", "functions"):
-        for tool in body.get(key) if isinstance(body.get(key), list) else ():
+        listed = body.get(key)
+        for tool in listed if isinstance(listed, list) else ():
             inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
             if isinstance(inner, Mapping):
                 names.add(as_text(inner.get("name")) or as_text(inner.get("type")) or "tool")

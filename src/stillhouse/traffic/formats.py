@@ -2,8 +2,8 @@
 
 `gateway` is Stillhouse's own log (`core.gateway_log`). `openai` is any pair of request and response
 bodies of the OpenAI API (chat completions or Responses; Azure's and Anthropic's are like them), one
-merged body, a fine-tuning line, or a line of a batch file. `litellm` is a row of LiteLLM's spend logs
-or its `standard_logging_object`; `langfuse` an observation or a trace with its observations. Fields
+merged body, a fine-tuning line, or a line of a batch file. `litellm` is a row of LiteLLM's spend
+logs or its `standard_logging_object`; `langfuse` an observation or a trace with its observations. Fields
 are described in docs/traffic.md. Knows objects; files are read by `logs`.
 """
 
@@ -56,9 +56,8 @@ _TIMES: Final = (
 )
 _USERS: Final = ("user", "user_id", "userId", "end_user", "safety_identifier")
 _NOT_CHATS: Final = ("embed", "image", "speech", "transcri", "moderation", "rerank", "audio")
-_OBSERVATIONS: Final = frozenset(
-    "GENERATION SPAN EVENT AGENT TOOL CHAIN RETRIEVER EVALUATOR EMBEDDING GUARDRAIL".split()
-)
+_TYPES: Final = "GENERATION SPAN EVENT AGENT TOOL CHAIN RETRIEVER EVALUATOR EMBEDDING GUARDRAIL"
+_OBSERVATIONS: Final = frozenset(_TYPES.split())
 
 
 def format_of(row: Object) -> LogFormat | None:
@@ -106,7 +105,12 @@ def read_openai(row: Object) -> Iterator[Found]:
         custom = as_text(row["custom_id"])
         if custom is None:
             raise LineProblem("shape", "custom_id is not a text")
-        yield BatchAnswer(custom, _call(row, {}, (), said_raw, said, failed, True))
+        yield BatchAnswer(
+            custom,
+            _call(
+                row, body={}, turns=(), said_raw=said_raw, said=said, failed=failed, text_only=True
+            ),
+        )
         return
     if row.get("RequestMessages") is not None:
         chat = chat_of(row["RequestMessages"])
@@ -121,11 +125,20 @@ def read_openai(row: Object) -> Iterator[Found]:
         if said is None and turns[-1].role == "assistant":
             said_raw = said = turns[-1].content  # a fine-tuning line: the answer is the last turn
             turns = turns[:-1]
-    yield _call(row, body, turns, said_raw, said, failed, chat.text_only)
+    yield _call(
+        row,
+        body=body,
+        turns=turns,
+        said_raw=said_raw,
+        said=said,
+        failed=failed,
+        text_only=chat.text_only,
+    )
 
 
 def _call(
     row: Object,
+    *,
     body: Object,
     turns: tuple[Any, ...],
     said_raw: object,
@@ -141,11 +154,16 @@ def _call(
     tokens = tokens_of(
         row.get("usage"),
         of_api.get("usage"),
-        {"prompt_tokens": row.get("PromptTokens"), "completion_tokens": row.get("CompletionTokens")},
+        {
+            "prompt_tokens": row.get("PromptTokens"),
+            "completion_tokens": row.get("CompletionTokens"),
+        },
         {key: row.get(key) for key in ("prompt_tokens", "completion_tokens")},
     )
     return Call(
-        id=_id(row, "id", "custom_id", "request_id", "CorrelationId") or as_text(inner.get("id")) or "",
+        id=_id(row, "id", "custom_id", "request_id", "CorrelationId")
+        or as_text(inner.get("id"))
+        or "",
         turns=turns,
         answer=answer.text,
         model=_first_text(row, "model", "DeploymentName", "ModelName")
@@ -181,7 +199,8 @@ def read_litellm(row: Object) -> Iterator[Found]:
     )
     if messages is None:
         raise LineProblem(
-            "not_logged", "messages were not stored; set store_prompts_in_spend_logs: true in LiteLLM"
+            "not_logged",
+            "messages were not stored; set store_prompts_in_spend_logs: true in LiteLLM",
         )
     chat = chat_of(messages)
     response = row.get("response")
@@ -262,7 +281,10 @@ def _observation(row: Object) -> Call:
     cost = as_number(costs.get("total")) if isinstance(costs, Mapping) else None
     for key in ("totalCost", "total_cost", "calculatedTotalCost"):
         cost = cost or as_number(row.get(key))
-    start = next((t for key in ("startTime", "start_time", "timestamp") if (t := seconds_of(row.get(key)))), None)
+    start = next(
+        (t for key in ("startTime", "start_time", "timestamp") if (t := seconds_of(row.get(key)))),
+        None,
+    )
     end = seconds_of(row.get("endTime", row.get("end_time")))
     parameters = unpacked(row.get("modelParameters", row.get("model_parameters")))
     settings = {

@@ -50,7 +50,7 @@ def pieces_of(path: Path) -> Iterator[Piece]:
         yield from _document(path)
 
 
-def open_bytes(path: Path) -> IO[bytes]:
+def open_bytes(path: Path) -> IO[bytes] | gzip.GzipFile:
     """The file's bytes, unpacked where its name ends in .gz."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
@@ -83,7 +83,9 @@ def _lines(path: Path) -> Iterator[Piece]:
             if len(raw) == MAX_LINE and not raw.endswith(b"\n"):
                 while (rest := handle.readline(BLOCK)) and not rest.endswith(b"\n"):
                     pass
-                yield _bad(number, "too_long", f"the line is longer than {MAX_LINE >> 20} MB", raw[:9])
+                yield _bad(
+                    number, "too_long", f"the line is longer than {MAX_LINE >> 20} MB", raw[:9]
+                )
                 continue
             if number == 1:
                 raw = raw.removeprefix(_BOM)
@@ -114,7 +116,7 @@ def _bad(number: int, reason: str, detail: str, raw: bytes) -> Piece:
 class _Text:
     """A file's text, block by block, with the number of lines that were passed."""
 
-    def __init__(self, handle: IO[bytes]) -> None:
+    def __init__(self, handle: IO[bytes] | gzip.GzipFile) -> None:
         self._handle = handle
         self.text = ""
         self.line = 1
@@ -138,7 +140,7 @@ _OPENING = re.compile(r"\n\s*\{")
 
 
 def _list(path: Path) -> Iterator[Piece]:
-    """The elements of `[{...}, {...}]`. After a mistake it goes on at the next line that opens one."""
+    """The elements of `[{...}, {...}]`. After a mistake it goes on at the next that opens a line."""
     decoder = json.JSONDecoder()
     with open_bytes(path) as handle:
         source = _Text(handle)
@@ -183,7 +185,9 @@ def _document(path: Path) -> Iterator[Piece]:
     with open_bytes(path) as handle:
         raw = handle.read(MAX_DOCUMENT + 1)
     if len(raw) > MAX_DOCUMENT:
-        yield _bad(1, "too_long", "is one JSON document of over 512 MB; export it as JSONL", raw[:9])
+        yield _bad(
+            1, "too_long", "is one JSON document of over 512 MB; export it as JSONL", raw[:9]
+        )
         return
     piece = _piece(1, raw.removeprefix(_BOM))
     if piece.value is None:

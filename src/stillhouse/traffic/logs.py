@@ -96,7 +96,11 @@ class LogReader:
         for waiting in self._answers.values():
             for path, line, call in waiting:
                 self._reject(
-                    path, line, "no_request", "no batch input holds its custom_id", call.answer or ""
+                    path,
+                    line,
+                    "no_request",
+                    "no batch input holds its custom_id",
+                    call.answer or "",
                 )
         if not self.calls:
             raise DataError(
@@ -126,7 +130,9 @@ class LogReader:
                 if seen >= LOOKED_AT:
                     break
         except OSError as error:
-            raise DataError(str(path), f"cannot be read: {error}", action="check the path") from None
+            raise DataError(
+                str(path), f"cannot be read: {error}", action="check the path"
+            ) from None
         except EOFError:
             pass  # a gzip file that is cut off: what is before the cut is read, and the cut named
         chosen = self.wanted or (votes.most_common(1)[0][0] if votes else None)
@@ -139,7 +145,9 @@ class LogReader:
                 line = piece.line
                 yield from self._calls(file, piece, beside)
         except (OSError, EOFError) as error:
-            self._reject(str(file.path), line + 1, "damaged", f"the rest cannot be read: {error}", "")
+            self._reject(
+                str(file.path), line + 1, "damaged", f"the rest cannot be read: {error}", ""
+            )
 
     def _calls(self, file: LogFile, piece: Piece, beside: bool) -> Iterator[Call]:
         where = str(file.path)

@@ -103,7 +103,7 @@ def card_number(digits: str) -> bool:
 
 
 def luhn(digits: str) -> bool:
-    """The check of ISO/IEC 7812-1: every second digit from the right doubled, sum divisible by 10."""
+    """The check of ISO/IEC 7812-1: every second digit doubled, sum divisible by 10."""
     total = 0
     for index, digit in enumerate(reversed(digits)):
         value = int(digit) * (2 if index % 2 else 1)
@@ -121,10 +121,9 @@ def ibans(text: str) -> Iterator[Span]:
         if length is None:
             continue
         count = end = 0
-        for end, char in enumerate(found.group(), start=1):
-            count += char != " "
-            if count == length:
-                break
+        while end < len(found.group()) and count < length:
+            count += found.group()[end] != " "
+            end += 1
         following = text[found.start() + end : found.start() + end + 1]
         value = found.group()[:end].replace(" ", "").upper()
         if count == length and not following.isalnum() and mod_97(value):
@@ -176,10 +175,12 @@ def _of_a_machine(value: str) -> bool:
 
 _SEP = r"[ .\-/\u00a0\u2011]"
 _PLUS = re.compile(rf"(?<![\w+])\+\s?[1-9](?:{_SEP}{{0,2}}\(?\d\)?){{6,16}}(?!\w)")
-_ZEROS = re.compile(rf"(?<![\w.,-])00(?P<code>[1-9]\d{{0,2}}){_SEP}\(?\d(?:{_SEP}?\(?\d\)?){{5,13}}(?!\w)")
+_ZEROS = re.compile(
+    rf"(?<![\w.,-])00(?P<code>[1-9]\d{{0,2}}){_SEP}\(?\d(?:{_SEP}?\(?\d\)?){{5,13}}(?!\w)"
+)
 _AMERICAN = re.compile(
-    r"(?<![\w.\-/(])(?:1[ .-])?(?:\([2-9]\d{2}\)\s?|[2-9]\d{2}(?P<sep>[ .-]))[2-9]\d{2}(?(sep)(?P=sep)|[ .-])"
-    r"\d{4}(?![\w-]|[./]\d)"
+    r"(?<![\w.\-/(])(?:1[ .-])?(?:\([2-9]\d{2}\)\s?|[2-9]\d{2}(?P<sep>[ .-]))"
+    r"[2-9]\d{2}(?(sep)(?P=sep)|[ .-])\d{4}(?![\w-]|[./]\d)"
 )
 _NATIONAL = re.compile(
     rf"(?<![\w.,\-/:])\(?0\d{{1,4}}\)?(?:(?P<sep>{_SEP})\d{{2,8}}(?:(?P=sep)\d{{2,5}}){{0,4}}"
@@ -187,7 +188,7 @@ _NATIONAL = re.compile(
 )
 _CALLED = re.compile(
     r"(?i)\b(?:phone|tel|telephone|telefon|mobile|mobil|cell|cellphone|fax|whatsapp|sms|text me|"
-    r"call(?: me| us| back)?|reach(?: me| us)?|handy|rufnummer|téléphone|teléfono|móvil|dial|ring)\b"
+    r"call(?: me| us| back)?|reach(?: me| us)?|handy|rufnummer|téléphone|teléfono|móvil|dial)\b"
     r"(?:\s*(?:number|nummer|no\.?|nr\.?|#|at|on|is|under|unter|me|us|at:))*\s*[:=]?\s*"
     r"(?P<number>\(?\+?\d[\d ()./-]{5,20}\d)(?!\w)"
 )

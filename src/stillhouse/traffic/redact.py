@@ -2,13 +2,14 @@
 
 A value becomes `<KIND_N>`; within one request the same value has the same N, also in its answer, so
 that a model can still refer to it. Text that is redacted already stays as it is. It fails closed:
-what cannot be redacted is an error, and the caller stores nothing. Patterns are in `personal`; names
-are found by Presidio (extra `presidio`), whose models are the user's to install. Knows texts and
+what cannot be redacted is an error, and the caller stores nothing. Patterns are in `personal`;
+names are found by Presidio (extra `presidio`), whose models are the user's to install. Knows texts and
 records; not where they come from or go.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import re
 from collections import Counter
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, get_args
 
 from stillhouse.core.errors import StillhouseError, UserError
-from stillhouse.core.optional import require
+from stillhouse.core.optional import available, require
 from stillhouse.core.recipe_data import RedactKind
 from stillhouse.core.records import LabelledQuery, Message, Query
 from stillhouse.traffic import personal
@@ -30,6 +31,7 @@ KINDS: Final[tuple[RedactKind, ...]] = get_args(RedactKind)
 DEFAULT_KINDS: Final[tuple[RedactKind, ...]] = ("key", "email", "iban", "card", "ip", "phone")
 PRESIDIO_LANGUAGE: Final = "en"
 PRESIDIO_SCORE: Final = 0.5
+SPACY_MODELS: Final = ("en_core_web_lg", "en_core_web_trf", "en_core_web_md", "en_core_web_sm")
 
 _FINDERS: Final[dict[RedactKind, Finder]] = {
     "key": personal.keys,
@@ -79,7 +81,9 @@ class Redactor:
         for kind in kinds:
             if kind not in KINDS:
                 raise UserError(
-                    "redact", "is not a kind of personal data", value=kind,
+                    "redact",
+                    "is not a kind of personal data",
+                    value=kind,
                     action=f"known kinds: {', '.join(KINDS)}",
                 )
         # The order is that of KINDS: what is found first is not looked at again.
@@ -128,18 +132,20 @@ class Redactor:
         for kind, finder in self._finders:
             try:
                 for span in finder(text):
-                    if all(span.end <= start or span.start >= end for start, end, *_ in taken):
-                        taken.append((span.start, span.end, kind, span.value))
-            except StillhouseError:
-                raise
+                    place = (span.start, span.end, kind, span.value)
+                    at = bisect.bisect(taken, place)
+                    if (at == 0 or taken[at - 1][1] <= span.start) and (
+                        at == len(taken) or taken[at][0] >= span.end
+                    ):
+                        taken.insert(at, place)
             except Exception as error:
                 raise RedactionError(
                     f"redact: looking for {kind} failed ({type(error).__name__}); nothing is stored"
                 ) from error
-        return sorted(place for place in taken if place[2])
+        return [place for place in taken if place[2]]
 
     def call(self, call: Call) -> tuple[Call, Counter[str]]:
-        """A logged request with all its texts redacted. Its user becomes a pseudonym if it tells."""
+        """A logged request with all its texts redacted; a telling user becomes a pseudonym."""
         answer = [] if call.answer is None else [call.answer]
         extra = [call.model, call.schema or "", call.api_base or "", *call.tools]
         done = self.texts([*(turn.content for turn in call.turns), *answer, *extra])
@@ -211,14 +217,24 @@ def pseudonym(name: str) -> str:
 
 
 def _name_finder() -> Finder:
-    """A finder of people's names by Presidio's default engine."""
+    """A finder of people's names by Presidio, over the first spaCy model that is installed."""
     module = require("presidio_analyzer", "presidio", "redacting names")
-    try:
-        engine = module.AnalyzerEngine()
-    except (Exception, SystemExit) as error:  # spaCy exits where its model cannot be downloaded
+    installed = next((name for name in SPACY_MODELS if available(name)), None)
+    if installed is None:  # Presidio would try to download one
         raise RedactionError(
-            f"redact: Presidio cannot start ({type(error).__name__}: {error}); install its spaCy "
-            "model: python -m spacy download en_core_web_lg"
+            f"redact: name needs a spaCy model ({', '.join(SPACY_MODELS)}); "
+            f"run: python -m spacy download {SPACY_MODELS[0]}"
+        )
+    try:
+        nlp = require("presidio_analyzer.nlp_engine", "presidio", "redacting names")
+        models = [{"lang_code": PRESIDIO_LANGUAGE, "model_name": installed}]
+        provider = nlp.NlpEngineProvider({"nlp_engine_name": "spacy", "models": models})
+        engine = module.AnalyzerEngine(
+            nlp_engine=provider.create_engine(), supported_languages=[PRESIDIO_LANGUAGE]
+        )
+    except (Exception, SystemExit) as error:
+        raise RedactionError(
+            f"redact: Presidio cannot start ({type(error).__name__}: {error}); nothing is stored"
         ) from None
 
     def names(text: str) -> Iterator[Span]:

@@ -20,8 +20,8 @@ from stillhouse.core.records import LabelledQuery, Query, Rejection, message_key
 from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import unit_hash
 from stillhouse.core.tasks import Task
-from stillhouse.traffic.redact import Redactor
 from stillhouse.traffic.read import read_labelled, read_queries
+from stillhouse.traffic.redact import Redactor
 
 Q = TypeVar("Q", bound=Query)
 
