@@ -27,7 +27,8 @@ class Found(NamedTuple):
     """A task as its requests show it.
 
     `group` numbers the tasks that only their templates tell apart; `few_shot`: the turns before the
-    last one are the same in all. `calls` are the numbers of its requests, in order.
+    last one are the same in all; `varied`: the system prompt is not one text but for numbers, dates
+    and the like. `calls` are the numbers of its requests, in order.
     """
 
     group: int
@@ -35,6 +36,7 @@ class Found(NamedTuple):
     tools: tuple[str, ...]
     schemas: tuple[str, ...]
     few_shot: bool
+    varied: bool
     template: Template
     calls: Numbers
 
@@ -59,6 +61,7 @@ def find_tasks(spool: Spool, columns: Columns, least: int) -> list[Found]:
                     first.tools,
                     tuple(schema for schema, _ in schemas.most_common(3)),
                     few_shot,
+                    len({context.system for context in contexts}) > 1,
                     template,
                     calls,
                 )

@@ -28,6 +28,8 @@ LEAST_PER_LABEL: Final = 8  # answers for each label, on average
 ENUM_VALUES: Final = 20
 COMMON_KEY: Final = 0.5  # of the objects have a key that the schema names
 DEPTH: Final = 4
+GROUNDED: Final = 0.6  # closedness of a text that takes all its words from the input
+_WORD = re.compile(r"\w+")
 _FENCE = re.compile(r"^\s*```(?:json)?\s*(.*?)```\s*$", re.DOTALL)
 
 
@@ -52,19 +54,24 @@ class KindFound(NamedTuple):
     json_schema: dict[str, JsonValue] | None = None
 
 
-def kind_of(answers: Sequence[str], requested: str | None = None) -> KindFound:
+def kind_of(
+    answers: Sequence[str], requested: str | None = None, inputs: Sequence[str] = ()
+) -> KindFound:
     """The kind of task that these answers (at least one) are of.
 
     Args:
         answers: texts as the model gave them, repeats included.
         requested: JSON text of the schema that the requests asked for, if any.
+        inputs: what each answer answers; the closedness of free text rests on it.
     """
     objects = [value for text in answers if isinstance(value := object_of(text), dict) and value]
     if len(objects) >= COVERAGE * len(answers):
         found = _extraction(answers, objects, requested)
         if found is not None:
             return found
-    return _classification(answers) or KindFound("generation", _repetition(answers), 1.0)
+    return _classification(answers) or KindFound(
+        "generation", max(_repetition(answers), GROUNDED * grounded(inputs, answers)), 1.0
+    )
 
 
 def object_of(text: str) -> JsonValue:
@@ -118,6 +125,21 @@ def _classification(answers: Sequence[str]) -> KindFound | None:
     )
     # Good and Turing: the chance that the next answer is a new one is about singles / n.
     return KindFound("classification", covered * (1 - singles / total), covered, named)
+
+
+def grounded(inputs: Sequence[str], answers: Sequence[str]) -> float:
+    """The mean share of an answer's words that its input holds; 0 without inputs.
+
+    A summary or a rewriting takes most words from its input, free invention few: the coverage of
+    Grusky, Naaman and Artzi (Newsroom, 2018), of words instead of fragments.
+    """
+    shares = []
+    for text, answer in zip(inputs, answers, strict=False):
+        known = set(_WORD.findall(text.casefold()))
+        said = _WORD.findall(answer.casefold())
+        if said:
+            shares.append(sum(word in known for word in said) / len(said))
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def _repetition(answers: Sequence[str]) -> float:

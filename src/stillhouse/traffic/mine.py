@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import disk_errors, void, write_atomic
-from stillhouse.core.money import model_price
+from stillhouse.core.money import ModelPrice, model_price
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe_teacher import TEACHER_FORMS, Price, PricesSection, TeacherSection
 from stillhouse.models.embedders import HASHING
@@ -38,7 +38,7 @@ from stillhouse.traffic.spool import (
     text_hash,
 )
 from stillhouse.traffic.summarise import Inputs, summarise
-from stillhouse.traffic.task_recipe import UNKNOWN_SERVER, priced_name
+from stillhouse.traffic.task_recipe import UNKNOWN_SERVER, canonical_model, priced_name
 from stillhouse.traffic.tasks_page import render_tasks
 from stillhouse.traffic.tasks_report import TasksReport
 
@@ -170,10 +170,15 @@ def _read(
 
         reader = LogReader(options.logs, options.format, keep)
         pricing = Pricing(options.prices)
+        names: dict[str, str] = {}
         with progress.bar("reading logs", None, "requests") as bar:
             for call in reader:
                 clean, replaced = redactor.call(call)
                 found.update(replaced)
+                name = names.get(clean.model)
+                if name is None:
+                    name = names[clean.model] = canonical_model(clean.model, options.prices)
+                clean = clean._replace(model=name)
                 spool.add(clean, text_hash(repr(call.turns)), pricing.cost_usd(call))
                 bar.advance()
     return reader, found
@@ -196,12 +201,18 @@ class Pricing:
 
     def __init__(self, prices: PricesSection) -> None:
         self._prices = prices
+        self._known: dict[str, ModelPrice | None] = {}
+
+    def _price(self, model: str) -> ModelPrice | None:
+        if model not in self._known:
+            self._known[model] = model_price(self._prices, model) or model_price(
+                self._prices, priced_name(model)
+            )
+        return self._known[model]
 
     def cost_usd(self, call: Call) -> float | None:
         """`None` where the price is not known; tokens that the log lacks are estimated."""
-        from_table = model_price(self._prices, call.model) or model_price(
-            self._prices, priced_name(call.model)
-        )
+        from_table = self._price(call.model)
         own = from_table is not None and from_table.provider is None
         if call.cached and not own:
             return call.cost_usd or 0.0

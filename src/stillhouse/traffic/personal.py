@@ -17,6 +17,7 @@ from stillhouse.traffic.personal_tables import (
     CARD_LENGTHS,
     IBAN_LENGTHS,
     KEY_PATTERNS,
+    KEY_SIGNS,
 )
 
 
@@ -41,9 +42,7 @@ def emails(text: str) -> Iterator[Span]:
 
 
 _KEYS = re.compile("|".join(f"(?:{pattern})" for pattern in KEY_PATTERNS))
-_KEY_HINTS = re.compile(
-    r"[-_]|eyJ|AKIA|ASIA|AIza|ya29|xox|SG\.|://|(?i:bearer|passw|pwd|secret|token|key)"
-)
+_ASSIGNING: Final = ("key", "token", "passw", "pwd", "passphrase", "secret")
 _ASSIGNED = re.compile(
     r"(?i)\b(?:api[ _-]?key|secret(?:[ _-]?key)?|access[ _-]?token|auth[ _-]?token|token|password|"
     r"passwd|pwd|passphrase)[\"']?\s{0,3}(?:[:=]|\bis\b)\s{0,3}[\"']?([^\s\"',;<>]{6,200})"
@@ -53,25 +52,30 @@ _URL_LOGIN = re.compile(r"(?<=://)[^\s/:@<>]{1,100}:[^\s/@<>]{1,200}(?=@)")
 
 def keys(text: str) -> Iterator[Span]:
     """API keys and tokens of known forms, private keys, logins in URLs, assigned passwords."""
-    if not _KEY_HINTS.search(text):
-        return
-    for found in _KEYS.finditer(text):
-        yield Span(found.start(), found.end(), found.group())
-    for found in _URL_LOGIN.finditer(text):
-        yield Span(found.start(), found.end(), found.group())
-    for found in _ASSIGNED.finditer(text):
+    # Looking for a few letters first is many times faster than trying all forms at each place.
+    if any(sign in text for sign in KEY_SIGNS):
+        for found in _KEYS.finditer(text):
+            yield Span(found.start(), found.end(), found.group())
+    if "://" in text:
+        for found in _URL_LOGIN.finditer(text):
+            yield Span(found.start(), found.end(), found.group())
+    lower = text.lower()
+    for found in _ASSIGNED.finditer(text) if any(word in lower for word in _ASSIGNING) else ():
         value = found.group(1).rstrip(".)")
         # A word is more likely prose ("password: required"); a secret mixes kinds of characters.
         if len(value) >= 6 and re.search(r"\d", value) and re.search(r"[^\d.:/-]", value):
             yield Span(found.start(1), found.start(1) + len(value), value)
 
 
+_TWELVE_DIGITS = re.compile(r"\d(?:[ -]?\d){11}")
 _CARD = re.compile(r"(?<![\w.])\d(?:[ -]?\d){11,22}(?!\w)")
 _GROUPS: Final = ((4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1))
 
 
 def cards(text: str) -> Iterator[Span]:
     """Payment card numbers: a known issuer's first digits, one of its lengths, and Luhn's check."""
+    if not _TWELVE_DIGITS.search(text):
+        return
     for found in _CARD.finditer(text):
         groups = list(re.finditer(r"\d+", found.group()))
         for first, last in _card_windows([len(group.group()) for group in groups]):
@@ -135,6 +139,8 @@ def mod_97(iban: str) -> bool:
     return int("".join(str(int(char, 36)) for char in iban[4:] + iban[:4])) % 97 == 1
 
 
+_DOTTED = re.compile(r"\d\.\d{1,3}\.\d")
+_COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _IPV4 = re.compile(rf"(?<![\w.+-])(?:{_OCTET}\.){{3}}{_OCTET}(?![\w-]|\.\d)", re.ASCII)
 _IPV6 = re.compile(
@@ -152,12 +158,12 @@ _VERSIONED = re.compile(
 
 def addresses(text: str) -> Iterator[Span]:
     """IPv4 and IPv6 addresses; not versions, nor loopback, unspecified and multicast addresses."""
-    if "." in text:
+    if _DOTTED.search(text):
         for found in _IPV4.finditer(text):
             before = text[max(0, found.start() - 24) : found.start()]
             if not _VERSIONED.search(before) and _of_a_machine(found.group()):
                 yield Span(found.start(), found.end(), found.group())
-    if ":" in text:
+    if _COLONS.search(text):
         for found in _IPV6.finditer(text):
             value = found.group()
             # Namespaces of programs (abc::def) are valid addresses: those without digits are left.
@@ -174,6 +180,7 @@ def _of_a_machine(value: str) -> bool:
 
 
 _SEP = r"[ .\-/\u00a0\u2011]"
+_SEVEN_DIGITS = re.compile(r"\d(?:[ .\-/()\u00a0\u2011]{0,4}\d){6}")
 _PLUS = re.compile(rf"(?<![\w+])\+\s?[1-9](?:{_SEP}{{0,2}}\(?\d\)?){{6,16}}(?!\w)")
 _ZEROS = re.compile(
     rf"(?<![\w.,-])00(?P<code>[1-9]\d{{0,2}}){_SEP}\(?\d(?:{_SEP}?\(?\d\)?){{5,13}}(?!\w)"
@@ -205,6 +212,8 @@ def phones(text: str) -> Iterator[Span]:
 
     Bare digits are a telephone number only after a word that says so ("tel: 5551234567").
     """
+    if not _SEVEN_DIGITS.search(text):
+        return
     for found in _PLUS.finditer(text):
         digits = _digits(found.group())
         if _international(digits):

@@ -27,6 +27,7 @@ DAYS_PER_MONTH: Final = 365.25 / 12
 SECONDS_PER_DAY: Final = 86_400.0
 WEIGHTS: Final = {"closedness": 0.35, "agreement": 0.25, "brevity": 0.2, "narrowness": 0.2}
 BRIEF_TOKENS: Final = 200.0  # an answer of this median length has brevity 1/2
+INSTRUCTION_CHARS: Final = 80.0  # fixed characters at which narrowness is 1/2
 ENOUGH_INPUTS: Final = 10_000  # distinct inputs from which volume no longer counts against a task
 PAIRED_INPUTS: Final = 500
 ANSWERS_PER_INPUT: Final = 8
@@ -147,7 +148,7 @@ def distillability(
     - closedness (0.35): 1 where the answers are a closed set or shape;
     - agreement (0.25): of the model with itself on equal inputs;
     - brevity (0.2): 1 / (1 + median answer tokens / 200);
-    - narrowness (0.2): the fixed share of the prompt's characters;
+    - narrowness (0.2): F / (F + 80), F the median of the fixed characters of a request;
     - volume = min(1, log distinct inputs / log 10,000): too few inputs cannot train a student.
     """
     calls = task.found.calls
@@ -175,15 +176,18 @@ def distillability(
 
 
 def narrowness(task: Refined) -> float:
-    """Fixed characters (shared system prompt, template, example turns) over all of the prompt's."""
-    fixed = total = 0
+    """F / (F + 80), F the median count of fixed characters: system prompt, template, example turns.
+
+    A long fixed instruction says what is wanted; where there is none, each request says it anew.
+    """
+    fixed = []
     template = task.found.template
     for call in task.sample:
-        whole = sum(len(turn.content) for turn in call.turns)
-        total += whole
-        same = len(call.system) if task.system is not None and call.system == task.system else 0
+        same = len(call.system) if task.system is None or call.system == task.system else 0
+        same = 0 if task.found.varied else same
         same += template.literal if template.fits(call.last) else 0
         if task.found.few_shot:
             same += sum(len(turn.content) for turn in call.earlier)
-        fixed += min(same, whole)
-    return fixed / total if total else 0.0
+        fixed.append(same)
+    median = float(np.median(fixed))
+    return median / (median + INSTRUCTION_CHARS)

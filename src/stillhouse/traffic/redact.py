@@ -30,6 +30,8 @@ Finder = Callable[[str], Iterable[Span]]
 KINDS: Final[tuple[RedactKind, ...]] = get_args(RedactKind)
 DEFAULT_KINDS: Final[tuple[RedactKind, ...]] = ("key", "email", "iban", "card", "ip", "phone")
 PRESIDIO_LANGUAGE: Final = "en"
+REMEMBERED: Final = 4096
+REMEMBERED_CHARS: Final = 8192
 PRESIDIO_SCORE: Final = 0.5
 SPACY_MODELS: Final = ("en_core_web_lg", "en_core_web_trf", "en_core_web_md", "en_core_web_sm")
 
@@ -91,6 +93,8 @@ class Redactor:
         self._finders: list[tuple[RedactKind, Finder]] = [
             (kind, _name_finder() if kind == "name" else _FINDERS[kind]) for kind in self.kinds
         ]
+        # Texts that hold nothing: system prompts, schemas and model names come again and again.
+        self._clean: set[str] = set()
         for kind in self.kinds:
             if f"<{kind.upper()}_1>" not in self.texts([_PROBES[kind]]).texts[0]:
                 raise RedactionError(
@@ -128,7 +132,10 @@ class Redactor:
 
     def _spans(self, text: str) -> list[tuple[int, int, str, str]]:
         """Places in order, none of which overlap: an earlier kind goes before a later one."""
-        taken = [(m.start(), m.end(), "", "") for m in _PLACEHOLDER.finditer(text)]
+        if text in self._clean:
+            return []
+        marks = _PLACEHOLDER.finditer(text) if "<" in text else ()
+        taken = [(mark.start(), mark.end(), "", "") for mark in marks]
         for kind, finder in self._finders:
             try:
                 for span in finder(text):
@@ -142,7 +149,12 @@ class Redactor:
                 raise RedactionError(
                     f"redact: looking for {kind} failed ({type(error).__name__}); nothing is stored"
                 ) from error
-        return [place for place in taken if place[2]]
+        places = [place for place in taken if place[2]]
+        if not places and len(text) <= REMEMBERED_CHARS:
+            if len(self._clean) >= REMEMBERED:
+                self._clean.clear()
+            self._clean.add(text)
+        return places
 
     def call(self, call: Call) -> tuple[Call, Counter[str]]:
         """A logged request with all its texts redacted; a telling user becomes a pseudonym."""

@@ -64,9 +64,11 @@ def _looked_at(spool: Spool, columns: Columns, found: Found, parted: bool) -> Re
     usable = found.calls[(columns.flags[found.calls] & ANSWERED) > 0]
     chosen = _spread(usable if len(usable) else found.calls, ANSWERS)
     sample = list(spool.read(chosen))
-    answers = [call.answer for call in sample if call.answer is not None] if len(usable) else []
+    pairs = [(call.last, call.answer) for call in sample if call.answer] if len(usable) else []
     requested = found.schemas[0] if len(found.schemas) == 1 else None
-    kind = kind_of(answers, requested) if answers else KindFound("generation", 0.0, 0.0)
+    kind = KindFound("generation", 0.0, 0.0)
+    if pairs:
+        kind = kind_of([said for _, said in pairs], requested, [asked for asked, _ in pairs])
     systems = Counter(call.system for call in sample)
     system, count = systems.most_common(1)[0]
     # A system prompt that differs between requests stays in their messages.

@@ -166,6 +166,7 @@ def _row(task: Refined, name: str, inputs: Inputs, days: float | None) -> MinedT
         distillability=ability,
         prompt=Prompt(
             system=task.system,
+            system_like=_cut(task.sample[0].system) or None if task.system is None else None,
             prompt=prompt_of(task.found.template),
             few_shot=task.found.few_shot,
             dialogue=task.found.shape == "dialogue" and not task.found.few_shot,

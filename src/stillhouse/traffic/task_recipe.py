@@ -66,6 +66,15 @@ def priced_name(model: str) -> str:
     return f"{provider}:{rest}" if slash and provider in ("openai", "anthropic") else model
 
 
+def canonical_model(model: str, prices: PricesSection) -> str:
+    """One name for a model's spellings: `openai:gpt-4o` where the table knows it, else its own."""
+    name = priced_name(model)
+    price = model_price(prices, name) or model_price(PricesSection(), name)
+    if price is None or price.provider is None:
+        return name
+    return f"{price.provider}:{price.model}"
+
+
 def teacher_of(model: str, api_base: str | None, prices: PricesSection) -> Teacher:
     """Who answered, as a recipe names them."""
     name = priced_name(model)
@@ -128,7 +137,12 @@ def recipe_text(
         *(_yaml({key: value}) for key, value in _STUDENTS[kind].items()),
         _yaml({"evaluate": {"margin": 0.05}}),
     ]
-    own = {name: price.model_dump() for name, price in prices.models.items() if name in task.models}
+    price = model_price(prices, teacher.model)
+    own = {}
+    if price is not None and price.provider is None:
+        own = {
+            teacher.model: {"input_usd_per_mtok": price.input, "output_usd_per_mtok": price.output}
+        }
     if own:
         parts.append(_yaml({"prices": {"models": own}}))
     return "\n".join(parts)

@@ -22,6 +22,7 @@ from stillhouse.traffic.tasks_report import MinedTask, TasksReport
 
 SHOWN_LABELS: Final = 12
 SHOWN_ROWS: Final = 40
+TABLE_WIDTH: Final = 120
 PARTS: Final = ("closedness", "agreement", "brevity", "narrowness", "volume")
 
 
@@ -89,17 +90,17 @@ def tasks_table(report: TasksReport) -> Table:
     monthly = report.window.days is not None
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
-    table.add_column("task", overflow="fold")
-    table.add_column("kind")
+    table.add_column("task", overflow="fold", min_width=20)
+    table.add_column("kind", no_wrap=True)
     for name in (
-        "requests/day" if monthly else "requests",
+        "a day" if monthly else "requests",
         "tokens in",
         "out",
         "USD/month" if monthly else "USD",
-        "distillability",
+        "distils",
         "agrees with itself",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=len(name) < 12)
     for task in report.tasks[:SHOWN_ROWS]:
         rate = task.requests_per_day if monthly else float(task.requests)
         mark = "~" if task.tokens_estimated > 0 else ""
@@ -121,6 +122,8 @@ def tasks_table(report: TasksReport) -> Table:
 def show_tasks(report: TasksReport, out: Path, as_json: bool) -> None:
     """Print the table, what to know before relying on it, and where the files are; or the JSON."""
     console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = TABLE_WIDTH
     if as_json:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
         return

@@ -76,9 +76,13 @@ class TaskExample(Record):
 
 
 class Prompt(Record):
-    """The fixed part of the requests. `system` is `None` where there is none or it varies."""
+    """The fixed part of the requests. `system` is `None` where there is none or it varies.
+
+    `system_like` is then one of the system prompts.
+    """
 
     system: str | None
+    system_like: str | None = None
     prompt: str
     few_shot: bool
     dialogue: bool

@@ -23,7 +23,8 @@ LONG: Final = 16  # characters of a literal that needs no sign of being one
 TOLERANCE: Final = 0.9  # of a template's texts must have the whole literal
 LONGEST: Final = 20_000  # characters from each end that are compared
 
-_TOKEN = re.compile(r"<[A-Z]+_\d+>|\w+|\s|[^\w\s]")
+_TOKEN = re.compile(r"<[A-Z]+(?:_\d+)?>|\w+|\s|[^\w\s]")
+_PLACEHOLDER = re.compile(r"<[A-Z]+(?:_\d+)?>")
 _HEAD_END = re.compile(r"[:>\"'`\]})\n]\s*$")
 _TAIL_END = re.compile(r"[:>`\]})]\s*$")
 
@@ -148,17 +149,21 @@ def _narrowed(shared: Sequence[int], low: int, high: int, depth: int) -> tuple[i
 
 
 def _at_boundary(text: str, length: int, backwards: bool) -> str:
-    """The text's beginning, cut back to the end of a token; reversed texts are turned for that."""
-    if length >= len(text):
-        return text[:length]
+    """The text's beginning, cut back to the end of a token; reversed texts are turned for that.
+
+    A placeholder of personal data ends it: what it stands for varies.
+    """
     if backwards:
         turned = text[::-1]
-        cut = len(turned) - length
-        start = next((m.start() for m in _TOKEN.finditer(turned) if m.start() >= cut), len(turned))
+        start = len(turned)
+        for token in reversed(list(_TOKEN.finditer(turned, max(0, len(turned) - length - 80)))):
+            if token.start() < len(turned) - length or _PLACEHOLDER.fullmatch(token.group()):
+                break
+            start = token.start()
         return text[: len(turned) - start]
     end = 0
     for token in _TOKEN.finditer(text):
-        if token.end() > length:
+        if token.end() > length or _PLACEHOLDER.fullmatch(token.group()):
             break
         end = token.end()
     return text[:end]
