@@ -215,8 +215,7 @@ def read_litellm(row: Object) -> Iterator[Found]:
     if provider and "/" not in model and model:
         model = f"{provider}/{model}"
     failed = str(row.get("status", "success")).lower() not in ("success", "none", "")
-    cost = as_number(row.get("response_cost"))
-    cost = as_number(row.get("spend")) if cost is None else cost
+    cost = as_number(row.get("response_cost")) or as_number(row.get("spend"))
     cached = str(row.get("cache_hit")).lower() == "true"
     yield Call(
         id=_id(row, "id", "request_id", "litellm_call_id"),

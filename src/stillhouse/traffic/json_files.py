@@ -61,10 +61,10 @@ def _form_of(path: Path) -> str:
         for _ in range(LOOKED_AT_LINES):
             line = handle.readline(BLOCK).removeprefix(_BOM)
             first = first or line.strip()
+            if first.startswith(b"["):
+                return "list"
             if line.strip() and isinstance(_parsed(line), dict) and _parsed(line):
                 return "lines"
-    if first.startswith(b"["):
-        return "list"
     return "document" if first.startswith(b"{") else "lines"
 
 
@@ -90,7 +90,7 @@ def _lines(path: Path) -> Iterator[Piece]:
             if number == 1:
                 raw = raw.removeprefix(_BOM)
             if raw.strip():
-                yield _piece(number, raw)
+                yield from _unwrapped(_piece(number, raw))
 
 
 def _piece(number: int, raw: bytes) -> Piece:
@@ -193,15 +193,21 @@ def _document(path: Path) -> Iterator[Piece]:
     if piece.value is None:
         yield piece
         return
+    yield from _unwrapped(piece)
+
+
+def _unwrapped(piece: Piece) -> Iterator[Piece]:
+    """The objects in the list that an answer of a logging API holds, or the piece itself."""
+    value = piece.value or {}
     for name in _LISTS:
-        listed = piece.value.get(name)
+        listed = value.get(name)
         # A trace keeps its own fields beside its observations, which need them.
-        if isinstance(listed, list) and not (name == "observations" and "trace" in piece.value):
-            if name != "observations" or "id" not in piece.value:
-                for item in listed:
-                    if isinstance(item, dict):
-                        yield Piece(1, item)
-                    else:
-                        yield Piece(1, None, "json", "is not a JSON object", str(item)[:200])
-                return
+        own = {"trace", "id", "messages", "input", "request", "response", "body"} & value.keys()
+        if isinstance(listed, list) and listed and not own:
+            for item in listed:
+                if isinstance(item, dict):
+                    yield Piece(piece.line, item)
+                else:
+                    yield Piece(piece.line, None, "json", "is not a JSON object", str(item)[:200])
+            return
     yield piece

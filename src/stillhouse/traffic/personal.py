@@ -186,13 +186,14 @@ _ZEROS = re.compile(
     rf"(?<![\w.,-])00(?P<code>[1-9]\d{{0,2}}){_SEP}\(?\d(?:{_SEP}?\(?\d\)?){{5,13}}(?!\w)"
 )
 _AMERICAN = re.compile(
-    r"(?<![\w.\-/(])(?:1[ .-])?(?:\([2-9]\d{2}\)\s?|[2-9]\d{2}(?P<sep>[ .-]))"
+    r"(?<![\w.\-/])(?:1[ .-])?(?:\([2-9]\d{2}\)\s?|[2-9]\d{2}(?P<sep>[ .-]))"
     r"[2-9]\d{2}(?(sep)(?P=sep)|[ .-])\d{4}(?![\w-]|[./]\d)"
 )
 _NATIONAL = re.compile(
-    rf"(?<![\w.,\-/:])\(?0\d{{1,4}}\)?(?:(?P<sep>{_SEP})\d{{2,8}}(?:(?P=sep)\d{{2,5}}){{0,4}}"
-    r"|[/-]\d{2,4}(?: \d{2,4}){1,3})(?![\w-]|[.,]\d)"
+    rf"(?<![\w.,\-/:])\(?0\d{{1,4}}\)?(?:(?P<sep>{_SEP})\d{{2,10}}(?:(?P=sep)\d{{2,5}}){{0,4}}"
+    r"|[ /-]\d{2,5}(?:[ -]\d{2,5}){1,3})(?![\w-]|[.,]\d)"
 )
+_AREA = re.compile(r"(?<![\w.])\(\d{2,4}\)\s?\d{3,5}[ -]\d{3,5}(?![\w-]|[.,]\d)")
 _CALLED = re.compile(
     r"(?i)\b(?:phone|tel|telephone|telefon|mobile|mobil|cell|cellphone|fax|whatsapp|sms|text me|"
     r"call(?: me| us| back)?|reach(?: me| us)?|handy|rufnummer|téléphone|teléfono|móvil|dial)\b"
@@ -201,7 +202,7 @@ _CALLED = re.compile(
 )
 # Numbers of other things that have the form of a telephone number.
 _COUNTED = re.compile(
-    r"(?i)\b(?:order|invoice|ticket|case|ref(?:erence)?|sku|isbn|issn|item|part|serial|tracking|model|"
+    r"(?i)\b(?:order|invoice|ticket|(?<!in )case|ref(?:erence)?|sku|isbn|issn|item|part|serial|tracking|model|"
     r"account|booking|policy|claim|patent|version|bestellung|rechnung)\b[^.!?\n]{0,16}$"
 )
 _DATE = re.compile(r"(?:\d{2}[./-]\d{2}[./-]\d{2,4}|\d{4}[./-]\d{2}[./-]\d{2})")
@@ -222,7 +223,7 @@ def phones(text: str) -> Iterator[Span]:
         digits = _digits(found.group("number"))
         if 7 <= len(digits) <= 15 and not _DATE.match(found.group("number")):
             yield _span(found.start("number"), found.end("number"), text, digits)
-    for pattern in (_ZEROS, _AMERICAN, _NATIONAL):
+    for pattern in (_ZEROS, _AMERICAN, _NATIONAL, _AREA):
         for found in pattern.finditer(text):
             digits = _digits(found.group())
             before = text[max(0, found.start() - 32) : found.start()]

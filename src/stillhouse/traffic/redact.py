@@ -114,12 +114,11 @@ class Redactor:
                 kind = mark.group()[1:].partition("_")[0]
                 highest[kind] = max(highest[kind], int(mark.group(1)))
         found: Counter[str] = Counter()
-        done: list[str] = []
-        for text in texts:
-            spans = self._spans(text)
+
+        def replaced(text: str) -> str:
             parts: list[str] = []
             at = 0
-            for start, end, kind, value in spans:
+            for start, end, kind, value in self._spans(text):
                 number = numbers.get((kind, value))
                 if number is None:
                     highest[kind.upper()] += 1
@@ -127,7 +126,14 @@ class Redactor:
                     found[kind] += 1
                 parts += [text[at:start], f"<{kind.upper()}_{number}>"]
                 at = end
-            done.append("".join([*parts, text[at:]]) if parts else text)
+            return "".join([*parts, text[at:]]) if parts else text
+
+        done: list[str] = []
+        for text in texts:
+            # What stood right beside another value is only seen once that one is gone.
+            while (once := replaced(text)) != text:
+                text = once
+            done.append(text)
         return Redacted(done, found)
 
     def _spans(self, text: str) -> list[tuple[int, int, str, str]]:
@@ -240,7 +246,9 @@ def _name_finder() -> Finder:
     try:
         nlp = require("presidio_analyzer.nlp_engine", "presidio", "redacting names")
         models = [{"lang_code": PRESIDIO_LANGUAGE, "model_name": installed}]
-        provider = nlp.NlpEngineProvider({"nlp_engine_name": "spacy", "models": models})
+        provider = nlp.NlpEngineProvider(
+            nlp_configuration={"nlp_engine_name": "spacy", "models": models}
+        )
         engine = module.AnalyzerEngine(
             nlp_engine=provider.create_engine(), supported_languages=[PRESIDIO_LANGUAGE]
         )
