@@ -110,7 +110,7 @@ def _short(error: Exception) -> str:
 
 
 def _bad(number: int, reason: str, detail: str, raw: bytes) -> Piece:
-    return Piece(number, None, reason, detail, raw[: 2**16].decode("utf-8", "replace"))
+    return Piece(number, None, reason, detail, raw[: 2**16].decode("utf-8", "replace").strip())
 
 
 class _Text:

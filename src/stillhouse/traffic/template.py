@@ -25,7 +25,7 @@ LONGEST: Final = 20_000  # characters from each end that are compared
 
 _TOKEN = re.compile(r"<[A-Z]+(?:_\d+)?>|\w+|\s|[^\w\s]")
 _PLACEHOLDER = re.compile(r"<[A-Z]+(?:_\d+)?>")
-_HEAD_END = re.compile(r"[:>\"'`\]})\n]\s*$")
+_HEAD_END = re.compile(r"[:<>\"'`\[\](){}\n]\s*$")
 _TAIL_END = re.compile(r"[:>`\]})]\s*$")
 
 
