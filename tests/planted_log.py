@@ -17,17 +17,20 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 DAYS = 10.0
 Turns = list[dict[str, str]]
 
-TOPICS = {
-    "billing": "invoice charge refund payment card price subscription receipt euro fee".split(),
-    "bug": "crash error screen button freeze blank login page update slow".split(),
-    "account": "password email profile name delete username access locked verify settings".split(),
-    "other": "thanks question partnership press office hours visit job idea feedback".split(),
+_TOPICS = {
+    "billing": "invoice charge refund payment card price subscription receipt euro fee",
+    "bug": "crash error screen button freeze blank login page update slow",
+    "account": "password email profile name delete username access locked verify settings",
+    "other": "thanks question partnership press office hours visit job idea feedback",
 }
-FILLER = (
+TOPICS = {topic: text.split() for topic, text in _TOPICS.items()}
+_FILLER = (
     "the my a this when after since today again please we they it was is has does not never always "
     "still very really about with from into over under before while team app phone order week"
-).split()
-LANGUAGES = "bonjour merci maison voiture travail demain toujours jamais beaucoup encore".split()
+)
+FILLER = _FILLER.split()
+_FRENCH = "bonjour merci maison voiture travail demain toujours jamais beaucoup encore"
+FRENCH = _FRENCH.split()
 
 
 class Planted(NamedTuple):
@@ -67,8 +70,8 @@ def _routing(rng: random.Random) -> Request:
     topic = rng.choice(list(TOPICS))
     day = START + timedelta(days=rng.randint(0, 9))
     system = (
-        f"You route support tickets. Today is {day:%A}, {day:%d %B %Y}. Reply with one word: billing, "
-        "bug, account or other."
+        f"You route support tickets. Today is {day:%A}, {day:%d %B %Y}. Reply with one word: "
+        "billing, bug, account or other."
     )
     # A third begin alike, as people do: this is no template.
     hello = "Hello dear support team, I am writing because " if rng.random() < 0.3 else ""
@@ -124,7 +127,7 @@ def _contact(rng: random.Random) -> Request:
     version = rng.choice(["as it stands in the signature", "as it stands in the signature block"])
     system = (
         "You read the signature of an e-mail and return the sender's name and city. Copy the name "
-        f"{version}. Return null where the signature has none. Never guess a city from a phone code."
+        f"{version}. Return null where the signature has none. Never guess a city."
     )
     city = rng.choice(["Lyon", "Porto", "Graz", "Turku"])
     text = f"{words(rng, 8, 30)}\n--\nA. {rng.choice(FILLER).capitalize()}\n{city}"
@@ -140,7 +143,7 @@ ASSISTANT = "You are a helpful assistant."
 
 def _french(rng: random.Random) -> Request:
     text = words(rng, 4, 20)
-    answer = " ".join(rng.choice(LANGUAGES) for _ in text.split())
+    answer = " ".join(rng.choice(FRENCH) for _ in text.split())
     return Request("french", [_system(ASSISTANT), _user(f"Translate to French: {text}")], answer)
 
 

@@ -18,6 +18,7 @@ from stillhouse.traffic.call import Call, seconds_of
 from stillhouse.traffic.formats import FORMATS, READERS, format_of
 from stillhouse.traffic.logs import LogReader, Reject
 
+SAME_FOLDER = [HealthCheck.function_scoped_fixture]
 HELLO = [{"role": "system", "content": "s"}, {"role": "user", "content": "hello"}]
 SAID = {
     "id": "c1",
@@ -87,8 +88,10 @@ def test_a_failed_gateway_request_has_no_answer(tmp_path: Path) -> None:
     [
         {"request": {"model": "m", "messages": HELLO}, "response": SAID},
         {"request_body": json.dumps({"messages": HELLO}), "response_body": json.dumps(SAID)},
-        {"BackendRequestBody": json.dumps({"messages": HELLO}), "BackendResponseBody": json.dumps(SAID)},
-        {"body": {"messages": HELLO}, "response": {"status_code": 200, "body": SAID}, "custom_id": "1"},
+        {"BackendRequestBody": json.dumps({"messages": HELLO}),
+         "BackendResponseBody": json.dumps(SAID)},
+        {"body": {"messages": HELLO}, "custom_id": "1",
+         "response": {"status_code": 200, "body": SAID}},
         {"messages": HELLO, **SAID},
         {
             "messages": [*HELLO, {"role": "assistant", "content": "hi"}],
@@ -145,7 +148,8 @@ def test_batch_outputs_are_joined_to_their_requests(tmp_path: Path) -> None:
 def test_litellm_rows(tmp_path: Path) -> None:
     row = {
         "request_id": "r", "call_type": "acompletion", "spend": 0.002, "prompt_tokens": 9,
-        "completion_tokens": 2, "startTime": "2026-03-01 10:00:00", "endTime": "2026-03-01 10:00:01",
+        "completion_tokens": 2,
+        "startTime": "2026-03-01 10:00:00", "endTime": "2026-03-01 10:00:01",
         "model": "gpt-4.1", "custom_llm_provider": "openai", "end_user": "u", "cache_hit": "False",
         "messages": HELLO, "response": SAID,
     }  # fmt: skip
@@ -183,7 +187,8 @@ OBSERVATION = {
         OBSERVATION,
         {**OBSERVATION, "input": {"messages": HELLO}, "output": "hi"},
         {
-            "id": "o", "trace_id": "t", "type": "GENERATION", "start_time": "2026-03-01 10:00:00.000",
+            "id": "o", "trace_id": "t", "type": "GENERATION",
+            "start_time": "2026-03-01 10:00:00.000",
             "provided_model_name": "gpt-4.1", "input": json.dumps(HELLO), "output": json.dumps(
                 {"role": "assistant", "content": "hi"}),
             "usage_details": {"input": 9, "output": 2}, "total_cost": 0.5,
@@ -342,9 +347,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, deadline=None, suppress_health_check=SAME_FOLDER)
 @given(data=st.binary(max_size=400), wanted=st.sampled_from([None, *FORMATS]))
 def test_any_bytes_are_read_or_rejected(tmp_path: Path, data: bytes, wanted: Any) -> None:
     path = tmp_path / "fuzz.jsonl"
@@ -357,11 +360,13 @@ def test_any_bytes_are_read_or_rejected(tmp_path: Path, data: bytes, wanted: Any
     assert sum(reader.rejected.values()) == len(rejects)
 
 
-KEYS = (
-    "messages input output request response body choices message content role type text usage model id "
-    "observations trace data standard_logging_object call_type startTime spend custom_id metadata log "
-    "tools response_format instructions prompt completion usageDetails error tool_calls traceId"
-).split()
+_KEYS = (
+    "messages input output request response body choices message content role type text usage "
+    "model id observations trace data standard_logging_object call_type startTime spend custom_id "
+    "metadata log tools response_format instructions prompt completion usageDetails error tool_calls "
+    "traceId"
+)
+KEYS = _KEYS.split()
 VALUES = st.recursive(
     st.one_of(
         st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
@@ -374,9 +379,7 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, deadline=None, suppress_health_check=SAME_FOLDER)
 @given(row=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=8))
 def test_any_json_shape_is_read_or_rejected(tmp_path: Path, row: dict[str, Any]) -> None:
     path = write(tmp_path, {"messages": HELLO})

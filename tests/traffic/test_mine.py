@@ -1,4 +1,4 @@
-"""Mining a log with known tasks: found with kinds, labels, prompts and rank; nothing raw is stored."""
+"""Mining a log with known tasks: kinds, labels, prompts and rank; nothing raw is stored."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_log import Planted, requests, write_logs
 from sklearn.metrics import adjusted_rand_score
 
+from planted_log import Planted, requests, write_logs
 from stillhouse.core.errors import DataError, UserError
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe_file import load_recipe

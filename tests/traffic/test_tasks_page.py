@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from planted_log import write_logs
 
+from planted_log import write_logs
 from stillhouse.core.progress import Silent
 from stillhouse.traffic.mine import MineOptions, mine
 from stillhouse.traffic.tasks_page import sentence, tokens, usd

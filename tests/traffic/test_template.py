@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from stillhouse.traffic.template import FREE, Template, find_templates, fitting
 
-WORDS = "red blue green stone river house light window garden letter winter paper".split()
+_WORDS = "red blue green stone river house light window garden letter winter paper"
+WORDS = _WORDS.split()
 
 
 def texts(count: int, seed: int = 0) -> list[str]:

@@ -1,7 +1,8 @@
 """One logged request in one form, whatever the log it comes from; and how its parts are read.
 
 Knows the wire forms of chat APIs (OpenAI chat completions and Responses, Anthropic messages): the
-bodies with messages, answers, usage, times. Knows no file and no log format; those are in `formats`.
+bodies with messages, answers, usage, times. Knows no file and no log format: those are in
+`formats`.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Call(NamedTuple):
     """One request and its answer.
 
     `at` is seconds since 1970 (UTC); `schema` is the JSON text of a requested answer format;
-    `tools` are the names of offered tools. `text_only` is false where an image, a file or a tool call is
-    part of it. `cached`: a cache answered, no model. Numbers that a log lacks are `None`.
+    `tools` are the names of offered tools. `text_only` is false where an image, a file or a tool
+    call is part of it. `cached`: a cache answered, no model. Numbers that a log lacks are `None`.
     """
 
     id: str

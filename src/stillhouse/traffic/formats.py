@@ -3,8 +3,8 @@
 `gateway` is Stillhouse's own log (`core.gateway_log`). `openai` is any pair of request and response
 bodies of the OpenAI API (chat completions or Responses; Azure's and Anthropic's are like them), one
 merged body, a fine-tuning line, or a line of a batch file. `litellm` is a row of LiteLLM's spend
-logs or its `standard_logging_object`; `langfuse` an observation or a trace with its observations. Fields
-are described in docs/traffic.md. Knows objects; files are read by `logs`.
+logs or its `standard_logging_object`; `langfuse` an observation or a trace with its observations.
+Fields are described in docs/traffic.md. Knows objects; files are read by `logs`.
 """
 
 from __future__ import annotations

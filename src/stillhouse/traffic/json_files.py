@@ -140,7 +140,7 @@ _OPENING = re.compile(r"\n\s*\{")
 
 
 def _list(path: Path) -> Iterator[Piece]:
-    """The elements of `[{...}, {...}]`. After a mistake it goes on at the next that opens a line."""
+    """The elements of `[{...}, {...}]`. After a mistake it goes on at the next line."""
     decoder = json.JSONDecoder()
     with open_bytes(path) as handle:
         source = _Text(handle)

@@ -2,7 +2,7 @@
 
     read -> redact -> spool -> group by shape and template -> kinds -> figures -> rank -> write
 
-Works in a folder beside the wanted one and renames it at the end: where it fails, nothing is stored.
+Works in a folder beside the wanted one and renames it at the end: if it fails, nothing is stored.
 Knows the order of the work; each step is a module of its own.
 """
 

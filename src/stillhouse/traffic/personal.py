@@ -202,8 +202,8 @@ _CALLED = re.compile(
 )
 # Numbers of other things that have the form of a telephone number.
 _COUNTED = re.compile(
-    r"(?i)\b(?:order|invoice|ticket|(?<!in )case|ref(?:erence)?|sku|isbn|issn|item|part|serial|tracking|model|"
-    r"account|booking|policy|claim|patent|version|bestellung|rechnung)\b[^.!?\n]{0,16}$"
+    r"(?i)\b(?:order|invoice|ticket|(?<!in )case|ref(?:erence)?|sku|isbn|issn|item|part|"
+    r"serial|tracking|model|account|booking|policy|claim|patent|version|bestellung|rechnung)\b[^.!?\n]{0,16}$"
 )
 _DATE = re.compile(r"(?:\d{2}[./-]\d{2}[./-]\d{2,4}|\d{4}[./-]\d{2}[./-]\d{2})")
 

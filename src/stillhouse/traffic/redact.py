@@ -3,8 +3,8 @@
 A value becomes `<KIND_N>`; within one request the same value has the same N, also in its answer, so
 that a model can still refer to it. Text that is redacted already stays as it is. It fails closed:
 what cannot be redacted is an error, and the caller stores nothing. Patterns are in `personal`;
-names are found by Presidio (extra `presidio`), whose models are the user's to install. Knows texts and
-records; not where they come from or go.
+names are found by Presidio (extra `presidio`), whose models are the user's to install. Knows texts
+and records; not where they come from or go.
 """
 
 from __future__ import annotations

@@ -54,9 +54,9 @@ EXAMPLES: Final = 5
 EXAMPLE_CHARS: Final = 600
 FEWEST: Final = DatasetSection().min_examples
 _WORDS: Final = (
-    "a an and are as assistant be below by each expert following for from given have helpful i in "
-    "into is it its no of on one only or our out please reply return s task that the their these "
-    "this to us use user was we with you your "
+    "a alone an and are as assistant be below by each expert following for from given have helpful "
+    "i in into is it its no of on one only or our out please reply return s task that the their "
+    "these this to today us use user was we with you your"
 )
 _DULL: Final = frozenset(_WORDS.split())
 
@@ -231,20 +231,19 @@ def _names(tasks: Sequence[Refined]) -> list[str]:
     names: list[str] = []
     for task in tasks:
         template = task.found.template
-        texts = (template.head, template.tail, task.system or "", task.sample[0].system)
+        texts = [template.head, template.tail, task.system or "", task.sample[0].system]
+        if len({call.last for call in task.sample}) == 1:
+            texts.append(task.sample[0].last[:200])
         words: list[str] = []
         for text in texts:
             plain = re.sub(r"<[A-Z]+_\d+>", " ", text)
-            words += [
-                word
-                for word in re.findall(r"[a-z][a-z0-9]+", plain.lower())
-                if word not in _DULL and word not in words
-            ]
+            for word in re.findall(r"[a-z][a-z0-9]+", plain.lower()):
+                if word not in _DULL and word not in words:
+                    words.append(word)
             if len(words) >= 3:
                 break
-        name = "-".join(words[:4])[:48].strip("-") or (
-            "chat" if task.found.shape == "dialogue" else task.kind.kind
-        )
+        name = "-".join(words[:4])[:48].strip("-")
+        name = name or ("chat" if task.found.shape == "dialogue" else task.kind.kind)
         taken[name] += 1
         while taken[name] > 1:
             name = f"{name}-{taken[name]}"
@@ -267,7 +266,7 @@ def _reasons(row: MinedTask, total: float | None) -> tuple[str, ...]:
         said.append("the log holds no answers to it")
     elif row.kind == "classification":
         said.append(
-            f"{len(row.answers.labels)} labels cover {100 * row.answers.covered:.1f}% of the answers"
+            f"{len(row.answers.labels)} labels cover {100 * row.answers.covered:.1f}% of answers"
         )
     elif row.kind == "extraction":
         said.append(f"{100 * row.answers.covered:.1f}% of the answers fit one JSON schema")

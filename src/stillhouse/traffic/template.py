@@ -1,8 +1,8 @@
 """Recover the fixed text around what varies: `head + {text} + tail`, from examples alone.
 
 A template is a literal that a good part of the distinct texts begins or ends with. Texts are
-sorted, so that a common beginning is an interval of neighbours; intervals are followed to where the texts
-part, and a part that is large enough and goes on together for long enough is a template of its own.
+sorted, so that a common beginning is an interval of neighbours; intervals are followed to where the
+texts part, and a part that is large enough and goes on together for long enough is a template.
 Tails are found in the same way, from the end. Knows texts; neither requests nor answers.
 
 What it cannot know: whether a phrase that many users begin with is the program's or theirs. `rank`
