@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+
 from teacher_servers import KEY, anthropic_answer, error, openai_answer
 
 Json = dict[str, Any]

@@ -25,6 +25,19 @@ OPTIONS = {
     "report": {"folder", "as_json"},
     "schema": set(),
     "store": set(),
+    "mine": {
+        "logs",
+        "out",
+        "log_format",
+        "redact",
+        "price",
+        "days",
+        "min_requests",
+        "top",
+        "teacher",
+        "repeats",
+        "as_json",
+    },
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
 }
 
@@ -131,3 +144,31 @@ def test_the_schema_in_docs_is_the_schema() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_in_the_tree_loads(path: Path) -> None:
     assert load_recipe(path).name
+
+
+def test_mine_finds_the_task_and_writes_its_recipe(tmp_path: Path) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Spam or ham?\n\nmail {n} of a{n}@x.example"},
+                {"role": "assistant", "content": "spam" if n % 3 else "ham"},
+            ],
+            "model": "gpt-4.1",
+        }
+        for n in range(80)
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = stillhouse("mine", "log.jsonl", "--out", "found", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (task,) = json.loads(done.stdout)["tasks"]
+    assert (task["kind"], task["recipe"]) == ("classification", f"{task['name']}/recipe.yaml")
+    assert (
+        load_recipe(tmp_path / "found" / task["recipe"]).task.prompt
+        == "Spam or ham?\n\nmail {text}"
+    )
+    done = stillhouse("mine", "log.jsonl", "--format", "nope", cwd=tmp_path)
+    assert done.returncode == 2
+    done = stillhouse("mine", "log.jsonl", "--redact", "mail", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "known kinds" in done.stderr
+    assert not (tmp_path / "tasks").exists()

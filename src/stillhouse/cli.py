@@ -29,6 +29,11 @@ from stillhouse.pipeline import report_of, run_stages
 from stillhouse.scaffold import scaffold
 from stillhouse.stages import STAGES
 from stillhouse.teacher import archive
+from stillhouse.traffic.formats import FORMATS
+from stillhouse.traffic.mine import mine as run_mine
+from stillhouse.traffic.mine import mine_options
+from stillhouse.traffic.redact import DEFAULT_KINDS
+from stillhouse.traffic.tasks_page import show_tasks
 
 EXIT_FAILED: Final = 1
 EXIT_USER: Final = 2
@@ -44,6 +49,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(teacher_app)
+
+
+Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]
 
 
 class Kind(StrEnum):
@@ -128,6 +136,43 @@ def report(
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     typer.echo(recipe_schema_text(), nl=False)
+
+
+@app.command()
+def mine(
+    logs: Annotated[list[Path], typer.Argument(metavar="LOGS...", help="Log files or folders.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the result.")] = Path("tasks"),
+    log_format: Annotated[Format | None, typer.Option("--format", help="Of all logs.")] = None,
+    redact: Annotated[
+        str, typer.Option("--redact", help="Kinds of personal data to replace, or none.")
+    ] = ",".join(DEFAULT_KINDS),
+    price: Annotated[
+        list[str] | None, typer.Option("--price", metavar="MODEL=IN,OUT", help="USD per Mtok.")
+    ] = None,
+    days: Annotated[float | None, typer.Option("--days", help="Days the logs cover.")] = None,
+    min_requests: Annotated[int, typer.Option("--min-requests", help="That make a task.")] = 50,
+    top: Annotated[int, typer.Option("--top", help="Recipes to write, at most.")] = 3,
+    teacher: Annotated[str | None, typer.Option("--teacher", help="For the recipes.")] = None,
+    repeats: Annotated[
+        list[Path] | None, typer.Option("--repeats", help="Logs of inputs asked again.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the task worth distilling in request logs, and write its recipe."""
+    options = mine_options(
+        logs,
+        out,
+        log_format=log_format,
+        redact=redact,
+        price=price or (),
+        days=days,
+        min_requests=min_requests,
+        top=top,
+        teacher=teacher,
+        repeats=repeats or (),
+    )
+    show_tasks(run_mine(options, _progress(as_json)).report, out, as_json)
 
 
 def _stage_command(name: str, caption: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from batch_servers import BatchServer, Faults, serve_batches
 from progress_lines import Lines
 
+from batch_servers import BatchServer, Faults, serve_batches
 from stillhouse.core.errors import BudgetError, TeacherError, UserError
 from stillhouse.core.recipe_teacher import Price, PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Message, Query

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import killed_batches
 import pytest
-from batch_servers import BatchServer, Faults, serve_batches
 
+import killed_batches
+from batch_servers import BatchServer, Faults, serve_batches
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.store import AnswerStore, answer_key
 from teacher_servers import KEY

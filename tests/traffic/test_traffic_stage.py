@@ -14,6 +14,8 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import LabelledQuery, Query, Rejection
 from stillhouse.core.runfolder import Outcome, hash_folder
+from stillhouse.traffic import redact
+from stillhouse.traffic.redact import RedactionError
 from stillhouse.traffic.stage import hash_sample, run_traffic
 
 
@@ -224,3 +226,36 @@ def test_the_teacher_is_not_tuned_on_near_copies_of_the_golden_set(
     outcome = run(recipe(tmp_path, **sets), tmp_path / "work")
     assert outcome.summary["labelled_in_golden"] == dropped
     assert outcome.summary["labelled"] == 3 - dropped
+
+
+def test_personal_data_is_replaced_before_anything_is_written(tmp_path: Path) -> None:
+    lines = [{"text": f"text {i}, mail m{i}@x.example", "user": "u@x.example"} for i in range(5)]
+    write(tmp_path / "traffic.jsonl", [*lines, lines[0]])
+    golden = [
+        {"text": "golden, mail g@x.example", "label": "fresh"},
+        {"text": "text 1, mail other@x.example", "label": "rotten"},
+    ]
+    sets = {"golden": write(tmp_path / "golden.jsonl", golden)}
+    outcome = run(recipe(tmp_path, redact=["email"], **sets), tmp_path / "work")
+    for path in (tmp_path / "work").iterdir():
+        assert "@x.example" not in path.read_text(), path
+    queries = list(read_records(tmp_path / "work" / "queries.jsonl", Query))
+    assert queries[0].last_user_text == "R: text 0, mail <EMAIL_1>"
+    assert (queries[0].user or "").startswith("user-")
+    assert outcome.summary["duplicates"] == 1
+    assert outcome.summary["in_golden"] == 1, "equal once their addresses are replaced"
+
+
+def test_where_personal_data_cannot_be_looked_for_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(redact._FINDERS, "email", lambda text: [])
+    write(tmp_path / "traffic.jsonl", [{"text": str(i)} for i in range(5)])
+    with pytest.raises(RedactionError):
+        run(recipe(tmp_path, redact=["email"]), tmp_path / "work")
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_an_unknown_kind_of_personal_data_is_an_error_in_the_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="redact"):
+        recipe(tmp_path, redact=["mail"])

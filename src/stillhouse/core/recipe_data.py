@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 from stillhouse.core.recipe_quality import JudgeSection, ValidatorsSection
 from stillhouse.core.recipe_section import Section
 
+# In the order in which they are looked for.
+RedactKind = Literal["key", "email", "iban", "card", "ip", "phone", "name"]
+
 
 class SelectSection(Section):
     """Which queries of much traffic are asked: a diverse set instead of all or a random one."""
@@ -107,6 +110,11 @@ class TrafficSection(Section):
     expand: ExpandSection | None = Field(
         default=None,
         description="Let the teacher write queries where the traffic is thin; null: none.",
+    )
+    redact: tuple[RedactKind, ...] = Field(
+        default=(),
+        description="Personal data to replace by placeholders before anything is written; name "
+        "needs the extra presidio.",
     )
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import unit_hash
 from stillhouse.core.tasks import Task
 from stillhouse.traffic.read import read_labelled, read_queries
+from stillhouse.traffic.redact import Redactor
 from stillhouse.traffic.select import select_queries
 
 Q = TypeVar("Q", bound=Query)
@@ -54,16 +55,20 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
             `dataset.min_examples`. Nothing is written then.
     """
     task, section = recipe.task, recipe.traffic
+    # Made first: where personal data cannot be looked for, no file is read.
+    redactor = Redactor(section.redact)
     with progress.bar("reading traffic", None, "files") as bar:
         traffic = read_queries(Path(section.path), task)
+        traffic = traffic._replace(queries=redacted(traffic.queries, redactor))
         bar.advance()
         golden = labelled = None
         if section.golden is not None:
-            golden = distinct(read_labelled(Path(section.golden), task).queries, task)
+            truths = redacted(read_labelled(Path(section.golden), task).queries, redactor)
+            golden = distinct(truths, task)
             bar.advance()
         if section.labelled is not None:
             labelled = distinct(
-                read_labelled(Path(section.labelled), task).queries,
+                redacted(read_labelled(Path(section.labelled), task).queries, redactor),
                 task,
                 golden.queries if golden else (),
                 recipe.dataset.near_duplicate,
@@ -120,6 +125,11 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
             if name == "labelled":
                 summary["labelled_in_golden"] = found.in_golden
     return Outcome(summary=summary)
+
+
+def redacted(queries: list[Q], redactor: Redactor) -> list[Q]:
+    """The queries with their personal data replaced; as they are where nothing is looked for."""
+    return [redactor.query(query) for query in queries] if redactor.kinds else queries
 
 
 def distinct(
