@@ -254,6 +254,7 @@ async def _work_off(run: _Run, workers: int) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        run.store.flush()
         await run.budget.clear()
     if run.stopped_by is not None:
         raise run.stopped_by
