@@ -42,6 +42,8 @@ def noisy(sensitivity: float, specificity: float) -> Reply:
     """A pointwise judge with these errors, drawn by the answer's text."""
 
     def reply(prompt: str) -> str:
+        if is_pair(prompt):
+            return "tie"
         (answer,) = material(prompt)[1:]
         draw = unit_hash(answer, 5)
         called_good = draw < sensitivity if good(answer) else draw >= specificity

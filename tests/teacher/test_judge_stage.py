@@ -222,8 +222,9 @@ def test_a_noisy_judge_is_corrected(house: House, doubled: list[Any]) -> None:
     house.answer = lambda i, sample: f"right {i} {sample}"
     house.run(recipe())
     gold, rate = house.report["gold"], house.report["rate"]
-    assert gold["sensitivity"]["low"] < 0.9 < gold["sensitivity"]["high"]
-    assert gold["specificity"]["low"] < 0.8 < gold["specificity"]["high"]
+    # Four standard errors of a share of 400.
+    assert gold["sensitivity"]["estimate"] == pytest.approx(0.9, abs=4 * (0.09 / 400) ** 0.5)
+    assert gold["specificity"]["estimate"] == pytest.approx(0.8, abs=4 * (0.16 / 400) ** 0.5)
     raw, found = rate["raw"]["estimate"], rate["corrected"]
     se, sp = gold["sensitivity"]["estimate"], gold["specificity"]["estimate"]
     assert found["estimate"] == pytest.approx(min(1.0, (raw + sp - 1) / (se + sp - 1)))
