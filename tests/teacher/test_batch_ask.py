@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from batch_servers import BatchServer, Faults, serve_batches
 from progress_lines import Lines
 
+from batch_servers import BatchServer, Faults, serve_batches
 from stillhouse.core.errors import BudgetError, TeacherError, UserError
 from stillhouse.core.recipe_teacher import Price, PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Message, Query
@@ -404,7 +404,7 @@ def test_a_batch_in_flight_is_held_against_the_budget(
             batch="b", teacher="another", at=0.0, requests=1, size=1, worst_usd=0.0009
         )
         journal.intend(intended, [])
-    with pytest.raises(BudgetError, match="teacher.budget_usd"):
+    with pytest.raises(BudgetError, match=r"teacher\.budget_usd"):
         run(3)
     assert not run.server.batches
     assert any("batches of another are still open" in line for line in run.lines.said)

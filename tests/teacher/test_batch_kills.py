@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import killed_batches
 import pytest
-from batch_servers import BatchServer, Faults, serve_batches
 
+import killed_batches
+from batch_servers import BatchServer, Faults, serve_batches
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.store import AnswerStore, answer_key
 from teacher_servers import KEY
@@ -23,7 +23,7 @@ def start(server: BatchServer, folder: Path, provider: str, *points: str) -> dic
     done = subprocess.run(
         [
             sys.executable, killed_batches.__file__, server.url, str(folder), provider, str(COUNT),
-            *points,
+            "{}", *points,
         ],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
