@@ -1,8 +1,8 @@
 """Ask by batch in processes that are killed: at named points, or when somebody kills them.
 
 Usage: killed_batches.py URL FOLDER PROVIDER QUERIES OPTIONS POINT... OPTIONS is a JSON object of
-keys of the recipe's teacher. Each POINT is one process: `none` runs to its end, a name dies there by
-SIGKILL, a number is killed after so many seconds. Prints how each ended.
+keys of the recipe's teacher. Each POINT is one process: `none` runs to its end, a name dies there
+by SIGKILL, a number is killed after so many seconds. Prints how each ended.
 """
 
 from __future__ import annotations

@@ -510,3 +510,20 @@ def test_a_server_without_batches_is_refused_before_anything_is_sent(
 def test_a_local_teacher_has_no_batches() -> None:
     with pytest.raises(ValueError, match="batch is for teachers behind an API, not gguf"):
         TeacherSection.model_validate({"model": "gguf:x", "batch": {}})
+
+
+def test_a_start_with_batches_in_flight_waits_for_what_they_leave_of_the_budget(
+    tmp_path: Path, serve: Serve
+) -> None:
+    run = Run(tmp_path, serve(looks=3), "openai", budget_usd=0.004)
+    run.server.faults.request = lambda method, path, number: (
+        error(401) if "batch_" in path else None
+    )
+    with pytest.raises(TeacherFailure):  # it ends with almost all of the budget held
+        run(30)
+    held = len(run.server.batches["batch_0000"].requests)
+    run.server.faults.request = lambda *_: None
+    with pytest.raises(BudgetError):
+        run(40)
+    assert sum(bool(found) for found in run.answers(40)) > held + 1
+    assert 0.004 - run.paid() < 0.0005

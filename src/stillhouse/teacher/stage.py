@@ -260,10 +260,10 @@ def _timings(asked: _Asked) -> dict[str, object]:
         "reused": sum(result.reused for result in asked.results),
         "failures": sum(len(result.failures) for result in asked.results),
         "seconds": seconds,
-        "asked_by_batch": len(asked.batched.usd_by_key),
+        "asked_by_batch": asked.batched.batched,
         # A batch's waiting says nothing of how fast the teacher answers.
         "queries_per_second": count / seconds
-        if count and seconds > 0 and not asked.batched.usd_by_key
+        if count and seconds > 0 and not asked.batched.batched
         else None,
         "usd": sum(result.usd for result in asked.results),
         "usd_of_answers": asked.usd,
