@@ -1,7 +1,7 @@
 """A real HTTP server on loopback that speaks the batch protocols of OpenAI and of Anthropic.
 
-It checks what it is sent as the providers do, answers in shuffled order, counts every answer that it
-would bill, and fails where it is told to.
+It checks what it is sent as the providers do, answers in shuffled order, counts every answer that
+it would bill, and fails where it is told to.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from teacher_servers import KEY, anthropic_answer, error, openai_answer
 Json = dict[str, Any]
 CUSTOM_ID = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")
 PROMPT, ANSWER = 100, 20
+RESET = web.Response()
 
 
 @dataclass
 class Faults:
-    """What goes wrong. `batch(number)` is how the number-th batch made ends; `row(text)` is an error
-    of one request: (status, code, message), or "missing"; `request(method, path, number)` may answer
-    the number-th request of all in the server's place.
+    """What goes wrong.
+
+    `batch(number)` is how the number-th batch made ends; `row(text)` is an error of one request:
+    (status, code, message), or "missing"; `request(method, path, number)` may answer the number-th
+    request of all in the server's place, or drop its connection (`RESET`).
     """
 
     batch: Callable[[int], str] = lambda number: "completed"
@@ -41,6 +44,7 @@ class Faults:
     drop_creates: int = 0  # batches whose request is lost before they are made
     cut_downloads: int = 0  # downloads that break off
     short_downloads: int = 0  # downloads that end early, in good order
+    drip_s: float = 0.0  # between the two halves of a download
     hidden_s: float = 0.0  # until a new batch is listed
     half: float = 0.5  # of an expired or cancelled batch that is answered
 
@@ -91,6 +95,9 @@ class BatchServer:
         if (sent or request.headers.get("x-api-key", "")) != self.key:
             return error(401, f"Incorrect API key provided: {sent}")
         instead = self.faults.request(request.method, request.path, len(self.log) - 1)
+        if instead is RESET:
+            assert request.transport is not None
+            request.transport.close()
         if instead is not None:
             return instead
         answer: web.StreamResponse = await handler(request)
@@ -143,8 +150,13 @@ class BatchServer:
             self.faults.cut_downloads -= 1
             answer.enable_chunked_encoding()
         await answer.prepare(request)
-        await answer.write(data[: len(data) // 2 + 3] if cut else data)
-        if cut:
+        middle = len(data) // 2 + 3
+        await answer.write(data[:middle])
+        if self.faults.drip_s:
+            await asyncio.sleep(self.faults.drip_s)
+        if not cut:
+            await answer.write(data[middle:])
+        else:
             assert request.transport is not None
             request.transport.close()
         return answer

@@ -1,12 +1,14 @@
 """Ask by batch in processes that are killed: at named points, or when somebody kills them.
 
-Usage: killed_batches.py URL FOLDER PROVIDER QUERIES POINT... Each POINT is one process: `none` runs to
-its end, a name dies there by SIGKILL, a number is killed after so many seconds. Prints how each ended.
+Usage: killed_batches.py URL FOLDER PROVIDER QUERIES OPTIONS POINT... OPTIONS is a JSON object of
+keys of the recipe's teacher. Each POINT is one process: `none` runs to its end, a name dies there
+by SIGKILL, a number is killed after so many seconds. Prints how each ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -86,9 +88,9 @@ def arm(point: str) -> None:
     BatchJournal.write = watched  # type: ignore[method-assign]
 
 
-async def run(url: str, folder: Path, provider: str, count: int, **more: Any) -> None:
-    section = section_of(url, provider, **more.pop("batch", {}))
-    section = section.model_copy(update=more)
+async def run(url: str, folder: Path, provider: str, count: int, **options: Any) -> None:
+    section = section_of(url, provider, **options.get("batch", {}))
+    section = section.model_copy(update={k: v for k, v in options.items() if k != "batch"})
     completer = open_teacher(section, PRICES)
     try:
         with AnswerStore(folder / "answers.jsonl") as store:
@@ -123,9 +125,12 @@ def in_process(work: Callable[[], None], point: str) -> int:
 
 
 if __name__ == "__main__":
-    the_url, the_folder, the_provider, the_count, *points = sys.argv[1:]
+    the_url, the_folder, the_provider, the_count, the_options, *points = sys.argv[1:]
+    options = json.loads(the_options)
+
+    def whole() -> None:
+        asyncio.run(run(the_url, Path(the_folder), the_provider, int(the_count), **options))
+
     for one in points:
-        status = in_process(
-            lambda: asyncio.run(run(the_url, Path(the_folder), the_provider, int(the_count))), one
-        )
+        status = in_process(whole, one)
         print(f"{one}: {status}", flush=True)

@@ -8,6 +8,7 @@ import pytest
 
 from stillhouse.core import money
 from stillhouse.core.money import (
+    batch_share,
     completion_cost_usd,
     machine_usd_per_hour,
     model_price,
@@ -127,3 +128,32 @@ def test_usd_per_1k_queries() -> None:
             usd_per_1k_queries(qps, 1.0)
     with pytest.raises(ValueError, match="usd_per_hour"):
         usd_per_1k_queries(1.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "share"),
+    [
+        ("openai:gpt-4.1", 0.5),
+        ("anthropic:claude-haiku-4-5-20251001", 0.5),
+        ("gpt-4.1", 0.5),
+        ("openai:a-model-without-a-price", 0.5),
+        ("openai-compatible:gpt-4.1", 1.0),  # another server's discount is its own
+        ("hf:x", 1.0),
+    ],
+)
+def test_a_batch_costs_half_where_the_provider_says_so(model: str, share: float) -> None:
+    assert batch_share(NONE, model) == share
+
+
+def test_a_recipes_batch_discount_goes_first() -> None:
+    price = Price(input_usd_per_mtok=1, output_usd_per_mtok=1, batch_discount=0.25)
+    same = Price(input_usd_per_mtok=1, output_usd_per_mtok=1)
+    prices = PricesSection(models={"gpt-4.1": price, "m": price, "gpt-4o": same})
+    assert batch_share(prices, "openai:gpt-4.1") == 0.75
+    assert batch_share(prices, "openai-compatible:m") == 0.75
+    assert batch_share(prices, "openai:gpt-4o") == 0.5
+
+
+def test_batch_discounts_are_dated_with_their_source() -> None:
+    assert {row.provider for row in money._table().batch} == {"openai", "anthropic"}
+    assert all(row.as_of >= date(2026, 1, 1) and row.source for row in money._table().batch)

@@ -404,7 +404,7 @@ def test_a_batch_in_flight_is_held_against_the_budget(
             batch="b", teacher="another", at=0.0, requests=1, size=1, worst_usd=0.0009
         )
         journal.intend(intended, [])
-    with pytest.raises(BudgetError, match="teacher.budget_usd"):
+    with pytest.raises(BudgetError, match=r"teacher\.budget_usd"):
         run(3)
     assert not run.server.batches
     assert any("batches of another are still open" in line for line in run.lines.said)
@@ -510,3 +510,20 @@ def test_a_server_without_batches_is_refused_before_anything_is_sent(
 def test_a_local_teacher_has_no_batches() -> None:
     with pytest.raises(ValueError, match="batch is for teachers behind an API, not gguf"):
         TeacherSection.model_validate({"model": "gguf:x", "batch": {}})
+
+
+def test_a_start_with_batches_in_flight_waits_for_what_they_leave_of_the_budget(
+    tmp_path: Path, serve: Serve
+) -> None:
+    run = Run(tmp_path, serve(looks=3), "openai", budget_usd=0.004)
+    run.server.faults.request = lambda method, path, number: (
+        error(401) if "batch_" in path else None
+    )
+    with pytest.raises(TeacherFailure):  # it ends with almost all of the budget held
+        run(30)
+    held = len(run.server.batches["batch_0000"].requests)
+    run.server.faults.request = lambda *_: None
+    with pytest.raises(BudgetError):
+        run(40)
+    assert sum(bool(found) for found in run.answers(40)) > held + 1
+    assert 0.004 - run.paid() < 0.0005

@@ -23,7 +23,7 @@ def start(server: BatchServer, folder: Path, provider: str, *points: str) -> dic
     done = subprocess.run(
         [
             sys.executable, killed_batches.__file__, server.url, str(folder), provider, str(COUNT),
-            *points,
+            "{}", *points,
         ],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from progress_lines import Lines
 
+from batch_servers import Faults, serve_batches
 from stillhouse.core.errors import (
     BudgetError,
     DataError,
@@ -394,3 +395,43 @@ def test_answers_of_no_use_stop_the_asking_early(place: Place) -> None:
         with pytest.raises(UserError, match="answers can be used"):
             place.run(run_ask, r)
         assert len(server.bodies) == asked  # what is known to be futile is not paid for again
+
+
+def test_all_sets_go_by_batch_and_the_files_are_those_of_live_asking(
+    place: Place, tmp_path: Path
+) -> None:
+    def row(text: str) -> Any:
+        return (400, "invalid_request_error", "not this one") if "q 5" in text else None
+
+    with serve_batches(Faults(row=row)) as server:
+        server.text = lambda text: "good" if "lovely" in text else "bad"
+        teacher = {"model": "openai:gpt-4.1", "base_url": f"{server.url}/v1"}
+        batch = {"poll_s": 0.01, "pilot": 1}
+        by_batch = recipe({**teacher, "batch": batch})
+        traffic(place.root / "traffic", by_batch, queries=9, golden=4, labelled=3)
+        place.run(run_check, by_batch)
+        assert len(server.batches) == 1
+        outcome = place.run(run_ask, by_batch)
+        assert len(server.batches) == 2  # the queries and the golden set together
+        assert server.live.total() == 2
+        timings = place.json(run_ask, "timings.json")
+        assert (timings["asked"], timings["reused"], timings["failures"]) == (13, 0, 1)
+        assert timings["asked_by_batch"] == 11
+        assert timings["queries_per_second"] is None
+        assert outcome.cost_usd == pytest.approx(timings["usd"])
+        (failure,) = read_records(place.root / "run_ask" / "failures.jsonl", Rejection)
+        assert (failure.query_id, failure.reason) == ("q5", "no_answer")
+        assert "not this one" in failure.detail
+        # 100 tokens in and 20 out of gpt-4.1 cost 0.00036; one of the twelve was asked live.
+        assert outcome.cost_usd == pytest.approx(0.00036 * (1 + 11 / 2))
+        batched = [c.model_dump() for c in place.completions()]
+        live = Place(tmp_path / "live")
+        live_recipe = recipe(teacher)
+        traffic(live.root / "traffic", live_recipe, queries=9, golden=4, labelled=3)
+        live.run(run_ask, live_recipe)
+        assert [c.model_dump() for c in live.completions()] == batched
+        assert len(live.completions("golden_completions.jsonl")) == 4
+        # The answers are under live asking's keys: it has nothing left to ask but the failure.
+        before = server.live.total()
+        place.run(run_ask, live_recipe)
+        assert server.live.total() == before

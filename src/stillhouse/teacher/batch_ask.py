@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -25,25 +24,19 @@ from stillhouse.teacher.ask import ask
 from stillhouse.teacher.batch import (
     CUSTOM_ID_CHARS,
     MB,
-    NAME_DIGITS,
     Ask,
-    Item,
     Limits,
     Part,
     asks,
-    custom_id,
     take,
 )
 from stillhouse.teacher.batch_journal import (
     BatchJournal,
-    Dropped,
-    Intended,
     OpenBatch,
-    Sending,
-    Submitted,
 )
-from stillhouse.teacher.batch_provider import BatchProvider, UnsureError
+from stillhouse.teacher.batch_provider import BatchProvider
 from stillhouse.teacher.batch_settle import Settled, Settling, settle
+from stillhouse.teacher.batch_submit import Submitting, submit
 from stillhouse.teacher.budget import Budget
 from stillhouse.teacher.futility import FIRST_UNUSABLE
 from stillhouse.teacher.retry import TeacherFailure
@@ -94,6 +87,7 @@ class BatchAsking:
     pending: dict[AnswerKey, Query] = field(default_factory=dict)
     queries: Mapping[AnswerKey, Query] = field(default_factory=dict)
     most_requests: int | None = None  # where the provider puts larger batches off
+    batched: int = 0
     deferred: int = 0
     vanished: int = 0
     piloted: bool = False
@@ -159,6 +153,7 @@ class BatchAsking:
             self.deferred = self.vanished = 0
             self.most_requests = self.most_requests and 2 * self.most_requests
         self.usd_by_key.update(settled.usd_by_key)
+        self.batched += len(settled.usd_by_key)
         self.failures.update(settled.failures)
         for key in settled.keys:
             if key not in self.queries or key in self.failures or not self._missing(key):
@@ -199,7 +194,12 @@ class BatchAsking:
                 return
             await self.clock.sleep(self.section.poll_s)
         if self.pending and not self.piloted:
-            await self._pilot()
+            try:
+                await self._pilot()
+            except BudgetError:
+                if not self._open():
+                    raise
+                return  # what is in flight costs less than its worst case: there will be room
         parts: Sequence[Part] = self._parts()
         while parts and len(self._open()) < self.section.in_flight:
             if sum(len(part.asks) for part in parts) < self.section.min_requests:
@@ -228,7 +228,6 @@ class BatchAsking:
             UserError: the server has no batches; nothing was asked then.
         """
         await self.provider.marker()
-        self.piloted = True
         known = sum(bool(self.store.get(key)) for key in self.queries)
         wanted, answered, failed = max(1, self.section.pilot - known), 0, 0
         while self.pending and wanted > 0:
@@ -251,6 +250,7 @@ class BatchAsking:
             if failed >= FIRST_FAILED and not answered:
                 last = result.failures[-1].detail
                 raise TeacherError(f"the first {failed} queries got no answer; the last: {last}")
+        self.piloted = True
 
     def _parts(self) -> list[Part]:
         """What is to be sent now; queries that went into enough batches are left to live asking."""
@@ -261,6 +261,9 @@ class BatchAsking:
                 self.pending.pop(key)
                 continue
             have = len(self.store.get(key))
+            if have >= self.sampling.n:
+                self.pending.pop(key)
+                continue
 
             def measure(first: int, n: int, key: AnswerKey = key, query: Query = query) -> Ask:
                 body = self._body(key, query, first, n)
@@ -272,38 +275,20 @@ class BatchAsking:
         return found
 
     async def _submit(self, parts: Sequence[Part]) -> bool:
-        """Send one batch, each step in the journal before the next; whether more can be sent."""
-        name = secrets.token_hex(NAME_DIGITS // 2)
-        requests = sum(len(part.asks) for part in parts)
-        worst = sum(ask.worst_usd for part in parts for ask in part.asks)
-        intended = Intended(
-            batch=name,
-            teacher=self.teacher,
-            at=self.clock.now(),
-            requests=requests,
-            size=sum(ask.size for part in parts for ask in part.asks),
-            worst_usd=worst,
-            marker=await self.provider.marker(),
-        )
-        self.journal.intend(intended, self._items(name, parts))
+        """Send one batch; whether more can be sent now."""
         sent = {part.key: self.pending.pop(part.key) for part in parts}
-        path, file = self.journal.requests_path(name), ""
         try:
-            self._write_requests(name, parts, sent)
-            file = await self.provider.upload(name, path)
-            self.journal.write(Sending(batch=name, at=self.clock.now(), file=file))
-            try:
-                the_id = await self.provider.create(name, file, path)
-            except UnsureError as error:
-                self.progress.say(f"batch {name}: {error}; looking whether it arrived")
-            else:
-                self.journal.write(Submitted(batch=name, id=the_id))
+            await submit(
+                Submitting(
+                    self.provider, self.teacher, self.journal, self.progress, self.clock.now,
+                    self._body,
+                ),
+                parts,
+                sent,
+            )  # fmt: skip
         except TeacherFailure as error:
-            # Refused, so that there is no such batch and nothing of it is billed.
-            self.journal.write(Dropped(batch=name, why="refused", detail=str(error)))
-            self.journal.close_files(name)
             self.pending = {**sent, **self.pending}
-            await self.provider.tidy(name, file)
+            requests = sum(len(part.asks) for part in parts)
             if error.reason == "too_long" and requests > 1:
                 self.most_requests = requests // 2
                 return True
@@ -312,36 +297,7 @@ class BatchAsking:
             self.deferred += 1
             self.progress.say(f"{error}; sending it again in {self.section.poll_s:g} s")
             return False
-        path.unlink(missing_ok=True)
-        self.progress.say(
-            f"batch {name}: {requests:,} requests sent to {self.teacher}"
-            + (f", at most ${worst:.4f}" if worst else "")
-        )
         return True
-
-    def _items(self, name: str, parts: Sequence[Part]) -> Iterator[Item]:
-        for part in parts:
-            for one in part.asks:
-                yield Item(
-                    custom_id=custom_id(name, part.key, one.first),
-                    chat=part.key.chat,
-                    sampling=part.key.sampling,
-                    query_id=self.pending[part.key].id,
-                    first=one.first,
-                    n=one.n,
-                    worst_usd=one.worst_usd,
-                )
-
-    def _write_requests(
-        self, name: str, parts: Sequence[Part], sent: Mapping[AnswerKey, Query]
-    ) -> None:
-        def lines() -> Iterator[bytes]:
-            for part in parts:
-                for one in part.asks:
-                    body = self._body(part.key, sent[part.key], one.first, one.n)
-                    yield self.provider.line(custom_id(name, part.key, one.first), body)
-
-        self.journal.write_requests(name, lines())
 
     def _body(self, key: AnswerKey, query: Query, first: int, n: int) -> dict[str, Any]:
         # Other seeds in another round: the samples there may be any of the earlier round's.

@@ -34,13 +34,15 @@ FOLDER: Final = "batches"
 
 @dataclass(slots=True)
 class BatchResult:
-    """What asking by batch brought. `held_usd` is what batches still open or lost may cost.
+    """What asking by batch brought. `held_usd` is what batches open or lost may cost.
 
-    `failures` are queries that no asking would help, `keys` all that were answered or tried now.
+    `failures` are queries that no asking would help; `usd_by_key` is what was paid now for each
+    that got an answer, `batched` how many of them did so in a batch.
     """
 
     failures: dict[AnswerKey, str] = field(default_factory=dict)
     usd_by_key: dict[AnswerKey, float] = field(default_factory=dict)
+    batched: int = 0
     seconds: float = 0.0
     held_usd: float = 0.0
 
@@ -179,6 +181,7 @@ async def ask_batches(
         return BatchResult(
             asking.failures,
             asking.usd_by_key,
+            asking.batched,
             time.perf_counter() - started,
             journal.open_usd(),
         )

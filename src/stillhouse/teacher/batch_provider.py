@@ -19,6 +19,8 @@ from stillhouse.teacher.batch import Limits, Row
 from stillhouse.teacher.retry import UnreadableAnswerError, judge, with_retries
 
 T = TypeVar("T")
+# Statuses of a request that may have been taken all the same, as every 5xx may.
+UNSURE: Final = frozenset({408, 409})
 NO_BATCHES: Final = frozenset({404, 405, 501})
 
 
@@ -149,7 +151,8 @@ async def creating(
             return await attempt()
         except expected as error:
             verdict = judge(error, settings.retrying.now())
-            if verdict.again and verdict.status != 429:
+            refused = verdict.status is not None and 400 <= verdict.status < 500
+            if not refused or verdict.status in UNSURE:
                 raise UnsureError(failure_line(settings, error, verdict)) from None
             raise
 

@@ -338,7 +338,7 @@ def _timings(asked: _Asked, latencies_ms: array[float]) -> dict[str, object]:
         "reused": sum(result.reused for result in asked.results),
         "failures": sum(len(result.failures) for result in asked.results),
         "seconds": seconds,
-        "asked_by_batch": len(asked.batched.usd_by_key),
+        "asked_by_batch": asked.batched.batched,
         "queries_per_second": _rate(asked),
         "usd": sum(result.usd for result in asked.results),
         "usd_of_answers": asked.usd,
@@ -360,4 +360,4 @@ def _rate(asked: _Asked) -> float | None:
         return together_per_second([_rate(member) for member in asked.members])
     seconds = sum(result.seconds for result in asked.results)
     count = sum(result.asked for result in asked.results)
-    return count / seconds if count and seconds > 0 and not asked.batched.usd_by_key else None
+    return count / seconds if count and seconds > 0 and not asked.batched.batched else None
