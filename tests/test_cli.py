@@ -38,8 +38,12 @@ OPTIONS = {
         "repeats",
         "as_json",
     },
+    "teacher": set(),
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
 }
+
+
+TEACHER_OPTIONS = {"compare": STAGE_OPTIONS}
 
 
 def stillhouse(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -52,14 +56,18 @@ def stillhouse(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_option_list_is_pinned() -> None:
-    group = typer.main.get_command(app)
+def options_of(group: object) -> dict[str, set[str | None]]:
     commands = getattr(group, "commands")  # noqa: B009 - click's Group, seen as Command
-    found = {
+    return {
         name: {p.name for p in command.params if p.name != "help"}
         for name, command in commands.items()
     }
-    assert found == OPTIONS
+
+
+def test_the_option_list_is_pinned() -> None:
+    group = typer.main.get_command(app)
+    assert options_of(group) == OPTIONS
+    assert options_of(getattr(group, "commands")["teacher"]) == TEACHER_OPTIONS  # noqa: B009
 
 
 def test_the_options_of_the_store_commands_are_pinned() -> None:

@@ -38,6 +38,7 @@ from stillhouse.evaluate.teacher_page import render_comparison
 from stillhouse.evaluate.teacher_speed import api_speed, ensemble_speed, local_speed
 from stillhouse.evaluate.teacher_statistics import (
     agreement,
+    beats_the_majority,
     complementarity,
     differences,
     mean,
@@ -191,19 +192,26 @@ def _compared(  # noqa: PLR0917 - what a comparison needs
         for name, one in panel.answered.items():
             teachers[name] = _result(recipe, one, answers[name], taught[name], sets, how)
             bar.advance()
-    probed = {
-        kind: differences(
-            {
-                name: scores_of(task, probes[kind].answers, truth)
-                for name, probes in taught.items()
-                if kind in probes
-            },
-            how,
-        )
+    probe_scores = {
+        kind: {
+            name: scores_of(task, probes[kind].answers, truth)
+            for name, probes in taught.items()
+            if kind in probes
+        }
         for kind in dict.fromkeys(kind for probes in taught.values() for kind in probes)
     }
+    probed = {kind: differences(each, how) for kind, each in probe_scores.items()}
+    telling = [
+        kind for kind, each in probe_scores.items() if beats_the_majority(task, each, truth, how)
+    ]
+    notes.extend(
+        f"no {kind} probe student is significantly better than always giving the most frequent "
+        "label, so they decide nothing: give compare.probe more queries"
+        for kind in probed
+        if kind not in telling
+    )
     own = differences(scores, how)
-    by = judged_by(teachers)
+    by = judged_by(teachers, telling)
     deciding: tuple[Difference, ...] = own if by == "teacher" else probed[by]
     singles = [name for name, one in panel.answered.items() if not one.members]
     together = [tuple(singles)] if len(singles) > 1 else []
@@ -239,6 +247,7 @@ def _compared(  # noqa: PLR0917 - what a comparison needs
             },
             by=by,
             margin=recipe.evaluate.margin,
+            own=own,
         ),
         usd_paid=_paid(panel),
         notes=tuple(notes),
@@ -255,15 +264,13 @@ def _compared(  # noqa: PLR0917 - what a comparison needs
 def _answers(recipe: Recipe, one: Answered[Speed], queries: Sequence[Query]) -> Answers:
     """A query without an answer has an empty text, which scores 0."""
     said = one.results[0].completions_by_query
-    signals = _signals(one)
-    empty = float("nan")
     known = [query for query in queries if said.get(query.id)]
-    some = answers_of(recipe.task, [said[query.id] for query in known], signals)
+    some = answers_of(recipe.task, [said[query.id] for query in known], _signals(one))
     texts = dict(zip((query.id for query in known), some.texts, strict=True))
     rows = None
     if some.probabilities is not None:
         by_id = dict(zip((query.id for query in known), some.probabilities, strict=True))
-        blank = np.full(some.probabilities.shape[1], empty)
+        blank = np.full(some.probabilities.shape[1], np.nan)
         rows = np.array([by_id.get(query.id, blank) for query in queries])
     return Answers(tuple(texts.get(query.id, "") for query in queries), rows)
 

@@ -9,12 +9,13 @@ import pytest
 
 from stillhouse.core.recipe_teacher import PricesSection
 from stillhouse.core.records import Completion
+from stillhouse.core.tasks import ClassificationTask
 from stillhouse.evaluate.metrics import Resampling
 from stillhouse.evaluate.results import CandidateSpeed
 from stillhouse.evaluate.speed import Speed
 from stillhouse.evaluate.teacher_choice import judged_by, recommend
 from stillhouse.evaluate.teacher_speed import api_speed, ensemble_speed, local_speed
-from stillhouse.evaluate.teacher_statistics import differences, mean
+from stillhouse.evaluate.teacher_statistics import beats_the_majority, differences, mean
 from stillhouse.evaluate.teachers import ProbeResult, Recommendation, TeacherResult
 
 HOW = Resampling(0.95, 100, 0)
@@ -77,7 +78,7 @@ def test_the_cheapest_of_those_that_cannot_be_told_apart() -> None:
 def test_the_best_where_all_cheaper_ones_are_worse() -> None:
     found = choose({"large": right(0.90), "small": right(0.80)}, {"large": 10.0, "small": 1.0})
     assert found.teacher == found.best == "large"
-    assert "significantly better than every other" in found.reasons[1]
+    assert "no other teacher is as good" in found.reasons[1]
 
 
 def test_an_ensemble_only_where_its_gain_is_significant() -> None:
@@ -131,16 +132,52 @@ def test_the_probe_decides_where_there_is_one() -> None:
     for name, scores in probe.items():
         probes = {"recipe": ProbeResult(score=mean(scores, HOW), trained_on=100)}
         teachers[name] = teachers[name].model_copy(update={"probes": probes})
-    assert judged_by(teachers) == "recipe"
+    assert judged_by(teachers, ["tfidf", "recipe"]) == "recipe"
+    assert judged_by(teachers, ["tfidf"]) == "teacher", "probes that learnt nothing do not decide"
+    own = differences({"large": right(0.95), "small": right(0.90), "mute": right(0.99)}, HOW)
     found = recommend(
         teachers,
         differences(probe, HOW),
         {name: {} for name in teachers},
         by="recipe",
         margin=0.05,
+        own=own,
     )
     assert (found.teacher, found.best, found.by) == ("small", "small", "recipe")
     assert any("no student could be made of the answers of mute" in r for r in found.reasons)
+
+
+def test_where_students_are_level_the_teachers_own_answers_decide() -> None:
+    students = {"cheap": right(0.71), "mid": right(0.70), "large": right(0.70)}
+    answers = {"cheap": right(0.60), "mid": right(0.89), "large": right(0.90)}
+    teachers = {
+        name: result(answers[name], usd).model_copy(
+            update={
+                "probes": {"tfidf": ProbeResult(score=mean(students[name], HOW), trained_on=100)}
+            }
+        )
+        for name, usd in (("cheap", 0.1), ("mid", 1.0), ("large", 10.0))
+    }
+    found = recommend(
+        teachers,
+        differences(students, HOW),
+        {name: {} for name in teachers},
+        by="tfidf",
+        margin=0.05,
+        own=differences(answers, HOW),
+    )
+    assert (found.teacher, found.best) == ("mid", "cheap")
+    assert any("own answers are significantly worse" in reason for reason in found.reasons)
+
+
+def test_a_probe_that_learnt_the_majority_tells_nothing() -> None:
+    task = ClassificationTask(kind="classification", labels=("a", "b"))
+    truth = ["a"] * 240 + ["b"] * 160
+    always = [1.0] * 240 + [0.0] * 160
+    better = [1.0] * 300 + [0.0] * 100
+    assert not beats_the_majority(task, {"x": always, "y": always}, truth, HOW)
+    assert beats_the_majority(task, {"x": always, "y": better}, truth, HOW)
+    assert not beats_the_majority(task, {"x": [1 - s for s in better]}, truth, HOW)
 
 
 def test_equal_teachers_are_rarely_chosen_against_on_quality() -> None:

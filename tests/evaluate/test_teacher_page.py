@@ -76,6 +76,7 @@ def comparison(*, probe: bool = True) -> TeacherComparison:
             {name: {"model": f"openai:{name}"} for name in teachers},
             by="tfidf" if probe else "teacher",
             margin=0.05,
+            own=own,
         ),
         usd_paid=0.12,
         notes=("a note",),

@@ -7,7 +7,7 @@ teacher is significant. Knows results; computes no statistic.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from pydantic import JsonValue
@@ -23,14 +23,15 @@ JUDGED_BY: Final[Mapping[str, str]] = {
 }
 
 
-def judged_by(teachers: Mapping[str, TeacherResult]) -> By:
-    """The measure nearest to what is wanted, a good student, that there is.
+def judged_by(teachers: Mapping[str, TeacherResult], telling: Collection[str]) -> By:
+    """The measure nearest to what is wanted, a good student, that says something.
 
-    A teacher of whose answers no student could be made is then no choice.
+    A probe counts only where it is `telling`: where some probe student learnt more than to say the
+    most frequent label. A teacher of whose answers no student could be made is then no choice.
     """
     kinds: tuple[By, By] = ("recipe", "tfidf")
     for by in kinds:
-        if any(by in result.probes for result in teachers.values()):
+        if by in telling and any(by in result.probes for result in teachers.values()):
             return by
     return "teacher"
 
@@ -52,12 +53,17 @@ def recommend(
     *,
     by: By,
     margin: float,
+    own: Sequence[Difference] = (),
 ) -> Recommendation:
     """Choose a teacher.
+
+    Where probe students decide and cannot tell some teachers apart, the teachers' own answers do:
+    a cheaper one whose answers are significantly worse is passed over.
 
     Args:
         teachers: in the order of the recipe.
         differences: all pairs of them, of the measure that decides.
+        own: all pairs by their own answers, where probes decide.
         sections: the recipe's teacher section for each.
         by: the measure that decides.
         margin: absolute; a choice is firm where it is surely not worse than the best by as much.
@@ -77,11 +83,12 @@ def recommend(
     best = min(names, key=lambda name: (-scores[name].estimate, price(name)))
     against = {name: _between(differences, name, best) for name in names if name != best}
     level = [n for n in names if n == best or not against[n][1].significant]
-    chosen = min(level, key=lambda name: (price(name), -scores[name].estimate))
+    kept = level if by == "teacher" else _by_own_answers(teachers, own, level)
+    chosen = min(kept, key=lambda name: (price(name), -scores[name].estimate))
     reasons = [f"judged by {JUDGED_BY[by]}: {chosen} scores {share(scores[chosen])}"]
     firm = True
     if chosen == best:
-        reasons.append(_why_best(best, names, level, teachers))
+        reasons.append(_why_best(best, names, kept, teachers))
     else:
         apart, pair = against[chosen]
         reasons.append(
@@ -100,6 +107,13 @@ def recommend(
                 f"than {best}, beyond the margin of {100 * margin:g}: more labelled queries would "
                 "make it firm"
             )
+    passed = [name for name in level if name not in kept]
+    if passed:
+        reasons.append(
+            f"the students of {', '.join(passed)} cannot be told apart from the best, but their "
+            f"own answers are significantly worse than others': "
+            + ", ".join(f"{name} {share(teachers[name].score)}" for name in passed)
+        )
     reasons.extend(_ensembles(teachers, scores, differences, chosen))
     out = [name for name in teachers if name not in names]
     if out:
@@ -122,6 +136,14 @@ def recommend(
     )
 
 
+def _by_own_answers(
+    teachers: Mapping[str, TeacherResult], own: Sequence[Difference], level: Sequence[str]
+) -> list[str]:
+    """Those of `level` whose own answers are not significantly worse than the best of theirs."""
+    top = max(level, key=lambda name: teachers[name].score.estimate)
+    return [name for name in level if name == top or not _between(own, name, top)[1].significant]
+
+
 def _why_best(
     best: str, names: Sequence[str], level: Sequence[str], teachers: Mapping[str, TeacherResult]
 ) -> str:
@@ -129,7 +151,7 @@ def _why_best(
     if len(names) == 1:
         return f"{best} is the only teacher that could be compared"
     if len(level) == 1:
-        return f"{best} is significantly better than every other; it costs {cost} per 1,000 answers"
+        return f"no other teacher is as good; it costs {cost} per 1,000 answers"
     others = ", ".join(name for name in level if name != best)
     return (
         f"{best} scores highest and is cheapest, at {cost} per 1,000 answers, of those that cannot "

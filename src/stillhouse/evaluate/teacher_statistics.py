@@ -110,6 +110,28 @@ def differences(scores: Mapping[str, Sequence[float]], how: Resampling) -> tuple
     )
 
 
+def beats_the_majority(
+    task: Task,
+    scores: Mapping[str, Sequence[float]],
+    references: Sequence[str],
+    how: Resampling,
+) -> bool:
+    """Whether some of these is significantly better than always saying the most frequent label.
+
+    Holm over all of them. For tasks without closed labels there is no such answer: always true.
+    """
+    if not isinstance(task, ClassificationTask):
+        return True
+    truth = indices(task, references)
+    constant = (truth == np.bincount(truth).argmax()).astype(np.float64)
+    tests = [paired_test(s, constant, groups=how.groups, seed=how.seed) for s in scores.values()]
+    adjusted = holm([test.p_value for test in tests])
+    return any(
+        p <= 1 - how.confidence and float(np.mean(one)) > constant.mean()
+        for p, one in zip(adjusted, scores.values(), strict=True)
+    )
+
+
 def agreement(
     task: Task, answers: Mapping[str, Answers], scores: Mapping[str, Sequence[float]]
 ) -> Agreement:
