@@ -272,8 +272,12 @@ def chat(text: str, answer: str | None, **more: Any) -> dict[str, Any]:
         if answer is None
         else {"choices": [{"message": {"role": "assistant", "content": answer}}]}
     )
-    return {"request": {"model": "acme-large", "messages": [{"role": "user", "content": text}]},
-            "response": said, "usage": {"prompt_tokens": 100, "completion_tokens": 10}, **more}  # fmt: skip
+    return {
+        "request": {"model": "acme-large", "messages": [{"role": "user", "content": text}]},
+        "response": said,
+        "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+        **more,
+    }
 
 
 def rows_of(folder: Path, rows: list[dict[str, Any]], name: str = "log.jsonl") -> Path:
