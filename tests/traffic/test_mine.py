@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
 from planted_log import Planted, requests, write_logs
@@ -272,8 +274,12 @@ def chat(text: str, answer: str | None, **more: Any) -> dict[str, Any]:
         if answer is None
         else {"choices": [{"message": {"role": "assistant", "content": answer}}]}
     )
-    return {"request": {"model": "acme-large", "messages": [{"role": "user", "content": text}]},
-            "response": said, "usage": {"prompt_tokens": 100, "completion_tokens": 10}, **more}  # fmt: skip
+    return {
+        "request": {"model": "acme-large", "messages": [{"role": "user", "content": text}]},
+        "response": said,
+        "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+        **more,
+    }
 
 
 def rows_of(folder: Path, rows: list[dict[str, Any]], name: str = "log.jsonl") -> Path:
@@ -383,6 +389,66 @@ def test_nothing_readable_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no request that can be read"):
         mine(MineOptions((path,), tmp_path / "o"), Silent())
     assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_a_result_inside_the_folder_of_logs_is_not_read_again(tmp_path: Path) -> None:
+    rows_of(
+        tmp_path, [chat(f"Spam?\n\n{i} and {i * 3}", "yes" if i % 2 else "no") for i in range(90)]
+    )
+    options = MineOptions((tmp_path,), tmp_path / "tasks")
+    first = mine(options, Silent()).report
+    assert mine(options, Silent()).report == first
+    assert first.calls == 90
+
+
+def test_a_damaged_file_among_others_is_a_reject(tmp_path: Path) -> None:
+    path = rows_of(tmp_path, [chat(f"Spam?\n\n{i}", "yes") for i in range(60)])
+    (tmp_path / "broken.jsonl.gz").write_bytes(b"\x1f\x8b\x08\x00" + b"\xff" * 99)
+    (tmp_path / "plain.jsonl.gz").write_bytes(path.read_bytes())
+    report = mine(MineOptions((tmp_path,), tmp_path / "o"), Silent()).report
+    assert (report.calls, report.rejected) == (60, {"damaged": 2})
+
+
+CONTENT = st.one_of(st.none(), st.text(max_size=12), st.sampled_from(["a b c", "{text}"]))
+ROLE = st.sampled_from(["system", "user", "user", "assistant", "tool"])
+ANSWER = st.sampled_from([None, "", "yes", "no", '{"a": 1}', '{"a": "x"}', "<EMAIL_1>"])
+CHOICE = st.fixed_dictionaries({"message": st.fixed_dictionaries({"content": ANSWER})})
+COUNT_OR_NOT = st.one_of(st.integers(), st.text(max_size=2))
+TURN = st.fixed_dictionaries({"role": ROLE, "content": CONTENT})
+ROW = st.fixed_dictionaries(
+    {"messages": st.lists(TURN, min_size=1, max_size=4)},
+    optional={
+        "choices": st.lists(CHOICE, max_size=1),
+        "usage": st.fixed_dictionaries({"prompt_tokens": COUNT_OR_NOT}),
+        "created": st.one_of(st.integers(), st.floats()),
+        "model": st.text(max_size=6),
+        "id": st.text(max_size=2),
+        "tools": st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=3)), max_size=2),
+        "user": st.text(max_size=3),
+    },
+)
+SAME_FOLDER = [HealthCheck.function_scoped_fixture]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=SAME_FOLDER)
+@given(st.lists(ROW, min_size=1, max_size=12), st.integers(1, 30))
+def test_any_requests_are_mined_without_a_fault(
+    tmp_path: Path, rows: list[dict[str, Any]], times: int
+) -> None:
+    path = rows_of(tmp_path, [{**row, "n": n} for n in range(times) for row in rows])
+    options = MineOptions((path,), tmp_path / "o", min_requests=2)
+    try:
+        mined = mine(options, Silent())
+    except DataError:
+        return
+    report = mined.report
+    assert len(mined.labels) == report.calls
+    assert sum(task.requests for task in report.tasks) + report.other == report.calls
+    for number, task in enumerate(report.tasks):
+        assert task.requests == int((mined.labels == number).sum())
+        if task.recipe is not None:
+            recipe = load_recipe(tmp_path / "o" / task.recipe)
+            read_queries(Path(recipe.traffic.path), recipe.task)
 
 
 def test_options_that_cannot_be_used_are_named(tmp_path: Path) -> None:

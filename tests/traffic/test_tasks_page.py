@@ -26,7 +26,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[TasksReport, Path]:
     folder = tmp_path_factory.mktemp("page")
     made = write_logs(folder, 2000, seed=3)
     asked = [
-        {"messages": [{"role": "user", "content": f"Rate <script>alert({n})</script> & co:\n{n * 7}"},
+        {"messages": [{"role": "user", "content": f"Rate <script>x({n})</script> & co:\n{n * 7}"},
                       {"role": "assistant", "content": ["<b>good</b>", "<i>bad</i>"][n % 2]}]}
         for n in range(120)
     ]  # fmt: skip

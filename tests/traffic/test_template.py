@@ -66,9 +66,9 @@ def test_repeats_do_not_make_a_text_a_template() -> None:
 
 
 def test_a_word_is_never_cut() -> None:
-    found = find_templates([f"Please answer the question: {w}" for w in ("stone", "stair", "stamp")] * 1
-                           + wrapped("Please answer the question: ", "", 100))  # fmt: skip
-    assert found[0].head == "Please answer the question: "
+    head = "Please answer the question: "
+    found = find_templates([head + word for word in ("stone", "stair")] + wrapped(head, "", 100))
+    assert found[0].head == head
 
 
 def test_placeholders_are_not_fixed_text() -> None:

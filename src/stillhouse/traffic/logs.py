@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from stillhouse.traffic.json_files import Piece, pieces_of
 
 LOOKED_AT: Final = 50
 MAX_COPIES: Final = 20
+DAMAGE: Final = (OSError, EOFError, zlib.error)  # what a file or a damaged archive raises
 SUFFIXES: Final = (".jsonl", ".json", ".ndjson", ".log", ".jsonl.gz", ".json.gz", ".ndjson.gz")
 
 
@@ -62,6 +64,7 @@ class LogReader:
         paths: files, or folders whose files with a log's suffix are taken, in order of name.
         wanted: the format of all files; `None` finds it per file.
         on_reject: is told of every line that is not used, but for sound lines of other kinds.
+        leave_out: folders whose files are not read, though they be in a folder of `paths`.
 
     Raises:
         DataError: no such file, an empty folder; when read to the end, no call at all.
@@ -70,6 +73,7 @@ class LogReader:
     paths: Sequence[Path]
     wanted: LogFormat | None = None
     on_reject: Callable[[Reject], None] = lambda reject: None
+    leave_out: Sequence[Path] = ()
     files: list[LogFile] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -82,8 +86,10 @@ class LogReader:
         if not self.paths:
             raise DataError("LOGS", "no log file is given", action="name files or folders")
         files = [file for path in self.paths for file in _expanded(Path(path))]
+        left_out = [path.resolve() for path in self.leave_out]
         for path in dict.fromkeys(files):
-            self.files.append(self._looked_at(path))
+            if not any(path.resolve().is_relative_to(folder) for folder in left_out):
+                self.files.append(self._looked_at(path))
 
     def __iter__(self) -> Iterator[Call]:
         for file in self.files:
@@ -129,12 +135,8 @@ class LogReader:
                     observations += found == "langfuse" and not is_bare_trace(piece.value)
                 if seen >= LOOKED_AT:
                     break
-        except OSError as error:
-            raise DataError(
-                str(path), f"cannot be read: {error}", action="check the path"
-            ) from None
-        except EOFError:
-            pass  # a gzip file that is cut off: what is before the cut is read, and the cut named
+        except DAMAGE:
+            pass  # what can be read of it is; the damage is named when it is met again
         chosen = self.wanted or (votes.most_common(1)[0][0] if votes else None)
         return LogFile(path, chosen, outputs > 0 and chosen == "openai", observations > 0)
 
@@ -144,7 +146,7 @@ class LogReader:
             for piece in pieces_of(file.path):
                 line = piece.line
                 yield from self._calls(file, piece, beside)
-        except (OSError, EOFError) as error:
+        except DAMAGE as error:
             self._reject(
                 str(file.path), line + 1, "damaged", f"the rest cannot be read: {error}", ""
             )
@@ -166,6 +168,8 @@ class LogReader:
                     waiting = self._answers.setdefault(found.custom_id, deque())
                     waiting.append((where, piece.line, found.call))
                     continue
+                if not found.turns:
+                    raise LineProblem("empty", "there is an answer, but no request before it")
                 call = self._joined(row, found)
                 named = self._named(call, where, piece.line)
                 if named is not None:

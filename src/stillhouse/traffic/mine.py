@@ -168,7 +168,8 @@ def _read(
             with disk_errors(work):
                 rejects.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-        reader = LogReader(options.logs, options.format, keep)
+        # A folder of logs may hold earlier results; this one's files must not feed it.
+        reader = LogReader(options.logs, options.format, keep, (options.out, work))
         pricing = Pricing(options.prices)
         names: dict[str, str] = {}
         with progress.bar("reading logs", None, "requests") as bar:

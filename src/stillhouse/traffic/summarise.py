@@ -27,7 +27,7 @@ from stillhouse.traffic.rank import (
     window_days,
 )
 from stillhouse.traffic.refine import Refined
-from stillhouse.traffic.spool import CACHED, FAILED, Columns, Spool, text_hash
+from stillhouse.traffic.spool import CACHED, FAILED, Columns, Spool, mask, text_hash
 from stillhouse.traffic.task_recipe import (
     UNKNOWN_SERVER,
     Teacher,
@@ -236,7 +236,7 @@ def _names(tasks: Sequence[Refined]) -> list[str]:
             texts.append(task.sample[0].last[:200])
         words: list[str] = []
         for text in texts:
-            plain = re.sub(r"<[A-Z]+_\d+>", " ", text)
+            plain = re.sub(r"<[A-Z]+>", " ", mask(text))
             for word in re.findall(r"[a-z][a-z0-9]+", plain.lower()):
                 if word not in _DULL and word not in words:
                     words.append(word)
