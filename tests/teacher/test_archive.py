@@ -189,6 +189,12 @@ def test_imported_answers_are_not_asked_again_and_cost_nothing(tmp_path: Path) -
         import_answers(tmp_path / "z.out", tmp_path / "run")
 
 
+def test_a_replay_takes_no_server_and_no_key() -> None:
+    for extra in ({"base_url": "http://h/v1"}, {"api_key_env": "KEY"}):
+        with pytest.raises(ValueError, match="is for teachers behind an API, not replay"):
+            TeacherSection.model_validate({"model": "replay:x.jsonl"} | extra)
+
+
 def test_the_commands_of_the_store(tmp_path: Path) -> None:
     run(Paid(), tmp_path / "run" / "store" / "answers.jsonl", 3)
     out = tmp_path / "out.jsonl"
