@@ -123,21 +123,24 @@ def kill_again_and_again(
     least = count * ANSWER_USD
     budget_usd = least + (kills + 20) * window if share is None else share * least
     below = over = killed = 0
+    in_flight: list[int] = []
     ended: dict[str, Any] = {}
     while True:
         process = start(port, path, count, budget_usd)
         if killed < kills:
-            before = path.stat().st_size if path.exists() else 0
+            before = stats_of(port)["requests"]
             deadline = time.monotonic() + 60
-            # From the first answer on, anywhere in the next part of the work.
+            # From its first request on, anywhere in the next part of the work.
             while process.poll() is None and time.monotonic() < deadline:
-                if path.exists() and path.stat().st_size > before:
+                if stats_of(port)["requests"] > before:
                     break
-                time.sleep(0.002)
+                time.sleep(0.005)
             time.sleep(draw.uniform(0.0, 0.35))
+            flying = stats_of(port)["in flight"]
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 killed += 1
+                in_flight.append(flying)
         out, _ = process.communicate(timeout=600)
         billed_usd = stats_of(port)["answers billed"] * ANSWER_USD
         paid, unsure = account(path)
@@ -158,6 +161,7 @@ def kill_again_and_again(
     lost_to_kills = stats["answers billed"] - answered - faulty
     return {
         "kills": killed,
+        "kills with requests in flight": sum(n > 0 for n in in_flight),
         "queries": count,
         "budget for all": share is None,
         "answered in the store": answered,

@@ -40,6 +40,7 @@ class Server:
             "requests": self.requests,
             "answers billed": sum(self.billed.values()),
             "chats billed": len(self.billed),
+            "in flight": self.in_flight,
             "most in flight": self.most_in_flight,
             "faults": dict(self.by_fault),
             "seconds": self.last_at - self.first_at,

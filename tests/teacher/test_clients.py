@@ -16,6 +16,7 @@ from stillhouse.core.records import Completion, Message, Query
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.retry import TeacherFailure
+from stillhouse.teacher.wire import env_proxy
 from teacher_servers import KEY, Answer, Loopback, Truncated, error, openai_answer, serve
 from teacher_servers import anthropic_answer as claude
 
@@ -36,6 +37,18 @@ CLOSED = {
 def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+
+
+def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert env_proxy("https://api.example.com/v1") is None
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "inside.example.com")
+    assert env_proxy("https://api.example.com/v1") == "http://proxy:3128"
+    assert env_proxy("http://api.example.com/v1") is None
+    assert env_proxy("https://inside.example.com/v1") is None
 
 
 class Result:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-FAILURES: Final = 10  # in a row
+FAILURES: Final = 5  # in a row
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 30.0
 # A server that never answered is more likely a wrong address than an outage.
