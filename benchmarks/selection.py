@@ -37,8 +37,8 @@ from stillhouse.models.embedders import open_embedder
 
 N, CHOSEN, PLAIN = 100_000, 50_000, 1000
 MOST_SECONDS, MOST_MB = 300, 2048
-# What selection promises over random on skewed traffic, of the 95th percentile distance: the low end
-# of the interval must reach it (docs/diversity.md).
+# What selection promises over random on skewed traffic, of the 95th percentile distance: the low
+# end of the interval must reach it (docs/diversity.md).
 PROMISED_P95 = 0.25
 
 
