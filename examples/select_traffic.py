@@ -10,8 +10,8 @@ texts += [f"The invoice of month {i} charges me twice, please refund it." for i 
 texts += [f"The app crashes when I open page {i} on my phone." for i in range(6)]
 
 vectors = open_embedder("hashing", texts).embed(texts)
-clusters = cluster(vectors, 3)
-strata = Strata(clusters.labels, quotas(clusters.sizes, 12, floor=2))
+clusters = cluster(vectors, 8)
+strata = Strata(clusters.labels, quotas(clusters.sizes, 12, floor=1))
 chosen = k_center(vectors, 12, strata=strata).chosen
 for index in sorted(chosen.tolist()):
     print(f"cluster {clusters.labels[index]}: {texts[index]}")
