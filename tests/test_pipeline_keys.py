@@ -84,3 +84,19 @@ def test_what_a_stage_reads_is_in_its_key(
 ) -> None:
     found = next(one for one in STAGES if one.name == stage)
     assert stage_key(found, recipe(), run).digest != stage_key(found, recipe(**changes), run).digest
+
+
+def test_expansion_is_a_stage_where_the_recipe_asks_for_it(tmp_path: Path) -> None:
+    assert "expand" not in [stage.name for stage in stages_of(recipe())]
+    traffic = {"path": "nowhere.jsonl", "expand": {"n": 5, "per_cluster": 3}}
+    made = recipe(traffic=traffic)
+    names = [stage.name for stage in stages_of(made)]
+    assert names[:3] == ["traffic", "expand", "ask"]
+    run = RunFolder(tmp_path)
+    start(run, made, {"traffic", "expand"})
+    stages = {stage.name: stage for stage in STAGES}
+    before = stage_key(stages["dataset"], made, run).digest
+    start(run, made, {"expand"}, "other queries")
+    assert stage_key(stages["dataset"], made, run).digest != before
+    wider = recipe(traffic={**traffic, "expand": {"n": 6, "per_cluster": 3}})
+    assert stage_key(stages["traffic"], made, run) == stage_key(stages["traffic"], wider, run)

@@ -218,3 +218,14 @@ def test_the_held_out_share_is_of_what_may_be_held_out() -> None:
     assert len(held_out) == 10
     assert len(train) == 990
     assert {e.id[0] for e in held_out} == {"q"}
+
+
+def test_synthetic_queries_are_never_held_out() -> None:
+    rows = [query(f"q{i}", f"one {i} two {i} three") for i in range(60)]
+    written = [query(f"synthetic:{i}", f"six {i} seven {i} eight") for i in range(200)]
+    answers = [said(q.id, "good") for q in (*rows, *written)]
+    dataset = build([*rows, *written], *answers, section=DatasetSection(near_duplicate=1.0))
+    train, held_out = dataset.split(0.1, 0)
+    assert len(held_out) == 6
+    assert {e.id[0] for e in held_out} == {"q"}
+    assert len(train) == 254

@@ -27,8 +27,9 @@ from stillhouse.models.clusters import cluster
 from stillhouse.models.completer import Sampling
 from stillhouse.models.embedders import HashingEmbedder
 from stillhouse.models.fake import FakeCompleter
-from stillhouse.teacher.expand import Answered, Expansion, Ground, deficits, expand
+from stillhouse.teacher.expand import Answered, Expansion, deficits, expand
 from stillhouse.teacher.expand_prompts import OPERATIONS, read_reply, request_messages
+from stillhouse.teacher.expand_sieve import Ground
 from stillhouse.teacher.expand_stage import run_expand
 from stillhouse.teacher.stage import run_ask
 from teacher_servers import openai_answer, serve

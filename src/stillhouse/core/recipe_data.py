@@ -21,9 +21,9 @@ class SelectSection(Section):
 
     n: int = Field(ge=1, description="How many queries to choose; all where there are fewer.")
     method: Literal["k_center", "facility_location", "random"] = Field(
-        default="k_center",
-        description="k_center: farthest points, for rare inputs; facility_location: the nearest to "
-        "all, for the bulk; random: by hash. Each within the clusters' quotas.",
+        default="facility_location",
+        description="facility_location: nearest to all of the traffic; k_center: farthest points, "
+        "for rare inputs; random: by hash. Each within the clusters' quotas.",
     )
     embedder: str = Field(
         default="hashing",

@@ -30,8 +30,9 @@ from stillhouse.models.completer import Sampling
 from stillhouse.models.embedders import embed_all, open_embedder
 from stillhouse.teacher.ask import ask
 from stillhouse.teacher.build import open_teacher, queries_in_flight
-from stillhouse.teacher.expand import Answered, Expansion, Ground, expand
+from stillhouse.teacher.expand import Answered, Expansion, expand
 from stillhouse.teacher.expand_prompts import reply_schema
+from stillhouse.teacher.expand_sieve import Ground
 from stillhouse.teacher.replay import STORE_FILE
 from stillhouse.teacher.stage import GOLDEN, LABELLED, QUERIES
 from stillhouse.teacher.store import AnswerStore
