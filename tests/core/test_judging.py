@@ -61,9 +61,7 @@ def test_a_perfect_judge_needs_four_of_each(size: int, refused: bool) -> None:
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
 def test_quality_against_references(good: int, bad: int, data: st.DataObject) -> None:
-    counts = GoldCounts(
-        good, data.draw(st.integers(0, good)), bad, data.draw(st.integers(0, bad))
-    )
+    counts = GoldCounts(good, data.draw(st.integers(0, good)), bad, data.draw(st.integers(0, bad)))
     quality = judge_quality(counts)
     table = [
         [counts.true_good, good - counts.true_good],
@@ -215,9 +213,7 @@ def test_a_pairwise_judge_that_guesses_passes_in_at_most_2_5_percent(pairs: int)
         for decided in range(pairs + 1):
             for right in range(decided + 1):
                 outcomes: list[PairOutcome] = (
-                    ["first"] * right
-                    + ["second"] * (decided - right)
-                    + ["tie"] * (pairs - decided)
+                    ["first"] * right + ["second"] * (decided - right) + ["tie"] * (pairs - decided)
                 )
                 if not no_better_than_chance(pair_quality(outcomes)):
                     chance += binom.pmf(decided, pairs, 1 - ties) * binom.pmf(right, decided, 0.5)

@@ -145,9 +145,7 @@ def test_metadata_names_the_clusters() -> None:
 def test_texts_are_clustered_and_named_by_their_words() -> None:
     texts = [f"refund my parcel order {i} refund please" for i in range(60)]
     texts += [f"login password screen error {i} cannot login" for i in range(60)]
-    asked = [
-        Query(id=str(i), messages=TASK.messages_for(text)) for i, text in enumerate(texts)
-    ]
+    asked = [Query(id=str(i), messages=TASK.messages_for(text)) for i, text in enumerate(texts)]
     found = cluster_queries(TASK, asked, 0)
     assert found.source == "hashing"
     for name, members in found.members(asked).items():

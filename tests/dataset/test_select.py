@@ -69,10 +69,7 @@ def kept(dataset: Dataset) -> list[str]:
 
 
 def reasons(dataset: Dataset) -> list[tuple[int, str]]:
-    return [
-        (r.completion.sample if r.completion else -1, r.reason)
-        for r in dataset.rejections
-    ]
+    return [(r.completion.sample if r.completion else -1, r.reason) for r in dataset.rejections]
 
 
 VOTES = [said("bad", 0), said("good", 1), said("good", 2), said("good", 3)]
@@ -211,9 +208,7 @@ def test_a_true_answer_needs_no_agreement() -> None:
     answers = [said("good", i, name="labelled:1") for i in range(2)] + [
         said("bad", 2, name="labelled:1")
     ]
-    found = build(
-        answers, {"consistency": 1.0}, queries=[truth.as_traffic()], labelled=[truth]
-    )
+    found = build(answers, {"consistency": 1.0}, queries=[truth.as_traffic()], labelled=[truth])
     assert kept(found) == ["bad"]
     assert found.examples[0].reference == "bad"
 

@@ -115,9 +115,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         ("return query.id == 'q' and 'fair' in text", None),
     ],
 )
-def test_what_a_function_says(
-    write: Callable[[str], str], body: str, expected: str | None
-) -> None:
+def test_what_a_function_says(write: Callable[[str], str], body: str, expected: str | None) -> None:
     assert reason("The fair is on Monday.", function=write(body)) == expected
 
 

@@ -197,8 +197,9 @@ def test_likelihoods_of_a_local_judge_give_the_expected_score() -> None:
     found = asyncio.run(judge(completer).score([Answer(query(), "x")]))
     assert found == [pytest.approx(sum(int(k) * p for k, p in probabilities.items()), abs=1e-4)]
     plain = asyncio.run(
-        judge(FakeCompleter(answer=lambda q, s: "Fine.\nScore: 5", belief=belief), explain=True)
-        .score([Answer(query(), "x")])
+        judge(
+            FakeCompleter(answer=lambda q, s: "Fine.\nScore: 5", belief=belief), explain=True
+        ).score([Answer(query(), "x")])
     )
     assert plain == [5]
 

@@ -55,7 +55,11 @@ class House:
 
     def write_gold(self, each: int) -> None:
         rows = [
-            {"text": f"gold {i}", "answer": f"{'right' if good else 'wrong'} gold {i}", "good": good}
+            {
+                "text": f"gold {i}",
+                "answer": f"{'right' if good else 'wrong'} gold {i}",
+                "good": good,
+            }
             for i in range(each)
             for good in (True, False)
         ]
@@ -67,9 +71,7 @@ class House:
         write_records(
             self.root / "ask" / "completions.jsonl",
             [
-                Completion(
-                    query_id=q.id, text=self.answer(i, s), model="t", revision="r", sample=s
-                )
+                Completion(query_id=q.id, text=self.answer(i, s), model="t", revision="r", sample=s)
                 for i, q in enumerate(queries)
                 for s in (0, 1)
             ],
