@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import judge_doubles as doubles
 import pytest
 
+import judge_doubles as doubles
 from stillhouse import pipeline
 from stillhouse.core.errors import RecipeError, UserError
 from stillhouse.core.jsonl import read_json, read_records, write_records
@@ -23,7 +23,18 @@ from stillhouse.stages import STAGES, check_quality, stages_of
 from stillhouse.teacher import judge_stage
 from stillhouse.teacher.judge_stage import run_judge
 
-WORDS = "harbour lantern meadow copper violin orchard thunder saddle glacier pepper".split()
+WORDS = [
+    "harbour",
+    "lantern",
+    "meadow",
+    "copper",
+    "violin",
+    "orchard",
+    "thunder",
+    "saddle",
+    "glacier",
+    "pepper",
+]
 
 
 class Said(Silent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -129,7 +130,7 @@ def test_parts_hold_every_query_once_in_order(values: list[int]) -> None:
     assert 1 <= len(found) <= 4
     edges = [(float(str(part["from"])), float(str(part["to"]))) for part in found]
     assert all(low <= high for low, high in edges)
-    assert all(a[1] < b[0] for a, b in zip(edges, edges[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in pairwise(edges))
 
 
 def test_metadata_names_the_clusters() -> None:

@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import judge_doubles as doubles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import judge_doubles as doubles
 from stillhouse.core.errors import TeacherError
 from stillhouse.core.records import Completion, Message, Query, TokenLogprob
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask, Task
