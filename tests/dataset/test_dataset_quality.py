@@ -23,18 +23,8 @@ from stillhouse.stages import STAGES, check_quality, stages_of
 from stillhouse.teacher import judge_stage
 from stillhouse.teacher.judge_stage import run_judge
 
-WORDS = [
-    "harbour",
-    "lantern",
-    "meadow",
-    "copper",
-    "violin",
-    "orchard",
-    "thunder",
-    "saddle",
-    "glacier",
-    "pepper",
-]
+WORDS = ["harbour", "lantern", "meadow", "copper", "violin", "orchard", "thunder", "saddle"]
+WORDS += ["glacier", "pepper"]
 
 
 class Said(Silent):
