@@ -232,6 +232,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "student": _dump(r.student),
             "train": _dump(r.train),
             "teacher": r.teacher.model,
+            "chat_template": r.teacher.chat_template,
         },
         _train,
         TORCH_PACKAGES,

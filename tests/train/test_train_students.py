@@ -73,6 +73,16 @@ def test_a_language_model_cannot_be_made_of_an_encoder(encoder_folder: Path) -> 
         _build(encoder_folder, head="text")
 
 
+def test_the_student_of_a_teacher_asked_plainly_reads_plainly(lm_folder: Path) -> None:
+    section = StudentSection.model_validate({"from": "teacher", "head": "text"})
+    templates = [
+        build_student(section, TASK, f"hf:{lm_folder}", TEXTS, 0, plain=plain).tokenizer
+        for plain in (False, True)
+    ]
+    assert templates[0].chat_template is not None
+    assert templates[1].chat_template is None
+
+
 def test_inputs_are_never_longer_than_the_positions(encoder_folder: Path) -> None:
     student = _build(encoder_folder)
     assert student.plan.max_tokens == 48 == student.tokenizer.model_max_length

@@ -39,8 +39,11 @@ from stillhouse.train.schedule import (
     uses_bf16,
 )
 from stillhouse.train.students import (
+    CUT_BASE,
     Student,
+    adapter_base,
     build_student,
+    reads_plain,
     save_student,
     student_source,
     teacher_source,
@@ -94,7 +97,14 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     device = pick_device(section.device)
     bf16 = uses_bf16(section.precision, device)
     source = student_source(job.recipe, None if job.tuned is None else str(job.tuned))
-    student = build_student(job.recipe.student, job.recipe.task, source, _texts(job), seed)
+    student = build_student(
+        job.recipe.student,
+        job.recipe.task,
+        source,
+        _texts(job),
+        seed,
+        plain=reads_plain(job.recipe),
+    )
     use_cache = student.model.config.to_dict().get("use_cache")
     train, held_out = (_encode(job, student, part) for part in job.data)
     if train.cut:
@@ -111,7 +121,10 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     if section.lora is not None:
         if bf16 and student.head == "text":
             model = model.to(torch.bfloat16)  # frozen; the adapters stay in float32
-        model = with_adapters(model, section.lora, student.head, job.recipe.student.source, seed)
+        base = adapter_base(job.recipe.student)
+        if base == CUT_BASE:  # a base of our making is nowhere else
+            written_whole(folder / CUT_BASE, lambda path: save_student(student, str(path)))
+        model = with_adapters(model, section.lora, student.head, base, seed)
     with progress.bar(job.title, schedule.steps, "steps") as ticker:
         trainer = DistillationTrainer(
             model,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -32,6 +32,8 @@ from stillhouse.models.quiet import quiet_transformers
 from stillhouse.train.embeddings import keep_positions, keep_rows
 from stillhouse.train.layers import cut_layers, depth
 from stillhouse.train.vocabulary import trim_tokenizer
+
+CUT_BASE: Final = "base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +76,34 @@ def student_source(recipe: Recipe, tuned: str | None) -> str:
     return tuned or teacher_source(recipe)
 
 
+def adapter_base(section: StudentSection) -> str:
+    """What an adapter's config names as its base: a hub id or folder that is used as it stands.
+
+    For all others, `base`: the student as it was cut, written beside the adapter.
+    """
+    kind, _, name = section.source.partition(":")
+    uncut = section.layers is None and section.vocabulary == "full"
+    return name if kind == "hf" and uncut and section.head == "text" else CUT_BASE
+
+
+def reads_plain(recipe: Recipe) -> bool:
+    """Whether the student is cut from a teacher that is asked without its chat template."""
+    return recipe.student.source == "teacher" and not recipe.teacher.chat_template
+
+
 def teacher_source(recipe: Recipe) -> str:
     """The recipe's teacher, as `models.loading` reads sources."""
     return recipe.teacher.model
 
 
 def build_student(
-    section: StudentSection, task: Task, source: str, texts: Sequence[str], seed: int
+    section: StudentSection,
+    task: Task,
+    source: str,
+    texts: Sequence[str],
+    seed: int,
+    *,
+    plain: bool = False,
 ) -> Student:
     """Build a student.
 
@@ -90,6 +113,7 @@ def build_student(
         source: see `student_source`.
         texts: what the student will read (head `text`: and write); the vocabulary is trimmed to it.
         seed: decides all weights that the source does not have (a new head).
+        plain: leave the chat template out, as its teacher was asked without.
 
     Raises:
         UserError: a source, layer or vocabulary that cannot be used.
@@ -102,6 +126,8 @@ def build_student(
             folder, local_files_only=True
         )
         model = _load(section.head, task, folder, source)
+    if plain:
+        tokenizer.chat_template = None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.config.pad_token_id = tokenizer.pad_token_id
