@@ -11,7 +11,7 @@ import pytest
 from progress_lines import Lines
 
 import judge_doubles as doubles
-from stillhouse.core.errors import BudgetError, DataError, TeacherError, UserError
+from stillhouse.core.errors import BudgetError, DataError, UserError
 from stillhouse.core.jsonl import read_json, read_records, write_records
 from stillhouse.core.judgements import JUDGE, JUDGEMENTS, Judgement
 from stillhouse.core.recipe import Recipe
@@ -272,7 +272,7 @@ def test_the_judges_budget_is_its_own_and_named(house: House) -> None:
 def test_errors_of_the_server_name_the_judge(house: House) -> None:
     with (
         serve(lambda body, number: error(404, "no such model")) as server,
-        pytest.raises(TeacherError, match=r"check dataset\.judge\.model"),
+        pytest.raises(UserError, match=r"^dataset\.judge: .*check dataset\.judge\.model"),
     ):
         house.run(recipe(base_url=server.url + "/v1"))
 
