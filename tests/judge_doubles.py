@@ -1,4 +1,4 @@
-"""Judges that know the truth from the answer's own text: perfect, noisy, and such that tell nothing.
+"""Judges that know the truth from the answer's own text: perfect, noisy, or telling nothing.
 
 An answer is good if its text holds the word `right`. A judge reads the prompt as a model would.
 """

@@ -78,7 +78,7 @@ def test_quality_against_references(good: int, bad: int, data: st.DataObject) ->
 
 @pytest.mark.parametrize(("good", "bad"), [(5, 5), (9, 13), (30, 30), (60, 15)])
 def test_a_judge_that_guesses_passes_in_at_most_2_5_percent(good: int, bad: int) -> None:
-    """Exactly: over all outcomes, whatever share of answers it calls good. The bound is Fisher's."""
+    """Summed over all outcomes, whatever share it calls good. The bound is Fisher's."""
     passing = {
         (a, b)
         for a in range(good + 1)

@@ -83,7 +83,7 @@ ANSWERS = [
     "AI language models cannot feel, the professor argues.",
     "I don't have the receipt any more, the customer writes.",
     "I do not like the colour, but the fit is good.",
-    "I'm not able to say whether it was love; the novel leaves it open. Here is the plot: two meet.",
+    "I'm not able to say whether it was love; the novel is open. Here is the plot: two meet.",
     "I don't have personal opinions, but I can tell you that critics liked it.",
     "I cannot open the attachment, but I can say from the text that the bridge is late.",
     "The user asks for help with a refund and cannot log in.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from progress_lines import Lines
 
 import judge_doubles as doubles
-from stillhouse.core.errors import BudgetError, DataError, TeacherError, UserError
+from stillhouse.core.errors import BudgetError, DataError, UserError
 from stillhouse.core.jsonl import read_json, read_records, write_records
 from stillhouse.core.judgements import JUDGE, JUDGEMENTS, Judgement
 from stillhouse.core.recipe import Recipe
@@ -108,13 +108,13 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
 
 
 @pytest.fixture
-def doubled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def doubled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """`doubled[:] = [reply]` sets what the judge says."""
     replies: list[Any] = [doubles.perfect]
     monkeypatch.setattr(
         judge_stage, "open_teacher", lambda section, prices: doubles.double(replies[0])
     )
-    yield replies
+    return replies
 
 
 def reply(body: Mapping[str, Any], said: doubles.Reply = doubles.perfect) -> Any:
@@ -270,9 +270,11 @@ def test_the_judges_budget_is_its_own_and_named(house: House) -> None:
 
 
 def test_errors_of_the_server_name_the_judge(house: House) -> None:
-    with serve(lambda body, number: error(404, "no such model")) as server:
-        with pytest.raises(TeacherError, match=r"check dataset\.judge\.model"):
-            house.run(recipe(base_url=server.url + "/v1"))
+    with (
+        serve(lambda body, number: error(404, "no such model")) as server,
+        pytest.raises(UserError, match=r"^dataset\.judge: .*check dataset\.judge\.model"),
+    ):
+        house.run(recipe(base_url=server.url + "/v1"))
 
 
 def test_reasons_first_where_asked_for(house: House) -> None:

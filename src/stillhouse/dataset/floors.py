@@ -127,8 +127,8 @@ def by_difficulty(difficulty: Difficulty, accepted: Collection[str]) -> list[dic
         return []
     values = np.array(list(difficulty.values.values()))
     taken = np.array([query_id in accepted for query_id in difficulty.values])
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)))
-    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(0, len(edges) - 2))
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1]))
+    place = np.searchsorted(edges, values, side="left")
     rows: list[dict[str, object]] = []
     for part in np.unique(place):
         inside = place == part

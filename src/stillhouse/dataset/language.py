@@ -1,6 +1,6 @@
 """Whether a text is in the language it should be in (extra: language).
 
-py3langid gives each of 97 languages a probability, calibrated over text lengths. A text is
+py3langid gives each of its languages a probability, calibrated over text lengths. A text is
 rejected only where the wanted language is all but excluded, so that names, numbers and short
 answers pass; measured in docs/quality.md. Knows text only.
 """
@@ -38,7 +38,8 @@ class LanguageCheck:
             module.MODEL_FILE, norm_probs=True
         )
         known = set(self._identifier.labels)
-        if language not in known:
+        self._wanted = next((near for near in _NEAR if language in near), frozenset({language}))
+        if not self._wanted & known:
             raise UserError(
                 "dataset.validators.language",
                 "is not a language that can be told",
@@ -46,7 +47,6 @@ class LanguageCheck:
                 action=f"known: {', '.join(sorted(known))}",
             )
         self._language = language
-        self._wanted = next((near for near in _NEAR if language in near), frozenset({language}))
 
     def problem(self, text: str) -> str | None:
         """What language a text is in instead, or `None`."""

@@ -360,11 +360,17 @@ def _named_for_the_judge() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.args = (str(error).replace("teacher.", "dataset.judge."),)
+        error.args = (_renamed(str(error)),)
         raise
     except (BudgetError, TeacherError) as error:
-        text = str(error).replace("teacher.", "dataset.judge.")
+        text = _renamed(str(error))
         kind: type[StillhouseError] = (
             BudgetError if isinstance(error, BudgetError) else TeacherError
         )
         raise kind(text) from None
+
+
+def _renamed(text: str) -> str:
+    if text.startswith("teacher: "):
+        text = "dataset.judge: " + text.removeprefix("teacher: ")
+    return text.replace("teacher.", "dataset.judge.")
