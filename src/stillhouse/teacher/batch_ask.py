@@ -229,13 +229,15 @@ class BatchAsking:
         wanted, answered, failed = max(1, self.section.pilot - known), 0, 0
         while self.pending and wanted > 0:
             few = dict(list(self.pending.items())[:wanted])
-            held = self.journal.open_usd()
+            left = self.budget_usd
+            if left is not None:
+                left = max(0.0, left - self.journal.open_usd())
             self.journal.write(Piloting(teacher=self.teacher, items=tuple(self._live_items(few))))
             try:
                 result = await ask(
                     self.provider.completer, list(few.values()), self.sampling, self.store,
                     concurrency=PILOTS_AT_A_TIME, prices=self.prices, problem_of=self.problem_of,
-                    budget_usd=None if self.budget_usd is None else max(0.0, self.budget_usd - held),
+                    budget_usd=left,
                 )  # fmt: skip
             except StillhouseError:
                 self.journal.write(Piloted())
