@@ -144,7 +144,7 @@ def main() -> None:
             whole = life["budget usd"] is None
             good = good and life["batch answers billed twice"] == 0 and life["stored wrongly"] == 0
             good = good and (not whole or (life["stored once"], life["last start"]) == (QUERIES, 0))
-            good = good and (whole or life["paid by the store usd"] <= life["budget usd"])
+            good = good and (whole or life["billed usd"] <= life["budget usd"])
             good = good and life["lines in the store"] == life["stored once"]
         result[provider] = {
             "kills": sum(life["killed"] for life in lives),

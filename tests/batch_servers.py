@@ -96,8 +96,7 @@ class BatchServer:
             return error(401, f"Incorrect API key provided: {sent}")
         instead = self.faults.request(request.method, request.path, len(self.log) - 1)
         if instead is RESET:
-            assert request.transport is not None
-            request.transport.close()
+            hang_up(request)
         if instead is not None:
             return instead
         answer: web.StreamResponse = await handler(request)
@@ -157,14 +156,12 @@ class BatchServer:
         if not cut:
             await answer.write(data[middle:])
         else:
-            assert request.transport is not None
-            request.transport.close()
+            hang_up(request)
         return answer
 
     def lost(self, request: web.Request) -> web.StreamResponse:
         self.faults.lose_creates -= 1
-        assert request.transport is not None
-        request.transport.close()
+        hang_up(request)
         return web.Response()
 
     # --- OpenAI -------------------------------------------------------------------------------
@@ -381,6 +378,11 @@ class BatchServer:
             rows.append({"custom_id": row["id"], "result": result})
         self.random.shuffle(rows)
         return await self.download(request, rows)
+
+
+def hang_up(request: web.Request) -> None:
+    if request.transport is not None:  # the other side may have been killed
+        request.transport.close()
 
 
 @contextlib.contextmanager

@@ -20,9 +20,10 @@ from stillhouse.core.records import Completion, Message, Query
 from stillhouse.models.completer import Sampling
 from stillhouse.teacher import api
 from stillhouse.teacher.ask import ask
+from stillhouse.teacher.batch import Item
 from stillhouse.teacher.batch_ask import Clock
 from stillhouse.teacher.batch_build import BatchResult, ask_batches, check_batches
-from stillhouse.teacher.batch_journal import BatchJournal, Intended
+from stillhouse.teacher.batch_journal import BatchJournal, Intended, Piloting
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.retry import Retrying, TeacherFailure
 from stillhouse.teacher.store import AnswerStore, answer_key
@@ -527,3 +528,24 @@ def test_a_start_with_batches_in_flight_waits_for_what_they_leave_of_the_budget(
         run(40)
     assert sum(bool(found) for found in run.answers(40)) > held + 1
     assert 0.004 - run.paid() < 0.0005
+
+
+@both
+def test_a_pilot_that_a_kill_cut_short_is_held_against_the_budget(
+    tmp_path: Path, serve: Serve, provider: str
+) -> None:
+    run = Run(tmp_path, serve(), provider)
+    run(3)
+    info = open_teacher(run.teacher(None), PRICES).info
+    keys = [answer_key(info, query, SAMPLING) for query in queries(5)]
+    with BatchJournal(tmp_path / "batches") as journal:
+        items = tuple(
+            Item(
+                custom_id="", chat=key.chat, sampling=key.sampling, query_id="q", first=0, n=1,
+                worst_usd=0.25,
+            )
+            for key in keys[2:4]  # the answer of one is there
+        )  # fmt: skip
+        journal.write(Piloting(teacher=keys[0].teacher, items=items))
+    assert run(3).held_usd == 0.25
+    assert run(5).held_usd == 0.25

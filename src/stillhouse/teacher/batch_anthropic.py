@@ -138,11 +138,12 @@ class AnthropicBatches:
         async def attempt() -> bool:
             results = await self._live.client.messages.batches.results(batch_id)
             try:
-                async for row in results:
-                    return belongs(name, str(row.custom_id))
+                first = await anext(aiter(results), None)
+            except Exception as error:  # the client does not wrap what breaks a stream
+                raise UnreadableAnswerError(f"the download broke off: {error}") from None
             finally:
                 await results.close()
-            return False
+            return first is not None and belongs(name, str(first.custom_id))
 
         return await calling(self._settings, _EXPECTED, attempt)
 

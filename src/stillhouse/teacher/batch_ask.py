@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from stillhouse.core.errors import BudgetError, TeacherError
+from stillhouse.core.errors import BudgetError, StillhouseError, TeacherError
 from stillhouse.core.progress import Progress, Ticker
 from stillhouse.core.recipe_teacher import BatchSection, PricesSection
 from stillhouse.core.records import Completion, Query
@@ -25,15 +25,13 @@ from stillhouse.teacher.batch import (
     CUSTOM_ID_CHARS,
     MB,
     Ask,
+    Item,
     Limits,
     Part,
     asks,
     take,
 )
-from stillhouse.teacher.batch_journal import (
-    BatchJournal,
-    OpenBatch,
-)
+from stillhouse.teacher.batch_journal import BatchJournal, OpenBatch, Piloted, Piloting
 from stillhouse.teacher.batch_provider import BatchProvider
 from stillhouse.teacher.batch_settle import Settled, Settling, settle
 from stillhouse.teacher.batch_submit import Submitting, submit
@@ -232,12 +230,20 @@ class BatchAsking:
         wanted, answered, failed = max(1, self.section.pilot - known), 0, 0
         while self.pending and wanted > 0:
             few = dict(list(self.pending.items())[:wanted])
-            limit = self.budget_usd
-            result = await ask(
-                self.provider.completer, list(few.values()), self.sampling, self.store,
-                concurrency=PILOTS_AT_A_TIME, prices=self.prices, problem_of=self.problem_of,
-                budget_usd=None if limit is None else max(0.0, limit - self.journal.open_usd()),
-            )  # fmt: skip
+            left = self.budget_usd
+            if left is not None:
+                left = max(0.0, left - self.journal.open_usd())
+            self.journal.write(Piloting(teacher=self.teacher, items=tuple(self._live_items(few))))
+            try:
+                result = await ask(
+                    self.provider.completer, list(few.values()), self.sampling, self.store,
+                    concurrency=PILOTS_AT_A_TIME, prices=self.prices, problem_of=self.problem_of,
+                    budget_usd=left,
+                )  # fmt: skip
+            except StillhouseError:
+                self.journal.write(Piloted())
+                raise
+            self.journal.write(Piloted())
             details = {failure.query_id: failure.detail for failure in result.failures}
             for key, query in few.items():
                 self.pending.pop(key)
@@ -251,6 +257,15 @@ class BatchAsking:
                 last = result.failures[-1].detail
                 raise TeacherError(f"the first {failed} queries got no answer; the last: {last}")
         self.piloted = True
+
+    def _live_items(self, few: Mapping[AnswerKey, Query]) -> Iterator[Item]:
+        n = self.sampling.n
+        for key, query in few.items():
+            worst = self.budget.worst_usd(query, self.sampling, requests=n)
+            yield Item(
+                custom_id="", chat=key.chat, sampling=key.sampling, query_id=query.id, first=0, n=n,
+                worst_usd=worst,
+            )  # fmt: skip
 
     def _parts(self) -> list[Part]:
         """What is to be sent now; queries that went into enough batches are left to live asking."""

@@ -22,7 +22,7 @@ from stillhouse.teacher.anthropic_client import AnthropicCompleter
 from stillhouse.teacher.ask import NO_ANSWER, AskResult
 from stillhouse.teacher.batch_anthropic import AnthropicBatches
 from stillhouse.teacher.batch_ask import BatchAsking, Clock
-from stillhouse.teacher.batch_journal import JOURNAL, BatchJournal
+from stillhouse.teacher.batch_journal import JOURNAL, BatchJournal, Piloted
 from stillhouse.teacher.batch_openai import OpenAIBatches
 from stillhouse.teacher.batch_provider import BatchProvider
 from stillhouse.teacher.budget import Budget
@@ -152,6 +152,7 @@ async def ask_batches(
         return BatchResult()
     started = time.perf_counter()
     with BatchJournal(folder) as journal:
+        _settle_pilot(journal, store)
         info = completer.info
         teacher = f"{info.name}@{info.revision}"
         running = journal.open_of(teacher)
@@ -185,3 +186,15 @@ async def ask_batches(
             time.perf_counter() - started,
             journal.open_usd(),
         )
+
+
+def _settle_pilot(journal: BatchJournal, store: AnswerStore) -> None:
+    """Count a pilot that was cut short: an answer that is not here may have been billed."""
+    pilot = journal.pilot
+    if pilot is not None:
+        lost = [
+            item
+            for item in pilot.items
+            if len(store.get(AnswerKey(pilot.teacher, item.chat, item.sampling))) < item.n
+        ]
+        journal.write(Piloted(usd=sum(item.worst_usd for item in lost)))

@@ -86,6 +86,21 @@ class Dropped(Record):
     usd: float = 0.0
 
 
+class Piloting(Record):
+    """Queries are about to be asked live: should a kill come, what was in flight may be billed."""
+
+    event: Literal["piloting"] = "piloting"
+    teacher: str
+    items: tuple[Item, ...]
+
+
+class Piloted(Record):
+    """They were asked; `usd` is what those may have cost whose answers a kill lost."""
+
+    event: Literal["piloted"] = "piloted"
+    usd: float = 0.0
+
+
 class ErrorRow(Record):
     """A request of a batch that brought no answer, and why."""
 
@@ -97,7 +112,8 @@ class ErrorRow(Record):
 
 
 Event = Annotated[
-    Intended | Sending | Submitted | Fetched | Joined | Dropped, Field(discriminator="event")
+    Intended | Sending | Submitted | Fetched | Joined | Dropped | Piloting | Piloted,
+    Field(discriminator="event"),
 ]
 _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Event)
 
@@ -129,6 +145,7 @@ class BatchJournal:
         self.folder = folder
         self._open: dict[str, OpenBatch] = {}
         self.lost_usd = 0.0
+        self.pilot: Piloting | None = None
         self.known_ids: set[str] = set()
         self._file = AppendOnlyFile(folder / JOURNAL)
         try:
@@ -223,6 +240,13 @@ class BatchJournal:
                     ) from None
 
     def _follow(self, event: Event) -> None:
+        if isinstance(event, Piloting):
+            self.pilot = event
+            return
+        if isinstance(event, Piloted):
+            self.pilot = None
+            self.lost_usd += event.usd
+            return
         if isinstance(event, Intended):
             self._open[event.batch] = OpenBatch(event)
             return
