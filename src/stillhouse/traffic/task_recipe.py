@@ -118,7 +118,9 @@ def recipe_text(
     if teacher.base_url is not None:
         asked["base_url"] = teacher.base_url
     asked |= {"sampling_temperature": 0, "max_tokens": wanted, "concurrency": 16}
-    if task.usd is not None and task.requests:
+    price = model_price(prices, teacher.model)
+    # A budget is refused where the teacher's own price is not known, whatever the log says.
+    if task.usd is not None and task.requests and price is not None:
         expected = SPARE * inputs * task.usd / task.requests
         asked["budget_usd"] = float(f"{max(expected, 0.01):.2g}")
     parts = [
@@ -137,7 +139,6 @@ def recipe_text(
         *(_yaml({key: value}) for key, value in _STUDENTS[kind].items()),
         _yaml({"evaluate": {"margin": 0.05}}),
     ]
-    price = model_price(prices, teacher.model)
     own = {}
     if price is not None and price.provider is None:
         own = {
