@@ -188,6 +188,7 @@ def test_recipe_and_traffic_work_as_they_stand(
     assert recipe.teacher.model == "openai:gpt-4.1"
     assert recipe.teacher.budget_usd is not None
     assert recipe.task.kind == task.kind
+    assert recipe.train.alpha == 0, "an API may give no log-probabilities"
     queries = read_queries(Path(recipe.traffic.path), recipe.task).queries
     assert len(queries) == task.distinct_inputs
     outcome = run_traffic(recipe, tmp_path, Silent())

@@ -123,6 +123,10 @@ def recipe_text(
     if task.usd is not None and task.requests and price is not None:
         expected = SPARE * inputs * task.usd / task.requests
         asked["budget_usd"] = float(f"{max(expected, 0.01):.2g}")
+    sections = {key: dict(value) for key, value in _STUDENTS[kind].items()}
+    soft = kind == "text" or teacher.model.partition(":")[0] in ("hf", "gguf")
+    if not soft:  # no API is sure to give log-probabilities, and without them soft targets fail
+        sections["train"]["alpha"] = 0
     parts = [
         f"# {task.name}: {task.requests:,} requests in the log; see tasks.html.",
         _yaml({"name": task.name, "seed": 0}),
@@ -136,7 +140,9 @@ def recipe_text(
             * teacher.guessed_server
         )
         + _yaml({"teacher": asked}),
-        *(_yaml({key: value}) for key, value in _STUDENTS[kind].items()),
+        _yaml({"student": sections["student"]}),
+        ("# alpha 0.9 adds soft targets, where the teacher gives log-probabilities.\n" * (not soft))
+        + _yaml({"train": sections["train"]}),
         _yaml({"evaluate": {"margin": 0.05}}),
     ]
     own = {}
