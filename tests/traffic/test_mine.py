@@ -188,6 +188,7 @@ def test_recipe_and_traffic_work_as_they_stand(
     assert recipe.teacher.model == "openai:gpt-4.1"
     assert recipe.teacher.budget_usd is not None
     assert recipe.task.kind == task.kind
+    assert recipe.train.alpha == 0, "an API may give no log-probabilities"
     queries = read_queries(Path(recipe.traffic.path), recipe.task).queries
     assert len(queries) == task.distinct_inputs
     outcome = run_traffic(recipe, tmp_path, Silent())
@@ -319,6 +320,17 @@ def test_an_unknown_price_is_asked_for_by_name_and_then_used(
     recipe = load_recipe(tmp_path / "out" / str(report.tasks[0].recipe))
     assert recipe.teacher.model == "openai-compatible:acme-large"
     assert recipe.prices.models["openai-compatible:acme-large"].input_usd_per_mtok == 10
+
+
+def test_a_teacher_without_a_price_gets_no_budget(tmp_path: Path) -> None:
+    texts = [f"Is this spam?\n\ntext {i} of {i * 7}" for i in range(90)]
+    rows = [chat(text, "no" if i % 2 else "yes", cost_usd=0.01) for i, text in enumerate(texts)]
+    out = tmp_path / "out"
+    (task,) = mine(MineOptions((rows_of(tmp_path, rows),), out), Silent()).report.tasks
+    assert task.usd == pytest.approx(0.9)
+    recipe = load_recipe(out / str(task.recipe))
+    assert recipe.teacher.model == "openai-compatible:acme-large"
+    assert recipe.teacher.budget_usd is None
 
 
 def test_a_paid_sample_gives_the_self_agreement(tmp_path: Path) -> None:

@@ -118,9 +118,15 @@ def recipe_text(
     if teacher.base_url is not None:
         asked["base_url"] = teacher.base_url
     asked |= {"sampling_temperature": 0, "max_tokens": wanted, "concurrency": 16}
-    if task.usd is not None and task.requests:
+    price = model_price(prices, teacher.model)
+    # A budget is refused where the teacher's own price is not known, whatever the log says.
+    if task.usd is not None and task.requests and price is not None:
         expected = SPARE * inputs * task.usd / task.requests
         asked["budget_usd"] = float(f"{max(expected, 0.01):.2g}")
+    sections = {key: dict(value) for key, value in _STUDENTS[kind].items()}
+    soft = kind == "text" or teacher.model.partition(":")[0] in ("hf", "gguf")
+    if not soft:  # no API is sure to give log-probabilities, and without them soft targets fail
+        sections["train"]["alpha"] = 0
     parts = [
         f"# {task.name}: {task.requests:,} requests in the log; see tasks.html.",
         _yaml({"name": task.name, "seed": 0}),
@@ -134,10 +140,11 @@ def recipe_text(
             * teacher.guessed_server
         )
         + _yaml({"teacher": asked}),
-        *(_yaml({key: value}) for key, value in _STUDENTS[kind].items()),
+        _yaml({"student": sections["student"]}),
+        ("# alpha 0.9 adds soft targets, where the teacher gives log-probabilities.\n" * (not soft))
+        + _yaml({"train": sections["train"]}),
         _yaml({"evaluate": {"margin": 0.05}}),
     ]
-    price = model_price(prices, teacher.model)
     own = {}
     if price is not None and price.provider is None:
         own = {
