@@ -182,6 +182,20 @@ def test_a_wrong_value_names_its_field(changes: dict[str, Any], said: str) -> No
     assert "my.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ("task.labels=[a]", "task.labels: needs at least 2 entries (got ['a'])"),
+        ("task.prompt=", "task.prompt: must be a text; put it in quotes"),
+    ],
+)
+def test_a_wrong_override_is_said_in_plain_words(tmp_path: Path, item: str, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path), [item])
+    assert str(caught.value).startswith(said)
+    assert str(caught.value).endswith("recipe.yaml or in --set")
+
+
 def test_keys_that_are_no_strings_are_refused() -> None:
     with pytest.raises(RecipeError):
         parse_recipe({**changed(), 3: "x"})  # type: ignore[dict-item]

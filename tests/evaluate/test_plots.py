@@ -87,6 +87,14 @@ def test_gate_chart_shows_the_verdict(low: float, style: str) -> None:
     assert [c.attrib["class"] for c in figure.iter("circle")] == [f"dot {style}"]
 
 
+@pytest.mark.parametrize("low", [-0.06, -0.25, -0.9])
+def test_the_gate_charts_names_do_not_meet(low: float) -> None:
+    texts = {t.text: t.attrib for t in parse(gate_chart("t", low, low, 0.01, 0.05)).iter("text")}
+    assert texts["margin -5"]["text-anchor"] == "end"
+    assert texts["equal"]["text-anchor"] == "start"
+    assert float(texts["margin -5"]["x"]) < float(texts["equal"]["x"])
+
+
 def test_empty_plots_raise() -> None:
     with pytest.raises(ValueError):
         line_chart("t", [Series("a", "b", [])], "x", "y")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from progress_lines import Lines
 
 from stillhouse.core.errors import (
     BudgetError,
@@ -239,8 +240,14 @@ def test_answers_of_no_use_stop_the_run_and_one_of_use_does_not(tmp_path: Path) 
         return None if completion.query_id in good else "is no label"
 
     good = {"q7"}
-    result = run(Scripted(), tmp_path / "a.jsonl", queries(100), problem_of=problem_of)
+    lines = Lines()
+    result = run(
+        Scripted(), tmp_path / "a.jsonl", queries(100), problem_of=problem_of, progress=lines
+    )
     assert len(result.completions_by_query) == 100
+    assert lines.said == [
+        "warning: 19 of the first 20 answers cannot be used (such as: is no label)"
+    ]
     good = set()
     completer = Scripted()
     with pytest.raises(UserError, match=r"none of its 20 answers.*query q0: is no label"):
@@ -275,13 +282,17 @@ def test_an_outage_in_the_middle_stops_the_run_and_keeps_what_there_is(tmp_path:
     assert sum(completer.asked.values()) < 100
 
 
-@pytest.mark.parametrize("reason", ["auth", "quota", "not_found"])
-def test_what_no_query_can_mend_stops_at_once(tmp_path: Path, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("reason", "kind"), [("auth", UserError), ("quota", TeacherFailure), ("not_found", UserError)]
+)
+def test_what_no_query_can_mend_stops_at_once(
+    tmp_path: Path, reason: str, kind: type[Exception]
+) -> None:
     def behave(query: Query) -> float | None:
         raise TeacherFailure(reason, "check the key")
 
     completer = Scripted(behave)
-    with pytest.raises(TeacherFailure, match="check the key"):
+    with pytest.raises(kind, match="check the key"):
         run(completer, tmp_path / "a.jsonl", queries(100), concurrency=1)
     assert sum(completer.asked.values()) == 1
 
@@ -510,7 +521,7 @@ CHILD = """
         completer = open_teacher(section, PricesSection())
         queries = [
             Query(id=f"q{i}", messages=(Message(role="user", content=f"text {i}"),))
-            for i in range(200)
+            for i in range(300)
         ]
         with AnswerStore(Path(sys.argv[2])) as store:
             await ask(completer, queries, Sampling(max_tokens=8), store, concurrency=4)
@@ -525,7 +536,7 @@ def test_killed_and_started_again_nothing_kept_is_asked_again(
     tmp_path: Path, how: signal.Signals
 ) -> None:
     path = tmp_path / "a.jsonl"
-    with serve(lambda body, number: openai_answer(), delay_s=0.02) as server:
+    with serve(lambda body, number: openai_answer(), delay_s=0.05) as server:
         command = [sys.executable, "-c", textwrap.dedent(CHILD), server.url, str(path)]
         for wanted in (20, 90):
             with subprocess.Popen(command, stderr=subprocess.DEVNULL) as child:
@@ -538,11 +549,11 @@ def test_killed_and_started_again_nothing_kept_is_asked_again(
             assert kept >= wanted
         subprocess.run(command, check=True, timeout=60)
         asked = server.asked
-    assert stored(path) == 200
-    assert len(path.read_bytes().splitlines()) == 200  # no answer was kept twice
-    assert set(asked) == {f"text {i}" for i in range(200)}
+    assert stored(path) == 300
+    assert len(path.read_bytes().splitlines()) == 300  # no answer was kept twice
+    assert set(asked) == {f"text {i}" for i in range(300)}
     # Only what was in flight at a kill had to be asked again: at most 4 each time.
-    assert sum(asked.values()) <= 200 + 2 * 4
+    assert sum(asked.values()) <= 300 + 2 * 4
     assert max(asked.values()) <= 3
 
 

@@ -50,6 +50,7 @@ def recipe(teacher: Mapping[str, Any], **more: Any) -> Recipe:
             "traffic": {"path": "t.jsonl", "labelled": "l.jsonl"},
             "teacher": teacher,
             "student": {"head": head, "from": "embedded-encoder" if head == "label" else "hf:x"},
+            "train": {"alpha": 0},
         }
         | more
     )
@@ -193,6 +194,16 @@ def test_a_teacher_that_refuses_everything_is_one_line(place: Place) -> None:
         with pytest.raises(UserError, match=r"none of its 12 answers .* query q0: refused") as e:
             place.run(run_ask, r)
     assert "\n" not in str(e.value)
+
+
+def test_a_server_without_logprobs_is_left_before_all_is_paid(place: Place) -> None:
+    with serve(lambda body, number: openai_answer("good")) as server:
+        teacher = {"model": "openai:gpt-4.1", "base_url": server.url + "/v1"}
+        r = recipe(teacher, train={"alpha": 0.5})
+        traffic(place.root / "traffic", r, queries=100)
+        with pytest.raises(UserError, match=r"no logprobs.*signals: samples"):
+            place.run(run_ask, r)
+        assert len(server.bodies) < 60
 
 
 def test_answers_cut_off_before_they_begin_name_the_limit(place: Place) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -19,14 +21,20 @@ from transformers import (
     AutoTokenizer,
 )
 
-from stillhouse.core.errors import DataError, StillhouseError, UserError
+from stillhouse.core.errors import DataError, RunFolderError, StillhouseError, UserError
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import hash_folder
+from stillhouse.train.checkpoints import weight_errors
 from stillhouse.train.history import Report
+from stillhouse.train.schedule import warmup_steps
 from stillhouse.train.stage import run_train
 
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
+
+PEFT_ASKS_BY_THE_OLD_NAME = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)
 
 
 def recipe_for(
@@ -111,6 +119,7 @@ def test_the_best_checkpoint_is_what_is_kept(
     assert min(values) < values[-1]
 
 
+@PEFT_ASKS_BY_THE_OLD_NAME
 @pytest.mark.parametrize("alpha", [0.5, 0.0])
 def test_a_text_student_with_adapters_is_saved_apart_and_merged(
     lm_folder: Path, dataset_folder: Path, tmp_path: Path, alpha: float
@@ -123,6 +132,10 @@ def test_a_text_student_with_adapters_is_saved_apart_and_merged(
     assert (config["r"], config["lora_alpha"]) == (4, 32)
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     base = AutoModelForCausalLM.from_pretrained(lm_folder)
+    assert config["base_model_name_or_path"] == str(lm_folder)
+    put_on = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").merge_and_unload()
+    for name, weight in put_on.state_dict().items():
+        torch.testing.assert_close(weight, student.state_dict()[name], rtol=1e-5, atol=1e-6)
     changed = {
         name
         for name, weight in student.state_dict().items()
@@ -138,6 +151,37 @@ def test_a_text_student_with_adapters_is_saved_apart_and_merged(
     rows = looks(tmp_path)
     assert rows[-1]["held_out_cross_entropy"] < rows[0]["held_out_cross_entropy"]
     assert (rows[0]["held_out_divergence"] == rows[0]["held_out_cross_entropy"]) == (alpha == 0)
+
+
+@PEFT_ASKS_BY_THE_OLD_NAME
+def test_the_base_of_a_cut_student_is_beside_its_adapter(
+    lm_folder: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    section = {"from": "teacher", "layers": 2, "max_tokens": 200}
+    recipe = recipe_for(str(lm_folder), "text", section, alpha=0, lora={"r": 4})
+    run_train(recipe, dataset_folder, None, tmp_path, Silent())
+    assert read(tmp_path / "adapter" / "adapter_config.json")["base_model_name_or_path"] == "base"
+    assert '"../base"' in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    whole = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(weight, student.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "steps", "wanted"), [(0.06, 1, 0), (0.06, 16, 0), (0.06, 17, 2), (0.0, 9, 0)]
+)
+def test_a_warm_up_of_less_than_a_step_is_none(ratio: float, steps: int, wanted: int) -> None:
+    assert warmup_steps(ratio, steps) == wanted
+
+
+def test_weights_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    unwritten = pytest.raises(RunFolderError, match=r"cannot be written .*File too large")
+    with unwritten, weight_errors(tmp_path):
+        raise SafetensorError("I/O error: File too large (os error 27)")
+    with pytest.raises(RunFolderError, match="disk is full"), weight_errors(tmp_path):
+        raise SafetensorError("I/O error: Disk quota exceeded (os error 122)")
 
 
 def test_a_text_student_is_cut_from_its_teacher(

@@ -49,7 +49,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(str(path), "is not a mapping of sections", action="see recipes/")
     for item in overrides:
         _override(raw, item)
-    return resolve_paths(parse_recipe(raw, str(path)), path.parent)
+    where = f"{path} or in --set" if overrides else str(path)
+    return resolve_paths(parse_recipe(raw, where), path.parent)
 
 
 def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -74,7 +75,7 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
             near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
             action = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             raise RecipeError(field, f"unknown key in {where}", action=action) from None
-        message = first["msg"].removeprefix("Value error, ")
+        message = _plain(first["type"], first["msg"], first.get("ctx", {}))
         value = first.get("input")
         sections = value if isinstance(value, list) else [value]
         if any(isinstance(one, dict) for one in sections) or _may_hold_secret(first["loc"]):
@@ -88,6 +89,17 @@ _UNSHOWN = ("api_key_env", "base_url")
 
 def _may_hold_secret(location: Sequence[str | int]) -> bool:
     return any(part in _UNSHOWN for part in location)
+
+
+def _plain(kind: str, message: str, context: Mapping[str, Any]) -> str:
+    """pydantic's message, in the words of people who never heard of its types."""
+    if kind == "too_short":
+        return f"needs at least {context['min_length']} entries"
+    if kind == "string_type":
+        return "must be a text; put it in quotes where YAML would read it as something else"
+    if kind == "missing":
+        return "is missing"
+    return message.removeprefix("Value error, ").replace("Input should", "must")
 
 
 _TASK_KINDS = ("classification", "extraction", "generation")

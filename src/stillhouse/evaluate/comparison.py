@@ -121,6 +121,8 @@ def _candidate(
         updates["metrics"] = {**metrics, "macro_f1": f1}
     p = answers.probabilities
     if p is not None:
+        if name == TEACHER and judged.reference != "truth":
+            return result.model_copy(update=updates)  # its own answers say nothing of its belief
         rows: Mask = known & _believed(p)
         if rows.any():
             some = _only(how, rows)

@@ -108,11 +108,13 @@ def cost_chart(title: str, marks: Sequence[Mark], x_label: str, y_label: str) ->
     )
     body = [_frame(across, up, x_label, y_label, percent=True)]
     boxes: list[tuple[float, float]] = []
+    dots = [(across.at(m.x) if m.x else first if m.x == 0 else last, up.at(m.y)) for m in marks]
     for mark in sorted(marks, key=lambda m: -m.y):
         x = across.at(mark.x) if mark.x else first if mark.x == 0 else last
         y = up.at(mark.y)
         end = x > WIDTH * 0.62
-        label_y = _free(y + 5, x, boxes)
+        others = [(dot_x, dot_y + 5) for dot_x, dot_y in dots if (dot_x, dot_y) != (x, y)]
+        label_y = _free(y + 5, x, [*boxes, *(o for o in others if (o[0] < x) == end)])
         boxes.append((x, label_y))
         note = mark.name + ("" if mark.x else " (free)" if mark.x == 0 else " (cost unknown)")
         body.append(
@@ -228,10 +230,13 @@ def gate_chart(title: str, estimate: float, low: float, high: float, margin: flo
         Markup('<circle class="dot {}" cx="{}" cy="{}" r="6"/>').format(
             style, _px(axis.at(estimate)), y
         ),
-        Markup('<text x="{}" y="88" text-anchor="middle">margin -{}</text>').format(
-            _px(max(axis.at(-margin), 50)), _n(100 * margin)
+        # Each to its own side: however near the two lines are, their names do not meet.
+        Markup('<text x="{}" y="88" text-anchor="end">margin -{}</text>').format(
+            _px(max(axis.at(-margin) + 4, 90)), _n(100 * margin)
         ),
-        Markup('<text x="{}" y="88" text-anchor="middle">equal</text>').format(_px(axis.at(0))),
+        Markup('<text x="{}" y="88" text-anchor="start">equal</text>').format(
+            _px(max(axis.at(0) - 4, 98))
+        ),
         Markup('<text class="axis" x="{}" y="14" text-anchor="middle">{}</text>').format(
             WIDTH / 2, "student worse  ←  points  →  student better"
         ),

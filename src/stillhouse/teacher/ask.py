@@ -13,14 +13,19 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from stillhouse.core.errors import StillhouseError, TeacherError, UnanswerableQueryError
+from stillhouse.core.errors import (
+    StillhouseError,
+    TeacherError,
+    UnanswerableQueryError,
+    UserError,
+)
 from stillhouse.core.progress import Progress, Silent, Ticker
 from stillhouse.core.recipe_teacher import PricesSection
 from stillhouse.core.records import Completion, Query, Rejection
 from stillhouse.models.completer import Completer, Sampling
 from stillhouse.teacher.answers import none_usable
 from stillhouse.teacher.budget import Budget
-from stillhouse.teacher.retry import INPUT_REASONS, TeacherFailure
+from stillhouse.teacher.retry import INPUT_REASONS, USER_REASONS, TeacherFailure
 from stillhouse.teacher.store import AnswerKey, AnswerStore, answer_key
 
 FIRST_FAILURES: Final = 5
@@ -65,8 +70,10 @@ class _Run:
     successes: int = 0
     failed_in_a_row: list[str] = field(default_factory=list)
     stopped_by: StillhouseError | None = None
-    problem_of: Callable[[Completion], str | None] | None = None  # None once one was usable
+    problem_of: Callable[[Completion], str | None] | None = None  # None once enough were seen
+    usable: set[str] = field(default_factory=set)  # queries
     unusable: dict[str, Completion] = field(default_factory=dict)  # by query
+    say: Callable[[str], None] = lambda _: None
 
 
 async def ask(
@@ -98,7 +105,7 @@ async def ask(
         progress: where the bar goes.
         title: of the bar.
         problem_of: why an answer cannot be used; asking stops where none of the first
-            `FIRST_UNUSABLE` can.
+            `FIRST_UNUSABLE` can, and a line is said where most cannot.
 
     Raises:
         BudgetError: asking on would cross the budget; answers in flight are waited for and kept.
@@ -132,6 +139,7 @@ async def ask(
                 ticker,
                 reused=len(set(keys)) - len(open_chats),
                 problem_of=problem_of,
+                say=(progress or Silent()).say,
             )
             for key in dict.fromkeys(keys):
                 _look_at(run, store.get(key))
@@ -233,20 +241,32 @@ async def _answer(run: _Run, key: AnswerKey, query: Query) -> None:
 
 
 def _look_at(run: _Run, completions: Sequence[Completion]) -> None:
-    """Stop the run where all answers so far are of no use: more would be no better."""
+    """Stop the run where all answers so far are of no use: more would be no better.
+
+    Where most are, say so once: whoever pays can stop it.
+    """
     if run.problem_of is None:
         return
     for completion in completions:
         if run.problem_of(completion) is None:
-            run.problem_of = None
-            return
-        run.unusable.setdefault(completion.query_id, completion)
+            run.usable.add(completion.query_id)
+            run.unusable.pop(completion.query_id, None)
+        elif completion.query_id not in run.usable:
+            run.unusable.setdefault(completion.query_id, completion)
     info = run.completer.info
-    if len(run.unusable) >= (FIRST_UNUSABLE_LOCAL if info.local else FIRST_UNUSABLE):
+    seen, bad = len(run.usable) + len(run.unusable), len(run.unusable)
+    if seen < (FIRST_UNUSABLE_LOCAL if info.local else FIRST_UNUSABLE):
+        return
+    if bad > seen / 2:
         first = next(iter(run.unusable.values()))
-        run.stopped_by = run.stopped_by or none_usable(
-            info.name, len(run.unusable), first, run.problem_of(first) or ""
-        )
+        problem = run.problem_of(first) or ""
+        if not run.usable:
+            run.stopped_by = run.stopped_by or none_usable(info.name, bad, first, problem)
+        else:
+            run.say(
+                f"warning: {bad} of the first {seen} answers cannot be used (such as: {problem})"
+            )
+    run.problem_of = None
 
 
 def _count_input_failure(run: _Run, error: TeacherError) -> None:
@@ -262,11 +282,18 @@ def _count_input_failure(run: _Run, error: TeacherError) -> None:
         )
 
 
+def _stopping(failure: TeacherFailure) -> StillhouseError:
+    """The error that ends the run: a refused key and an unknown model are the user's to mend."""
+    if failure.reason in USER_REASONS:
+        return UserError("teacher", str(failure))
+    return failure
+
+
 def _count_failure(run: _Run, key: AnswerKey, error: TeacherError) -> None:
     """Record a query without an answer, and stop the run where that says all of it is futile."""
     run.failures[key] = str(error)
     if isinstance(error, TeacherFailure) and error.fatal:
-        run.stopped_by = run.stopped_by or error
+        run.stopped_by = run.stopped_by or _stopping(error)
         return
     reason = error.reason if isinstance(error, TeacherFailure) else type(error).__name__
     if isinstance(error, UnanswerableQueryError) or reason in INPUT_REASONS:
@@ -279,6 +306,6 @@ def _count_failure(run: _Run, key: AnswerKey, error: TeacherError) -> None:
     if count >= (LATER_FAILURES if run.successes else FIRST_FAILURES):
         which = f"the last {count}" if run.successes else f"the first {count}"
         run.stopped_by = run.stopped_by or TeacherError(
-            f"{which} queries got no answer, all for one reason: {error}; the answers there are "
-            "are kept: run the same command again once it is mended"
+            f"{which} queries got no answer, all for one reason: {error}; every answer so far "
+            "is kept: run the same command again once it is mended"
         )

@@ -36,6 +36,8 @@ STATUS_REASONS: Final[Mapping[int, str]] = {
 }
 # No other query can fare better: the whole run stops at once.
 FATAL_REASONS: Final = frozenset({"auth", "quota", "not_found"})
+# Of those, what the user wrote is at fault.
+USER_REASONS: Final = frozenset({"auth", "not_found"})
 # One query's own fault: no other query need fare alike, so they say nothing of the teacher.
 INPUT_REASONS: Final = frozenset({"too_long", "content"})
 _TOO_LONG: Final = (

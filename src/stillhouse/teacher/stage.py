@@ -23,7 +23,7 @@ from stillhouse.core.records import Completion, LabelledQuery, Query
 from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import tune_check_split
 from stillhouse.models.completer import ModelInfo
-from stillhouse.teacher.answers import problem_of, require_usable
+from stillhouse.teacher.answers import blind_problem, problem_of, require_usable
 from stillhouse.teacher.ask import AskResult, ask
 from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
 from stillhouse.teacher.check import check_teacher, has_truth
@@ -207,7 +207,7 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
                     prices=recipe.prices,
                     progress=progress,
                     title=title,
-                    problem_of=None if results else partial(problem_of, recipe.task),
+                    problem_of=None if results else partial(_problem_of, recipe, completer.info),
                 )
                 results.append(result)
         for result in results:
@@ -240,6 +240,17 @@ async def _ask_members(
         for number, queries in enumerate(sets.values())
     ]
     return _Asked(ensemble.info, results, sum(member.usd for member in members), tuple(members))
+
+
+def _problem_of(recipe: Recipe, info: ModelInfo, completion: Completion) -> str | None:
+    """Why an answer cannot be used, or does not show the belief that training needs."""
+    problem = problem_of(recipe.task, completion)
+    teacher = recipe.teacher
+    votes = teacher.samples > 1 and teacher.sampling_temperature > 0
+    wanted = recipe.train.alpha > 0 and recipe.student.head == "label"
+    if problem is None and wanted and not (info.local or votes or teacher.signals == "samples"):
+        return blind_problem(completion)
+    return problem
 
 
 def _check_set(recipe: Recipe, labelled: Path, tuned: Path | None) -> _CheckSet:

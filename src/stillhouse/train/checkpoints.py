@@ -136,14 +136,14 @@ def trainer_state(checkpoint: Path) -> TrainerState:
 
 @contextmanager
 def weight_errors(path: Path) -> Iterator[None]:
-    """`disk_errors`, also for what safetensors raises when the disk is full."""
+    """`disk_errors`, also for what safetensors raises when weights cannot be written or read."""
     try:
         with disk_errors(path):
             yield
     except SafetensorError as error:
-        if "os error 28" in str(error) or "No space left" in str(error):
+        if any(mark in str(error) for mark in ("os error 28", "os error 122", "No space left")):
             raise RunFolderError(
                 f"{path}: the disk is full; free some space and run the same command again: "
                 "it goes on from what is finished"
             ) from error
-        raise
+        raise RunFolderError(f"{path}: cannot be written or read ({error})") from error

@@ -39,7 +39,9 @@ from stillhouse.train.schedule import (
     uses_bf16,
 )
 from stillhouse.train.students import (
+    CUT_BASE,
     Student,
+    adapter_base,
     build_student,
     reads_plain,
     save_student,
@@ -119,7 +121,10 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     if section.lora is not None:
         if bf16 and student.head == "text":
             model = model.to(torch.bfloat16)  # frozen; the adapters stay in float32
-        model = with_adapters(model, section.lora, student.head, job.recipe.student.source, seed)
+        base = adapter_base(job.recipe.student)
+        if base == CUT_BASE:  # a base of our making is nowhere else
+            written_whole(folder / CUT_BASE, lambda path: save_student(student, str(path)))
+        model = with_adapters(model, section.lora, student.head, base, seed)
     with progress.bar(job.title, schedule.steps, "steps") as ticker:
         trainer = DistillationTrainer(
             model,

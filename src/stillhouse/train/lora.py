@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -16,6 +16,20 @@ from transformers import PreTrainedModel
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe_train import LoraSection
+from stillhouse.train.students import CUT_BASE
+
+ADAPTER_CARD: Final = """\
+---
+library_name: peft
+---
+
+Low-rank adapter of a distilled student. Its base is {base}; the folder `student` holds both merged.
+
+    from peft import PeftModel
+    from transformers import {auto}
+
+    model = PeftModel.from_pretrained({auto}.from_pretrained("{where}"), ".")
+"""
 
 
 def target_layers(body: nn.Module, section: LoraSection) -> list[str]:
@@ -76,8 +90,21 @@ def with_adapters(
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter alone: safetensors and its config."""
+    """Write the adapter alone: safetensors, its config, and how to put it on its base."""
     model.save_pretrained(str(folder), save_embedding_layers=False)
+    config = next(iter(model.peft_config.values()))
+    base = str(config.base_model_name_or_path)
+    auto = "AutoModelForCausalLM"
+    if config.task_type == TaskType.SEQ_CLS:
+        auto = "AutoModelForSequenceClassification"
+    (folder / "README.md").write_text(
+        ADAPTER_CARD.format(
+            base="the folder `base` beside this one" if base == CUT_BASE else f"`{base}`",
+            auto=auto,
+            where="../base" if base == CUT_BASE else base,
+        ),
+        encoding="utf-8",
+    )
 
 
 def merged(model: PeftModel) -> PreTrainedModel:

@@ -78,6 +78,15 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return has
 
 
+def warmup_steps(ratio: float, steps: int) -> int:
+    """Steps of warm-up; none where the share is less than one step.
+
+    The first step of a warm-up has a rate of 0: a run of one step would train nothing.
+    """
+    wanted = ratio * steps
+    return math.ceil(wanted) if wanted >= 1 else 0
+
+
 def training_arguments(
     section: TrainSection,
     schedule: Schedule,
@@ -113,7 +122,7 @@ def training_arguments(
         lr_scheduler_type=(
             "constant_with_warmup" if section.schedule == "constant" else section.schedule
         ),
-        warmup_steps=math.ceil(section.warmup_ratio * schedule.steps),
+        warmup_steps=warmup_steps(section.warmup_ratio, schedule.steps),
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
         eval_strategy="steps" if looks else "no",

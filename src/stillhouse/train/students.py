@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -32,6 +32,8 @@ from stillhouse.models.quiet import quiet_transformers
 from stillhouse.train.embeddings import keep_positions, keep_rows
 from stillhouse.train.layers import cut_layers, depth
 from stillhouse.train.vocabulary import trim_tokenizer
+
+CUT_BASE: Final = "base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,16 @@ def student_source(recipe: Recipe, tuned: str | None) -> str:
     if recipe.student.source != "teacher":
         return recipe.student.source
     return tuned or teacher_source(recipe)
+
+
+def adapter_base(section: StudentSection) -> str:
+    """What an adapter's config names as its base: a hub id or folder that is used as it stands.
+
+    For all others, `base`: the student as it was cut, written beside the adapter.
+    """
+    kind, _, name = section.source.partition(":")
+    uncut = section.layers is None and section.vocabulary == "full"
+    return name if kind == "hf" and uncut and section.head == "text" else CUT_BASE
 
 
 def reads_plain(recipe: Recipe) -> bool:
