@@ -45,12 +45,7 @@ from stillhouse.evaluate.teacher_statistics import (
     quality,
     scores_of,
 )
-from stillhouse.evaluate.teachers import (
-    Difference,
-    ProbeResult,
-    TeacherComparison,
-    TeacherResult,
-)
+from stillhouse.evaluate.teachers import Difference, ProbeResult, TeacherComparison, TeacherResult
 from stillhouse.models.completer import Completer, Sampling
 from stillhouse.pipeline import run_stages
 from stillhouse.teacher.check import linear_baseline
@@ -213,8 +208,8 @@ def _compared(  # noqa: PLR0917 - what a comparison needs
     own = differences(scores, how)
     by = judged_by(teachers, telling)
     deciding: tuple[Difference, ...] = own if by == "teacher" else probed[by]
-    singles = [name for name, one in panel.answered.items() if not one.members]
-    together = [tuple(singles)] if len(singles) > 1 else []
+    singles = tuple(name for name, one in panel.answered.items() if not one.members)
+    together = [singles] if len(singles) > 1 else []
     together += [
         t.members for t in teachers.values() if t.members and set(t.members) < set(singles)
     ]
@@ -363,10 +358,9 @@ def _notes(recipe: Recipe, sets: _Sets, panel: Panel[Speed], alike: bool) -> lis
     if recipe.teacher.tune is not None:
         notes.append("judged on the part of the labelled set that the teacher was not tuned on")
     if alike:
-        count = len(set(near_groups(sets.labelled)))
         notes.append(
-            f"near-duplicates stay together, so intervals and tests draw {count} groups, not "
-            f"{len(sets.labelled)} queries"
+            "near-duplicates stay together, so intervals and tests draw groups of queries, "
+            f"{len(set(near_groups(sets.labelled)))} in number"
         )
     if recipe.task.kind == "generation":
         notes.append(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from progress_lines import Lines
 
-from stillhouse.core.errors import BudgetError, TeacherError, UserError
+from stillhouse.core.errors import BudgetError, StillhouseError, TeacherError, UserError
 from stillhouse.core.jsonl import read_records, write_records
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_teacher import TeacherSection
@@ -283,5 +283,22 @@ def test_one_budget_for_all_members(place: Place) -> None:
 def test_a_member_whose_server_refuses_stops_the_run_with_its_name(place: Place) -> None:
     with serve(sees("lovely")) as a, serve(lambda body, number: error(404, "no such model")) as b:
         made = recipe({"model": "ensemble", "members": [at(a, "a"), at(b, "b")]})
-        with pytest.raises(TeacherError, match="openai-compatible:b"):
+        with pytest.raises(StillhouseError, match="openai-compatible:b"):
             place.run(run_ask, made)
+
+
+def test_a_mean_over_a_server_without_logprobs_stops_early_and_a_vote_does_not(
+    place: Place,
+) -> None:
+    write_records(place.root / "traffic" / "queries.jsonl", queries(60))
+    with serve(sees("lovely")) as a, serve(sees("lovely")) as b, serve(sees("odd")) as c:
+        members = [
+            at(server, name, concurrency=1) for server, name in ((a, "a"), (b, "b"), (c, "c"))
+        ]
+        with pytest.raises(UserError, match="openai-compatible:a"):
+            place.run(run_ask, recipe({"model": "ensemble", "members": members}))
+        assert len(a.bodies) < 60
+        assert b.bodies == []
+        made = recipe({"model": "ensemble", "members": members, "combine": "majority"})
+        assert place.run(run_ask, made).summary["completions"] == 60
+        assert max(a.asked.values()) == 1

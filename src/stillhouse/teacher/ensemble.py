@@ -81,9 +81,15 @@ class Ensemble(NamedTuple):
 
 
 def member_recipes(recipe: Recipe) -> Iterator[Recipe]:
-    """The recipe with each member of its ensemble as the only teacher."""
+    """The recipe with each member of its ensemble as the only teacher.
+
+    Whether asking stops at a member that shows no beliefs is decided by how members are combined:
+    a mean needs them, a vote does not, whatever the student is trained on.
+    """
+    needed = combine_for(recipe.task.kind, recipe.teacher.combine) in OF_BELIEFS
+    train = recipe.train.model_copy(update={"alpha": 1.0 if needed else 0.0})
     for section in recipe.teacher.member_sections:
-        yield recipe.model_copy(update={"teacher": section})
+        yield recipe.model_copy(update={"teacher": section, "train": train})
 
 
 def ensemble_of(recipe: Recipe, infos: Sequence[ModelInfo]) -> Ensemble:
