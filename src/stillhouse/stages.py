@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from stillhouse.core.forgotten import ForgottenUsers
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
@@ -27,7 +28,16 @@ TORCH_PACKAGES: Final = ("torch", "transformers", "peft", "tokenizers", *WEIGHT_
 STATISTICS_PACKAGES: Final = ("numpy", "scipy", "scikit-learn")
 
 # What does not change an answer does not make answers stale.
-NOT_IN_ANSWERS: Final = {"concurrency", "retries", "timeout_s", "budget_usd", "tune", "api_key_env"}
+NOT_IN_ANSWERS: Final = {
+    "concurrency",
+    "retries",
+    "timeout_s",
+    "budget_usd",
+    "tune",
+    "api_key_env",
+    "terms",
+    "retires_on",
+}
 
 
 class Context(NamedTuple):
@@ -107,7 +117,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "near_duplicate": r.dataset.near_duplicate,
             "min_examples": r.dataset.min_examples,
         },
-        lambda c: run_traffic(c.recipe, c.work, c.progress),
+        lambda c: run_traffic(c.recipe, c.work, c.progress, ForgottenUsers(c.run.root)),
     ),
     Stage(
         "tune",

@@ -46,6 +46,7 @@ class ModelPrice(_Row):
     output: float = Field(ge=0)
     cache_write: float | None = Field(default=None, ge=0)
     long: LongPromptPrice | None = None
+    batch_discount: float | None = Field(default=None, ge=0, lt=1)
     as_of: date | None = None
     source: str
 
@@ -65,6 +66,10 @@ class ModelPrice(_Row):
             + min(cache_write_tokens, prompt_tokens) * extra
             + completion_tokens * output_price
         ) / MTOK
+
+    def batch_usd(self, list_usd: float) -> float | None:
+        """What a list price comes to in the provider's batches; `None` where that is not known."""
+        return None if self.batch_discount is None else list_usd * (1.0 - self.batch_discount)
 
 
 class MachinePrice(NamedTuple):
@@ -127,6 +132,7 @@ def _override(prices: PricesSection, model: str) -> ModelPrice | None:
         model=key,
         input=price.input_usd_per_mtok,
         output=price.output_usd_per_mtok,
+        batch_discount=price.batch_discount,
         source=_OVERRIDE_SOURCE,
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from stillhouse.core.recipe_section import Section
+from stillhouse.core.recipe_terms import TermsSection
 
 TEACHER_FORMS = (
     "openai:MODEL, anthropic:MODEL, openai-compatible:MODEL (with base_url), hf:ID_OR_PATH, "
@@ -68,6 +70,15 @@ class TeacherSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tune: TuneSection | None = Field(
         default=None, description="Tune a local teacher on the labelled set first."
+    )
+    terms: TermsSection | None = Field(
+        default=None,
+        description="May its outputs train a model? Set or waived before anything is asked "
+        "(embedded needs none); see docs/rights.md.",
+    )
+    retires_on: date | None = Field(
+        default=None,
+        description="When the provider retires the model, where you know better than the table.",
     )
 
     @field_validator("base_url")
@@ -152,6 +163,12 @@ class Price(Section):
 
     input_usd_per_mtok: float = Field(ge=0)
     output_usd_per_mtok: float = Field(ge=0)
+    batch_discount: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Off the price in the provider's batches: 0.5 is half.",
+    )
 
 
 class PricesSection(Section):

@@ -13,6 +13,8 @@ Knows the finished dataset; makes no decisions. Keys, all stable:
   teacher's class probabilities in training (null without them); `with_beliefs`, how many examples
   have them; `label_is_not_top_belief`, in how many another label is more probable
 - `lengths`: p50 and p95 of characters and words, for `prompt` and `completion`
+The stage adds where the examples come from: `teacher_revisions` (revision -> examples), `filters`
+(what each of them passed, in order) and `users` (how many different ones, by pseudonym).
 """
 
 from __future__ import annotations

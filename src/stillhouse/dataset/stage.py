@@ -14,10 +14,11 @@ from stillhouse.core.jsonl import read_records, write_json, write_records
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery, Query, Rejection
-from stillhouse.core.runfolder import Outcome
+from stillhouse.core.runfolder import Outcome, hash_file
 from stillhouse.core.split import Split
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.dataset.build import Dataset, build_dataset
+from stillhouse.dataset.provenance import filters_passed, with_provenance
 from stillhouse.dataset.report import dataset_report
 
 
@@ -34,6 +35,7 @@ def run_dataset(
     completions = _completions(ask_dir / "completions.jsonl", {query.id for query in queries})
     failures_path = ask_dir / "failures.jsonl"
     failures = list(read_records(failures_path, Rejection)) if failures_path.exists() else []
+    golden = _labelled(traffic_dir / "golden.jsonl")
     with progress.bar("building the dataset", None, "examples") as bar:
         dataset = build_dataset(
             recipe.task,
@@ -43,8 +45,14 @@ def run_dataset(
             completions=completions,
             failures=failures,
             labelled=_labelled(traffic_dir / "labelled.jsonl"),
-            golden=_labelled(traffic_dir / "golden.jsonl"),
+            golden=golden,
             beliefs=needs_beliefs(recipe),
+        )
+        filters = filters_passed(recipe.dataset, golden=bool(golden), beliefs=needs_beliefs(recipe))
+        dataset = dataset._replace(
+            examples=with_provenance(
+                dataset.examples, queries, filters, hash_file(traffic_dir / "queries.jsonl")
+            )
         )
         bar.advance(len(dataset.examples))
     rejections_path = work / "rejections.jsonl"
@@ -56,6 +64,11 @@ def run_dataset(
     write_records(work / "train.jsonl", split.first)
     write_records(work / "held_out.jsonl", split.second)
     report = dataset_report(recipe.task, len(queries), dataset, split)
+    report["teacher_revisions"] = dict(
+        sorted(Counter(example.teacher_revision for example in dataset.examples).items())
+    )
+    report["filters"] = list(filters)
+    report["users"] = len({e.user for e in dataset.examples if e.user is not None})
     write_json(work / "dataset.json", report)
     keys = ("queries", "examples", "train", "held_out", "acceptance", "rejections", "contamination")
     return Outcome(summary={key: report[key] for key in keys})

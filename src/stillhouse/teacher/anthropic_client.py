@@ -53,13 +53,19 @@ class AnthropicCompleter:
         self._settings = settings
         self._without: set[str] = set()
         self._thinking = 0
+        self.headers: Mapping[str, str] = {}  # of the last answer, whatever its status
         self._client = anthropic.AsyncAnthropic(
             api_key=settings.key,
             base_url=settings.base_url,
             timeout=settings.timeout_s,
             max_retries=0,
-            http_client=anthropic.DefaultAioHttpClient(timeout=settings.timeout_s),
+            http_client=anthropic.DefaultAioHttpClient(
+                timeout=settings.timeout_s, event_hooks={"response": [self._see]}
+            ),
         )
+
+    async def _see(self, response: Any) -> None:
+        self.headers = response.headers
 
     @property
     def info(self) -> ModelInfo:

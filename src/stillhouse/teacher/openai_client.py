@@ -73,14 +73,20 @@ class OpenAICompleter:
         self._without: set[str] = set()
         self._effort: int | None = None  # index into _EFFORTS once it has to be set
         self.samples_per_request: int = 128
+        self.headers: Mapping[str, str] = {}  # of the last answer, whatever its status
         self._client = openai.AsyncOpenAI(
             # The client would otherwise take OPENAI_API_KEY, which is not this server's to see.
             api_key=settings.key or "none",
             base_url=settings.base_url,
             timeout=settings.timeout_s,
             max_retries=0,
-            http_client=openai.DefaultAioHttpClient(timeout=settings.timeout_s),
+            http_client=openai.DefaultAioHttpClient(
+                timeout=settings.timeout_s, event_hooks={"response": [self._see]}
+            ),
         )
+
+    async def _see(self, response: Any) -> None:
+        self.headers = response.headers
 
     @property
     def info(self) -> ModelInfo:

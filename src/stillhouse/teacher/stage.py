@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -27,6 +28,7 @@ from stillhouse.teacher.answers import problem_of, require_usable
 from stillhouse.teacher.ask import AskResult, ask
 from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
 from stillhouse.teacher.check import check_teacher, has_truth
+from stillhouse.teacher.retirement import from_headers
 from stillhouse.teacher.store import AnswerStore, answer_key
 
 QUERIES: Final = "queries.jsonl"
@@ -194,6 +196,9 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
                     problem_of=None if results else partial(problem_of, recipe.task),
                 )
                 results.append(result)
+        told = from_headers(completer.info.name, getattr(completer, "headers", {}))
+        if told is not None and (warning := told.warning(datetime.now(UTC).date())):
+            progress.say(f"WARNING: teacher {warning}")
         for result in results:
             if result.failures and not result.completions_by_query:
                 raise TeacherError(

@@ -7,7 +7,7 @@ leave the labelled set here, since it tunes the teacher; all others are found by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -44,8 +44,16 @@ class LabelledSet(NamedTuple):
     in_golden: int
 
 
-def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
+def run_traffic(
+    recipe: Recipe, work: Path, progress: Progress, forgotten: Container[str] = ()
+) -> Outcome:
     """Read, check, deduplicate and sample the traffic; see the module.
+
+    Args:
+        recipe: the whole recipe.
+        work: where the files go.
+        progress: bars.
+        forgotten: users whose queries are passed over, wherever they stand.
 
     Raises:
         DataError: a file is missing or malformed, or fewer queries are left than
@@ -54,14 +62,19 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
     task, section = recipe.task, recipe.traffic
     with progress.bar("reading traffic", None, "files") as bar:
         traffic = read_queries(Path(section.path), task)
+        passed_over = len(traffic.queries)
+        traffic = traffic._replace(queries=_of_others(traffic.queries, forgotten))
+        passed_over -= len(traffic.queries)
         bar.advance()
         golden = labelled = None
         if section.golden is not None:
-            golden = distinct(read_labelled(Path(section.golden), task).queries, task)
+            of_golden = read_labelled(Path(section.golden), task).queries
+            golden = distinct(_of_others(of_golden, forgotten), task)
             bar.advance()
         if section.labelled is not None:
+            of_labelled = read_labelled(Path(section.labelled), task).queries
             labelled = distinct(
-                read_labelled(Path(section.labelled), task).queries,
+                _of_others(of_labelled, forgotten),
                 task,
                 golden.queries if golden else (),
                 recipe.dataset.near_duplicate,
@@ -99,6 +112,8 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
         "over_limit": len(kept.queries) - len(sample),
         "queries": len(sample) + len(joined),
     }
+    if passed_over:
+        summary["of_forgotten_users"] = passed_over
     for name, found in (("labelled", labelled), ("golden", golden)):
         if found is not None:
             summary[name] = len(found.queries)
@@ -107,6 +122,10 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
             if name == "labelled":
                 summary["labelled_in_golden"] = found.in_golden
     return Outcome(summary=summary)
+
+
+def _of_others(queries: Sequence[Q], forgotten: Container[str]) -> list[Q]:
+    return [query for query in queries if query.user is None or query.user not in forgotten]
 
 
 def distinct(
@@ -165,7 +184,13 @@ def keep_distinct(
             kept.queries.append(query)
             continue
         kept.rejections.append(
-            Rejection(query_id=query.id, reason=reason, detail=detail, messages=query.messages)
+            Rejection(
+                query_id=query.id,
+                reason=reason,
+                detail=detail,
+                messages=query.messages,
+                user=query.user,
+            )
         )
     return kept
 
