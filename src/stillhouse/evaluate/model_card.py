@@ -148,16 +148,18 @@ def _training(recipe: Recipe) -> str:
         else f"soft targets (weight {train.alpha:g}, distillation temperature "
         f"{train.distillation_temperature:g}) and the teacher's answers"
     )
-    shape = [f"{student.layers} layers kept"] if student.layers else []
+    shape = []
+    if student.layers is not None:
+        layers = len(student.layers) if isinstance(student.layers, tuple) else student.layers
+        shape.append(f"{layers} layers kept")
     if student.vocabulary != "full":
-        shape.append(f"{student.vocabulary} tokens kept")
+        kept = "the task's" if student.vocabulary == "task" else f"{student.vocabulary:,}"
+        shape.append(f"{kept} tokens kept")
     if train.lora is not None:
         shape.append(f"LoRA of rank {train.lora.r}")
     more = f" Of the base model: {', '.join(shape)}." if shape else ""
-    return (
-        f"On {aim}, for {train.epochs:g} epochs at a learning rate of {train.learning_rate:g}, "
-        f"seed {recipe.seed}.{more}"
-    )
+    rate = "" if train.learning_rate is None else f" at a learning rate of {train.learning_rate:g}"
+    return f"On {aim}, for {train.epochs:g} epochs{rate}, seed {recipe.seed}.{more}"
 
 
 def _figures(recipe: Recipe, report: Report) -> list[str]:
