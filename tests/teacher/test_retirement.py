@@ -185,9 +185,12 @@ def test_a_wrong_key_is_an_error_without_the_key(monkeypatch: pytest.MonkeyPatch
         said = f"bad key {request.headers['Authorization']}"
         return web.json_response({"error": {"message": said}}, status=401)
 
-    with serve(lambda *_: openai_answer(), routes=[web.get("/v1/models/{n}", refuse)]) as server:
-        with pytest.raises(TeacherError, match="OPENAI_API_KEY") as caught:
-            lifecycle_of(section(server.url))
+    routes = [web.get("/v1/models/{n}", refuse)]
+    with (
+        serve(lambda *_: openai_answer(), routes=routes) as server,
+        pytest.raises(TeacherError, match="OPENAI_API_KEY") as caught,
+    ):
+        lifecycle_of(section(server.url))
     assert KEY not in str(caught.value)
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(UserError, match="OPENAI_API_KEY"):
