@@ -73,6 +73,8 @@ def at_work(folder: Path, **teacher: Any) -> Iterator[tuple[Loopback, Recipe]]:
                 },
                 dataset={"near_duplicate": 1.0},
                 train={"alpha": 0},
+                # five truths are looked for in their intervals, once: 1 in 200 goes amiss
+                evaluate={"confidence": 0.999},
             ),
         )
 
@@ -248,7 +250,7 @@ def test_a_local_teacher_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert plan.seconds is not None
     assert plan.seconds.low is not None
     assert plan.seconds.estimate is not None
-    assert 0 < plan.seconds.low <= plan.seconds.estimate
+    assert 0 <= plan.seconds.low <= plan.seconds.estimate
     assert plan.seconds_limited_by == "this machine"
     assert "this machine" in plan.cheapest
     assert plan.budget is None
