@@ -127,3 +127,18 @@ def test_usd_per_1k_queries() -> None:
             usd_per_1k_queries(qps, 1.0)
     with pytest.raises(ValueError, match="usd_per_hour"):
         usd_per_1k_queries(1.0, -1.0)
+
+
+def test_batch_prices_come_from_the_discount_where_it_is_known() -> None:
+    table = model_price(PricesSection(), "openai:gpt-4.1")
+    assert table is not None
+    assert table.batch_usd(3.0) == 1.5
+    raw = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
+    plain = model_price(PricesSection.model_validate({"models": {"m": raw}}), "openai:m")
+    cut = model_price(
+        PricesSection.model_validate({"models": {"m": {**raw, "batch_discount": 0.25}}}), "m"
+    )
+    assert plain is not None
+    assert cut is not None
+    assert plain.batch_usd(4.0) is None
+    assert cut.batch_usd(4.0) == 3.0
