@@ -217,7 +217,7 @@ def make_run(
 def install_students(monkeypatch: pytest.MonkeyPatch, opened: list[Double]) -> None:
     """`stillhouse.models.student` replaced by doubles; those opened are noted."""
 
-    def open_student(folder: Path, task: object, head: str, batch_size: int) -> Double:
+    def open_student(folder: Path, task: object, head: str, batch_size: int, device: str) -> Double:
         twin = folder.parent.name == "twin"
         double = Double(str(folder), 0.21 if twin else 0.17, 1, 11_000_000)
         opened.append(double)
