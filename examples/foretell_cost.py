@@ -1,4 +1,4 @@
-"""Before stage 2: what asking the rest will cost, from the answers to a sample, with its interval."""
+"""Before stage 2: what asking the rest will cost, from a sample, with its interval."""
 
 import random
 

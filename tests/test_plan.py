@@ -126,6 +126,11 @@ def test_a_sample_is_paid_once_and_foretells_the_run(tmp_path: Path) -> None:
         run_stages(recipe, tmp_path / "run", Silent(), last="dataset")
         assert len(server.bodies) == QUERIES
         assert max(server.asked.values()) == 1
+        done = make_plan(recipe, tmp_path / "run", None, Silent()).plan
+        assert (done.open, done.cheapest) == (0, "nothing: every answer is in the store")
+        assert done.budget is not None
+        assert done.budget.suffices == "yes"
+        assert done.targets[0].usd_list is None
     rest = [b["messages"][-1]["content"] for b in server.bodies]
     rest = [content for content in rest if content not in asked]
     prompt, output = sum(map(tokens, rest)), sum(3 + int(c.split()[-1]) % 5 for c in rest)

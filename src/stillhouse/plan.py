@@ -231,7 +231,7 @@ def plan_lines(planned: Planned) -> Iterator[tuple[str, str]]:
     if plan.budget is not None:
         budget = plan.budget
         buys = "" if budget.queries is None else f": {_shown(budget.queries, '{:,.0f}')} queries"
-        if budget.examples is not None:
+        if budget.examples is not None and budget.examples.basis == "sample":
             buys += f", {_shown(budget.examples, '{:,.0f}')} examples"
         yield (
             "budget",
@@ -256,7 +256,7 @@ def plan_lines(planned: Planned) -> Iterator[tuple[str, str]]:
 
 
 def _shown(value: Estimate, form: str) -> str:
-    """`12 [10, 15]` of a sample; `about 12, at most 40` where nothing was asked."""
+    """`12 [10, 15]` of a sample; `about 12, at most 40 (bound)` where nothing was asked."""
 
     def one(number: float | None) -> str:
         return "unknown" if number is None else form.format(number)
@@ -265,6 +265,13 @@ def _shown(value: Estimate, form: str) -> str:
         return one(value.estimate)
     if value.basis == "sample":
         return f"{one(value.estimate)} [{one(value.low)}, {one(value.high)}]"
-    about = "" if value.estimate is None else f"about {one(value.estimate)}, "
-    most = "unknown" if value.high is None else f"at most {one(value.high)}"
-    return f"{about}{most} (bound)"
+    said = [
+        f"{word}{one(number)}"
+        for word, number in (
+            ("about ", value.estimate),
+            ("at least ", value.low),
+            ("at most ", value.high),
+        )
+        if number is not None
+    ]
+    return f"{', '.join(said) or 'unknown'} (bound)"

@@ -46,7 +46,10 @@ def models(
 ) -> list[web.RouteDef]:
     async def retrieve(request: web.Request) -> web.Response:
         if one is None:
-            return web.json_response({"error": {"message": "no such model"}}, status=404)
+            if listed is not None or "anything" in request.match_info["name"]:
+                return web.Response(status=404, text="no such path")
+            said = {"type": "not_found_error", "code": "model_not_found", "message": "no"}
+            return web.json_response({"type": "error", "error": said}, status=404)
         return web.json_response({"id": request.match_info["name"], **one}, headers=headers)
 
     async def all_of_them(_: web.Request) -> web.Response:
@@ -98,11 +101,19 @@ def test_the_models_endpoint_is_asked(
         assert "replay" in warning
 
 
-@pytest.mark.parametrize(("listed", "exists"), [(["m", "n"], True), (["n"], False), (None, None)])
-def test_a_compatible_server_may_only_list(listed: list[str] | None, exists: bool | None) -> None:
+@pytest.mark.parametrize(("listed", "exists"), [(["m", "n"], True), (["n"], False)])
+@pytest.mark.parametrize("kind", ["openai-compatible", "openai", "anthropic"])
+def test_a_server_may_only_list(kind: str, listed: list[str], exists: bool) -> None:
     with serve(lambda *_: openai_answer(), routes=models(None, listed=listed)) as server:
-        found = lifecycle_of(section(server.url, "openai-compatible:m"))
+        found = lifecycle_of(section(server.url, f"{kind}:m"))
     assert found.exists is exists
+
+
+def test_a_server_without_a_models_endpoint_says_nothing() -> None:
+    with serve(lambda *_: openai_answer(), routes=models(None)) as server:
+        found = lifecycle_of(section(server.url, "openai-compatible:anything"))
+    assert found.exists is None
+    assert found.warning(TODAY) is None
 
 
 def test_headers_on_the_model_are_read() -> None:

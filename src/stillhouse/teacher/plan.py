@@ -73,7 +73,9 @@ def make(known: Known) -> Plan:
     accepted = _accepted(known)
     examples = _examples(accepted, known.near_repeats, len(known.traffic))
     seconds, limited_by = _seconds(known, prompt, completion)
-    per_query = None if usd is None else usd.times(1.0 / max(1, len(known.waiting)))
+    per_query = None
+    if usd is not None and known.waiting:
+        per_query = usd.times(1.0 / len(known.waiting))
     counts = Counts(
         len(known.waiting),
         len(known.traffic),

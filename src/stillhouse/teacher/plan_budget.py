@@ -28,15 +28,16 @@ def plan_budget(
     Args:
         plan: counts, and the money.
         usd: list price of all that is waiting; `None`: not known.
-        per_query: the same for one query.
+        per_query: the same for one query; `None` also where none is waiting.
         examples: what the whole traffic is expected to give.
     """
     limit = plan.budget_usd
     if limit is None:
         return None
     left = max(0.0, limit - plan.paid_usd)
-    if usd is None or per_query is None:
-        return BudgetPlan(usd=limit, left_usd=left, suffices="unknown", queries=None, examples=None)
+    if usd is None or per_query is None:  # no price is known, or nothing is left to ask
+        suffices = "unknown" if usd is None else "yes"
+        return BudgetPlan(usd=limit, left_usd=left, suffices=suffices, queries=None, examples=None)
     suffices = "perhaps"
     if usd.high is not None and usd.high <= left:
         suffices = "yes"
@@ -91,9 +92,25 @@ def plan_targets(
 ) -> tuple[Target, ...]:
     """What it takes to have the sizes of `TARGETS`; arguments as `plan_budget`."""
     share = examples.times(1.0 / max(1, plan.traffic))
-    batch_per_query = None if batch is None else batch.times(1.0 / max(1, plan.waiting))
+    batch_per_query = None
+    if batch is not None and plan.waiting:
+        batch_per_query = batch.times(1.0 / plan.waiting)
     found = []
     for count in TARGETS:
+        if share.low is None:  # not known how many are accepted: at best, all
+            queries = Estimate(low=float(count), basis="bound")
+            list_usd = None if per_query is None else per_query.times(count)
+            batch_usd = None if batch_per_query is None else batch_per_query.times(count)
+            found.append(
+                Target(
+                    examples=count,
+                    queries=queries,
+                    usd_list=list_usd,
+                    usd_batch=batch_usd,
+                    within_traffic=plan.traffic >= count,
+                )
+            )
+            continue
         queries = share.model_copy(
             update={
                 "estimate": count / share.estimate if share.estimate else None,

@@ -36,8 +36,8 @@ TIMEOUT_S: Final = 20.0
 _DATED: Final = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2})$")
 _LINK: Final = re.compile(r"<([^>]*)>\s*;[^,]*\brel=\"?(sunset|deprecation)\b", re.IGNORECASE)
 REPLAY: Final = (
-    "the answers there are lie in store/answers.jsonl of the run folder: freeze that store and "
-    "replay it, it answers as the teacher did"
+    "the answers it gave are in store/answers.jsonl of the run folder: freeze that store and "
+    "replay it in the teacher's place"
 )
 
 
@@ -193,18 +193,19 @@ async def ask_provider(section: TeacherSection) -> Lifecycle:
             http_client=openai.DefaultAioHttpClient(timeout=TIMEOUT_S),
         )
     try:
-        return await _retrieve(client, settings, compatible)
+        return await _retrieve(client, settings)
     except (openai.APIError, anthropic.APIError, OSError, ValueError) as error:
         raise TeacherError(failure_line(settings, error, judge(error, time.time()))) from None
     finally:
         await client.close()
 
 
-async def _retrieve(client: Any, settings: ApiSettings, compatible: bool) -> Lifecycle:
+async def _retrieve(client: Any, settings: ApiSettings) -> Lifecycle:
     try:
         raw = await client.models.with_raw_response.retrieve(settings.name)
     except (openai.NotFoundError, anthropic.NotFoundError) as error:
-        if not compatible:
+        # Any other 404 may be a proxy's that knows no such path.
+        if "model_not_found" in str(error.body) or "not_found_error" in str(error.body):
             return Lifecycle(
                 model=settings.model, exists=False, source="the provider's models endpoint: 404"
             )
@@ -227,7 +228,7 @@ async def _listed(client: Any, settings: ApiSettings, refusal: Exception) -> Lif
     """Many compatible servers list their models but do not tell of one."""
     try:
         raw = await client.models.with_raw_response.list()
-    except openai.NotFoundError:
+    except (openai.NotFoundError, anthropic.NotFoundError):
         return Lifecycle(model=settings.model, source="the server has no models endpoint")
     body = raw.http_response.json()
     data = body.get("data") if isinstance(body, Mapping) else None
@@ -236,6 +237,8 @@ async def _listed(client: Any, settings: ApiSettings, refusal: Exception) -> Lif
     for item in data:
         if isinstance(item, Mapping) and item.get("id") == settings.name:
             return from_model_object(settings.model, item)
+    if body.get("has_more"):
+        return Lifecycle(model=settings.model, source="the server lists its models by pages")
     return Lifecycle(
         model=settings.model, exists=False, source="it is not in the server's list of models"
     )
