@@ -7,7 +7,7 @@ import contextlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -138,13 +138,16 @@ class Truncated(web.StreamResponse):
 
 
 @contextlib.contextmanager
-def serve(answer: Answer, delay_s: float = 0.0) -> Iterator[Loopback]:
-    """Run the server in a thread of its own while the block runs."""
+def serve(
+    answer: Answer, delay_s: float = 0.0, routes: Sequence[web.RouteDef] = ()
+) -> Iterator[Loopback]:
+    """Run the server in a thread of its own while the block runs; `routes` are more of it."""
     server = Loopback(answer, delay_s)
     loop = asyncio.new_event_loop()
     app = web.Application(client_max_size=2**24)
     app.router.add_post("/v1/chat/completions", server.handle)
     app.router.add_post("/v1/messages", server.handle)
+    app.add_routes(routes)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
 
     async def start() -> None:

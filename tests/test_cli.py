@@ -38,12 +38,14 @@ OPTIONS = {
         "repeats",
         "as_json",
     },
+    "plan": {*STAGE_OPTIONS, "sample"},
+    "forget": {"folders", "user", "dry_run", "as_json"},
     "teacher": set(),
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
 }
 
 
-TEACHER_OPTIONS = {"compare": STAGE_OPTIONS}
+TEACHER_OPTIONS = {"compare": STAGE_OPTIONS, "check": {"recipe", "overrides", "as_json"}}
 
 
 def stillhouse(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -80,6 +80,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         | {"path": "traffic.jsonl"},
         "teacher": {
             "model": f"hf:{lm}",
+            "terms": {"waived_by": "the tests", "reason": "its weights are random"},
             "tune": {"epochs": 30, "learning_rate": 1e-2, "batch_size": 8},
         },
         "dataset": {"near_duplicate": 1.0},

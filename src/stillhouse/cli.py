@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from stillhouse import __version__
@@ -25,7 +26,9 @@ from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
 from stillhouse.doctor import advice, examine
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.summary import summary_rows
+from stillhouse.forget import forget_user, told
 from stillhouse.pipeline import report_of, run_stages
+from stillhouse.plan import FEWEST, make_plan, plan_lines
 from stillhouse.scaffold import scaffold
 from stillhouse.stages import STAGES
 from stillhouse.teacher import archive
@@ -130,6 +133,51 @@ def report(
 ) -> None:
     """Write the report of a finished run anew, and print its figures."""
     _show_report(report_of(folder), folder, as_json)
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", min=FEWEST, help="Ask so many queries first (paid, kept)."),
+    ] = None,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what asking will cost, take and give, before it is done."""
+    loaded = load_recipe(recipe, overrides or [])
+    root = run_dir or Path("runs") / loaded.name
+    planned = make_plan(loaded, root, sample, _progress(as_json))
+    if as_json:
+        _print_json(planned.plan.model_dump(mode="json"))
+    else:
+        _print_rows(plan_lines(planned))
+    if planned.sample_refused:
+        raise typer.Exit(EXIT_USER)
+
+
+@app.command()
+def forget(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
+    ],
+    user: Annotated[str, typer.Option("--user", help="The user, as the traffic names them.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be removed; change nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a user's records, and name every dataset and student that used them."""
+    results = forget_user(user, folders, dry_run=dry_run)
+    if as_json:
+        _print_json(
+            {"dry_run": dry_run, "runs": [result.model_dump(mode="json") for result in results]}
+        )
+        return
+    for line in told(results, dry_run=dry_run):
+        typer.echo(line)
 
 
 @app.command()
@@ -253,15 +301,19 @@ def _print_json(value: dict[str, Any]) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in rows:
+        table.add_row(name, escape(value))
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
 def _show_report(made: Report, root: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(made.model_dump_json(indent=2))
     else:
-        table = Table(show_header=False, box=None, pad_edge=False)
-        for name, value in summary_rows(made):
-            table.add_row(name, value)
+        _print_rows(summary_rows(made))
         console = Console(soft_wrap=True, highlight=False)
-        console.print(table)
         console.print(f"report: {root / 'report.html'}", markup=False)
     if made.gate.verdict != "pass":
         raise typer.Exit(EXIT_GATE)

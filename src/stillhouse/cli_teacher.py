@@ -5,7 +5,10 @@ A further command is one more function with `@teacher_app.command()`. Knows no c
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import typer
 from rich.console import Console
@@ -15,7 +18,10 @@ from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.core.progress import Silent, Terminal
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.evaluate.teacher_page import closing_lines, table_rows
+from stillhouse.teacher.retirement import lifecycle_of
 from stillhouse.teacher_compare import FOLDER, compare_teachers
+
+EXIT_GONE: Final = 2
 
 teacher_app = typer.Typer(
     name="teacher",
@@ -54,3 +60,19 @@ def compare(
     for line in closing_lines(found):
         typer.echo(line)
     typer.echo(f"page: {root / FOLDER / 'compare.html'}")
+
+
+@teacher_app.command()
+def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Ask the provider whether the teacher still exists, and warn of its retirement."""
+    found = lifecycle_of(load_recipe(recipe, overrides or []).teacher)
+    warning = found.warning(datetime.now(UTC).date())
+    if as_json:
+        typer.echo(json.dumps({**found.model_dump(mode="json"), "warning": warning}, indent=2))
+    elif warning is not None:
+        typer.echo(f"{'GONE' if found.exists is False else 'WARNING'}: {warning}", err=True)
+    else:
+        state = "exists" if found.exists else "cannot be asked about"
+        typer.echo(f"{found.model}: {state} ({found.source}); no retirement is announced")
+    if found.exists is False:
+        raise typer.Exit(EXIT_GONE)

@@ -15,17 +15,24 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from stillhouse.core.errors import DataError, RecipeError
+from stillhouse.core.forgotten import FORGOTTEN
 from stillhouse.core.jsonl import read_json, write_json
+from stillhouse.core.lineage import record_lineage
 from stillhouse.core.machine import package_versions, peak_rss_mb
 from stillhouse.core.optional import require
+from stillhouse.core.owners import record_owners
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_file import parse_recipe
+from stillhouse.core.rights import ASKING, check_rights
 from stillhouse.core.runfolder import Manifest, RunFolder, StageKey, hash_file, hash_folder
 from stillhouse.core.user_function import source_of
+from stillhouse.dataset.card import write_dataset_card
+from stillhouse.evaluate.model_card import CARD, write_model_card
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.stage import write_report
 from stillhouse.stages import Context, Stage, check_quality, stages_of
+from stillhouse.teacher.retirement import warn_of_retirement
 from stillhouse.train.planning import check_recipe
 
 RECIPE_FILE: Final = "recipe.json"
@@ -62,14 +69,16 @@ def run_stages(
             "this recipe has no such stage",
             action=f"give {NEEDED.get(last, 'traffic.labelled')} to have it",
         )
+    names = [stage.name for stage in plan]
+    until = names.index(last) + 1
+    check_rights(recipe, names[:until])
     check_recipe(recipe)
     check_quality(recipe)
     run = RunFolder(root)
     results: list[StageResult] = []
     with run.locked(), _reproducible_threads():
         write_json(root / RECIPE_FILE, recipe.model_dump(mode="json", by_alias=True))
-        names = [stage.name for stage in plan]
-        until = names.index(last) + 1
+        warned = False
         student_checked = "train" not in names[:until]
         for number, stage in enumerate(plan[:until], start=1):
             key = stage_key(stage, recipe, run)
@@ -78,7 +87,11 @@ def run_stages(
             if current is not None:
                 progress.say(f"{count}: up to date")
                 results.append(StageResult(stage.name, True, current))
+                _record(recipe, run, results[-1])
                 continue
+            if not warned and stage.name in ASKING:
+                warn_of_retirement(recipe.teacher, progress)
+                warned = True
             if not student_checked and stage.name != "traffic":
                 require("stillhouse.train.preflight", "train", "training").check_student(recipe)
                 student_checked = True
@@ -86,7 +99,25 @@ def run_stages(
             results.append(
                 _run_stage(stage, key, Context(recipe, run, run.open_partial(key), progress))
             )
+            _record(recipe, run, results[-1])
     return results
+
+
+def _record(recipe: Recipe, run: RunFolder, result: StageResult) -> None:
+    """Write down where the stage's result comes from: whose queries, lineage, cards.
+
+    Also of a stage that is up to date: a kill may have come between its end and this.
+    """
+    if result.name == "traffic":
+        record_owners(run)
+    if result.name in ("tune", "dataset", "train"):
+        record_lineage(recipe, run)
+    if result.name == "dataset":
+        write_dataset_card(recipe, run.stage("dataset"), result.manifest.output_hash)
+    if result.name == "train" and not (
+        result.skipped and (run.stage("train") / "student" / CARD).exists()
+    ):
+        write_model_card(recipe, run, None)
 
 
 def _run_stage(stage: Stage, key: StageKey, context: Context) -> StageResult:
@@ -118,6 +149,8 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
             path = getattr(recipe.traffic, field)
             if path is not None and Path(path).is_file():
                 inputs[field] = _hash_of_users(Path(path))
+        if (run.root / FORGOTTEN).exists():  # a forgotten user's lines are passed over
+            inputs["forgotten"] = hash_file(run.root / FORGOTTEN)
     judge, function = recipe.dataset.judge, recipe.dataset.validators.function
     if stage.name == "judge" and judge is not None:
         inputs["gold"] = _hash_of_users(Path(judge.gold))
@@ -173,7 +206,7 @@ def _local_weights(field: str, source: str) -> Iterator[tuple[str, str]]:
         yield f"{field} weights", _hash_of_users(path)
     elif path.is_dir():
         for name, digest in hash_folder(path).items():
-            if not name.startswith("."):
+            if not name.startswith(".") and name != CARD:
                 yield f"{field} {name}", digest
 
 

@@ -88,7 +88,10 @@ teacher:
   sampling_temperature: 0
   max_tokens: {16 if kind == "classification" else 512}
   concurrency: 16
-  budget_usd: 20                 # asking stops before this is crossed
+  budget_usd: 20                 # asking stops before this is crossed; first: stillhouse plan
+  # May its outputs train a model? Read its terms (docs/rights.md says where), then write
+  # {{may_train: true, says: WHO_OR_CLAUSE, on: YYYY-MM-DD, url: WHERE}}, or waive it by name:
+  # terms: {{waived_by: YOUR_NAME, reason: WHY}}
 
 dataset:
   held_out: 0.1                  # share held out, near-duplicates kept together

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from stillhouse.core.forgotten import ForgottenUsers
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
@@ -42,7 +43,9 @@ _NO_PART: Final = (
     "deadline_s",
     "on_revision_change",
     "outage_s",
+    "retires_on",
     "retries",
+    "terms",
     "timeout_s",
     "tune",
 )
@@ -177,7 +180,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "near_duplicate": r.dataset.near_duplicate,
             "min_examples": r.dataset.min_examples,
         },
-        lambda c: run_traffic(c.recipe, c.work, c.progress),
+        lambda c: run_traffic(c.recipe, c.work, c.progress, ForgottenUsers(c.run.root)),
         STATISTICS_PACKAGES,
     ),
     Stage(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Final, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,6 +19,7 @@ from stillhouse.core.recipe_ensemble import (
     combine_problem,
 )
 from stillhouse.core.recipe_section import Section
+from stillhouse.core.recipe_terms import TermsSection
 
 TEACHER_FORMS = (
     "openai:MODEL, anthropic:MODEL, openai-compatible:MODEL (with base_url), hf:ID_OR_PATH, "
@@ -152,6 +154,15 @@ class TeacherSection(Section):
     )
     combine: Combine | None = Field(
         default=None, description=f"How an ensemble's answers become one. {COMBINE_HELP}"
+    )
+    terms: TermsSection | None = Field(
+        default=None,
+        description="May its outputs train a model? Set or waived before anything is asked "
+        "(embedded needs none); see docs/rights.md.",
+    )
+    retires_on: date | None = Field(
+        default=None,
+        description="When the provider retires the model, where you know better than the table.",
     )
 
     @field_validator("base_url")

@@ -151,6 +151,9 @@ class Example(Record):
     `label_probabilities` follows the order of the task's labels and sums to one.
     `group` names the near-duplicate cluster: a group is never split between train and held-out.
     `readmitted` names the filter that had rejected it, where `dataset.floor` brought it back.
+
+    Provenance: `id` is the query's, `prompt_hash` the `message_key` of the prompt, `filters` the
+    checks it passed, in order, and `user` a pseudonym (`core.lineage.pseudonym`), never the name.
     """
 
     id: str
@@ -163,6 +166,9 @@ class Example(Record):
     label_probabilities: tuple[float, ...] | None = None
     reference: str | None = None
     readmitted: str | None = None
+    prompt_hash: str | None = None
+    filters: tuple[str, ...] = ()
+    user: str | None = None
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -183,7 +189,8 @@ class Rejection(Record):
     """A completion that was not kept, with its reason. Never thrown away.
 
     `reason` is a short stable word (`empty`, `label`, `length`, `refusal`, ...); `detail` is for
-    people. `completion` is `None` where the query itself was dropped (a duplicate, contamination).
+    people. `completion` is `None` where the query itself was dropped (a duplicate, contamination);
+    `user` is then whose it was.
     """
 
     query_id: str
@@ -191,9 +198,15 @@ class Rejection(Record):
     detail: str
     messages: tuple[Message, ...] = ()
     completion: Completion | None = None
+    user: str | None = None
 
 
 def message_key(messages: Sequence[Message]) -> str:
     """Content hash of a chat: 32 hex digits, equal for equal roles and contents."""
-    payload = json.dumps([[m.role, m.content] for m in messages], ensure_ascii=False)
+    return key_of_turns([(message.role, message.content) for message in messages])
+
+
+def key_of_turns(turns: Sequence[tuple[object, object]]) -> str:
+    """`message_key` of (role, content) pairs as JSON holds them."""
+    payload = json.dumps(turns, ensure_ascii=False)
     return hashlib.sha256(payload.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -17,11 +17,12 @@ from stillhouse.core.judgements import JUDGE, JUDGEMENTS, Judgement
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery, Query, Rejection
-from stillhouse.core.runfolder import Outcome
+from stillhouse.core.runfolder import Outcome, hash_file
 from stillhouse.core.split import Split
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.dataset.build import Dataset, build_dataset
 from stillhouse.dataset.floors import ClusterAcceptance, low_clusters
+from stillhouse.dataset.provenance import filters_passed, with_provenance
 from stillhouse.dataset.report import dataset_report
 from stillhouse.dataset.select import JudgementKey
 
@@ -51,6 +52,7 @@ def run_dataset(  # noqa: PLR0917 - one signature for all stages
     members = ask_dir / "member_completions.jsonl"
     failures_path = ask_dir / "failures.jsonl"
     failures = list(read_records(failures_path, Rejection)) if failures_path.exists() else []
+    golden = _labelled(traffic_dir / "golden.jsonl")
     with progress.bar("building the dataset", None, "examples") as bar:
         dataset = build_dataset(
             recipe.task,
@@ -60,11 +62,17 @@ def run_dataset(  # noqa: PLR0917 - one signature for all stages
             completions=completions,
             failures=failures,
             labelled=_labelled(traffic_dir / "labelled.jsonl"),
-            golden=_labelled(traffic_dir / "golden.jsonl"),
+            golden=golden,
             judgements=_judgements(judge_dir),
             members=_completions(members, known) if members.exists() else None,
             beliefs=needs_beliefs(recipe),
             seed=recipe.seed,
+        )
+        filters = filters_passed(recipe.dataset, golden=bool(golden), beliefs=needs_beliefs(recipe))
+        dataset = dataset._replace(
+            examples=with_provenance(
+                dataset.examples, queries, filters, hash_file(traffic_dir / "queries.jsonl")
+            )
         )
         bar.advance(len(dataset.examples))
     rejections_path = work / "rejections.jsonl"
@@ -78,6 +86,8 @@ def run_dataset(  # noqa: PLR0917 - one signature for all stages
     write_records(work / "held_out.jsonl", split.second)
     judged = None if judge_dir is None else read_json(judge_dir / JUDGE)
     report = dataset_report(recipe, len(queries), dataset, split, judged)
+    report["filters"] = list(filters)
+    report["users"] = len({e.user for e in dataset.examples if e.user is not None})
     write_json(work / "dataset.json", report)
     keys = ("queries", "examples", "train", "held_out", "acceptance", "rejections", "contamination")
     summary = {key: report[key] for key in keys}

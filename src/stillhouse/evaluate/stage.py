@@ -30,6 +30,7 @@ from stillhouse.evaluate.candidates import (
 )
 from stillhouse.evaluate.comparison import Comparison, compare, judge
 from stillhouse.evaluate.metrics import Resampling
+from stillhouse.evaluate.model_card import write_model_card
 from stillhouse.evaluate.page import render_page
 from stillhouse.evaluate.pricing import measure_candidates
 from stillhouse.evaluate.report import Report
@@ -142,7 +143,7 @@ async def _run_evaluate(
 
 
 def write_report(recipe: Recipe, run: RunFolder) -> Report:
-    """Make report.json and report.html at the top of a finished run, from its artifacts alone.
+    """Make report.json, report.html and the model card of a finished run, from its artifacts alone.
 
     Raises:
         RunFolderError: an artifact is missing or damaged.
@@ -151,6 +152,7 @@ def write_report(recipe: Recipe, run: RunFolder) -> Report:
     write_json(run.root / "report.json", report.model_dump(mode="json"))
     html = render_page(report, read_page_data(recipe, run))
     write_atomic(run.root / "report.html", lambda handle: _write(handle.write(html)))
+    write_model_card(recipe, run, report)
     return report
 
 

@@ -58,6 +58,11 @@ class AnthropicCompleter:
         self._client: anthropic.AsyncAnthropic | None = None
 
     @property
+    def headers(self) -> Mapping[str, str]:
+        """Those of the last answer, whatever its status."""
+        return self._wire.last_headers
+
+    @property
     def info(self) -> ModelInfo:
         """Name and server; the notes say what the model turned out to refuse."""
         notes = dict.fromkeys(sorted(self._without), "refused by the model, so left out")

@@ -17,9 +17,10 @@ from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Query
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
 from stillhouse.teacher.anthropic_client import ANTHROPIC_URL, AnthropicCompleter
-from stillhouse.teacher.api import api_settings
+from stillhouse.teacher.api import ApiSettings, api_settings
 from stillhouse.teacher.openai_client import MOST_TOP_LOGPROBS, OPENAI_URL, OpenAICompleter
 from stillhouse.teacher.replay import ReplayCompleter
+from stillhouse.teacher.retry import Retrying
 
 # Batches of a local model that wait at a time: sorted by length, they pad little.
 LOCAL_WINDOW: int = 64
@@ -96,6 +97,34 @@ def open_teacher(
         key_required=not compatible,
     )
     return OpenAICompleter(settings, compatible=compatible)
+
+
+def teacher_info(section: TeacherSection) -> ModelInfo:
+    """What is known of the recipe's teacher without a key, weights or a request.
+
+    The revision of a local teacher is its weights' own, so it is left empty.
+
+    Raises:
+        UserError: the base URL is none.
+    """
+    if section.local:
+        return ModelInfo(section.model, "", gives_label_logprobs=True, local=True)
+    claude = section.kind == "anthropic"
+    settings = ApiSettings(
+        model=section.model,
+        base_url=section.base_url or (ANTHROPIC_URL if claude else OPENAI_URL),
+        timeout_s=section.timeout_s,
+        retrying=Retrying(0),
+        prices=PricesSection(),
+        key_variable="",
+    )
+    try:
+        revision = settings.revision
+    except ValueError:
+        raise UserError(
+            "teacher.base_url", "is no URL", action="write it as http://HOST:PORT/v1"
+        ) from None
+    return ModelInfo(section.model, revision, gives_logprobs=not claude, takes_seed=not claude)
 
 
 def teacher_sampling(recipe: Recipe, info: ModelInfo) -> Sampling:

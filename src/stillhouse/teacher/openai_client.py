@@ -77,6 +77,11 @@ class OpenAICompleter:
         self._client: openai.AsyncOpenAI | None = None
 
     @property
+    def headers(self) -> Mapping[str, str]:
+        """Those of the last answer, whatever its status."""
+        return self._wire.last_headers
+
+    @property
     def info(self) -> ModelInfo:
         """Name and server; the notes say which parameters the model turned out to refuse."""
         left_out = sorted(self._without - {"max_tokens", "max_completion_tokens"})

@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -37,6 +38,7 @@ from stillhouse.teacher.ensemble import (
     together_per_second,
 )
 from stillhouse.teacher.replay import STORE_FILE
+from stillhouse.teacher.retirement import from_headers
 from stillhouse.teacher.store import AnswerStore, answer_key
 
 QUERIES: Final = "queries.jsonl"
@@ -229,6 +231,9 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
                     stop_on_revision_change=recipe.teacher.on_revision_change == "stop",
                 )
                 results.append(batched.added_to(result, completer, queries, sampling))
+        told = from_headers(completer.info.name, getattr(completer, "headers", {}))
+        if told is not None and (warning := told.warning(datetime.now(UTC).date())):
+            progress.say(f"WARNING: teacher {warning}")
         for result in results:
             if result.failures and not result.completions_by_query:
                 raise TeacherError(

@@ -73,6 +73,7 @@ class Wire:
         self._headers = headers
         self._proxy = env_proxy(self._base_url)
         self._session: aiohttp.ClientSession | None = None
+        self.last_headers: Mapping[str, str] = {}  # of the last answer, whatever its status
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float) -> Reply:
         """Send `body` and read the whole answer, all within `timeout_s`.
@@ -91,7 +92,7 @@ class Wire:
             proxy=self._proxy,
         ) as response:
             raw = await response.read()
-            headers = response.headers
+            self.last_headers = headers = response.headers
         if response.status != 200:
             raise StatusError(response.status, _error_body(raw), headers)
         try:

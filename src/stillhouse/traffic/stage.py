@@ -8,7 +8,7 @@ all others are found by the dataset stage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -47,8 +47,16 @@ class LabelledSet(NamedTuple):
     in_golden: int
 
 
-def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
+def run_traffic(
+    recipe: Recipe, work: Path, progress: Progress, forgotten: Container[str] = ()
+) -> Outcome:
     """Read, check, deduplicate and sample the traffic; see the module.
+
+    Args:
+        recipe: the whole recipe.
+        work: where the files go.
+        progress: bars.
+        forgotten: users whose queries are passed over, wherever they stand.
 
     Raises:
         DataError: a file is missing or malformed, or fewer queries are left than
@@ -59,16 +67,20 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
     redactor = Redactor(section.redact)
     with progress.bar("reading traffic", None, "files") as bar:
         traffic = read_queries(Path(section.path), task)
-        traffic = traffic._replace(queries=redacted(traffic.queries, redactor))
+        passed_over = len(traffic.queries)
+        others = _of_others(traffic.queries, forgotten)
+        passed_over -= len(others)
+        traffic = traffic._replace(queries=redacted(others, redactor))
         bar.advance()
         golden = labelled = None
         if section.golden is not None:
-            truths = redacted(read_labelled(Path(section.golden), task).queries, redactor)
-            golden = distinct(truths, task)
+            of_golden = _of_others(read_labelled(Path(section.golden), task).queries, forgotten)
+            golden = distinct(redacted(of_golden, redactor), task)
             bar.advance()
         if section.labelled is not None:
+            of_labelled = read_labelled(Path(section.labelled), task).queries
             labelled = distinct(
-                redacted(read_labelled(Path(section.labelled), task).queries, redactor),
+                redacted(_of_others(of_labelled, forgotten), redactor),
                 task,
                 golden.queries if golden else (),
                 recipe.dataset.near_duplicate,
@@ -117,6 +129,8 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
         "queries": len(sample) + len(asked),
         **chosen,
     }
+    if passed_over:
+        summary["of_forgotten_users"] = passed_over
     for name, found in (("labelled", labelled), ("golden", golden)):
         if found is not None:
             summary[name] = len(found.queries)
@@ -130,6 +144,10 @@ def run_traffic(recipe: Recipe, work: Path, progress: Progress) -> Outcome:
 def redacted(queries: list[Q], redactor: Redactor) -> list[Q]:
     """The queries with their personal data replaced; as they are where nothing is looked for."""
     return [redactor.query(query) for query in queries] if redactor.kinds else queries
+
+
+def _of_others(queries: Sequence[Q], forgotten: Container[str]) -> list[Q]:
+    return [query for query in queries if query.user is None or query.user not in forgotten]
 
 
 def distinct(
@@ -188,7 +206,13 @@ def keep_distinct(
             kept.queries.append(query)
             continue
         kept.rejections.append(
-            Rejection(query_id=query.id, reason=reason, detail=detail, messages=query.messages)
+            Rejection(
+                query_id=query.id,
+                reason=reason,
+                detail=detail,
+                messages=query.messages,
+                user=query.user,
+            )
         )
     return kept
 

@@ -16,6 +16,7 @@ from stillhouse.core.jsonl import read_records, write_json
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
+from stillhouse.core.rights import require_may_train
 from stillhouse.core.runfolder import Outcome
 from stillhouse.train.distil import CHECKPOINTS, FACTS, Data, Job, distil
 from stillhouse.train.objectives import check_beliefs
@@ -41,6 +42,7 @@ def run_train(
         UserError: a student, label, belief or tokenizer that does not fit.
         StillhouseError: training went off.
     """
+    require_may_train(recipe.teacher)
     check_recipe(recipe)
     data = Data(_examples(dataset_dir / "train.jsonl"), _examples(dataset_dir / "held_out.jsonl"))
     if recipe.student.head == "label":

@@ -1,0 +1,303 @@
+"""`stillhouse forget`: remove a user from run folders, and name what was made of their records.
+
+The order makes a kill harmless: a line in forgotten.jsonl first, then everything that can be made
+again or found again, and last the files that say which records are the user's. Knows the run folder
+and what its files are called; what a record of a user is, is in `core.traces`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field, ValidationError
+
+from stillhouse.core.errors import DataError, StillhouseError, UserError
+from stillhouse.core.forgetting import (
+    artifacts,
+    clean_file,
+    mend_manifest,
+    throw_away_half_done,
+)
+from stillhouse.core.forgotten import FORGOTTEN, ForgottenUsers, record_forgotten
+from stillhouse.core.jsonl import read_json, read_objects, read_records, void, write_atomic
+from stillhouse.core.lineage import (
+    LABELLED,
+    LINEAGE,
+    QUERIES,
+    USERS_FOLDER,
+    datasets_of,
+    pseudonym,
+    read_lineage,
+    strike_user,
+)
+from stillhouse.core.owners import GOLDEN, OWNERS, SALT, owned_by, owner_pseudonym
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.records import LabelledQuery, Query, Record, Rejection, message_key
+from stillhouse.core.runfolder import MANIFEST, RunFolder, hash_file
+from stillhouse.core.traces import Traces
+from stillhouse.evaluate.build import read_page_data
+from stillhouse.evaluate.page import render_page
+from stillhouse.evaluate.report import Report
+from stillhouse.pipeline import RECIPE_FILE, read_run_recipe
+from stillhouse.teacher.replay import STORE_FILE
+from stillhouse.teacher.forget import remove_answers
+
+PAGE: Final = "report.html"
+TRAFFIC: Final = "traffic"
+
+
+class UsedBy(Record):
+    """A dataset that held the user, and the models trained on it: their hashes, kinds and paths."""
+
+    dataset: str
+    path: str
+    models: tuple[str, ...] = ()
+
+
+class RunForgotten(Record):
+    """What was removed from one run folder (or would be)."""
+
+    run: str
+    found: bool
+    removed: dict[str, int] = Field(default_factory=dict, description="File: records or places.")
+    thrown_away: tuple[str, ...] = Field(default=(), description="Half-done work of killed stages.")
+    used_by: tuple[UsedBy, ...] = ()
+    stale: tuple[str, ...] = Field(default=(), description="Stages that `run` does again.")
+    before: str | None = Field(default=None, description="When it was done before, if it was.")
+    still_in: dict[str, int] = Field(
+        default_factory=dict, description="Your own files that hold the user: lines."
+    )
+
+
+def runs_in(folders: Sequence[Path]) -> list[RunFolder]:
+    """The run folders that are given or lie below a given folder.
+
+    Raises:
+        UserError: a folder neither is one nor holds one.
+    """
+    found: dict[Path, RunFolder] = {}
+    for folder in folders:
+        here = (
+            [folder]
+            if (folder / RECIPE_FILE).exists()
+            else sorted(path.parent for path in folder.rglob(RECIPE_FILE))
+        )
+        if not here:
+            raise UserError(
+                str(folder), "holds no run folder", action="give a run folder, or a folder of them"
+            )
+        found.update({root.resolve(): RunFolder(root) for root in here})
+    return list(found.values())
+
+
+def forget_user(user: str, folders: Sequence[Path], *, dry_run: bool) -> list[RunForgotten]:
+    """Remove a user from every run folder; see the module.
+
+    Raises:
+        UserError: an empty name, no run folder, or no run knows the user.
+        RunFolderError: a run is at work in a folder.
+    """
+    if not user.strip():
+        raise UserError("--user", "is empty", action="give the user as the traffic names it")
+    runs = runs_in(folders)
+    results = [_forget_in(user, run, dry_run) for run in runs]
+    if not any(result.found or result.before for result in results):
+        held = sum(sum(result.still_in.values()) for result in results)
+        more = f"; your own files hold {held} of their lines" if held else ""
+        raise UserError(
+            "--user",
+            f"no record of this user in {len(runs)} run folder{'s' if len(runs) > 1 else ''}{more}",
+            action="write it exactly as the traffic's 'user' does",
+        )
+    return results
+
+
+def _forget_in(user: str, run: RunFolder, dry_run: bool) -> RunForgotten:
+    recipe = read_run_recipe(run.root)
+    with run.locked():
+        earlier = ForgottenUsers(run.root).lines_of(user)
+        traces = _traces(user, recipe, run)
+        held = datasets_of(run.root, user)
+        used_by = tuple(
+            UsedBy(
+                dataset=one.digest,
+                path=one.dataset.path,
+                models=tuple(
+                    f"{model.kind} {digest} ({model.path}, {model.recorded})"
+                    for digest, model in one.dataset.models.items()
+                ),
+            )
+            for one in held
+        )
+        removed = _clean(run, recipe, traces, dry_run=True)
+        found = bool(removed or held)
+        begun = bool(earlier) and earlier[-1].state == "begun"
+        half_done: list[str] = []
+        if found or begun:
+            half_done = throw_away_half_done(run.root, dry_run=dry_run)
+        stale = tuple(sorted({path.split("/")[0] for path in removed if "/" in path} - {"store"}))
+        if (found or begun) and not dry_run:
+            record_forgotten(run.root, user, "begun")
+            for one in held:
+                strike_user(run.root, one, user)
+            _clean(run, recipe, traces, dry_run=False, resumed=begun)
+            record_forgotten(
+                run.root,
+                user,
+                "done",
+                removed=removed,
+                datasets=tuple(one.digest for one in held),
+                models=tuple(digest for one in held for digest in one.dataset.models),
+            )
+    return RunForgotten(
+        run=str(run.root),
+        found=found,
+        removed=removed,
+        thrown_away=tuple(half_done),
+        used_by=used_by,
+        stale=stale,
+        before=earlier[-1].at if earlier else None,
+        still_in=_in_users_files(user, recipe),
+    )
+
+
+def _traces(user: str, recipe: Recipe, run: RunFolder) -> Traces:
+    """All by which this user's records are known in a run folder."""
+    traffic = run.stage(TRAFFIC)
+    ids: set[str] = set()
+    chats: set[str] = set()
+    texts: list[str] = []
+    for query in _queries(traffic):
+        if query.user == user:
+            ids.add(query.id)
+            chats.add(message_key(query.messages))
+            texts.append(recipe.task.varying_text(query))
+    if (traffic / "rejections.jsonl").exists():
+        for rejection in read_records(traffic / "rejections.jsonl", Rejection):
+            if rejection.user == user:
+                ids.add(rejection.query_id)
+    owned = owned_by(run, user)
+    keys = {one.user_key for one in read_lineage(run.root).datasets.values()}
+    if (traffic / QUERIES).exists():
+        keys.add(hash_file(traffic / QUERIES))
+    names = {user, *(pseudonym(key, user) for key in keys)}
+    hidden = owner_pseudonym(run, user)
+    if hidden is not None:
+        names.add(hidden)
+    return Traces(
+        frozenset(names),
+        frozenset(ids | owned.ids),
+        frozenset(chats | owned.chats),
+        tuple(text for text in texts if text),
+    )
+
+
+def _queries(traffic: Path) -> Iterator[Query]:
+    for name, record in ((QUERIES, Query), (LABELLED, LabelledQuery), (GOLDEN, LabelledQuery)):
+        if (traffic / name).exists():
+            yield from read_records(traffic / name, record)
+
+
+def _clean(
+    run: RunFolder, recipe: Recipe, traces: Traces, *, dry_run: bool, resumed: bool = False
+) -> dict[str, int]:
+    """Clean every file, those that tell whose a record is last. Returns counts by file.
+
+    `resumed`: an earlier try was killed, which may have come between a file and its manifest.
+    """
+    root = run.root
+    store = f"store/{STORE_FILE}"
+    removed: dict[str, int] = {}
+
+    def count(name: str, found: int) -> None:
+        if found:
+            removed[name] = found
+
+    count(store, remove_answers(root / store, traces.owns, dry_run=dry_run))
+    skip = frozenset({store, f"store/{SALT}", FORGOTTEN, LINEAGE, RECIPE_FILE, PAGE, ".lock"})
+    telling = {f"store/{OWNERS}"}
+    files = [
+        path
+        for path in artifacts(root, skip)
+        if not path.is_relative_to(root / USERS_FOLDER)
+        and not any(part.endswith(".partial") for part in path.relative_to(root).parts)
+    ]
+
+    def tells(path: Path) -> bool:
+        name = str(path.relative_to(root))
+        return name in telling or name.startswith(f"{TRAFFIC}/")
+
+    for path in sorted(files, key=lambda path: (tells(path), str(path))):
+        count(str(path.relative_to(root)), clean_file(path, traces, dry_run=dry_run))
+    if not dry_run:
+        for folder in sorted(path.parent for path in root.glob(f"*/{MANIFEST}")):
+            inside = f"{folder.name}/"
+            changed = {n.removeprefix(inside) for n in removed if n.startswith(inside)}
+            mend_manifest(run, folder.name, traces, None if resumed else changed)
+        _draw_again(run, recipe)
+    elif (root / PAGE).exists() and removed:
+        removed[PAGE] = 1
+    return removed
+
+
+def _draw_again(run: RunFolder, recipe: Recipe) -> None:
+    """Make report.html anew from what is left; where that cannot be, remove it.
+
+    Its figures are those of the evaluation that was: they hold no text.
+    """
+    path = run.root / PAGE
+    if not path.exists():
+        return
+    try:
+        report = Report.model_validate(read_json(run.root / "report.json"))
+        page = render_page(report, read_page_data(recipe, run))
+    except (StillhouseError, ValidationError, LookupError, ValueError):
+        with suppress(FileNotFoundError):
+            path.unlink()
+        return
+    write_atomic(path, lambda handle: void(handle.write(page)))
+
+
+def _in_users_files(user: str, recipe: Recipe) -> dict[str, int]:
+    """Lines of the user's own files that name them: these are not ours to change."""
+    found: dict[str, int] = {}
+    for name in (recipe.traffic.path, recipe.traffic.labelled, recipe.traffic.golden):
+        if name is None:
+            continue
+        with suppress(DataError):
+            lines = sum(raw.get("user") == user for _, raw in read_objects(Path(name)))
+            if lines:
+                found[name] = lines
+    return found
+
+
+def told(results: Sequence[RunForgotten], *, dry_run: bool) -> Iterator[str]:
+    """The results as lines for people."""
+    verb = "would remove" if dry_run else "removed"
+    for result in results:
+        if not result.found:
+            done = f"forgotten before, on {result.before}" if result.before else "no record"
+            yield f"{result.run}: {done}"
+        else:
+            total = sum(result.removed.values())
+            yield f"{result.run}: {verb} {total:,} records and mentions"
+            for name, count in result.removed.items():
+                yield f"  {name}: {count:,}"
+            for name in result.thrown_away:
+                yield f"  {name}: half done, thrown away"
+            for used in result.used_by:
+                yield f"  dataset {used.dataset} ({used.path}) held this user; trained on it:"
+                yield from (f"    {model}" for model in used.models or ("nothing",))
+            if result.stale:
+                yield (
+                    f"  stale now: {', '.join(result.stale)} and what follows; do them again with: "
+                    "stillhouse run"
+                )
+        for name, count in result.still_in.items():
+            yield (
+                f"  your own file {name} still holds {count:,} of their lines: remove them there; "
+                "this run passes them over"
+            )
