@@ -93,7 +93,7 @@ def test_a_frozen_store_that_was_changed_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 5: is damaged"):
         AnswerStore(path)
     path.write_bytes(b"".join([*lines, lines[0]]))
-    with pytest.raises(DataError, match="line 7: is damaged.*must not change"):
+    with pytest.raises(DataError, match=r"line 7: is damaged.*must not change"):
         AnswerStore(path)
 
 
@@ -139,7 +139,7 @@ def test_replay_says_why_it_has_no_answer(tmp_path: Path) -> None:
 def test_replay_wants_one_frozen_teacher(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     run(Paid(), path, 1)
-    with pytest.raises(UserError, match="is not frozen.*store freeze"):
+    with pytest.raises(UserError, match=r"is not frozen.*store freeze"):
         replay(path)
     run(Paid("anthropic:c"), path, 3)
     freeze(path)
@@ -183,9 +183,9 @@ def test_imported_answers_are_not_asked_again_and_cost_nothing(tmp_path: Path) -
     with pytest.raises(UserError, match="is not frozen"):
         import_answers(tmp_path / "a.jsonl", tmp_path / "other")
     freeze(tmp_path / "run")
+    run(Paid(), tmp_path / "z.jsonl", 9)
+    export(tmp_path / "z.jsonl", tmp_path / "z.out")
     with pytest.raises(UserError, match="takes no more answers"):
-        run(Paid(), tmp_path / "z.jsonl", 9)
-        export(tmp_path / "z.jsonl", tmp_path / "z.out")
         import_answers(tmp_path / "z.out", tmp_path / "run")
 
 

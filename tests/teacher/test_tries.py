@@ -1,4 +1,4 @@
-"""Asking over HTTP when things go wrong: limits, outages, deadlines, revoked keys, revisions, kills.
+"""Asking over HTTP when things go wrong: limits, outages, deadlines, keys, revisions, kills.
 
 The budget is checked against the server's own count of what it answered.
 """
@@ -6,6 +6,7 @@ The budget is checked against the server's own count of what it answered.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_a_429_to_one_holds_all_and_nobody_loses_a_try(tmp_path: Path) -> None:
         result = asked(server, tmp_path / "a.jsonl", 30, concurrency=8, section={"retries": 1})
     assert result.failures == ()
     assert result.failed_tries["rate_limit"] >= 8
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     assert max(gaps) >= 0.25  # one pause for all
 
 
@@ -130,7 +131,7 @@ def test_a_server_that_stays_down_is_left_with_everything_kept(
     monkeypatch.setattr(breaker, "LONGEST_PAUSE_S", 0.05)
     path = tmp_path / "a.jsonl"
     with serve(lambda body, n: openai_answer() if n < 20 else error(500)) as server:
-        with pytest.raises(TeacherError, match="500.*every answer so far is kept"):
+        with pytest.raises(TeacherError, match=r"500.*every answer so far is kept"):
             asked(server, path, 60, outage_s=0.5)
         server.answer = good
         result = asked(server, path, 60)
@@ -155,7 +156,7 @@ def test_a_key_revoked_midway_stops_cleanly_and_the_run_goes_on_later(
     section = {"api_key_env": "MY_KEY"}
     path = tmp_path / "a.jsonl"
     with serve(lambda body, n: openai_answer() if n < 25 else error(401, "revoked")) as server:
-        with pytest.raises(UserError, match="revoked.*check the key in MY_KEY") as caught:
+        with pytest.raises(UserError, match=r"revoked.*check the key in MY_KEY") as caught:
             asked(server, path, 200, section=section, prices=PRICES, budget_usd=1.0)
         assert "\n" not in str(caught.value)
         assert len(server.bodies) <= 25 + 4
@@ -177,7 +178,7 @@ def worst_usd() -> float:
 
 @pytest.mark.parametrize(
     ("broken", "reason"),
-    [(lambda: Truncated(), "connection"), (lambda: error(504), "server")],
+    [(Truncated, "connection"), (lambda: error(504), "server")],
 )
 def test_a_try_that_may_be_billed_counts_at_its_worst_and_is_remembered(
     tmp_path: Path, broken: Callable[[], Any], reason: str
