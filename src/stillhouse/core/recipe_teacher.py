@@ -29,6 +29,30 @@ class TuneSection(Section):
     )
 
 
+class RaySection(Section):
+    """A Ray cluster that asks a local teacher on several machines at once."""
+
+    address: str = Field(
+        description="HOST:PORT of the cluster, auto for the one this machine belongs to, or local "
+        "to use all of this machine."
+    )
+    actors: int = Field(default=1, ge=1, description="Copies of the teacher, at most.")
+    batch_size: int = Field(
+        default=256, ge=1, description="Queries per task: what is asked again where a node dies."
+    )
+    gpus_per_actor: float = Field(default=0.0, ge=0)
+    cpus_per_actor: float = Field(default=1.0, gt=0)
+
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, address: str) -> str:
+        if address in ("auto", "local") or re.fullmatch(r"[^:/\s]+:\d{1,5}", address):
+            return address
+        raise ValueError(
+            "must be HOST:PORT, auto or local (not ray://: run on a machine of the cluster)"
+        )
+
+
 class TeacherSection(Section):
     """Who answers."""
 
@@ -82,6 +106,15 @@ class TeacherSection(Section):
     )
     budget_usd: float | None = Field(default=None, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    token_logprobs: int = Field(
+        default=0,
+        ge=0,
+        description="For text answers: keep so many likeliest alternatives of each token, with "
+        "their log-probabilities; 0 keeps none. API teachers give at most 20.",
+    )
+    ray: RaySection | None = Field(
+        default=None, description="Ask a local teacher on a Ray cluster; null: in this process."
+    )
     tune: TuneSection | None = Field(
         default=None, description="Tune a local teacher on the labelled set first."
     )
@@ -138,6 +171,11 @@ class TeacherSection(Section):
                 raise ValueError(f"{key} is for teachers behind an API, not {self.kind}")
         if not self.local and self.device != "auto":
             raise ValueError(f"device is for teachers of this machine, not {self.kind}")
+        if self.ray is not None and not self.local:
+            raise ValueError(
+                f"ray is for teachers whose weights are here (hf:, embedded, gguf:), not "
+                f"{self.kind}: it is asked from one place, under one rate limit and one budget"
+            )
         if self.signals == "samples" and (self.samples < 2 or self.sampling_temperature == 0):
             raise ValueError("signals: samples needs samples > 1 and sampling_temperature > 0")
         return self

@@ -29,6 +29,7 @@ from stillhouse.teacher.answers import blind_problem, problem_of, require_usable
 from stillhouse.teacher.ask import AskResult, ask
 from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
 from stillhouse.teacher.check import check_teacher, has_truth
+from stillhouse.teacher.ray_ask import RayTeacher
 from stillhouse.teacher.replay import STORE_FILE
 from stillhouse.teacher.store import AnswerStore, answer_key
 
@@ -178,12 +179,29 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
     counted: Sequence[Query] = (),
 ) -> _Asked:
     """Ask all sets; what answers to `counted` cost is on another stage's bill."""
-    completer = open_teacher(recipe.teacher, recipe.prices, tuned)
+    completer = (
+        RayTeacher(recipe.teacher, tuned, progress)
+        if recipe.teacher.ray is not None
+        else open_teacher(recipe.teacher, recipe.prices, tuned)
+    )
     async with aclosing(completer):
         sampling = teacher_sampling(recipe, completer.info)
         results: list[AskResult] = []
         with AnswerStore(store_path / STORE_FILE) as store:
             for title, queries in sets.items():
+                problem_of = None if results else partial(_problem_of, recipe, completer.info)
+                if isinstance(completer, RayTeacher):
+                    results.append(
+                        await completer.ask(
+                            queries,
+                            sampling,
+                            store,
+                            progress=progress,
+                            title=title,
+                            problem_of=problem_of,
+                        )
+                    )
+                    continue
                 result = await ask(
                     completer,
                     queries,
@@ -194,7 +212,7 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
                     prices=recipe.prices,
                     progress=progress,
                     title=title,
-                    problem_of=None if results else partial(_problem_of, recipe, completer.info),
+                    problem_of=problem_of,
                     deadline_s=recipe.teacher.deadline_s,
                     outage_s=recipe.teacher.outage_s,
                     stop_on_revision_change=recipe.teacher.on_revision_change == "stop",
