@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -117,7 +117,14 @@ class RayTeacher:
             with progress.bar(title, len(rows), "queries") as ticker:
                 async with aclosing(self._batches(rows, sampling, store)) as batches:
                     async for batch in batches:
-                        stop = await _keep(batch, rows, sampling.n, store, reasons, futility)
+                        stop = await _keep(
+                            batch,
+                            rows=rows,
+                            samples=sampling.n,
+                            store=store,
+                            reasons=reasons,
+                            futility=futility,
+                        )
                         if stop is not None:
                             raise stop
                         ticker.advance(len(batch["row"]))
@@ -162,7 +169,7 @@ class RayTeacher:
 
     async def _batches(
         self, rows: Sequence[tuple[AnswerKey, Query]], sampling: Sampling, store: AnswerStore
-    ) -> AsyncIterator[Batch]:
+    ) -> AsyncGenerator[Batch, None]:
         """What the cluster gives, batch by batch, in no order.
 
         Raises:
@@ -261,6 +268,7 @@ class _Unanswered:
 
 async def _keep(
     batch: Batch,
+    *,
     rows: Sequence[tuple[AnswerKey, Query]],
     samples: int,
     store: AnswerStore,
@@ -291,8 +299,8 @@ async def _keep(
     return stop
 
 
-async def _from_thread(items: Iterator[Batch]) -> AsyncIterator[Batch]:
-    """The items of a blocking iterator, taken in a thread, one ahead; an interrupt is not held up."""
+async def _from_thread(items: Iterator[Batch]) -> AsyncGenerator[Batch, None]:
+    """The items of a blocking iterator, taken in a thread: an interrupt is not held up by it."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Batch | BaseException | None] = asyncio.Queue()
     room, stopped = threading.Semaphore(1), threading.Event()

@@ -1,4 +1,4 @@
-"""What runs inside a Ray cluster's processes: a copy of the teacher that answers batches of queries.
+"""What runs inside a Ray cluster's processes: a copy of the teacher that answers batches.
 
 Everything that goes wrong with a query or with a node comes back as data, with its reason; only a
 bug raises. Imports no Ray: it is plain code that is called there. Knows neither store nor driver.
@@ -41,7 +41,7 @@ class Opening(NamedTuple):
     path: str | None
 
     def problem(self) -> str:
-        """Why this node cannot open it, as far as that shows without opening; empty where it can."""
+        """What keeps this node from opening it, seen without opening; empty where nothing does."""
         if self.path is not None and not Path(self.path).exists():
             return f"there is no {self.path}"
         return ""
