@@ -36,8 +36,6 @@ from stillhouse.teacher.ray_worker import Labeller, Opening
 from stillhouse.teacher.store import AnswerStore
 
 SAY_AFTER_S: Final = 60.0
-# A query that kills its actor would be tried for ever; a node that is taken away counts once.
-MOST_RESTARTS: Final = 20
 QUEUED: Final = 2  # tasks of an actor: the one it runs, and the next
 Batch = Mapping[str, Any]
 
@@ -221,7 +219,6 @@ class RayTeacher:
                 initial_size=actors,
                 max_tasks_in_flight_per_actor=QUEUED,
             ),
-            max_restarts=MOST_RESTARTS,
             **self._cluster.resources,
         )
 
