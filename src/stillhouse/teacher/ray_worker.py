@@ -139,6 +139,12 @@ class Labeller:
             "detail": np.array(details, dtype=object),
         }
 
+    def close(self) -> None:
+        """Free the model and the loop; an actor's end does it as well."""
+        if self._completer is not None:
+            self._loop.run_until_complete(self._completer.aclose())
+        self._loop.close()
+
     async def _ask(
         self, completer: Completer, queries: Sequence[Query], have: Sequence[int]
     ) -> list[Sequence[Completion] | BaseException]:
