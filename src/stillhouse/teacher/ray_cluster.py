@@ -54,7 +54,7 @@ class RayCluster:
         }
 
     def on_each_node(self, work: Callable[[Any], str], argument: Any) -> dict[str, str]:
-        """What `work(argument)` gives on each node that an actor fits on, by the node's address.
+        """What `work(argument)` gives on each node that an actor fits on, by its name.
 
         Raises:
             UserError: a node cannot run it at all, or does not answer.
@@ -105,11 +105,11 @@ class RayCluster:
             ) from None
 
     def _fitting(self) -> dict[str, str]:
-        """The live nodes that an actor fits on when they are idle: id -> address."""
+        """The live nodes that an actor fits on when they are idle: id -> name."""
         wanted = {"CPU": self.section.cpus_per_actor, "GPU": self.section.gpus_per_actor}
         alive = [node for node in self.ray.nodes() if node["Alive"]]
         fitting = {
-            node["NodeID"]: node["NodeManagerAddress"]
+            node["NodeID"]: f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
             for node in alive
             if all(node["Resources"].get(name, 0) >= count for name, count in wanted.items())
         }
