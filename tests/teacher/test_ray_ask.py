@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ from stillhouse.teacher.ray_ask import _from_thread, _keep, opening_of
 from stillhouse.teacher.ray_cluster import RayCluster
 from stillhouse.teacher.ray_worker import (
     ANSWERED,
+    MOST_TRIES,
     QUERY_FAILED,
     UNUSABLE_NODE,
+    Attempts,
     Labeller,
     Opening,
     describe,
@@ -60,6 +63,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder)
     tiny_llama(tokenizer).save_pretrained(folder)
     return folder
+
+
+def tries() -> Any:
+    """`Attempts` as an actor's handle gives it: what is called is awaited."""
+    attempts = Attempts()
+
+    async def begin(row: int) -> int:
+        return attempts.begin(row)
+
+    return SimpleNamespace(begin=SimpleNamespace(remote=begin))
 
 
 @pytest.fixture
@@ -135,7 +148,7 @@ def test_an_actor_answers_and_gives_a_querys_failure_as_data(
 ) -> None:
     info = describe(opening(model)).info
     assert info is not None
-    labeller = labelling(Labeller(opening(model), CLOSED, info.revision))
+    labeller = labelling(Labeller(tries(), opening(model), CLOSED, info.revision))
     for _ in range(2):  # the second batch with the model of the first
         out = labeller(batch([query("a", "a warm film"), query("b", "long " * 400)]))
         assert list(out["kind"]) == [ANSWERED, QUERY_FAILED]
@@ -150,7 +163,7 @@ def test_samples_there_are_already_are_not_drawn_again(model: Path, labelling: L
     info = describe(opening(model)).info
     assert info is not None
     sampling = Sampling(n=3, max_tokens=4, sampling_temperature=1.0, seed=5, logprobs=2)
-    labeller = labelling(Labeller(opening(model), sampling, info.revision))
+    labeller = labelling(Labeller(tries(), opening(model), sampling, info.revision))
     whole = labeller(batch([query("a", "a film")]))["answers"][0].split("\n")
     rest = labeller(batch([query("a", "a film")], have=1))["answers"][0].split("\n")
     assert (len(whole), len(rest)) == (3, 2)
@@ -160,17 +173,33 @@ def test_samples_there_are_already_are_not_drawn_again(model: Path, labelling: L
 
 
 def test_other_weights_on_a_node_stop_the_run(model: Path, labelling: Labelling) -> None:
-    labeller = labelling(Labeller(opening(model), CLOSED, "another"))
+    labeller = labelling(Labeller(tries(), opening(model), CLOSED, "another"))
     out = labeller(batch([query("a", "x"), query("b", "y")]))
     assert list(out["kind"]) == [UNUSABLE_NODE] * 2
     assert "other weights than the rest of the cluster" in out["detail"][0]
 
 
 def test_a_node_that_cannot_open_the_teacher_says_so(tmp_path: Path, labelling: Labelling) -> None:
-    labeller = labelling(Labeller(opening(tmp_path / "gone"), CLOSED, "r"))
+    labeller = labelling(Labeller(tries(), opening(tmp_path / "gone"), CLOSED, "r"))
     out = labeller(batch([query("a", "x")]))
     assert list(out["kind"]) == [UNUSABLE_NODE]
     assert "there is no" in out["detail"][0]
+
+
+def test_a_batch_that_kills_its_process_again_and_again_is_given_up(
+    model: Path, labelling: Labelling
+) -> None:
+    info = describe(opening(model)).info
+    assert info is not None
+    begun = tries()
+    for _ in range(MOST_TRIES):  # each began the batch and died
+        asyncio.run(begun.begin.remote(0))
+    labeller = labelling(Labeller(begun, opening(model), CLOSED, info.revision))
+    out = labeller(batch([query("a", "x"), query("b", "y")]))
+    assert list(out["kind"]) == [ray_worker.TEACHER_FAILED] * 2
+    assert f"died {MOST_TRIES} times" in out["detail"][0]
+    other = batch([query("c", "z")])
+    assert list(labeller({**other, "row": np.array([7])})["kind"]) == [ANSWERED]
 
 
 def test_a_bug_in_an_actor_is_raised(monkeypatch: pytest.MonkeyPatch, labelling: Labelling) -> None:
@@ -179,7 +208,7 @@ def test_a_bug_in_an_actor_is_raised(monkeypatch: pytest.MonkeyPatch, labelling:
 
     fake = FakeCompleter(answer=answer)
     monkeypatch.setattr(Opening, "open", lambda self: fake)
-    labeller = labelling(Labeller(Opening("", "fake", None, None), Sampling(), "fake-1"))
+    labeller = labelling(Labeller(tries(), Opening("", "fake", None, None), Sampling(), "fake-1"))
     with pytest.raises(ZeroDivisionError):
         labeller(batch([query("a", "x")]))
 

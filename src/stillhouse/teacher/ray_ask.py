@@ -32,7 +32,7 @@ from stillhouse.teacher.ask import AskResult, ask
 from stillhouse.teacher.futility import Futility
 from stillhouse.teacher.keys import AnswerKey, answer_keys
 from stillhouse.teacher.ray_cluster import FIELD, RayCluster, last_line
-from stillhouse.teacher.ray_worker import Labeller, Opening
+from stillhouse.teacher.ray_worker import Attempts, Labeller, Opening
 from stillhouse.teacher.store import AnswerStore
 
 SAY_AFTER_S: Final = 60.0
@@ -207,9 +207,10 @@ class RayTeacher:
         dataset.context.enable_progress_bars = False
         dataset.context.print_on_execution_start = False
         actors = min(section.actors, len(blocks))
+        attempts = self._cluster.beside_the_driver(Attempts)
         return dataset.map_batches(
             Labeller,
-            fn_constructor_args=(self._opening, sampling, self._info.revision),
+            fn_constructor_args=(attempts, self._opening, sampling, self._info.revision),
             batch_size=section.batch_size,
             batch_format="numpy",
             # One is enough to go on with: a cluster that lost a node may have room for no more.

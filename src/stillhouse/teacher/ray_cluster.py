@@ -77,6 +77,13 @@ class RayCluster:
                 ) from None
         return found
 
+    def beside_the_driver(self, kind: type) -> Any:
+        """An actor of a class without arguments on the driver's own node: it lives as long."""
+        pinned = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        here = self.ray.get_runtime_context().get_node_id()
+        actor = self.ray.remote(num_cpus=0)(kind)
+        return actor.options(scheduling_strategy=pinned(here, soft=False)).remote()
+
     def close(self) -> None:
         """Leave the cluster; stop it where it was started here."""
         if self._ours:

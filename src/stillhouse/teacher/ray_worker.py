@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ ANSWERED: Final = "answered"
 QUERY_FAILED: Final = "query"
 TEACHER_FAILED: Final = "teacher"
 UNUSABLE_NODE: Final = "node"
+# Times a batch is begun: nodes may be lost, but not as often as that.
+MOST_TRIES: Final = 4
 
 
 class Opening(NamedTuple):
@@ -86,17 +89,34 @@ def describe(opening: Opening) -> Described:
     return Described(replace(info, notes=dict(info.notes)), "")
 
 
+class Attempts:
+    """How often each batch was begun; Ray makes one, beside the driver, for a whole run.
+
+    A query that kills its process (a crash in native code, memory) would else be tried for ever:
+    Ray runs again what was lost, and cannot tell what was to blame.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+
+    def begin(self, row: int) -> int:
+        """Count another start of the batch whose first row this is."""
+        self._counts[row] += 1
+        return self._counts[row]
+
+
 class Labeller:
     """A teacher, opened once, that answers batches. Ray makes one per actor.
 
     Args:
+        attempts: Ray's handle of the run's `Attempts`.
         opening: how it is opened.
         sampling: how answers are drawn; `n` and `seed` are those of a query without any answer.
         revision: of the weights that the run asks; those of another give another answer.
     """
 
-    def __init__(self, opening: Opening, sampling: Sampling, revision: str) -> None:
-        self._sampling = sampling
+    def __init__(self, attempts: Any, opening: Opening, sampling: Sampling, revision: str) -> None:
+        self._attempts, self._sampling = attempts, sampling
         self._loop = asyncio.new_event_loop()
         self._completer: Completer | None = None
         self._problem = ""
@@ -126,6 +146,12 @@ class Labeller:
         if self._completer is None or self._problem:
             detail = f"{self._problem} (on node {socket.gethostname()})"
             outcomes = [(UNUSABLE_NODE, "", detail)] * len(queries)
+        elif (tries := self._loop.run_until_complete(self._begin(batch))) > MOST_TRIES:
+            detail = (
+                f"the process that answered it, or another query of its batch, died {tries - 1} "
+                "times; Ray's logs may say why"
+            )
+            outcomes = [(TEACHER_FAILED, "", detail)] * len(queries)
         else:
             answers = self._loop.run_until_complete(
                 self._ask(self._completer, queries, [int(have) for have in batch["have"]])
@@ -144,6 +170,9 @@ class Labeller:
         if self._completer is not None:
             self._loop.run_until_complete(self._completer.aclose())
         self._loop.close()
+
+    async def _begin(self, batch: Mapping[str, Any]) -> int:
+        return int(await self._attempts.begin.remote(int(batch["row"][0])))
 
     async def _ask(
         self, completer: Completer, queries: Sequence[Query], have: Sequence[int]
