@@ -41,6 +41,9 @@ from stillhouse.teacher.tries import Tries
 
 NO_ANSWER: Final = "no_answer"
 OUTAGE_S: Final = 600.0
+# One more worker for each so many: while some wait for the disk, as many requests as are allowed
+# stay in flight.
+SPARE_WORKERS: Final = 4
 NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 
 
@@ -158,7 +161,9 @@ async def ask(
     spent = store.paid_usd
     if budget_usd is not None and not info.local:
         spent += store.unpriced_usd(prices)
-    workers = max(1, min(concurrency, len(open_chats)))
+    api = completer if isinstance(completer, ApiTeacher) else None
+    workers = concurrency if api is None else concurrency + -(-concurrency // SPARE_WORKERS)
+    workers = max(1, min(workers, len(open_chats)))
     budget = Budget(budget_usd, spent, info, prices, ledger=store, in_flight=workers)
     revisions = Revisions(info.name, stop=stop_on_revision_change)
     for key in distinct:
@@ -188,11 +193,11 @@ async def ask(
                 ),
                 recorded=completer if isinstance(completer, Recorded) else None,
             )
-            if isinstance(completer, ApiTeacher):
+            if api is not None:
                 run.gate = Gate(
                     Limiter(concurrency, random.uniform), Breaker(outage_s, random.uniform)
                 )
-                run.tries = Tries(completer, run.gate, budget, deadline_s)
+                run.tries = Tries(api, run.gate, budget, deadline_s)
             run.stop(run.futility.of_stored(store, distinct))
             await _work_off(run, workers)
         failures, usd = run.failures, run.usd
@@ -249,6 +254,7 @@ async def _work_off(run: _Run, workers: int) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        run.store.flush()
         await run.budget.clear()
     if run.stopped_by is not None:
         raise run.stopped_by

@@ -62,6 +62,13 @@ class LedgerLine(NamedTuple):
     charge_usd: float = 0.0
     why: str = ""
 
+    def lost_usd(self, paid_usd: float) -> float:
+        """What a window that was never closed counts for: a budget was not crossed by it."""
+        window = self.window_usd or 0.0
+        if self.limit_usd is None:
+            return window
+        return max(0.0, min(window, self.limit_usd - paid_usd))
+
 
 class FrozenLine(NamedTuple):
     """The store takes no more answers. `digest` is over the checksums of its answer lines."""

@@ -106,6 +106,11 @@ class AnswerStore:
         """
         return self._answered_usd + sum(self.charges_usd.values())
 
+    @property
+    def window_usd(self) -> float:
+        """What may be in flight, in USD; of a store that nobody writes, left by a kill."""
+        return self._window.lost_usd(self.paid_usd)
+
     def unpriced_usd(self, prices: PricesSection) -> float:
         """Cost of the answers whose model had no price when they were asked, at today's prices."""
         return sum(
@@ -236,6 +241,11 @@ class AnswerStore:
         finally:
             self._file.close()
 
+    def flush(self) -> None:
+        """Write what is pending, now: also what nobody waits for any more."""
+        if self._commits is not None:
+            self._commits.flush()
+
     def overlap_writes(self, overlap: bool) -> None:
         """Whether fsyncs run in a thread, beside the event loop; see `put`."""
         self._writer().overlap = overlap
@@ -337,11 +347,9 @@ class AnswerStore:
 
     def _settle_unclean_end(self, file: AppendOnlyFile) -> None:
         """Count what was in flight when the writer before was killed."""
-        window = self._window.window_usd or 0.0
-        if window <= 0 or self.frozen is not None:
+        if not self._window.window_usd or self.frozen is not None:
             return
-        limit = self._window.limit_usd
-        lost = window if limit is None else max(0.0, min(window, limit - self.paid_usd))
+        lost = self.window_usd
         lines = LedgerLine(charge_usd=lost, why=UNCLEAN_END), LedgerLine(window_usd=0.0)
         file.append_bytes(b"".join(map(ledger_line, lines)))
         for line in lines:

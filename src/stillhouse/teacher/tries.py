@@ -71,14 +71,14 @@ class Tries:
         tried = counted = 0
         answered = self._answered
         while True:
-            await budget.reserve(worst)
             try:
                 let = await gate.enter(cost, until)
             except TimeoutError:
-                await budget.settle(worst, 0.0)
                 raise self._too_late(said, tried) from None
+            try:
+                await budget.reserve(worst)
             except BaseException:
-                await budget.settle(worst, 0.0)
+                gate.leave(let, Outcome("dropped"))
                 raise
             tried += 1
             try:

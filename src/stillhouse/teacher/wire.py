@@ -14,6 +14,8 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
@@ -69,6 +71,7 @@ class Wire:
     def __init__(self, base_url: str, headers: Callable[[], Mapping[str, str]]) -> None:
         self._base_url = base_url.rstrip("/")
         self._headers = headers
+        self._proxy = env_proxy(self._base_url)
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float) -> Reply:
@@ -85,6 +88,7 @@ class Wire:
             data=json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, CONNECT_S)),
             allow_redirects=False,
+            proxy=self._proxy,
         ) as response:
             raw = await response.read()
             headers = response.headers
@@ -112,10 +116,21 @@ class Wire:
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers=self._headers(),
-            trust_env=True,  # HTTPS_PROXY, as the official clients heed it
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self._session
+
+
+def env_proxy(url: str) -> str | None:
+    """The proxy that the environment names for a URL (HTTPS_PROXY, NO_PROXY and their kin).
+
+    aiohttp's own `trust_env` looks it up anew for each request, in a thread, and reads ~/.netrc.
+    """
+    parts = urlsplit(url)
+    if parts.hostname is None or proxy_bypass(parts.netloc):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _error_body(raw: bytes) -> object:
