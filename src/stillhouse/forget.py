@@ -42,8 +42,8 @@ from stillhouse.evaluate.build import read_page_data
 from stillhouse.evaluate.page import render_page
 from stillhouse.evaluate.report import Report
 from stillhouse.pipeline import RECIPE_FILE, read_run_recipe
-from stillhouse.teacher.replay import STORE_FILE
 from stillhouse.teacher.forget import remove_answers
+from stillhouse.teacher.replay import STORE_FILE
 
 PAGE: Final = "report.html"
 TRAFFIC: Final = "traffic"

@@ -26,12 +26,12 @@ from stillhouse.core.runfolder import RunFolder
 from stillhouse.dataset.checks import check_completion
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
 from stillhouse.pipeline import run_stages
-from stillhouse.teacher.replay import STORE_FILE
 from stillhouse.teacher.build import open_teacher, teacher_info, teacher_sampling
 from stillhouse.teacher.check import has_truth
 from stillhouse.teacher.extrapolation import Estimate
 from stillhouse.teacher.plan import Known, make
 from stillhouse.teacher.plan_records import Plan, StudentPlan
+from stillhouse.teacher.replay import STORE_FILE
 from stillhouse.teacher.sample import Sample, ask_sample, distinct_chats, draw, stored
 from stillhouse.teacher.stage import GOLDEN, LABELLED, QUERIES
 from stillhouse.teacher.store import AnswerStore, answer_key

@@ -43,6 +43,7 @@ _NO_PART: Final = (
     "deadline_s",
     "on_revision_change",
     "outage_s",
+    "ray",
     "retires_on",
     "retries",
     "terms",
@@ -156,7 +157,8 @@ def _train(context: Context) -> Outcome:
 def _evaluate(context: Context) -> Outcome:
     recipe = context.recipe
     teacher: Completer | None = None
-    if recipe.teacher.local:
+    # What answers on a cluster need not fit here: it was timed when it was asked.
+    if recipe.teacher.local and recipe.teacher.ray is None:
         teacher = (
             open_ensemble(recipe)
             if recipe.teacher.members

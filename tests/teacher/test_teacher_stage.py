@@ -355,6 +355,19 @@ def test_sampling_of_other_tasks() -> None:
     assert extract.json_schema == schema
 
 
+def test_token_logprobs_of_text_answers() -> None:
+    text = {"kind": "generation"}
+    local = recipe({"model": "embedded", "token_logprobs": 40}, task=text)
+    assert teacher_sampling(local, WHITE).logprobs == 40
+    for teacher, info, task, problem in (
+        ({"model": "embedded"}, WHITE, CLASSIFY, "is for text answers"),
+        ({"model": "openai:m"}, OPEN, text, "at most 20"),
+        ({"model": "anthropic:m"}, SHUT, text, "gives no log-probabilities"),
+    ):
+        with pytest.raises(UserError, match=rf"teacher\.token_logprobs.*{problem}"):
+            teacher_sampling(recipe({**teacher, "token_logprobs": 40}, task=task), info)
+
+
 def test_queries_in_flight() -> None:
     section = TeacherSection(model="embedded", batch_size=4, concurrency=3)
     assert queries_in_flight(section, WHITE) == 4 * LOCAL_WINDOW

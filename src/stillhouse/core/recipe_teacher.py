@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from stillhouse.core.recipe_asking import BatchSection, RaySection
 from stillhouse.core.recipe_ensemble import (
     COMBINE_HELP,
     ENSEMBLE,
@@ -53,38 +54,6 @@ class TuneSection(Section):
     batch_size: int = Field(default=16, ge=1)
     check_fraction: float = Field(
         default=0.25, gt=0, lt=1, description="Share of the labelled set held back for the check."
-    )
-
-
-class BatchSection(Section):
-    """Asking through the provider's Batch API: at half price, answered within 24 hours."""
-
-    poll_s: float = Field(default=60.0, gt=0, description="Seconds between looks at a batch.")
-    max_requests: int | None = Field(
-        default=None, ge=1, description="Requests a batch; null: as many as the provider takes."
-    )
-    max_mb: float | None = Field(
-        default=None, gt=0, description="Size of a batch, in MB; null: what the provider takes."
-    )
-    in_flight: int = Field(default=10, ge=1, description="Batches that run at a time.")
-    rounds: int = Field(
-        default=3,
-        ge=1,
-        description="Batches that a query may go into before it is asked live at list price.",
-    )
-    pilot: int = Field(
-        default=20,
-        ge=1,
-        description="Queries asked live before the first batch: they find the parameters that the "
-        "model refuses, and a task whose answers cannot be used.",
-    )
-    min_requests: int = Field(
-        default=1, ge=1, description="Fewer requests than this are asked live, at list price."
-    )
-    when_lost: Literal["stop", "ask_again"] = Field(
-        default="stop",
-        description="What to do about a batch that the provider no longer knows, or whose results "
-        "are incomplete: stop, or pay for its queries again.",
     )
 
 
@@ -145,6 +114,15 @@ class TeacherSection(Section):
         description="Ask through the provider's Batch API (`batch: {}`); null asks live.",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    token_logprobs: int = Field(
+        default=0,
+        ge=0,
+        description="For text answers: keep so many likeliest alternatives of each token, with "
+        "their log-probabilities; 0 keeps none. API teachers give at most 20.",
+    )
+    ray: RaySection | None = Field(
+        default=None, description="Ask a local teacher on a Ray cluster; null: in this process."
+    )
     tune: TuneSection | None = Field(
         default=None, description="Tune a local teacher on the labelled set first."
     )
@@ -223,6 +201,11 @@ class TeacherSection(Section):
             )
         if not self.local and self.device != "auto" and self.kind != ENSEMBLE:
             raise ValueError(f"device is for teachers of this machine, not {self.kind}")
+        if self.ray is not None and not self.local:
+            raise ValueError(
+                f"ray is for teachers whose weights are here (hf:, embedded, gguf:), not "
+                f"{self.kind}: it is asked from one place, under one rate limit and one budget"
+            )
         if self.signals == "samples" and (self.samples < 2 or self.sampling_temperature == 0):
             raise ValueError("signals: samples needs samples > 1 and sampling_temperature > 0")
         return self

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from stillhouse.core.errors import BudgetError, StillhouseError, TeacherError
 from stillhouse.core.progress import Progress, Ticker
-from stillhouse.core.recipe_teacher import BatchSection, PricesSection
+from stillhouse.core.recipe_asking import BatchSection
+from stillhouse.core.recipe_teacher import PricesSection
 from stillhouse.core.records import Completion, Query
 from stillhouse.models.completer import Sampling
 from stillhouse.teacher.answers import none_usable

@@ -15,7 +15,8 @@ from typing import Final
 from stillhouse.core.errors import UserError
 from stillhouse.core.money import batch_share
 from stillhouse.core.progress import Progress
-from stillhouse.core.recipe_teacher import BatchSection, PricesSection, TeacherSection
+from stillhouse.core.recipe_asking import BatchSection
+from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Query, Rejection
 from stillhouse.models.completer import Completer, Sampling
 from stillhouse.teacher.anthropic_client import AnthropicCompleter

@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple
 
 from stillhouse.core.errors import StillhouseError, TeacherError, UserError
 from stillhouse.core.progress import Progress, Ticker
-from stillhouse.core.recipe_teacher import BatchSection
+from stillhouse.core.recipe_asking import BatchSection
 from stillhouse.core.records import Completion, Message, Query
 from stillhouse.teacher.batch import Item, Outcome, join
 from stillhouse.teacher.batch_journal import (

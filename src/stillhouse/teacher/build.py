@@ -15,6 +15,7 @@ from stillhouse.core.optional import require
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Query
+from stillhouse.core.tasks import Task
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
 from stillhouse.teacher.anthropic_client import ANTHROPIC_URL, AnthropicCompleter
 from stillhouse.teacher.api import ApiSettings, api_settings
@@ -131,12 +132,12 @@ def teacher_sampling(recipe: Recipe, info: ModelInfo) -> Sampling:
     """How this recipe's teacher is asked.
 
     Raises:
-        UserError: `teacher.signals: logprobs` or `dataset.best_of: likelihood`, and the teacher
-            gives none.
+        UserError: `teacher.signals: logprobs`, `teacher.token_logprobs` or
+            `dataset.best_of: likelihood`, and the teacher gives none.
     """
     section, task = recipe.teacher, recipe.task
     labels: tuple[str, ...] = ()
-    logprobs = 0
+    logprobs = _token_logprobs(section, task, info)
     if task.kind == "classification":
         gives = info.gives_label_logprobs or info.gives_logprobs
         if section.signals == "logprobs" and not gives:
@@ -168,6 +169,23 @@ def teacher_sampling(recipe: Recipe, info: ModelInfo) -> Sampling:
         json_schema=task.json_schema if task.kind == "extraction" else None,
         seed=recipe.seed,
     )
+
+
+def _token_logprobs(section: TeacherSection, task: Task, info: ModelInfo) -> int:
+    """How many alternatives of each token of a text answer are kept."""
+    count = section.token_logprobs
+    if not count:
+        return 0
+    problem, action = "", "set token_logprobs: 0"
+    if task.kind == "classification":
+        problem, action = "is for text answers", "leave it out: teacher.signals is for labels"
+    elif not info.gives_logprobs:
+        problem = f"is set, and {section.model} gives no log-probabilities"
+    elif not info.local and count > MOST_TOP_LOGPROBS:
+        problem, action = "is more than an API gives", f"ask for at most {MOST_TOP_LOGPROBS}"
+    if problem:
+        raise UserError("teacher.token_logprobs", problem, value=count, action=action)
+    return count
 
 
 def queries_in_flight(section: TeacherSection, info: ModelInfo) -> int:

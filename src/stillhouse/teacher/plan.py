@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from stillhouse.core.money import batch_share, ModelPrice, machine_usd_per_hour, model_price
+from stillhouse.core.money import ModelPrice, batch_share, machine_usd_per_hour, model_price
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Query
 from stillhouse.models.completer import ModelInfo, Sampling

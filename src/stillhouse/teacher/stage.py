@@ -37,6 +37,7 @@ from stillhouse.teacher.ensemble import (
     member_recipes,
     together_per_second,
 )
+from stillhouse.teacher.ray_ask import RayTeacher
 from stillhouse.teacher.replay import STORE_FILE
 from stillhouse.teacher.retirement import from_headers
 from stillhouse.teacher.store import AnswerStore, answer_key
@@ -198,7 +199,11 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
     """Ask all sets; what answers to `counted` cost is on another stage's bill."""
     if recipe.teacher.members:
         return await _ask_members(recipe, store_path, sets, progress, counted)
-    completer = open_teacher(recipe.teacher, recipe.prices, tuned)
+    completer = (
+        RayTeacher(recipe.teacher, tuned, progress)
+        if recipe.teacher.ray is not None
+        else open_teacher(recipe.teacher, recipe.prices, tuned)
+    )
     async with aclosing(completer):
         sampling = teacher_sampling(recipe, completer.info)
         results: list[AskResult] = []
@@ -212,9 +217,22 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
                 section=recipe.teacher,
                 prices=recipe.prices,
                 progress=progress,
-                problem_of=partial(problem_of, recipe.task),
+                problem_of=partial(_problem_of, recipe, completer.info),
             )
             for title, queries in sets.items():
+                unusable = None if results else partial(_problem_of, recipe, completer.info)
+                if isinstance(completer, RayTeacher):
+                    results.append(
+                        await completer.ask(
+                            queries,
+                            sampling,
+                            store,
+                            progress=progress,
+                            title=title,
+                            problem_of=unusable,
+                        )
+                    )
+                    continue
                 result = await ask(
                     completer,
                     batched.to_ask(completer, queries, sampling),
@@ -225,7 +243,7 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
                     prices=recipe.prices,
                     progress=progress,
                     title=title,
-                    problem_of=None if results else partial(_problem_of, recipe, completer.info),
+                    problem_of=unusable,
                     deadline_s=recipe.teacher.deadline_s,
                     outage_s=recipe.teacher.outage_s,
                     stop_on_revision_change=recipe.teacher.on_revision_change == "stop",
