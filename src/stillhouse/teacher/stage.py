@@ -208,17 +208,19 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
         sampling = teacher_sampling(recipe, completer.info)
         results: list[AskResult] = []
         with AnswerStore(store_path / STORE_FILE) as store:
-            batched = await ask_batches(
-                completer,
-                [query for queries in sets.values() for query in queries],
-                sampling,
-                store,
-                store_path / FOLDER,
-                section=recipe.teacher,
-                prices=recipe.prices,
-                progress=progress,
-                problem_of=partial(_problem_of, recipe, completer.info),
-            )
+            batched = BatchResult()
+            if not isinstance(completer, RayTeacher):
+                batched = await ask_batches(
+                    completer,
+                    [query for queries in sets.values() for query in queries],
+                    sampling,
+                    store,
+                    store_path / FOLDER,
+                    section=recipe.teacher,
+                    prices=recipe.prices,
+                    progress=progress,
+                    problem_of=partial(_problem_of, recipe, completer.info),
+                )
             for title, queries in sets.items():
                 unusable = None if results else partial(_problem_of, recipe, completer.info)
                 if isinstance(completer, RayTeacher):
