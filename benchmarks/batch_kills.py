@@ -121,7 +121,8 @@ def stored(server: BatchServer, folder: Path, provider: str) -> dict[str, Any]:
             once += right
             wrong += bool(found) and not right
         usd = store.paid_usd
-    lines = len((folder / "answers.jsonl").read_bytes().splitlines())
+    stored = (folder / "answers.jsonl").read_bytes().splitlines()
+    lines = sum(b'"completions":[' in line for line in stored)  # the others are the ledger
     return {"once": once, "wrong": wrong, "lines": lines, "usd": usd}
 
 

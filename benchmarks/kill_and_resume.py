@@ -73,7 +73,7 @@ def main() -> None:
         killed[stage.name] = run_until(run_dir, stage.name) == -signal.SIGKILL
     status = run_until(run_dir, None)
     stored = (run_dir / "store" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in stored]
+    rows = [row for row in map(json.loads, stored) if "completions" in row]
     asked = Counter((row["teacher"], row["chat"], row["sampling"]) for row in rows)
     same = answers(run_dir) == answers(arguments.against)
     save(
@@ -82,7 +82,7 @@ def main() -> None:
         {
             "killed in": killed,
             "exit status of the last start": status,
-            "answers stored": len(stored),
+            "answers stored": len(rows),
             "asked more than once": sum(count > 1 for count in asked.values()),
             "answers equal those of an uninterrupted run": same,
         },

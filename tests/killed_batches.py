@@ -26,6 +26,7 @@ from stillhouse.teacher.batch_ask import Clock
 from stillhouse.teacher.batch_build import ask_batches
 from stillhouse.teacher.batch_journal import BatchJournal, Event
 from stillhouse.teacher.build import open_teacher
+from stillhouse.teacher.group_commit import GroupCommit
 from stillhouse.teacher.store import AnswerStore
 
 MODELS = {"openai": "openai:gpt-4.1", "anthropic": "anthropic:claude-haiku-4-5"}
@@ -63,10 +64,9 @@ def die() -> None:
 def arm(point: str) -> None:
     when, _, name = point.partition(" ")
     if point == "joining":
-        put, count = AnswerStore._flush, 0
+        put = GroupCommit.flush
 
-        def counted(self: AnswerStore) -> None:
-            nonlocal count
+        def counted(self: GroupCommit[Any]) -> None:
             # Half of what waits is written, then the power goes.
             if len(self._pending) > 2:
                 self._pending = self._pending[: len(self._pending) // 2]
@@ -74,7 +74,7 @@ def arm(point: str) -> None:
                 die()
             put(self)
 
-        AnswerStore._flush = counted  # type: ignore[method-assign]
+        GroupCommit.flush = counted  # type: ignore[method-assign]
         return
     write = BatchJournal.write
 

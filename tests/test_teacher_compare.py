@@ -27,6 +27,8 @@ GOOD = ["gripping", "wonderful", "funny", "warm", "moving"]
 BAD = ["dull", "boring", "tired", "lifeless", "long"]
 FILLER = ["the", "film", "and", "story", "cast", "script", "plot", "is", "start", "never"]
 
+WAIVED = {"waived_by": "a test", "reason": "its models are made up"}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -64,7 +66,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "task": {"kind": "classification", "prompt": "{text}", "labels": ["positive", "negative"]},
         "traffic": {name: f"{name}.jsonl" for name in ("labelled", "golden")}
         | {"path": "traffic.jsonl", "use_labelled": False},
-        "teacher": {"model": "hf:./one"},
+        "teacher": {"model": "hf:./one", "terms": WAIVED},
         "dataset": {"near_duplicate": 1.0},
         "student": {"head": "label", "from": f"hf:{folder / 'encoder'}", "max_tokens": 32},
         "train": {"epochs": 1, "learning_rate": 3e-3, "batch_size": 16},
@@ -106,6 +108,7 @@ def test_a_run_with_two_local_teachers_as_one(project: Path, tmp_path: Path) -> 
         teacher={
             "model": "ensemble:pair",
             "members": [{"model": "hf:./one", "weight": 2}, {"model": "hf:./two"}],
+            "terms": WAIVED,
         },
     )
     recipe = load_recipe(path)
@@ -145,6 +148,7 @@ def test_a_run_with_three_api_teachers_by_vote(project: Path, tmp_path: Path) ->
                 "model": "ensemble",
                 "combine": "majority",
                 "members": [member(a, "a"), member(b, "b"), member(c, "c")],
+                "terms": WAIVED,
             },
             prices={
                 "models": {
@@ -173,7 +177,10 @@ def compared(project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[A
             project,
             "compare.yaml",
             compare={
-                "teachers": {"two": {"model": "hf:./two"}, "api": member(server, "a")},
+                "teachers": {
+                    "two": {"model": "hf:./two", "terms": WAIVED},
+                    "api": {**member(server, "a"), "terms": WAIVED},
+                },
                 "ensembles": {
                     "pair": {"of": ["teacher", "two"], "combine": "mean_logits"},
                     "all": {"of": ["api", "teacher", "two"], "combine": "majority"},
@@ -195,7 +202,7 @@ def compared(project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[A
         assert len(server.bodies) == 100, "the second time nothing is asked"
         # A run with the ensemble pays for no answer that the comparison has.
         raw = yaml.safe_load(path.read_text())
-        raw["teacher"] = load_section(first, "all", root)
+        raw["teacher"] = load_section(first, "all", root) | {"terms": WAIVED}
         (project / "chosen.yaml").write_text(yaml.safe_dump(raw | {"compare": None}))
         run_stages(load_recipe(project / "chosen.yaml"), root, Silent(), last="ask")
         assert max(server.asked.values()) == 1

@@ -294,6 +294,7 @@ def make_recipe(url: str, **expand_section: Any) -> Recipe:
             "traffic": {"path": "t.jsonl", "expand": expand_section},
             "teacher": {"model": "openai-compatible:m", "base_url": f"{url}/v1", "retries": 0},
             "student": {"head": "label", "from": "embedded-encoder"},
+            "train": {"alpha": 0},
         },
         "test",
     )

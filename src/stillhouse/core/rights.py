@@ -14,7 +14,7 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_teacher import TeacherSection
 
 EMBEDDED_LICENCE: Final = "apache-2.0"
-ASKING: Final = frozenset({"check", "ask"})
+ASKING: Final = frozenset({"check", "expand", "ask"})
 TRAINING: Final = frozenset({"train"})
 
 

@@ -120,7 +120,8 @@ def _mean_cost_per_1k(recipe: Recipe, run: RunFolder) -> float | None:
     for completion in read_records(run.stage("ask") / "completions.jsonl", Completion):
         cost = completion_cost_usd(
             recipe.prices,
-            completion.model,
+            # What a frozen store answers was paid to another.
+            completion.model if recipe.teacher.kind == "replay" else recipe.teacher.model,
             completion.prompt_tokens,
             completion.completion_tokens,
         )
