@@ -270,3 +270,21 @@ def test_what_is_known_without_a_key_is_what_the_client_says(
         tmp_path, teacher={"model": model, "base_url": "http://127.0.0.1:9/v1"}, train={"alpha": 0}
     ).teacher
     assert teacher_info(section) == open_teacher(section, recipe_of(tmp_path).prices).info
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"model": "replay:answers.jsonl", "terms": WAIVED},
+        {
+            "model": "ensemble",
+            "members": [{"model": "embedded"}, {"model": "openai:gpt-4.1"}],
+            "terms": WAIVED,
+        },
+    ],
+)
+def test_what_cannot_be_planned_is_said(tmp_path: Path, teacher: dict[str, Any]) -> None:
+    write_rows(tmp_path / "traffic.jsonl", [{"text": f"number {n}"} for n in range(QUERIES)])
+    recipe = recipe_of(tmp_path, teacher=teacher, train={"alpha": 0})
+    with pytest.raises(RecipeError, match="only a single teacher that is asked can be planned"):
+        make_plan(recipe, tmp_path / "run", None, Silent())

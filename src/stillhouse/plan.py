@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from stillhouse.core.answers import agreed
 from stillhouse.core.duplicates import groups_of, repeats
-from stillhouse.core.errors import DataError
+from stillhouse.core.errors import DataError, RecipeError
 from stillhouse.core.jsonl import read_records, write_json
 from stillhouse.core.money import machine_usd_per_hour, model_price
 from stillhouse.core.progress import Progress
@@ -24,8 +24,10 @@ from stillhouse.core.records import Completion, LabelledQuery, Query, Rejection
 from stillhouse.core.rights import require_terms
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.dataset.checks import check_completion
+from stillhouse.dataset.validators import Validators
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
 from stillhouse.pipeline import run_stages
+from stillhouse.teacher.batch_build import check_batches
 from stillhouse.teacher.build import open_teacher, teacher_info, teacher_sampling
 from stillhouse.teacher.check import has_truth
 from stillhouse.teacher.extrapolation import Estimate
@@ -62,6 +64,14 @@ def make_plan(recipe: Recipe, root: Path, sample: int | None, progress: Progress
         StillhouseError: the teacher does not answer.
     """
     require_terms(recipe.teacher)
+    if recipe.teacher.members or recipe.teacher.kind == "replay":
+        raise RecipeError(
+            "teacher.model",
+            "only a single teacher that is asked can be planned",
+            value=recipe.teacher.model,
+            action="a replay costs nothing; plan the members of an ensemble one by one, with "
+            "teacher.model set to each",
+        )
     run_stages(recipe, root, progress, last="traffic")
     run = RunFolder(root)
     with run.locked():
@@ -99,6 +109,8 @@ async def _plan(recipe: Recipe, run: RunFolder, sample: int | None, progress: Pr
         found = Sample(there, drawn=False)
         return _made(recipe, run, info, sampling, traffic, chats, waiting, found, paid)
     async with aclosing(completer):
+        if recipe.teacher.batch is not None:
+            await check_batches(completer)
         sampling = teacher_sampling(recipe, completer.info)
         with AnswerStore(run.store / STORE_FILE) as store:
             chosen = draw(distinct_chats(traffic), sample or 0, recipe.seed)
@@ -119,12 +131,15 @@ def _made(  # noqa: PLR0917 - what a plan is made from
     sample: Sample,
     paid_usd: float,
 ) -> Plan:
+    validators = Validators(recipe.dataset.validators)
+
     def accepts(query: Query, completions: Sequence[Completion]) -> bool:
         kept = [
             completion
             for completion in completions
             if not isinstance(
-                check_completion(recipe.task, query, completion, recipe.dataset), Rejection
+                check_completion(recipe.task, query, completion, recipe.dataset, validators),
+                Rejection,
             )
         ]
         return agreed(recipe.task, kept) is not None

@@ -12,6 +12,7 @@ from stillhouse.core.lineage import pseudonym
 from stillhouse.core.recipe_data import DatasetSection
 from stillhouse.core.records import Example, Query, message_key
 from stillhouse.dataset.checks import CHECKS
+from stillhouse.dataset.validators import validator_names
 
 
 def filters_passed(section: DatasetSection, *, golden: bool, beliefs: bool) -> tuple[str, ...]:
@@ -19,8 +20,15 @@ def filters_passed(section: DatasetSection, *, golden: bool, beliefs: bool) -> t
 
     They are the reasons under which rejections.jsonl holds what did not pass.
     """
+    soft = {
+        "consistency": section.consistency is not None,
+        "agreement": section.agreement is not None,
+        "judge": section.judge is not None,
+    }
     return (
         *(name for name, _ in CHECKS),
+        *validator_names(section.validators),
+        *(name for name, used in soft.items() if used),
         *(("no_belief",) if beliefs else ()),
         *(("contamination_golden",) if golden else ()),
         "duplicate",
@@ -47,7 +55,7 @@ def with_provenance(
         return example.model_copy(
             update={
                 "prompt_hash": message_key(example.prompt),
-                "filters": passed,
+                "filters": tuple(name for name in passed if name != example.readmitted),
                 "user": None if user is None else pseudonym(user_key, user),
             }
         )

@@ -118,6 +118,17 @@ class Validators:
         return None if self.function is None else self.function.problem(query, text)
 
 
+def validator_names(section: ValidatorsSection) -> tuple[str, ...]:
+    """The reasons under which a recipe's own demands reject, beside the built-in checks' own."""
+    used = {
+        "must_match": bool(section.must_match),
+        "must_not_match": bool(section.must_not_match),
+        "language": section.language is not None,
+        "validator": section.function is not None,
+    }
+    return tuple(name for name, demanded in used.items() if demanded)
+
+
 def bare_json(text: str) -> str:
     """The text without the code fence around it."""
     fenced = _FENCED.match(text.strip())

@@ -92,6 +92,8 @@ def run_expand(
                         prices=recipe.prices,
                         progress=progress,
                         title="asking for new queries",
+                        deadline_s=recipe.teacher.deadline_s,
+                        outage_s=recipe.teacher.outage_s,
                     )
                     usd.update(result.usd_by_key)
                     return Answered(result.completions_by_query, result.failures)

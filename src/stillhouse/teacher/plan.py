@@ -333,6 +333,10 @@ def _notes(known: Known) -> tuple[str, ...]:
         )
     if known.recipe.teacher.tune is not None:
         notes.append("the sample is of the teacher as it is now: tuned, if that was done before")
+    if known.recipe.traffic.expand is not None:
+        notes.append("the replies of traffic.expand, and answers to its queries, are not counted")
+    if known.recipe.dataset.judge is not None:
+        notes.append("what dataset.judge costs is not counted: it has its own budget_usd")
     if known.sample.failures:
         notes.append(f"{known.sample.failures} queries of the sample got no answer")
     return tuple(notes)

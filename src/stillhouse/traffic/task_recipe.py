@@ -139,7 +139,9 @@ def recipe_text(
             "# The log does not say where this model is served: set base_url.\n"
             * teacher.guessed_server
         )
-        + _yaml({"teacher": asked}),
+        + _yaml({"teacher": asked}).rstrip()
+        + "\n  # Nothing is asked until terms say whether the outputs may train a model:"
+        + "\n  # terms: {may_train: true, says: WHO, on: YYYY-MM-DD}    # see docs/rights.md\n",
         _yaml({"student": sections["student"]}),
         ("# alpha 0.9 adds soft targets, where the teacher gives log-probabilities.\n" * (not soft))
         + _yaml({"train": sections["train"]}),
