@@ -507,8 +507,10 @@ def test_a_flaky_server_answers_every_query_in_the_end(tmp_path: Path) -> None:
 
 
 CHILD = """
-    import asyncio, sys
+    import asyncio, signal, sys
     from pathlib import Path
+    # A shell that started the tests in the background has them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
     from stillhouse.core.records import Message, Query
     from stillhouse.models.completer import Sampling
