@@ -490,9 +490,9 @@ def test_a_flaky_server_answers_every_query_in_the_end(tmp_path: Path) -> None:
 
     async def main(url: str) -> AskResult:
         completer = open_teacher(teacher(url, retries=10), PricesSection())
-        completer._settings = replace(  # type: ignore[attr-defined]
-            completer._settings,  # type: ignore[attr-defined]
-            retrying=replace(completer._settings.retrying, base_s=0.01),  # type: ignore[attr-defined]
+        completer.settings = replace(  # type: ignore[attr-defined]
+            completer.settings,  # type: ignore[attr-defined]
+            retrying=replace(completer.settings.retrying, base_s=0.01),  # type: ignore[attr-defined]
         )
         with AnswerStore(tmp_path / "a.jsonl") as store:
             try:

@@ -79,7 +79,7 @@ def ask_once(
 
         async def main() -> tuple[list[Completion], ModelInfo]:
             completer = open_teacher(teacher, PricesSection())
-            for name in ("_settings",):  # no waiting in tests
+            for name in ("settings",):  # no waiting in tests
                 settings = getattr(completer, name)
                 fast = replace(settings.retrying, base_s=0.0)
                 setattr(completer, name, replace(settings, retrying=fast))
@@ -401,8 +401,8 @@ class TestTrouble:
 
         async def main() -> None:
             completer: Any = open_teacher(teacher, PricesSection())
-            settings = completer._settings
-            completer._settings = replace(settings, retrying=replace(settings.retrying, base_s=0))
+            settings = completer.settings
+            completer.settings = replace(settings, retrying=replace(settings.retrying, base_s=0))
             try:
                 await completer.complete(QUERY, Sampling())
             finally:
@@ -476,7 +476,7 @@ class TestTrouble:
         async def main() -> str:
             completer: Any = open_teacher(teacher, PricesSection())
             await completer.aclose()
-            return repr(completer._settings) + repr(completer.info)
+            return repr(completer.settings) + repr(completer.info)
 
         assert KEY not in asyncio.run(main())
 

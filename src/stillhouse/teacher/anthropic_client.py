@@ -9,26 +9,22 @@ concurrency, budget and storage are the caller's.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import anthropic
 
-from stillhouse.core.money import model_price
 from stillhouse.core.records import Completion, FinishReason, Message, Query
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.api import (
     ApiSettings,
-    Attempt,
-    failure_line,
     is_closed,
-    numbered,
     refused_parameter,
     utf8,
 )
-from stillhouse.teacher.retry import Retrying, UnreadableAnswerError, Verdict, with_retries
-from stillhouse.teacher.wire import EXPECTED, StatusError, Wire
+from stillhouse.teacher.api_client import ApiCompleter
+from stillhouse.teacher.retry import UnreadableAnswerError
+from stillhouse.teacher.wire import StatusError
 
 ANTHROPIC_URL: Final = "https://api.anthropic.com"
 _OPTIONAL: Final = ("temperature", "thinking", "output_config", "effort", "format")
@@ -44,23 +40,13 @@ _FINISH: Final[Mapping[str, FinishReason]] = {
 _PATH: Final = "/v1/messages"
 
 
-class AnthropicCompleter:
-    """Answers over HTTP; see `Completer`. One sample a request."""
-
-    samples_per_request: int = 1
+class AnthropicCompleter(ApiCompleter):
+    """Answers over HTTP; see `ApiCompleter`. One sample a request."""
 
     def __init__(self, settings: ApiSettings) -> None:
-        self._settings = settings
-        self._without: set[str] = set()
+        super().__init__(settings, _PATH, anthropic_headers, samples_per_request=1)
         self._thinking = 0
-        self._price = model_price(settings.prices, settings.model)
-        self._wire = Wire(settings.base_url, lambda: anthropic_headers(settings))
         self._client: anthropic.AsyncAnthropic | None = None
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Those of the last answer, whatever its status."""
-        return self._wire.last_headers
 
     @property
     def info(self) -> ModelInfo:
@@ -69,94 +55,31 @@ class AnthropicCompleter:
         if self._thinking:
             notes["thinking"] = f"set to {_THINKING[self._thinking] or 'low effort'}"
         return ModelInfo(
-            name=self._settings.model,
-            revision=self._settings.revision,
+            name=self.settings.model,
+            revision=self.settings.revision,
             takes_seed=False,
             notes=notes,
         )
-
-    async def complete(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
-        """Answer one query; see `Completer`."""
-        return numbered([await self._request(query, sampling) for _ in range(sampling.n)])
-
-    @property
-    def retrying(self) -> Retrying:
-        """How often a try that failed is made again."""
-        return self._settings.retrying
-
-    @property
-    def settings(self) -> ApiSettings:
-        """How the server is reached."""
-        return self._settings
 
     @property
     def client(self) -> anthropic.AsyncAnthropic:
         """The official client, for asking by batch; made on first use."""
         if self._client is None:
             self._client = anthropic.AsyncAnthropic(
-                api_key=self._settings.key,
-                base_url=self._settings.base_url,
-                timeout=self._settings.timeout_s,
+                api_key=self.settings.key,
+                base_url=self.settings.base_url,
+                timeout=self.settings.timeout_s,
                 max_retries=0,
-                http_client=anthropic.DefaultAioHttpClient(timeout=self._settings.timeout_s),
+                http_client=anthropic.DefaultAioHttpClient(timeout=self.settings.timeout_s),
             )
+        self._official = self._client
         return self._client
 
     def body(self, query: Query, sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
-        """The request's JSON body, without what the model turned out to refuse; `n` is 1."""
-        return self._parameters(query, sampling)
-
-    def read(self, query: Query, body: Mapping[str, Any]) -> list[Completion]:
-        """The completion of a message's JSON body, priced at list.
-
-        Raises:
-            UnreadableAnswerError: it is none.
-        """
-        return [self._read(query, body, latency_ms=0.0)]
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._wire.close()
-        if self._client is not None:
-            await self._client.close()
-
-    async def attempt(self, query: Query, sampling: Sampling, timeout_s: float) -> Attempt:
-        """One request, without retries but for parameters that the model refuses.
-
-        Raises:
-            Exception: one of `wire.EXPECTED`.
-        """
-        timeout_s = min(timeout_s, self._settings.timeout_s)
-        while True:
-            sent = self._parameters(query, sampling)
-            started = time.perf_counter()
-            try:
-                reply = await self._wire.post(_PATH, sent, timeout_s)
-            except StatusError as error:
-                if self._adapt(error, sent):
-                    continue
-                raise
-            answer = self._read(query, reply.body, 1e3 * (time.perf_counter() - started))
-            return Attempt((answer,), reply.headers)
-
-    def describe(self, error: Exception, verdict: Verdict) -> str:
-        """A failed try on one line."""
-        return failure_line(self._settings, error, verdict)
-
-    async def _request(self, query: Query, sampling: Sampling) -> Completion:
-        timeout_s = self._settings.timeout_s
-        answered = await with_retries(
-            lambda: self.attempt(query, sampling, timeout_s),
-            self._settings.retrying,
-            EXPECTED,
-            self.describe,
-        )
-        return answered.completions[0]
-
-    def _parameters(self, query: Query, sampling: Sampling) -> dict[str, Any]:
+        """The request's JSON body; see `ApiCompleter`. There is one sample, and no seed."""
         system, turns = _chat(query.messages)
         sent: dict[str, Any] = {
-            "model": self._settings.name,
+            "model": self.settings.name,
             "max_tokens": sampling.max_tokens,
             "messages": turns,
             "temperature": sampling.sampling_temperature,
@@ -191,12 +114,13 @@ class AnthropicCompleter:
             self._without.add(name)
         return True
 
-    def _read(self, query: Query, body: object, latency_ms: float) -> Completion:
+    def read(self, query: Query, body: object, latency_ms: float = 0.0) -> list[Completion]:
+        """The completion of a message's JSON body; see `ApiCompleter`."""
         content = body.get("content") if isinstance(body, dict) else None
         if not isinstance(body, dict) or not isinstance(content, list):
             raise UnreadableAnswerError(f"the server answered with no message: {str(body)[:80]!r}")
         try:
-            return self._completion(query, body, content, latency_ms)
+            return [self._completion(query, body, content, latency_ms)]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UnreadableAnswerError(
                 f"the server answered with a message of another form: {error!r}"[:300]
@@ -222,8 +146,8 @@ class AnthropicCompleter:
         return Completion(
             query_id=query.id,
             text=utf8("".join(block["text"] for block in content if block["type"] == "text")),
-            model=self._settings.model,
-            revision=body.get("model") or self._settings.name,
+            model=self.settings.model,
+            revision=body.get("model") or self.settings.name,
             finish_reason=_FINISH.get(body.get("stop_reason") or "", "stop"),
             prompt_tokens=prompt,
             completion_tokens=answered,

@@ -8,30 +8,26 @@ request at a time: concurrency, budget and storage are the caller's.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import openai
 
-from stillhouse.core.money import model_price
 from stillhouse.core.records import Completion, FinishReason, Query, TokenLogprob
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.api import (
     ApiSettings,
-    Attempt,
-    failure_line,
     is_closed,
-    numbered,
     refused_parameter,
     utf8,
 )
-from stillhouse.teacher.retry import Retrying, UnreadableAnswerError, Verdict, with_retries
-from stillhouse.teacher.wire import EXPECTED, StatusError, Wire
+from stillhouse.teacher.api_client import ApiCompleter
+from stillhouse.teacher.retry import UnreadableAnswerError
+from stillhouse.teacher.wire import StatusError
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
 MOST_TOP_LOGPROBS: Final = 20
+MOST_SAMPLES: Final = 128
 _OPTIONAL: Final = (
     "temperature",
     "top_logprobs",
@@ -53,11 +49,8 @@ _FINISH: Final[Mapping[str, FinishReason]] = {
 _PATH: Final = "/chat/completions"
 
 
-class OpenAICompleter:
-    """Answers over HTTP; see `Completer`.
-
-    `samples_per_request` is how many samples one request brings: all of them, until a server
-    turns out to send one.
+class OpenAICompleter(ApiCompleter):
+    """Answers over HTTP; see `ApiCompleter`. All samples in one request, until a server sends one.
 
     Args:
         settings: model, server, key, retries, prices.
@@ -66,20 +59,11 @@ class OpenAICompleter:
     """
 
     def __init__(self, settings: ApiSettings, *, compatible: bool) -> None:
-        self._settings = settings
+        super().__init__(settings, _PATH, openai_headers, MOST_SAMPLES)
         self._compatible = compatible
         self._limit_name = "max_tokens" if compatible else "max_completion_tokens"
-        self._without: set[str] = set()
         self._effort: int | None = None  # index into _EFFORTS once it has to be set
-        self.samples_per_request: int = 128
-        self._price = model_price(settings.prices, settings.model)
-        self._wire = Wire(settings.base_url, lambda: openai_headers(settings))
         self._client: openai.AsyncOpenAI | None = None
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Those of the last answer, whatever its status."""
-        return self._wire.last_headers
 
     @property
     def info(self) -> ModelInfo:
@@ -89,102 +73,30 @@ class OpenAICompleter:
         if self._effort is not None and _EFFORTS[self._effort] is not None:
             notes["reasoning_effort"] = f"set to {_EFFORTS[self._effort]}"
         return ModelInfo(
-            name=self._settings.model,
-            revision=self._settings.revision,
+            name=self.settings.model,
+            revision=self.settings.revision,
             gives_logprobs="logprobs" not in self._without,
             notes=notes,
         )
-
-    @property
-    def retrying(self) -> Retrying:
-        """How often a try that failed is made again."""
-        return self._settings.retrying
-
-    async def complete(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
-        """Answer one query; see `Completer`. Token counts and cost are shared out over samples."""
-        found: list[Completion] = []
-        while len(found) < sampling.n:
-            missing = sampling.n - len(found)
-            more = replace(sampling, n=missing, seed=sampling.seed + len(found))
-            found.extend(await self.complete_once(query, more))
-        return numbered(found)
-
-    async def complete_once(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
-        """The answers of one request, one to `sampling.n`: for callers that keep each at once."""
-        timeout_s = self._settings.timeout_s
-        answered = await with_retries(
-            lambda: self.attempt(query, sampling, timeout_s),
-            self._settings.retrying,
-            EXPECTED,
-            self.describe,
-        )
-        return answered.completions
-
-    async def attempt(self, query: Query, sampling: Sampling, timeout_s: float) -> Attempt:
-        """One request, without retries but for parameters that the model refuses.
-
-        Raises:
-            Exception: one of `wire.EXPECTED`.
-        """
-        timeout_s = min(timeout_s, self._settings.timeout_s)
-        while True:
-            wanted = min(sampling.n, self.samples_per_request)
-            sent = self._parameters(query, sampling, wanted, sampling.seed)
-            started = time.perf_counter()
-            try:
-                reply = await self._wire.post(_PATH, sent, timeout_s)
-            except StatusError as error:
-                if self._adapt(error, sent):
-                    continue
-                raise
-            answers = self._read(query, reply.body, 1e3 * (time.perf_counter() - started))
-            if len(answers) < wanted:
-                self.samples_per_request = 1
-            return Attempt(tuple(answers[:wanted]), reply.headers)
-
-    def describe(self, error: Exception, verdict: Verdict) -> str:
-        """A failed try on one line."""
-        return failure_line(self._settings, error, verdict)
-
-    @property
-    def settings(self) -> ApiSettings:
-        """How the server is reached."""
-        return self._settings
 
     @property
     def client(self) -> openai.AsyncOpenAI:
         """The official client, for asking by batch; made on first use."""
         if self._client is None:
             self._client = openai.AsyncOpenAI(
-                api_key=self._settings.key or "none",
-                base_url=self._settings.base_url,
-                timeout=self._settings.timeout_s,
+                api_key=self.settings.key or "none",
+                base_url=self.settings.base_url,
+                timeout=self.settings.timeout_s,
                 max_retries=0,
-                http_client=openai.DefaultAioHttpClient(timeout=self._settings.timeout_s),
+                http_client=openai.DefaultAioHttpClient(timeout=self.settings.timeout_s),
             )
+        self._official = self._client
         return self._client
 
     def body(self, query: Query, sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
-        """The request's JSON body, without what the model turned out to refuse."""
-        return self._parameters(query, sampling, n, seed)
-
-    def read(self, query: Query, body: Mapping[str, Any]) -> list[Completion]:
-        """The completions of a chat completion's JSON body, priced at list.
-
-        Raises:
-            UnreadableAnswerError: it is none.
-        """
-        return self._read(query, body, latency_ms=0.0)
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._wire.close()
-        if self._client is not None:
-            await self._client.close()
-
-    def _parameters(self, query: Query, sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
+        """The request's JSON body; see `ApiCompleter`."""
         sent: dict[str, Any] = {
-            "model": self._settings.name,
+            "model": self.settings.name,
             "messages": [{"role": m.role, "content": m.content} for m in query.messages],
             "temperature": sampling.sampling_temperature,
             "seed": seed,
@@ -233,7 +145,8 @@ class OpenAICompleter:
         self._without |= {"logprobs", "top_logprobs"} if "logprobs" in name else {name}
         return True
 
-    def _read(self, query: Query, body: object, latency_ms: float) -> list[Completion]:
+    def read(self, query: Query, body: object, latency_ms: float = 0.0) -> list[Completion]:
+        """The completions of a chat completion's JSON body; see `ApiCompleter`."""
         choices = body.get("choices") if isinstance(body, dict) else None
         if not isinstance(body, dict) or not isinstance(choices, list) or not choices:
             raise UnreadableAnswerError(
@@ -261,12 +174,12 @@ class OpenAICompleter:
         if self._price is not None and prompt is not None and total is not None:
             cost = self._price.cost_usd(prompt, total, written) / count
         fingerprint = body.get("system_fingerprint")
-        revision = body.get("model") or self._settings.name
+        revision = body.get("model") or self.settings.name
         return [
             Completion(
                 query_id=query.id,
                 text=utf8(_text(choice["message"])),
-                model=self._settings.model,
+                model=self.settings.model,
                 revision=f"{revision}@{fingerprint}" if fingerprint else revision,
                 sample=index,
                 finish_reason=_finish(choice),
