@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Final, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
+from stillhouse.core.page import page_environment
 from stillhouse.evaluate import summary
 from stillhouse.evaluate.build import HistoryPoint, PageData
 from stillhouse.evaluate.plots import (
@@ -70,13 +71,7 @@ class Disagreement(NamedTuple):
 @cache
 def environment() -> Environment:
     """Templates of this folder, with the filters that all pages use."""
-    environment = Environment(
-        loader=PackageLoader("stillhouse.evaluate"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("stillhouse.evaluate")
     environment.filters.update(
         share=summary.share,
         points=summary.points,

@@ -316,7 +316,7 @@ def _frame(
 
 def _span(values: Sequence[float], size: float, *, horizontal: bool, pad: float = 0.0) -> _Axis:
     low, high = min(values), max(values)
-    if high <= low:
+    if high - low <= 1e-12 * max(1.0, abs(low), abs(high)):
         low, high = low - 0.5, high + 0.5
     room = pad * (high - low)
     if horizontal:

@@ -13,10 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from rich.console import Console
 from rich.table import Table
 
+from stillhouse.core.page import page_environment
 from stillhouse.core.statistics import Interval
 from stillhouse.traffic.tasks_report import MinedTask, TasksReport
 
@@ -144,13 +145,7 @@ def label_rows(task: MinedTask) -> list[tuple[str, float]]:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("stillhouse.traffic"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("stillhouse.traffic")
     environment.filters.update(
         usd=usd, interval=interval_text, tokens=tokens, label_rows=label_rows
     )
