@@ -15,14 +15,13 @@ from stillhouse.core.recipe_train import TrainSection
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.train.batches import Collator, Rows, encode_chats, encode_labels
 from stillhouse.train.objectives import (
-    LabelObjective,
     Objective,
-    TextObjective,
     check_beliefs,
     check_one_tokenizer,
-    next_tokens,
-    token_logits,
+    label_objective,
+    text_objective,
 )
+from stillhouse.train.outputs import CausalReader, Counts, Needs, next_tokens
 from stillhouse.train.planning import check_recipe
 from stillhouse.train.schedule import eval_batch, plan_schedule, training_arguments
 from stillhouse.train.trainer import DistillationTrainer
@@ -70,7 +69,7 @@ def test_label_loss_equals_the_definition() -> None:
     model = _classifier().eval()
     rows = encode_labels(review_examples(5), TASK, wordpiece(), 48).rows
     batch = Collator(0)(rows.items)
-    loss = LabelObjective(0.3, 2.5).loss(model, batch, num_items=5)
+    loss = label_objective(0.3, 2.5).loss(model, batch, Counts(5, 1, 1))
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     wanted = sum(
         _naive(q, [math.log(x) for x in item["teacher_probabilities"]], item["labels"], 0.3, 2.5)
@@ -85,7 +84,7 @@ def test_text_loss_equals_the_definition() -> None:
     torch.nn.init.normal_(teacher.model.embed_tokens.weight, generator=torch.manual_seed(5))
     items = _text_rows(4).items
     batch = Collator(tokenizer.pad_token_id)(items)
-    loss = TextObjective(0.6, 3.0, teacher).loss(model, batch, num_items=7)
+    loss = text_objective(0.6, 3.0, teacher).loss(model, batch, Counts(7, 1, 1))
     total = 0.0
     for item in items:  # one example at a time, no padding, all logits
         ids = torch.tensor([item["input_ids"]])
@@ -105,8 +104,11 @@ def test_only_needed_positions_give_the_same_logits() -> None:
     assert targets.tolist() == batch["labels"][batch["labels"] != -100].tolist()
     with torch.no_grad():
         whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        got = token_logits(model, batch, positions)
+        got = CausalReader().read(model, batch, Needs(logits=True)).logits
+        kept = CausalReader().read(model, batch, Needs(last_hidden=True))
     torch.testing.assert_close(got, whole[positions])
+    assert kept.logits is None
+    torch.testing.assert_close(kept.class_logits(), whole[positions])
 
 
 class _Gradients(TrainerCallback):
@@ -148,12 +150,12 @@ def test_any_micro_batch_split_gives_the_same_step(head: str, tmp_path) -> None:
     for micro in (8, 4, 2, 1):
         if head == "label":
             rows = encode_labels(review_examples(8), TASK, wordpiece(), 48).rows
-            objective: Objective = LabelObjective(0.5, 2.0)
+            objective: Objective = label_objective(0.5, 2.0)
             model: Any = _classifier()
         else:
             rows = _text_rows(8)
             model = tiny_llama(byte_bpe()).double()
-            objective = TextObjective(0.5, 2.0, tiny_llama(byte_bpe(), layers=1).double())
+            objective = text_objective(0.5, 2.0, tiny_llama(byte_bpe(), layers=1).double())
         results.append(_one_step(model, objective, rows, micro, tmp_path / str(micro)))
     gradients, weights, loss = results[0]
     assert max(g.abs().max() for g in gradients.values()) > 1e-4
@@ -172,8 +174,8 @@ def test_held_out_is_zero_divergence_from_oneself() -> None:
     model = tiny_llama(tokenizer)
     batch = Collator(tokenizer.pad_token_id)(_text_rows(4).items)
     with torch.no_grad():
-        own = TextObjective(0.5, 2.0, model).held_out(model, batch)
-        alone = TextObjective(0.0, 2.0).held_out(model, batch)
+        own = text_objective(0.5, 2.0, model).held_out(model, batch)
+        alone = text_objective(0.0, 2.0).held_out(model, batch)
     assert abs(own.divergence.item()) < 1e-5
     assert own.items == (batch["labels"] != -100).sum()
     assert alone.divergence == alone.cross_entropy == own.cross_entropy > 0
@@ -198,8 +200,8 @@ def test_heads_padded_to_unequal_widths_are_compared_over_the_shared_ids(
         return found[0], found[1]
 
     def measured(student: Any, teacher: Any) -> tuple[float, list[float]]:
-        objective = TextObjective(0.5, 2.0, teacher)
-        loss = objective.loss(student, batch, num_items=7)
+        objective = text_objective(0.5, 2.0, teacher)
+        loss = objective.loss(student, batch, Counts(7, 1, 1))
         loss.backward()
         with torch.no_grad():
             return loss.item(), [part.item() for part in objective.held_out(student, batch)]

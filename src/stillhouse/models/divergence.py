@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stillhouse.models.signals import DenseSignal, SparseSignal, TeacherSignal
+from stillhouse.models.signals import (
+    DenseSignal,
+    HiddenSignal,
+    SampledSignal,
+    SparseSignal,
+    TeacherSignal,
+)
 
 IGNORE_INDEX: Final = -100
 
@@ -117,6 +123,10 @@ def divergence(
             return forward_kl(signal.logits, student_logits, distillation_temperature, mask)
         case SparseSignal():
             return forward_kl_sparse(signal, student_logits, distillation_temperature, mask)
+        case HiddenSignal():
+            return forward_kl(signal.dense().logits, student_logits, distillation_temperature, mask)
+        case SampledSignal():
+            raise ValueError("a sampled signal has no divergence of its own, only a cross-entropy")
 
 
 def cross_entropy(

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stillhouse.models.head import Head
+
 
 @dataclass(frozen=True, slots=True)
 class DenseSignal:
@@ -70,7 +72,59 @@ class SparseSignal:
         )
 
 
-TeacherSignal = DenseSignal | SparseSignal
+@dataclass(frozen=True, slots=True)
+class SampledSignal:
+    """K draws from the teacher's belief at each position: an unbiased stand-in for all of it.
+
+    sum_k weights_k onehot(token_ids_k) has the teacher's probabilities at temperature 1 as its
+    expectation; equal draws may be merged, and a slot that is not used has weight 0. Random
+    sampling knowledge distillation: Anshumann et al. 2025, arXiv:2503.16870.
+    """
+
+    token_ids: Tensor  # [..., K] int64
+    weights: Tensor  # [..., K] float32, not negative
+
+    @property
+    def positions(self) -> torch.Size:
+        """Leading shape: one belief for each of these."""
+        return self.token_ids.shape[:-1]
+
+    def select(self, index: Tensor) -> SampledSignal:
+        """Beliefs at the positions of a boolean mask or of row numbers."""
+        return SampledSignal(self.token_ids[index], self.weights[index])
+
+    def to(self, device: torch.device | str) -> SampledSignal:
+        """The same on another device."""
+        return SampledSignal(self.token_ids.to(device), self.weights.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenSignal:
+    """The teacher's last hidden states and its head: the whole belief, at H numbers a position."""
+
+    hidden: Tensor  # [..., H]
+    head: Head
+
+    @property
+    def positions(self) -> torch.Size:
+        """Leading shape: one belief for each of these."""
+        return self.hidden.shape[:-1]
+
+    def select(self, index: Tensor) -> HiddenSignal:
+        """Beliefs at the positions of a boolean mask or of row numbers."""
+        return HiddenSignal(self.hidden[index], self.head)
+
+    def to(self, device: torch.device | str) -> HiddenSignal:
+        """The hidden states on another device; the head stays where it is."""
+        return HiddenSignal(self.hidden.to(device), self.head)
+
+    def dense(self) -> DenseSignal:
+        """All logits at once."""
+        with torch.no_grad():
+            return DenseSignal(self.head.logits(self.hidden))
+
+
+TeacherSignal = DenseSignal | SparseSignal | SampledSignal | HiddenSignal
 
 
 def from_class_probabilities(

@@ -27,10 +27,10 @@ from stillhouse.train.fit import Fitted, fit
 from stillhouse.train.history import EarlyStop, Report, curve, write_rows
 from stillhouse.train.lora import merged, save_adapter, with_adapters
 from stillhouse.train.objectives import (
-    LabelObjective,
     Objective,
-    TextObjective,
     check_one_tokenizer,
+    label_objective,
+    text_objective,
 )
 from stillhouse.train.schedule import (
     eval_batch,
@@ -201,14 +201,14 @@ def _objective(job: Job, student: Student, device: torch.device, bf16: bool) -> 
     """The objective; a text student with soft targets has its teacher read along."""
     temperature = job.recipe.train.distillation_temperature
     if student.head == "label":
-        return LabelObjective(job.alpha, temperature)
+        return label_objective(job.alpha, temperature)
     if job.alpha == 0:
-        return TextObjective(job.alpha, temperature)
+        return text_objective(job.alpha, temperature)
     teacher = load_causal_lm(
         job.teacher, device=str(device), dtype=torch.bfloat16 if bf16 else torch.float32
     )
     check_one_tokenizer(student.tokenizer, teacher.tokenizer)
-    return TextObjective(job.alpha, temperature, teacher.model)
+    return text_objective(job.alpha, temperature, teacher.model)
 
 
 def _course(fitted: Fitted, best_by: str) -> dict[str, object]:

@@ -1,33 +1,30 @@
-"""What a training step minimises and what the held-out set measures, for both heads.
+"""What a training step minimises and what the held-out set measures, for students of any kind.
 
-Objectives turn a padded batch into student logits at valid positions and hand them, with the
-teacher's signal, to `models.divergence`; the arithmetic lives there. They know batches and models;
-they know no optimizer and no file.
+An objective reads student and teacher once a micro-batch, has its terms compare them, divides each
+sum by the number of its units in the whole step, and weighs. Knows readers, sources and terms;
+knows no optimizer and no file.
 
-Legend: B batch, T tokens, N valid positions, V vocabulary, C classes.
+Legend: N targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Example
-from stillhouse.models.divergence import (
-    IGNORE_INDEX,
-    cross_entropy,
-    divergence,
-    soft_target_loss,
-)
-from stillhouse.models.signals import DenseSignal, accepts, live_token_signal
-
-Batch = Mapping[str, Tensor]
+from stillhouse.models.divergence import cross_entropy, divergence
+from stillhouse.models.divergence_kind import FORWARD_KL, Divergence
+from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader
+from stillhouse.train.teachers import LiveTeacher, StoredBeliefs, TeacherSource
+from stillhouse.train.terms import Response, Term, View, over_shared_ids
 
 
 class HeldOutSums(NamedTuple):
@@ -45,150 +42,97 @@ class HeldOutSums(NamedTuple):
 
 
 class Objective(Protocol):
-    """alpha * T^2 * KL(teacher_T || student_T) + (1 - alpha) * CE (Hinton et al. 2015)."""
+    """What a trainer asks of an objective."""
 
-    @property
-    def alpha(self) -> float:
-        """Weight of the soft-target term."""
+    def prepare(self, model: Any, batch: Batch) -> Batch:
+        """The batch to train on, before its units are counted: where a student writes its own."""
 
-    def loss(self, model: Any, batch: Batch, num_items: Tensor | int) -> Tensor:
-        """Loss of a micro-batch: its sum over valid targets, divided by `num_items`, the number of
-        valid targets of the whole optimizer step. T^2 is applied in `soft_target_loss`."""
+    def loss(self, model: Any, batch: Batch, counts: Counts) -> Tensor:
+        """Loss of a micro-batch: sums divided by the counts of the whole optimizer step, so that
+        micro-batch losses add up."""
 
     def held_out(self, model: Any, batch: Batch) -> HeldOutSums:
         """What the held-out set measures; without gradient."""
 
 
 @dataclass(frozen=True, slots=True)
-class LabelObjective:
-    """For a classifier: one target a sample, the teacher's belief over C classes beside it."""
+class Weighted:
+    """A term and its weight."""
 
-    alpha: float
-    distillation_temperature: float
+    term: Term
+    weight: float = 1.0
 
-    def loss(self, model: Any, batch: Batch, num_items: Tensor | int) -> Tensor:
+
+@dataclass(slots=True)
+class TermsObjective:
+    """sum_k weight_k * total_k / units_k over terms k."""
+
+    reader: Reader
+    terms: Sequence[Weighted]
+    teacher: TeacherSource | None = None
+    logged: dict[str, Tensor] = field(default_factory=dict)  # parts of the last micro-batch, sums
+
+    def prepare(self, model: Any, batch: Batch) -> Batch:
+        """See `Objective`: the batch as it is."""
+        return batch
+
+    def loss(self, model: Any, batch: Batch, counts: Counts) -> Tensor:
         """See `Objective`."""
-        signal = DenseSignal(batch["teacher_logits"]) if self.alpha > 0 else None
-        return soft_target_loss(
-            _class_logits(model, batch),
-            batch["labels"],
+        student, teacher = Needs(), Needs()
+        student = reduce(or_, (w.term.student_needs for w in self.terms), student)
+        teacher = reduce(or_, (w.term.teacher_needs for w in self.terms), teacher)
+        view = self._view(model, batch, student, teacher)
+        self.logged.clear()
+        losses: list[Tensor] = []
+        for weighted in self.terms:
+            value = weighted.term(view)
+            losses.append(weighted.weight * value.total / counts.of(weighted.term.unit))
+            self.logged |= {f"{weighted.term.name}/{k}": v for k, v in value.parts.items()}
+        return reduce(Tensor.add, losses)
+
+    def held_out(self, model: Any, batch: Batch) -> HeldOutSums:
+        """See `Objective`."""
+        view = self._view(model, batch, Needs(logits=True), Needs(logits=True))
+        shared = over_shared_ids(view.student.class_logits(), view.signal)
+        hard = cross_entropy(shared.student_logits, view.targets)
+        soft = hard.total
+        if shared.signal is not None:
+            soft = divergence(shared.signal, shared.student_logits).total
+        agreed = (shared.student_logits.argmax(-1) == view.targets).sum()
+        return HeldOutSums(soft, hard.total, agreed, hard.items)
+
+    def _view(self, model: Any, batch: Batch, student: Needs, teacher: Needs) -> View:
+        signal = insides = None
+        if self.teacher is not None and teacher.anything:
+            signal, insides = self.teacher.view(batch, teacher)
+        return View(
+            batch,
+            self.reader.targets(batch),
+            self.reader.read(model, batch, student),
             signal,
-            alpha=self.alpha,
-            distillation_temperature=self.distillation_temperature,
-            num_items=num_items,
-        ).loss
-
-    def held_out(self, model: Any, batch: Batch) -> HeldOutSums:
-        """See `Objective`."""
-        beliefs = batch.get("teacher_logits")
-        signal = None if beliefs is None else DenseSignal(beliefs)
-        return _sums(_class_logits(model, batch), batch["labels"], signal)
-
-
-@dataclass(frozen=True, slots=True)
-class TextObjective:
-    """For a language model: completion tokens are the targets; the teacher, if any, reads along.
-
-    Models of one tokenizer may pad their heads to different widths (152,064 rows against 151,936
-    for 151,665 tokens, say). Both are then cut to the smaller, and each softmax is over the shared
-    ids alone: what is cut off belongs to no token.
-    """
-
-    alpha: float
-    distillation_temperature: float
-    teacher: Any = None  # a causal language model with the student's tokenizer, in eval mode
-
-    def loss(self, model: Any, batch: Batch, num_items: Tensor | int) -> Tensor:
-        """See `Objective`."""
-        positions, targets = next_tokens(batch["labels"])
-        signal = self._signal(batch, positions) if self.alpha > 0 else None
-        shared = over_shared_ids(token_logits(model, batch, positions), signal)
-        return soft_target_loss(
-            shared.student_logits,
-            targets,
-            shared.signal,
-            alpha=self.alpha,
-            distillation_temperature=self.distillation_temperature,
-            num_items=num_items,
-        ).loss
-
-    def held_out(self, model: Any, batch: Batch) -> HeldOutSums:
-        """See `Objective`."""
-        positions, targets = next_tokens(batch["labels"])
-        signal = self._signal(batch, positions)
-        shared = over_shared_ids(token_logits(model, batch, positions), signal)
-        return _sums(shared.student_logits, targets, shared.signal)
-
-    def _signal(self, batch: Batch, positions: Tensor) -> DenseSignal | None:
-        if self.teacher is None:
-            return None
-        return live_token_signal(
-            self.teacher, batch["input_ids"], batch["attention_mask"], positions
+            insides,
         )
 
 
-class Shared(NamedTuple):
-    """Student and teacher over the same ids."""
-
-    student_logits: Tensor  # [N, V]
-    signal: DenseSignal | None  # [N, V]
-
-
-def over_shared_ids(student_logits: Tensor, signal: DenseSignal | None) -> Shared:
-    """Cut the wider of the two heads to the ids that both have."""
-    if signal is None or signal.logits.shape[-1] == student_logits.shape[-1]:
-        return Shared(student_logits, signal)
-    width = min(signal.logits.shape[-1], student_logits.shape[-1])
-    return Shared(student_logits[..., :width], DenseSignal(signal.logits[..., :width]))
+def label_objective(
+    alpha: float, distillation_temperature: float, divergence: Divergence = FORWARD_KL
+) -> TermsObjective:
+    """For a classifier: one target a sample, the teacher's belief over C classes beside it."""
+    response = Response(alpha, distillation_temperature, divergence)
+    return TermsObjective(LabelReader(), (Weighted(response),), StoredBeliefs())
 
 
-class NextTokens(NamedTuple):
-    """Where a token of the completion is predicted, and which."""
-
-    positions: Tensor  # [B, T] bool
-    targets: Tensor  # [N] int64, row-major
-
-
-def next_tokens(labels: Tensor) -> NextTokens:
-    """Position t predicts token t + 1; `labels` [B, T] hold `IGNORE_INDEX` outside completions."""
-    ahead = torch.full_like(labels, IGNORE_INDEX)
-    ahead[:, :-1] = labels[:, 1:]
-    positions = ahead != IGNORE_INDEX
-    return NextTokens(positions, ahead[positions])
-
-
-def token_logits(model: Any, batch: Batch, positions: Tensor) -> Tensor:
-    """The student's logits [N, V] at `positions` [B, T], rows in row-major order.
-
-    The head is a fifth of a 135M model's work: it is evaluated only for columns that hold a
-    completion token, where the model can be asked for that. No mask is passed: padding is on the
-    right and attention is causal, so no real token sees it, and the faster kernel is taken.
-    """
-    columns = positions.any(0).nonzero().squeeze(-1)
-    reads = "inputs_embeds" if "inputs_embeds" in batch else "input_ids"
-    asked = {reads: batch[reads], "use_cache": False}
-    inner = getattr(model, "module", model)  # under data-parallel wrapping
-    logits: Tensor
-    if "logits_to_keep" in accepts(inner):
-        logits = model(**asked, logits_to_keep=columns).logits
-    else:
-        logits = model(**asked).logits[:, columns]
-    return logits[positions[:, columns]]
-
-
-def _class_logits(model: Any, batch: Batch) -> Tensor:
-    """Logits [B, C]."""
-    logits: Tensor = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-    ).logits
-    return logits
-
-
-def _sums(logits: Tensor, targets: Tensor, signal: DenseSignal | None) -> HeldOutSums:
-    hard = cross_entropy(logits, targets)
-    soft = hard.total if signal is None else divergence(signal, logits).total
-    agreed = (logits.argmax(-1) == targets).sum()
-    return HeldOutSums(soft, hard.total, agreed, hard.items)
+def text_objective(
+    alpha: float,
+    distillation_temperature: float,
+    teacher: Any = None,  # a causal language model with the student's tokenizer, in eval mode
+    divergence: Divergence = FORWARD_KL,
+) -> TermsObjective:
+    """For a language model: completion tokens are the targets; the teacher, if any, reads along."""
+    reader = CausalReader()
+    response = Response(alpha, distillation_temperature, divergence)
+    source = None if teacher is None else LiveTeacher(teacher, reader)
+    return TermsObjective(reader, (Weighted(response),), source)
 
 
 def check_beliefs(examples: Sequence[Example], alpha: float) -> None:

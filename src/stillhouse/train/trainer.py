@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from stillhouse.train.batches import LengthGroupedSampler, Rows
 from stillhouse.train.checkpoints import load_optimizer, load_random, save_optimizer, save_random
 from stillhouse.train.objectives import Objective
+from stillhouse.train.outputs import Counts, count
 
 DIVERGENCE: Final = "held_out_divergence"
 CROSS_ENTROPY: Final = "held_out_cross_entropy"
@@ -81,9 +82,9 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The objective over the valid targets of the whole step, in nats."""
-        assert num_items_in_batch is not None, "labels are in every batch"
-        loss = self.objective.loss(model, inputs, num_items_in_batch)
+        """The objective over the units of the whole step, in nats."""
+        assert isinstance(num_items_in_batch, torch.Tensor), "labels are in every batch"
+        loss = self.objective.loss(model, inputs, Counts(*num_items_in_batch.unbind()))
         # Data-parallel training averages gradients over ranks; the count is of all ranks.
         loss = loss * self.accelerator.num_processes
         return (loss, None) if return_outputs else loss
@@ -140,12 +141,20 @@ class DistillationTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthGroupedSampler(rows.lengths, step * self.args.world_size, seed)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """Micro-batches of a step, as the objective wants them, and the counts of their units."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [self.objective.prepare(self.model, batch) for batch in batches]
+        return batches, self._get_num_items_in_batch(batches, device)
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Valid targets of a whole optimizer step, over its micro-batches and all ranks."""
-        count = sum((_valid(batch) for batch in batch_samples), torch.tensor(0)).to(device)
+        """`Counts` [3] of a whole optimizer step, over its micro-batches and all ranks."""
+        counts = torch.zeros(3, dtype=torch.int64, device=device)
+        for batch in batch_samples:
+            counts += count(batch).to(device)
         if self.args.world_size > 1:
-            count = self.accelerator.gather(count).sum()
-        return count
+            counts = self.accelerator.reduce(counts)
+        return counts
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -180,12 +189,6 @@ class DistillationTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_random(Path(checkpoint), self.args.process_index)
-
-
-def _valid(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Targets of a batch: one a sample, or each completion token after the first position."""
-    labels = batch["labels"]
-    return (labels if labels.ndim == 1 else labels[:, 1:]).ne(-100).sum()
 
 
 def metric(entry: Mapping[str, Any], name: str) -> float | None:

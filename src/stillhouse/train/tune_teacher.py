@@ -33,7 +33,7 @@ from stillhouse.train.fit import fit
 from stillhouse.train.frozen import freeze_lower, with_hidden_states
 from stillhouse.train.history import Report, curve
 from stillhouse.train.layers import depth, upper_part
-from stillhouse.train.objectives import TextObjective
+from stillhouse.train.objectives import text_objective
 from stillhouse.train.schedule import plan_schedule, training_arguments
 from stillhouse.train.students import teacher_source
 from stillhouse.train.trainer import DistillationTrainer
@@ -127,7 +127,7 @@ def _tune(
     with whole, progress.bar("tune teacher", schedule.steps, "steps") as ticker:
         trainer = DistillationTrainer(
             model,
-            objective=TextObjective(alpha=0.0, distillation_temperature=1.0),
+            objective=text_objective(alpha=0.0, distillation_temperature=1.0),
             args=training_arguments(
                 TrainSection(learning_rate=section.learning_rate, warmup_ratio=WARMUP, alpha=0.0),
                 schedule,

@@ -1,0 +1,46 @@
+"""Which divergence between teacher and student a run minimises: names and coefficients only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+DivergenceKind = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "jsd",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "total_variation",
+    "cross_entropy",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """D(p, q) of teacher p and student q, both at the distillation temperature, in nats.
+
+    - forward_kl: KL(p || q)
+    - reverse_kl: KL(q || p)
+    - jsd: beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q; beta 0 stands for
+      forward and beta 1 for reverse KL, the limits of the quotient by beta (1 - beta)
+      (Agarwal et al. 2024, arXiv:2306.13649)
+    - skew_forward_kl: KL(p || beta p + (1 - beta) q)  (Ko et al. 2024, arXiv:2402.03898)
+    - skew_reverse_kl: KL(q || beta q + (1 - beta) p)
+    - total_variation: 1/2 sum |p - q|, without unit
+    - cross_entropy: -sum p log q = KL(p || q) + H(p)
+
+    `beta` is read by `jsd` and the skewed kinds alone.
+    """
+
+    kind: DivergenceKind = "forward_kl"
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.beta <= 1.0:
+            raise ValueError(f"beta must be within [0, 1], got {self.beta}")
+        if self.kind.startswith("skew") and self.beta == 1.0:
+            raise ValueError("a skewed divergence with beta 1 compares a distribution with itself")
+
+
+FORWARD_KL: Final = Divergence()

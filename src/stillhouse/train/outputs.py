@@ -1,0 +1,200 @@
+"""What terms of an objective read of a model: logits at the targets, hidden states, attention.
+
+A reader runs one forward pass over a batch and hands out what the terms asked for, the same for a
+student and for a teacher that reads along. Knows models and batches; knows no loss.
+
+Legend: B batch, T tokens, T' kept columns, N targets, V vocabulary or classes, H hidden, L layers,
+A attention heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from stillhouse.models.divergence import IGNORE_INDEX
+from stillhouse.models.head import Head, head_of, without_head
+from stillhouse.models.signals import accepts
+
+Batch = Mapping[str, Tensor]
+
+
+class Counts(NamedTuple):
+    """What sums are divided by, each taken over a whole optimizer step: all micro-batches, all
+    ranks. Numbers or scalar tensors."""
+
+    targets: Tensor | float  # valid targets: samples of a classifier, completion tokens of a text
+    tokens: Tensor | float  # tokens that are not padding
+    samples: Tensor | float  # rows
+
+    def of(self, unit: str) -> Tensor | float:
+        """The count called `unit`."""
+        value: Tensor | float = getattr(self, unit)
+        return value
+
+
+def count(batch: Batch) -> Tensor:
+    """`Counts` of one batch, as a tensor [3]."""
+    labels = batch["labels"]
+    targets = (labels if labels.ndim == 1 else labels[:, 1:]).ne(IGNORE_INDEX).sum()
+    mask = batch.get("attention_mask")
+    samples = targets.new_tensor(len(labels))
+    return torch.stack([targets, samples if mask is None else mask.sum(), samples])
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a term reads."""
+
+    logits: bool = False  # at the targets
+    last_hidden: bool = False  # at the targets, with the head, instead of logits
+    hidden_states: bool = False  # of all layers, all tokens
+    attentions: bool = False  # probabilities of all layers
+    queries_keys_values: bool = False  # projections of all layers
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(
+            self.logits or other.logits,
+            self.last_hidden or other.last_hidden,
+            self.hidden_states or other.hidden_states,
+            self.attentions or other.attentions,
+            self.queries_keys_values or other.queries_keys_values,
+        )
+
+    @property
+    def anything(self) -> bool:
+        """Whether a forward pass is needed at all."""
+        return self != Needs()
+
+
+@dataclass(frozen=True, slots=True)
+class Projections:
+    """Queries, keys and values of one layer, before attention, heads apart."""
+
+    queries: Tensor  # [B, A, T, D]
+    keys: Tensor  # [B, A', T, D]; A' key heads under grouped queries
+    values: Tensor  # [B, A', T, D]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What one model said of one batch; `None` where nobody asked."""
+
+    logits: Tensor | None = None  # [N, V], rows in row-major order of the targets
+    last_hidden: Tensor | None = None  # [N, H]
+    head: Head | None = None
+    hidden_states: tuple[Tensor, ...] | None = None  # L + 1 of [B, T, H], embeddings first
+    attentions: tuple[Tensor, ...] | None = None  # L of [B, A, T, T]
+    projections: tuple[Projections, ...] | None = None  # L
+    mask: Tensor | None = None  # [B, T] bool, real tokens; None: all are
+
+    def class_logits(self) -> Tensor:
+        """Logits [N, V], through the head where only hidden states were kept."""
+        if self.logits is not None:
+            return self.logits
+        assert self.last_hidden is not None, "nobody asked for logits"
+        assert self.head is not None
+        return self.head.logits(self.last_hidden)
+
+
+class Reader(Protocol):
+    """Reads models of one kind."""
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Target classes or token ids [N]; all are valid."""
+
+    def read(self, model: Any, batch: Batch, needs: Needs) -> Outputs:
+        """One forward pass. Gradient flows unless the caller switched it off."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReader:
+    """Sequence classifiers: one target a sample."""
+
+    def targets(self, batch: Batch) -> Tensor:
+        """The labels [B]."""
+        return batch["labels"]
+
+    def read(self, model: Any, batch: Batch, needs: Needs) -> Outputs:
+        """See `Reader`. Logits are given whether or not they are asked for."""
+        mask = batch["attention_mask"]
+        out = model(
+            input_ids=batch["input_ids"],
+            attention_mask=mask,
+            output_hidden_states=needs.hidden_states,
+            output_attentions=needs.attentions,
+        )
+        return Outputs(
+            logits=out.logits,
+            hidden_states=out.hidden_states if needs.hidden_states else None,
+            attentions=out.attentions if needs.attentions else None,
+            mask=mask.bool(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CausalReader:
+    """Causal language models: each token of the completion is a target, read one place before.
+
+    The head is a fifth of a 135M model's work: it is evaluated only for columns that hold a target,
+    where the model can be asked for that. No mask is passed: padding is on the right and attention
+    is causal, so no real token sees it, and the faster kernel is taken.
+    """
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Tokens of the completions [N], row-major."""
+        return next_tokens(batch["labels"]).targets
+
+    def read(self, model: Any, batch: Batch, needs: Needs) -> Outputs:
+        """See `Reader`."""
+        positions = next_tokens(batch["labels"]).positions
+        columns = positions.any(0).nonzero().squeeze(-1)  # [T']
+        kept = positions[:, columns]  # [B, T']
+        reads = "inputs_embeds" if "inputs_embeds" in batch else "input_ids"
+        asked: dict[str, Any] = {reads: batch[reads], "use_cache": False}
+        inner = getattr(model, "module", model)  # under data-parallel wrapping
+        if needs.hidden_states:
+            asked["output_hidden_states"] = True
+        if needs.attentions:
+            asked["output_attentions"] = True
+        narrowed = "logits_to_keep" in accepts(inner)
+        if narrowed:
+            asked["logits_to_keep"] = columns
+        head = head_of(inner) if needs.last_hidden else None
+        if head is not None:
+            with without_head(inner) as caught:
+                out = model(**asked)
+            (hidden,) = caught
+            hidden = hidden if narrowed else hidden[:, columns]
+            found: dict[str, Any] = {"last_hidden": hidden[kept], "head": head}
+            if needs.logits:
+                found["logits"] = head.logits(found["last_hidden"])
+        else:
+            out = model(**asked)
+            found = {"logits": (out.logits if narrowed else out.logits[:, columns])[kept]}
+        mask = batch.get("attention_mask")
+        return Outputs(
+            **found,
+            hidden_states=out.hidden_states if needs.hidden_states else None,
+            attentions=out.attentions if needs.attentions else None,
+            mask=None if mask is None else mask.bool(),
+        )
+
+
+class NextTokens(NamedTuple):
+    """Where a token of the completion is predicted, and which."""
+
+    positions: Tensor  # [B, T] bool
+    targets: Tensor  # [N] int64, row-major
+
+
+def next_tokens(labels: Tensor) -> NextTokens:
+    """Position t predicts token t + 1; `labels` [B, T] hold `IGNORE_INDEX` outside completions."""
+    ahead = torch.full_like(labels, IGNORE_INDEX)
+    ahead[:, :-1] = labels[:, 1:]
+    positions = ahead != IGNORE_INDEX
+    return NextTokens(positions, ahead[positions])

@@ -1,0 +1,60 @@
+"""Where the teacher's belief about a batch comes from while a student trains.
+
+A source gives, for the targets of a batch, one `TeacherSignal`, and for terms that compare insides
+also what a white-box teacher computed. Knows batches and models; knows no loss.
+
+Legend: B batch, N targets, C classes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from stillhouse.models.signals import DenseSignal, HiddenSignal, TeacherSignal
+from stillhouse.train.outputs import Batch, Needs, Outputs, Reader
+
+BELIEFS = "teacher_logits"  # a batch's own beliefs [B, C], log-probabilities
+
+
+class TeacherView(NamedTuple):
+    """What is known of the teacher at one batch."""
+
+    signal: TeacherSignal | None  # positions [N]
+    outputs: Outputs | None  # insides, where terms asked for them and the teacher is here
+
+
+class TeacherSource(Protocol):
+    """Gives the teacher's view of a batch; never a gradient."""
+
+    def view(self, batch: Batch, needs: Needs) -> TeacherView:
+        """The teacher's signal at the targets of `batch`, and what else `needs` asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBeliefs:
+    """Beliefs that came with the examples (`label_probabilities`)."""
+
+    def view(self, batch: Batch, needs: Needs) -> TeacherView:
+        """See `TeacherSource`; no signal where the batch holds none."""
+        beliefs = batch.get(BELIEFS)
+        return TeacherView(None if beliefs is None else DenseSignal(beliefs), None)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTeacher:
+    """A model that reads along, in evaluation mode, with the student's tokens."""
+
+    model: Any
+    reader: Reader
+
+    @torch.no_grad()
+    def view(self, batch: Batch, needs: Needs) -> TeacherView:
+        """See `TeacherSource`. Hidden states and head stand for the logits where that will do."""
+        outputs = self.reader.read(self.model, batch, needs)
+        if outputs.last_hidden is not None and outputs.head is not None:
+            return TeacherView(HiddenSignal(outputs.last_hidden, outputs.head), outputs)
+        signal = None if outputs.logits is None else DenseSignal(outputs.logits)
+        return TeacherView(signal, outputs)
