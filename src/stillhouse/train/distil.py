@@ -20,18 +20,12 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
 from stillhouse.core.tasks import ClassificationTask
-from stillhouse.models.loading import folder_size, load_causal_lm, pick_device
+from stillhouse.models.loading import folder_size, pick_device
 from stillhouse.train.batches import Collator, Encoded, encode_chats, encode_labels
 from stillhouse.train.checkpoints import weight_errors
 from stillhouse.train.fit import Fitted, fit
 from stillhouse.train.history import EarlyStop, Report, curve, write_rows
 from stillhouse.train.lora import merged, save_adapter, with_adapters
-from stillhouse.train.objectives import (
-    Objective,
-    check_one_tokenizer,
-    label_objective,
-    text_objective,
-)
 from stillhouse.train.schedule import (
     eval_batch,
     plan_schedule,
@@ -49,6 +43,7 @@ from stillhouse.train.students import (
     teacher_source,
 )
 from stillhouse.train.trainer import CROSS_ENTROPY, DIVERGENCE, DistillationTrainer
+from stillhouse.train.wiring import Reading, build_objective
 
 STUDENT: Final = "student"
 ADAPTER: Final = "adapter"
@@ -113,7 +108,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
             f"{student.plan.max_tokens:,} tokens and were cut"
         )
     best_by = DIVERGENCE if job.alpha > 0 else CROSS_ENTROPY
-    objective = _objective(job, student, device, bf16)
+    objective = build_objective(job.recipe, student, Reading(job.alpha, job.teacher, device, bf16))
     schedule = plan_schedule(
         len(train.rows), section.batch_size, section.micro_batch_size, section.epochs, section.evals
     )
@@ -195,20 +190,6 @@ def _encode(job: Job, student: Student, examples: Sequence[Example]) -> Encoded:
         assert isinstance(task, ClassificationTask), "recipes pair head label with labels"
         return encode_labels(examples, task, student.tokenizer, student.plan.max_tokens)
     return encode_chats(examples, student.tokenizer, student.plan.max_tokens)
-
-
-def _objective(job: Job, student: Student, device: torch.device, bf16: bool) -> Objective:
-    """The objective; a text student with soft targets has its teacher read along."""
-    temperature = job.recipe.train.distillation_temperature
-    if student.head == "label":
-        return label_objective(job.alpha, temperature)
-    if job.alpha == 0:
-        return text_objective(job.alpha, temperature)
-    teacher = load_causal_lm(
-        job.teacher, device=str(device), dtype=torch.bfloat16 if bf16 else torch.float32
-    )
-    check_one_tokenizer(student.tokenizer, teacher.tokenizer)
-    return text_objective(job.alpha, temperature, teacher.model)
 
 
 def _course(fitted: Fitted, best_by: str) -> dict[str, object]:
