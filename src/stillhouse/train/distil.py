@@ -165,6 +165,8 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         },
         "alpha": job.alpha,
         "distillation_temperature": section.distillation_temperature,
+        "divergence": section.divergence,
+        "divergence_beta": section.divergence_beta,
         "learning_rate": section.effective_learning_rate,
         "head_learning_rate": section.head_learning_rate,
         "lora": None if section.lora is None else section.lora.model_dump(mode="json"),

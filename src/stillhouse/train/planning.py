@@ -6,16 +6,20 @@ refused before. Knows the recipe only.
 
 from __future__ import annotations
 
+from stillhouse.core.divergence_names import DEFAULT_BETA
 from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
+from stillhouse.models.divergence_kind import divergence_of, infinite_at_zero
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse soft targets that the recipe's teacher cannot give, and a twin of nothing.
+    """Refuse soft targets that the recipe's teacher cannot give, a divergence that means nothing,
+    and a twin of nothing.
 
     Raises:
         RecipeError: names the key and the two ways out.
     """
+    _check_divergence(recipe)
     if recipe.train.alpha == 0:
         if recipe.train.hard_label_twin:
             raise RecipeError(
@@ -58,6 +62,35 @@ def check_recipe(recipe: Recipe) -> None:
             "soft targets for text need the teacher's whole vocabulary",
             value=recipe.train.alpha,
             action="set train.alpha: 0, or student.vocabulary: full",
+        )
+
+
+def _check_divergence(recipe: Recipe) -> None:
+    """Refuse a beta that nothing reads or that makes the divergence 0, and votes under a divergence
+    that a class without a vote makes infinite."""
+    kind, beta = recipe.train.divergence, recipe.train.divergence_beta
+    if beta is not None and kind not in DEFAULT_BETA:
+        raise RecipeError(
+            "train.divergence_beta",
+            f"is not read by train.divergence: {kind}",
+            value=beta,
+            action=f"leave it out, or choose one of {', '.join(sorted(DEFAULT_BETA))}",
+        )
+    if beta == 1 and kind.startswith("skew"):
+        raise RecipeError(
+            "train.divergence_beta",
+            f"makes {kind} compare a distribution with itself",
+            value=beta,
+            action="use 0.1",
+        )
+    infinite = infinite_at_zero(divergence_of(kind, beta))
+    votes = recipe.student.head == "label" and recipe.teacher.signals == "samples"
+    if infinite and votes and recipe.train.alpha > 0:
+        raise RecipeError(
+            "train.divergence",
+            "is infinite where a class got no vote, and this teacher's beliefs are votes",
+            value=kind,
+            action="use jsd or skew_reverse_kl with a beta between 0 and 1",
         )
 
 

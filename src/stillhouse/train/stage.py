@@ -19,8 +19,9 @@ from stillhouse.core.records import Example
 from stillhouse.core.rights import require_may_train
 from stillhouse.core.runfolder import Outcome
 from stillhouse.train.distil import CHECKPOINTS, FACTS, Data, Job, distil
-from stillhouse.train.objectives import check_beliefs
+from stillhouse.train.objectives import check_beliefs, check_finite
 from stillhouse.train.planning import check_recipe
+from stillhouse.train.wiring import divergence_in
 
 TWIN: Final = "twin"
 
@@ -47,6 +48,7 @@ def run_train(
     data = Data(_examples(dataset_dir / "train.jsonl"), _examples(dataset_dir / "held_out.jsonl"))
     if recipe.student.head == "label":
         check_beliefs([*data.train, *data.held_out], recipe.train.alpha)
+        check_finite(data.train, recipe.train.alpha, divergence_in(recipe.train))
     job = Job(recipe, data, tuned, recipe.train.alpha, "train student")
     result = distil(job, work, progress)
     twin: dict[str, Any] | None = None

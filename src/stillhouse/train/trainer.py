@@ -8,6 +8,7 @@ Knows no recipe and no files of a stage.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from stillhouse.core.errors import StillhouseError
 from stillhouse.train.batches import LengthGroupedSampler, Rows
 from stillhouse.train.checkpoints import load_optimizer, load_random, save_optimizer, save_random
 from stillhouse.train.objectives import Objective
@@ -130,6 +132,18 @@ class DistillationTrainer(Trainer):
                     own = {**group, "params": chosen, "lr": self.head_learning_rate}
                     optimizer.add_param_group(own)
         return optimizer
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """The library's clipping; weights are not moved by a gradient that is NaN or infinite."""
+        library: Any = super()
+        norm = library._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            raise StillhouseError(
+                f"training went off: the gradient of step {self.state.global_step + 1:,} has norm "
+                f"{float(norm)}; lower train.learning_rate, or set train.precision: fp32, and run "
+                "again"
+            )
+        return norm
 
     def restore(self, checkpoint: Path) -> None:
         """Load a checkpoint's weights (or adapters) without training."""

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_train import TrainSection
+from stillhouse.models.divergence_kind import Divergence, divergence_of
 from stillhouse.models.loading import load_causal_lm
 from stillhouse.train.objectives import (
     Objective,
@@ -31,6 +33,11 @@ class Reading(NamedTuple):
     bf16: bool
 
 
+def divergence_in(train: TrainSection) -> Divergence:
+    """What the soft targets of a recipe minimise."""
+    return divergence_of(train.divergence, train.divergence_beta)
+
+
 def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objective:
     """The objective; a text student with soft targets has its teacher read along.
 
@@ -38,8 +45,9 @@ def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objec
         UserError: student and teacher do not share what the objective compares.
     """
     temperature = recipe.train.distillation_temperature
+    divergence = divergence_in(recipe.train)
     if student.head == "label":
-        return label_objective(reading.alpha, temperature)
+        return label_objective(reading.alpha, temperature, divergence)
     if reading.alpha == 0:
         return text_objective(reading.alpha, temperature)
     teacher = load_causal_lm(
@@ -48,4 +56,4 @@ def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objec
         dtype=torch.bfloat16 if reading.bf16 else torch.float32,
     )
     check_one_tokenizer(student.tokenizer, teacher.tokenizer)
-    return text_objective(reading.alpha, temperature, teacher.model)
+    return text_objective(reading.alpha, temperature, teacher.model, divergence)
