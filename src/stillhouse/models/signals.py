@@ -174,7 +174,7 @@ def without_tail(signal: SparseSignal) -> SparseSignal:
 
     What most top-k distillation trains on. It is another teacher, not an approximation of a
     divergence from the first: the best student of it puts nothing outside the top k, and its
-    gradients are biased by p_cut - p at every position (Anshumann et al. 2025).
+    gradients are biased by p - p_cut at every position (Anshumann et al. 2025).
     """
     log_probs = _float(signal.log_probs).log_softmax(-1)
     nothing = torch.full_like(log_probs[..., 0], -torch.inf)
