@@ -1,4 +1,4 @@
-"""Divergences written from their definitions in Python floats: slow, and independent of the package.
+"""Divergences written from their definitions in Python floats: slow, and nobody else's code.
 
 A distribution is a list of probabilities; nothing here takes a logarithm of a softmax.
 """
@@ -78,10 +78,9 @@ def divergence(kind: str, beta: float, p: Floats, q: Floats) -> float:
     )
 
 
-def gradient(
-    kind: str, beta: float, p: Floats, student: Floats, t: float, step: float = 1e-5
-) -> list[float]:
+def gradient(kind: str, beta: float, p: Floats, student: Floats, t: float) -> list[float]:
     """dD/dz of a student's logits z by central differences."""
+    step = 1e-5
 
     def at(v: int, shift: float) -> float:
         moved = [x + shift * (i == v) for i, x in enumerate(student)]

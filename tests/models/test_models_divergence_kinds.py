@@ -1,16 +1,16 @@
-"""Every divergence of dense beliefs: the definitions, identities, limits, and the simplex's edge."""
+"""Every divergence of dense beliefs: definitions, identities, limits, and the simplex's edge."""
 
 from __future__ import annotations
 
 import math
 
-import naive_divergences as naive
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import naive_divergences as naive
 from stillhouse.models.divergence import divergence, soft_target_loss
 from stillhouse.models.divergence_kind import Divergence, divergence_of, infinite_at_zero
 from stillhouse.models.signals import DenseSignal
@@ -156,8 +156,8 @@ def test_identities_and_bounds(seed: int, t: float, beta: float) -> None:
 
 
 def test_limits_of_beta() -> None:
-    """KL(p || q) - KL(p || beta p + (1 - beta) q) = sum p log(1 + beta (p/q - 1)) <= beta chi^2, and
-    the JSD's quotient is off by no more than a few of that."""
+    """KL(p || q) - KL(p || beta p + (1 - beta) q) = sum p log(1 + beta (p/q - 1)) <= beta chi^2,
+    and the JSD's quotient is off by no more than a few of that."""
     p, q = logits(5, 4, V), logits(6, 4, V)
     forward = measured(Divergence("forward_kl"), p, q)
     reverse = measured(Divergence("reverse_kl"), p, q)

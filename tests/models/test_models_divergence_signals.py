@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import naive_divergences as naive
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import naive_divergences as naive
 from stillhouse.core.errors import UserError
 from stillhouse.models.divergence import divergence, soft_target_loss
 from stillhouse.models.divergence_kind import SAMPLED_KINDS, Divergence

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 
-import naive_divergences as naive
 import pytest
 import torch
 from torch import Tensor
 
+import naive_divergences as naive
 from stillhouse.models.divergence import divergence
 from stillhouse.models.divergence_kind import Divergence
 from stillhouse.models.draws import draw, merged
@@ -69,8 +69,8 @@ def test_self_normalised_weights_are_biased_but_at_exponent_one() -> None:
 
 
 def test_top_k_gradients_are_biased_by_what_was_cut() -> None:
-    """Renormalised top-k is off by exactly p - p_cut. Coarse-grained top-k hands the tail's pull out
-    by the student's shares of the tail, whatever the teacher's were."""
+    """Renormalised top-k is off by exactly p - p_cut. Coarse-grained top-k hands the tail's pull
+    out by the student's shares of the tail, whatever the teacher's were."""
     teacher = DenseSignal(torch.tensor([TEACHER], dtype=torch.float64))
     dense, _ = gradient(teacher)
     p, q = (torch.tensor(naive.softmax(x), dtype=torch.float64) for x in (TEACHER, STUDENT))

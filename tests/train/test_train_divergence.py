@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import naive_divergences as naive
 import pytest
 import torch
 from torch import Tensor
 from transformers import BertForSequenceClassification
 
+import naive_divergences as naive
 from stillhouse.core.errors import RecipeError, StillhouseError, UserError
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_train import TrainSection
@@ -210,7 +210,7 @@ def _bad(row: list[float]) -> Tensor:
 
 @pytest.mark.parametrize("row", [[NAN, 0.0], [INF, 0.0], [-INF, -INF]])
 def test_a_teacher_s_bad_beliefs_are_named(row: list[float]) -> None:
-    rows, batch = _label_batch(2)
+    _, batch = _label_batch(2)
     bad = {**batch, "teacher_logits": _bad(row)}
     objective = label_objective(0.5, 2.0)
     model = _classifier()

@@ -1,5 +1,5 @@
-"""Divergences of a student from any teacher signal, and the soft-target objective: pure functions of
-tensors (DESIGN section 5).
+"""Divergences of a student from any teacher signal, and the soft-target objective: pure functions
+of tensors (DESIGN section 5).
 
 All are in nats and come as (total, items) over valid positions, so that the caller divides once, by
 the global number of valid targets: the result is then the same under any split into micro-batches,

@@ -1,7 +1,7 @@
 """A divergence position by position, for each kind of teacher signal.
 
-Brings both sides into log-probabilities over the same outcomes: all ids, the kept ones and the rest,
-or the ids that were drawn. Knows the signals; knows no mask and no sum over positions.
+Brings both sides into log-probabilities over the same outcomes: all ids, the kept ones and the
+rest, or the ids that were drawn. Knows the signals; knows no mask and no sum over positions.
 
 Shapes: ... leading dimensions, V vocabulary or classes, K kept or drawn entries. T is the
 distillation temperature.
