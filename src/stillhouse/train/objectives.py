@@ -22,7 +22,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.records import Example
 from stillhouse.models.divergence import cross_entropy, divergence
 from stillhouse.models.divergence_kind import FORWARD_KL, Divergence
-from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader
+from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader, StepAt
 from stillhouse.train.teachers import LiveTeacher, StoredBeliefs, TeacherSource
 from stillhouse.train.terms import Response, Term, View, over_shared_ids
 
@@ -44,7 +44,7 @@ class HeldOutSums(NamedTuple):
 class Objective(Protocol):
     """What a trainer asks of an objective."""
 
-    def prepare(self, model: Any, batch: Batch) -> Batch:
+    def prepare(self, model: Any, batch: Batch, step: StepAt) -> Batch:
         """The batch to train on, before its units are counted: where a student writes its own."""
 
     def loss(self, model: Any, batch: Batch, counts: Counts) -> Tensor:
@@ -72,7 +72,7 @@ class TermsObjective:
     teacher: TeacherSource | None = None
     logged: dict[str, Tensor] = field(default_factory=dict)  # parts of the last micro-batch, sums
 
-    def prepare(self, model: Any, batch: Batch) -> Batch:
+    def prepare(self, model: Any, batch: Batch, step: StepAt) -> Batch:
         """See `Objective`: the batch as it is."""
         return batch
 

@@ -23,6 +23,14 @@ from stillhouse.models.signals import accepts
 Batch = Mapping[str, Tensor]
 
 
+class StepAt(NamedTuple):
+    """Where training stands: optimizer steps done, the micro-batch within the step, the rank."""
+
+    number: int
+    micro: int = 0
+    rank: int = 0
+
+
 class Counts(NamedTuple):
     """What sums are divided by, each taken over a whole optimizer step: all micro-batches, all
     ranks. Numbers or scalar tensors."""

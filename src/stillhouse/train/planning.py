@@ -16,6 +16,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         RecipeError: names the key and the two ways out.
     """
+    _check_on_policy(recipe)
     if recipe.train.alpha == 0:
         if recipe.train.hard_label_twin:
             raise RecipeError(
@@ -58,6 +59,24 @@ def check_recipe(recipe: Recipe) -> None:
             "soft targets for text need the teacher's whole vocabulary",
             value=recipe.train.alpha,
             action="set train.alpha: 0, or student.vocabulary: full",
+        )
+
+
+def _check_on_policy(recipe: Recipe) -> None:
+    """On-policy training compares beliefs at tokens that no answer holds: both models are here."""
+    if recipe.train.on_policy is None:
+        return
+    if recipe.student.head == "label":
+        raise RecipeError(
+            "train.on_policy",
+            "a label student writes no text to be trained on",
+            action="leave on_policy out, or set student.head: text",
+        )
+    if recipe.train.alpha == 0:
+        raise RecipeError(
+            "train.on_policy",
+            "with train.alpha: 0 nothing is learnt from what the student writes",
+            action="set an alpha above 0 (1 is usual), or leave on_policy out",
         )
 
 

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from stillhouse.train.batches import LengthGroupedSampler, Rows
 from stillhouse.train.checkpoints import load_optimizer, load_random, save_optimizer, save_random
 from stillhouse.train.objectives import Objective
-from stillhouse.train.outputs import Counts, count
+from stillhouse.train.outputs import Counts, StepAt, count
 
 DIVERGENCE: Final = "held_out_divergence"
 CROSS_ENTROPY: Final = "held_out_cross_entropy"
@@ -144,7 +144,14 @@ class DistillationTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Micro-batches of a step, as the objective wants them, and the counts of their units."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = [self.objective.prepare(self.model, batch) for batch in batches]
+        batches = [
+            self.objective.prepare(
+                self.model,
+                self._prepare_inputs(batch),
+                StepAt(self.state.global_step, number, self.args.process_index),
+            )
+            for number, batch in enumerate(batches)
+        ]
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:

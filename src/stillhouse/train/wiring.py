@@ -6,11 +6,13 @@ and terms there are.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_on_policy import OnPolicySection
+from stillhouse.models.chat import end_ids
 from stillhouse.models.loading import load_causal_lm
 from stillhouse.train.objectives import (
     Objective,
@@ -18,6 +20,7 @@ from stillhouse.train.objectives import (
     label_objective,
     text_objective,
 )
+from stillhouse.train.on_policy import OnPolicy, Writing
 from stillhouse.train.students import Student
 
 
@@ -48,4 +51,23 @@ def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objec
         dtype=torch.bfloat16 if reading.bf16 else torch.float32,
     )
     check_one_tokenizer(student.tokenizer, teacher.tokenizer)
-    return text_objective(reading.alpha, temperature, teacher.model)
+    given = text_objective(reading.alpha, temperature, teacher.model)
+    if recipe.train.on_policy is None:
+        return given
+    return _on_policy(recipe.train.on_policy, recipe, student, teacher.model, given)
+
+
+def _on_policy(
+    section: OnPolicySection, recipe: Recipe, student: Student, teacher: Any, given: Objective
+) -> Objective:
+    """`given` on the data, and its soft targets alone on what the student writes."""
+    sampled = text_objective(1.0, recipe.train.distillation_temperature, teacher)
+    tokenizer = student.tokenizer
+    writing = Writing(
+        section,
+        recipe.seed,
+        end_ids(tokenizer)[:1],  # what the data's completions end with
+        int(tokenizer.pad_token_id),
+        student.plan.max_tokens,
+    )
+    return OnPolicy(given, sampled, teacher, writing)
