@@ -61,7 +61,8 @@ def byte_starts(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
     bytes_before = [0]
     for character in text:
         bytes_before.append(bytes_before[-1] + len(character.encode("utf-8", "surrogatepass")))
-    starts, end = [], 0
+    starts: list[int] = []
+    end = 0
     for before, after in spans:
         part = bool(starts) and before < end  # of a character that began in the token before
         starts.append(starts[-1] if part else bytes_before[end])
