@@ -4,8 +4,8 @@
 
 The request: `tensors` (`student_hidden` [N, H], `student_weight` [V, H], likewise of the teacher,
 and `targets` [N] with -100 where a position does not count) and `cases`, a list of {library, beta,
-temperature, reduction, hard, soft}. The answer, a list: each case's `loss`, and the student's `hidden_gradient` [N, H] and
-`weight_gradient` [V, H]. All float64.
+temperature, reduction, hard, soft}. The answer, a list: each case's `loss`, and the student's
+`hidden_gradient` [N, H] and `weight_gradient` [V, H]. All float64.
 """
 
 import json

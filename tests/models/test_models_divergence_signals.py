@@ -154,6 +154,18 @@ def test_nothing_valid_is_zero_with_a_zero_gradient(name: str, of: Divergence) -
     assert (float(got.total.detach()), int(got.items)) == (0.0, 0)
     assert student.grad is not None
     assert torch.equal(student.grad, torch.zeros_like(student))
+    ignored = torch.full((2, 3), -100)
+    for number in (0, torch.tensor(0)):  # the whole step has no target
+        loss = soft_target_loss(
+            student,
+            ignored,
+            signals(15, 2, 3, t=1.0)[name],
+            alpha=0.5,
+            distillation_temperature=1.0,
+            num_items=number,
+            of=of,
+        ).loss
+        assert float(loss.detach()) == 0.0
 
 
 @pytest.mark.parametrize("of", KINDS, ids=str)

@@ -22,15 +22,21 @@ from stillhouse.models.head import Head
 from stillhouse.models.signals import DenseSignal, HiddenSignal, TeacherSignal, sparsify
 from stillhouse.train.batches import Collator, Rows, encode_labels
 from stillhouse.train.finite import not_finite, unusable_positions
-from stillhouse.train.objectives import HeldOutSums, check_finite, label_objective
-from stillhouse.train.outputs import Batch, Counts, Outputs
+from stillhouse.train.objectives import (
+    HeldOutSums,
+    check_finite,
+    label_objective,
+    text_objective,
+)
+from stillhouse.train.outputs import Batch, CausalReader, Counts, Outputs, StepAt, count
 from stillhouse.train.planning import check_recipe
 from stillhouse.train.schedule import plan_schedule, training_arguments
 from stillhouse.train.students import Student
+from stillhouse.train.teachers import LiveTeacher
 from stillhouse.train.terms import Response, View, over_shared_ids
 from stillhouse.train.trainer import DistillationTrainer
 from stillhouse.train.wiring import Reading, build_objective, divergence_in
-from tiny_models import review_examples, tiny_bert, wordpiece
+from tiny_models import byte_bpe, review_examples, tiny_bert, tiny_llama, wordpiece
 
 TASK = ClassificationTask(kind="classification", labels=("positive", "negative"))
 NAN, INF = float("nan"), float("inf")
@@ -201,7 +207,24 @@ def test_classes_are_never_cut() -> None:
         Response(0.5)(view)
 
 
-# NaN and infinity
+# Nothing, NaN and infinity
+
+
+def test_a_step_without_targets_is_zero_with_a_zero_gradient() -> None:
+    tokenizer = byte_bpe()
+    model, teacher = tiny_llama(tokenizer), tiny_llama(tokenizer, layers=2)
+    source = LiveTeacher(teacher, CausalReader())
+    batch = {
+        "input_ids": torch.ones(2, 5, dtype=torch.int64),
+        "attention_mask": torch.ones(2, 5, dtype=torch.int64),
+        "labels": torch.full((2, 5), -100),
+    }
+    for of in (Divergence(), Divergence("jsd")):
+        loss = text_objective(0.5, 2.0, source, of).loss(model, batch, Counts(*count(batch)))
+        loss.backward()
+        assert loss.item() == 0.0
+    for weight in model.parameters():
+        assert weight.grad is None or not weight.grad.any()
 
 
 def _bad(row: list[float]) -> Tensor:
@@ -257,7 +280,7 @@ def test_positions_that_hold_no_belief() -> None:
 class _NoSlope:
     """A loss of 0 whose gradient is not a number: sqrt at 0."""
 
-    def prepare(self, model: Any, batch: Batch) -> Batch:
+    def prepare(self, model: Any, batch: Batch, step: StepAt) -> Batch:
         return batch
 
     def loss(self, model: Any, batch: Batch, counts: Counts) -> Tensor:

@@ -135,7 +135,7 @@ def soft_target_loss(
     targets divided by `num_items`, the number of valid targets of the whole optimizer step over all
     micro-batches and ranks; micro-batch losses therefore add up. (A data-parallel trainer that
     averages gradients over ranks multiplies by the number of ranks.) Positions with target
-    `ignore_index` count in neither term.
+    `ignore_index` count in neither term; a step without any valid target has loss 0.
 
     Raises:
         ValueError: alpha outside [0, 1], T not positive, no signal though alpha > 0, or shapes that
@@ -161,4 +161,5 @@ def soft_target_loss(
     if alpha < 1.0:
         hard = cross_entropy(student_logits, targets, ignore_index).total
     weighted = alpha * distillation_temperature**2 * soft + (1.0 - alpha) * hard
-    return SoftTargetLoss(weighted / num_items, soft.detach(), hard.detach(), valid.sum())
+    number = num_items.clamp_min(1) if isinstance(num_items, Tensor) else max(num_items, 1)
+    return SoftTargetLoss(weighted / number, soft.detach(), hard.detach(), valid.sum())

@@ -27,7 +27,7 @@ from stillhouse.models.signals import (
 )
 from stillhouse.train.outputs import Batch, Needs, Outputs
 
-Unit = Literal["targets", "tokens", "samples"]
+Unit = Literal["targets", "tokens", "samples", "aligned"]
 
 
 class View(NamedTuple):
