@@ -228,6 +228,8 @@ def test_coefficients() -> None:
     for kind, beta in (("jsd", 1.5), ("jsd", -0.1), ("skew_forward_kl", 1.0), ("jsd", math.nan)):
         with pytest.raises(ValueError, match="beta"):
             Divergence(kind, beta)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown divergence 'kl'; choose among forward_kl, "):
+        Divergence("kl")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("t", [0.0, -1.0, math.nan])

@@ -130,6 +130,15 @@ def test_divergences_that_mean_nothing_are_refused_in_the_plan(
     assert "\n" not in str(caught.value)
 
 
+def test_another_tokenizer_s_teacher_has_one_distance() -> None:
+    plain = _recipe(divergence="jsd").model_dump(mode="json", by_alias=True, exclude_unset=True)
+    plain["student"]["head"] = "text"
+    member = {"model": "hf:other"}
+    plain["train"]["teachers"] = {"members": [member], "tokenizers": "universal"}
+    with pytest.raises(RecipeError, match="sorted probabilities alone"):
+        check_recipe(Recipe.model_validate(plain))
+
+
 @pytest.mark.parametrize(
     "keys", [{"divergence": "kl"}, {"divergence": "jsd", "divergence_beta": 1.5}]
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
 from stillhouse.core.divergence_names import DEFAULT_BETA, DivergenceKind
 
@@ -28,13 +28,16 @@ class Divergence:
     `beta` is read by `jsd` and the skewed kinds alone.
 
     Raises:
-        ValueError: beta outside [0, 1], or 1 for a skewed kind.
+        ValueError: an unknown kind, beta outside [0, 1], or 1 for a skewed kind.
     """
 
     kind: DivergenceKind = "forward_kl"
     beta: float = 0.5
 
     def __post_init__(self) -> None:
+        known: tuple[str, ...] = get_args(DivergenceKind)
+        if self.kind not in known:
+            raise ValueError(f"unknown divergence {self.kind!r}; choose among {', '.join(known)}")
         if not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"beta must be within [0, 1], got {self.beta}")
         if self.kind.startswith("skew") and self.beta == 1.0:

@@ -137,7 +137,7 @@ class DistillationTrainer(Trainer):
         """The library's clipping; weights are not moved by a gradient that is NaN or infinite."""
         library: Any = super()
         norm = library._clip_grad_norm(model)
-        if not math.isfinite(float(norm)):
+        if norm is not None and not math.isfinite(float(norm)):  # DeepSpeed keeps it to itself
             raise StillhouseError(
                 f"training went off: the gradient of step {self.state.global_step + 1:,} has norm "
                 f"{float(norm)}; lower train.learning_rate, or set train.precision: fp32, and run "
