@@ -169,12 +169,22 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         grads: list[Tensor | None] = [None] * 5
         if scale is not None:
+            once = not _is_kept()
             for number, (grad, wanted) in enumerate(
                 zip(ctx.saved_tensors, ctx.needs_input_grad[:5], strict=True)
             ):
                 if wanted:
-                    grads[number] = grad * scale.to(grad.dtype)
+                    factor = scale.to(grad.dtype)
+                    grads[number] = grad.mul_(factor) if once else grad * factor
         return (*grads, *(None,) * 16)
+
+
+def _is_kept() -> bool:
+    """Whether the graph may be walked again (`retain_graph`): then saved gradients stay as they
+    are. Else the head's gradient, as large as the head, is scaled where it lies."""
+    if torch.compiler.is_compiling():
+        return True
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())  # type: ignore[attr-defined]
 
 
 def _weighed(parts: Tensor, soft: float, hard: float, t: float) -> Tensor:

@@ -32,6 +32,7 @@ from stillhouse.models.wide_matmul import Wide
 IGNORED: Final = -100
 LEAST_ROWS: Final = 128  # fewer and a product no longer runs at the machine's rate
 MOST_ROWS: Final = 2048
+APART: Final = 16
 BLOCK: Final = 1 << 20  # numbers that are passed over together on a CPU: 4 MiB, in its cache
 
 
@@ -91,11 +92,13 @@ def fused_divergence(
     )
     with torch.autocast(hidden.device.type, enabled=False):
         student = _Product(hidden, weight, bias, inner, outer, width, read, summed)
-        grads = _Gradients.start(student, wanted)
         valid = (targets != IGNORED).nonzero().squeeze(-1)
+        grads = _Gradients.start(student, wanted, len(valid))
         found: list[Sums] = []
         plan = chunks(len(valid), hidden.shape[-1])
-        buffers = hidden.new_empty((2 if belief == "hidden" else 1, plan.rows, width), dtype=summed)
+        # Rows a power of two apart would share cache lines: a few numbers more a row do not.
+        shape = (2 if belief == "hidden" else 1, plan.rows, width + APART)
+        buffers = hidden.new_empty(shape, dtype=summed)[..., :width]
         believed = None
         if belief == "hidden":
             believed = _Product(*teacher, width, read, summed)
@@ -199,13 +202,22 @@ class _Gradients:
         self.hidden, self.weight, self.bias, self.inner, self.outer = parts
 
     @staticmethod
-    def start(product: _Product, wanted: Sequence[bool]) -> _Gradients:
-        return _Gradients(
-            [
-                like.new_zeros(like.shape, dtype=product.summed) if want else None
-                for like, want in zip(product.tensors, wanted, strict=True)
-            ]
-        )
+    def start(product: _Product, wanted: Sequence[bool], rows: int) -> _Gradients:
+        """Zero, but for what the first chunk writes."""
+        parts: list[Tensor | None] = []
+        for like, want in zip(product.tensors, wanted, strict=True):
+            parts.append(like.new_empty(like.shape, dtype=product.summed) if want else None)
+        grads = _Gradients(parts)
+        width = product.weight.width if rows else 0
+        for sum_ in (grads.weight, grads.outer):
+            if sum_ is not None:
+                sum_[width:].zero_()
+        for sum_ in (grads.hidden, grads.inner):
+            if sum_ is not None and rows < len(sum_):
+                sum_.zero_()
+        if grads.bias is not None:
+            grads.bias.zero_()
+        return grads
 
     def take(
         self,

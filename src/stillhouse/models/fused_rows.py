@@ -124,44 +124,86 @@ def _tempered(
 ) -> tuple[Tensor, Tensor]:
     """A belief at T over all ids, whole or drawn, beside the targets at temperature 1."""
     t = weighing.distillation_temperature
-    hard, beside = logits.new_zeros(len(logits)), None
-    if t != 1.0 and weighing.wants_hard:
-        log_q = logits.log_softmax(-1)
-        hard = _answers(log_q, targets)
-        beside = log_q.exp_()
-    log_q = log_softmax_(logits if t == 1.0 else logits.div_(t))
-    if t == 1.0 and weighing.wants_hard:
-        hard = _answers(log_q, targets)
-        if isinstance(teaching, Logits) and weighing.hard > 0.0:
-            beside = log_q.exp()
     # d loss / d logits is T^2 times d D / d (logits / T), over T.
-    soft = weighing.soft * t
+    soft, hard = weighing.soft * t, weighing.hard
+    shifted = logits.sub_(logits.amax(-1, keepdim=True))
+    answers, beside = logits.new_zeros(len(logits)), None
+    q = whole = None
+    if weighing.wants_hard:
+        q = shifted.exp()
+        whole = q.sum(-1, keepdim=True)
+        answers = (whole.log() - shifted.gather(-1, targets[:, None])).squeeze(-1)
+    if t != 1.0 or q is None or whole is None:
+        beside = None if q is None or whole is None or hard == 0.0 else q.mul_(hard / whole)
+        if t != 1.0:
+            shifted.div_(t)
+        q = shifted.exp()
+        whole = q.sum(-1, keepdim=True)
+    tied = hard if beside is None else 0.0  # the weight of the same softmax in the hard part
+    student = _Softmax(shifted, q, whole)
     if isinstance(teaching, Drawn):
-        found = _drawn(log_q, teaching, weighing, soft, weighing.hard if t == 1.0 else 0.0)
+        found = _drawn(student, teaching, weighing, soft, tied)
+    elif weighing.divergence.kind in ("forward_kl", "cross_entropy"):
+        found = _forward(student, teaching.logits, weighing, soft, tied)
     else:
-        p = teaching.logits
-        log_p = log_softmax_(p if t == 1.0 else p.div_(t))
-        found, gradient = graded(weighing.divergence, log_p, log_q)
+        log_p = teaching.logits if t == 1.0 else teaching.logits.div_(t)
+        same = None if tied == 0.0 else q.mul_(tied / whole)
+        log_q = shifted.sub_(whole.log())
+        found, gradient = graded(weighing.divergence, log_softmax_(log_p), log_q)
         torch.mul(gradient, soft, out=logits)
-    if weighing.hard > 0.0:
+        if same is not None:
+            logits.add_(same)
+    if hard > 0.0:
         if beside is not None:
-            logits.add_(beside, alpha=weighing.hard)
-        _subtract_targets(logits, targets, weighing.hard)
-    return found, hard
+            logits.add_(beside)
+        _subtract_targets(logits, targets, hard)
+    return found, answers
+
+
+class _Softmax(NamedTuple):
+    """q = exp(shifted) / whole; `mass` is overwritten by whoever reads it."""
+
+    shifted: Tensor  # [R, V] the logits' own memory
+    mass: Tensor  # [R, V]
+    whole: Tensor  # [R, 1]
+
+
+def _forward(
+    student: _Softmax, teacher: Tensor, weighing: Weighing, soft: float, tied: float
+) -> Tensor:
+    """Forward KL or cross-entropy with as few passes as there can be: one exponential a side."""
+    x, q, whole = student
+    t = weighing.distillation_temperature
+    y = teacher.sub_(teacher.amax(-1, keepdim=True))
+    if t != 1.0:
+        y.div_(t)
+    p = y.exp()
+    whole_p = p.sum(-1, keepdim=True)
+    p.mul_(1.0 / whole_p)
+    if weighing.divergence.kind == "forward_kl":
+        # -inf, where the teacher rules an id out, as a number: times p = 0 it is then 0.
+        apart = y.clamp_min_(-1e30).sub_(x).mul_(p).sum(-1)
+        rows = apart + (whole.log() - whole_p.log()).squeeze(-1)
+    else:
+        rows = whole.log().squeeze(-1) - torch.mul(x, p, out=y).sum(-1)
+    torch.sub(q.mul_((soft + tied) / whole), p, alpha=soft, out=x)
+    return rows
 
 
 def _drawn(
-    log_q: Tensor, drawn: Drawn, weighing: Weighing, soft: float, hard: float
+    student: _Softmax, drawn: Drawn, weighing: Weighing, soft: float, tied: float
 ) -> Tensor:
     """-sum w log q over the draws; gradient W q - w, W the sum of the weights. As a forward KL its
-    value has sum w log w - W + 1 more, which is not negative and 0 where w = q."""
-    weights = drawn.weights.to(log_q.dtype)
-    whole = weights.sum(-1)
-    rows = -(weights * log_q.gather(-1, drawn.token_ids)).sum(-1)
+    value has sum w log w - W + 1 more, which makes it not negative, and 0 where w = q."""
+    x, q, whole = student
+    weights = drawn.weights.to(x.dtype)
+    total = weights.sum(-1)
+    log_q = x.gather(-1, drawn.token_ids).sub_(whole.log())
+    rows = -(weights * log_q).sum(-1)
     if weighing.divergence.kind == "forward_kl":
-        rows = rows + torch.xlogy(weights, weights).sum(-1) - whole + 1.0
-    log_q.exp_().mul_(whole.mul(soft).add_(hard)[:, None])
-    log_q.scatter_add_(-1, drawn.token_ids, weights * -soft)
+        rows = rows + torch.xlogy(weights, weights).sum(-1) - total + 1.0
+    torch.mul(q, total.mul(soft).add_(tied)[:, None] / whole, out=x)
+    x.scatter_add_(-1, drawn.token_ids, weights * -soft)
     return rows
 
 
@@ -214,7 +256,6 @@ def _subtract_targets(gradient: Tensor, targets: Tensor, weight: float) -> None:
 
 
 def log_softmax_(x: Tensor) -> Tensor:
-    """log_softmax over the last dimension, in place where the device's kernel allows it."""
-    if x.device.type == "cpu":
-        return torch.log_softmax(x, -1, out=x)
-    return x.copy_(x.log_softmax(-1))
+    """log_softmax over the last dimension, in place."""
+    x.sub_(x.amax(-1, keepdim=True))
+    return x.sub_(x.exp().sum(-1, keepdim=True).log_())
