@@ -26,9 +26,10 @@ from stillhouse.core.runfolder import hash_folder
 from stillhouse.train.batches import Collator, encode_chats
 from stillhouse.train.objectives import text_objective
 from stillhouse.train.on_policy import WRITERS, WRITTEN_BY, OnPolicy, Writing, rewritten, sample
-from stillhouse.train.outputs import Counts, StepAt, count
+from stillhouse.train.outputs import CausalReader, Counts, StepAt, count
 from stillhouse.train.planning import check_recipe
 from stillhouse.train.stage import run_train
+from stillhouse.train.teachers import LiveTeacher
 from tiny_models import byte_bpe, review_examples, tiny_llama, write_jsonl
 
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
@@ -56,8 +57,8 @@ def _loud(layers: int = 2) -> Any:
 
 def _policy(model: Any, teacher: Any, **section: Any) -> OnPolicy:
     return OnPolicy(
-        text_objective(0.5, 2.0, teacher),
-        text_objective(1.0, 2.0, teacher),
+        text_objective(0.5, 2.0, LiveTeacher(teacher, CausalReader())),
+        text_objective(1.0, 2.0, LiveTeacher(teacher, CausalReader())),
         teacher,
         _writing(**section),
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.core.recipe_on_policy import OnPolicySection
+from stillhouse.core.recipe_readers import ReadersSection
 from stillhouse.core.recipe_section import Section
 
 
@@ -95,6 +96,10 @@ class TrainSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     on_policy: OnPolicySection | None = Field(
         default=None, description="Text students: also train on completions sampled on the way."
+    )
+    teachers: ReadersSection | None = Field(
+        default=None,
+        description="Text students: who reads along; null: the recipe's teacher.",
     )
     hard_label_twin: bool = Field(
         default=False,

@@ -21,7 +21,7 @@ from stillhouse.models.fused_divergence import fused_soft_target_loss
 from stillhouse.models.signals import DenseSignal, TeacherSignal
 from stillhouse.train.outputs import Batch, Needs, Outputs
 
-Unit = Literal["targets", "tokens", "samples"]
+Unit = Literal["targets", "tokens", "samples", "aligned"]
 
 
 class View(NamedTuple):

@@ -155,8 +155,8 @@ class DistillationTrainer(Trainer):
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """`Counts` [3] of a whole optimizer step, over its micro-batches and all ranks."""
-        counts = torch.zeros(3, dtype=torch.int64, device=device)
+        """`Counts` [4] of a whole optimizer step, over its micro-batches and all ranks."""
+        counts = torch.zeros(4, dtype=torch.int64, device=device)
         for batch in batch_samples:
             counts += count(batch).to(device)
         if self.args.world_size > 1:
