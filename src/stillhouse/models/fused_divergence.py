@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from stillhouse.models.divergence import IGNORE_INDEX, SoftTargetLoss
 from stillhouse.models.divergence_kind import FORWARD_KL, Divergence
@@ -64,7 +63,7 @@ def fused_soft_target_loss(
     parts are formed for those that require one. Sums and gradients are taken in float32 or better,
     also under autocast; the products' operands are then in its precision.
 
-    A second derivative is refused by autograd.
+    A second derivative is refused.
 
     Raises:
         ValueError: alpha outside [0, 1], T not positive, no signal though alpha > 0, shapes that do
@@ -106,10 +105,8 @@ class _Run(NamedTuple):
         self, hidden: Tensor, head: Head, targets: Tensor, signal: TeacherSignal | None
     ) -> tuple[Tensor, Tensor]:
         """The loss, and the three detached sums."""
-        positions = targets.shape
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        student = _operands(flat, head)
-        belief = _belief(signal, positions.numel())
+        student = _operands(_flat(hidden), head)
+        belief = _belief(signal)
         width = min(student[1].shape[0], belief.width or student[1].shape[0])
         if isinstance(signal, SampledSignal):
             self._check_sampled(signal)
@@ -165,8 +162,12 @@ class _Fused(torch.autograd.Function):
         return loss, parts
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, scale: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "the fused loss has no second derivative (create_graph=True); "
+                "models.divergence.soft_target_loss over the head's logits has"
+            )
         grads: list[Tensor | None] = [None] * 5
         if scale is not None:
             once = not _is_kept()
@@ -202,41 +203,44 @@ class _Belief(NamedTuple):
     softcap: float = 0.0
 
 
-def _belief(signal: TeacherSignal | None, count: int) -> _Belief:
+def _belief(signal: TeacherSignal | None) -> _Belief:
     match signal:
         case None:
             return _Belief("none", [])
         case HiddenSignal():
             head = signal.head
-            parts = _operands(signal.hidden.reshape(count, -1), head)
+            parts = _operands(_flat(signal.hidden), head)
             return _Belief("hidden", parts, head.weight.shape[0], head.scale, head.softcap or 0.0)
         case DenseSignal():
-            logits = signal.logits.reshape(count, -1)
+            logits = _flat(signal.logits)
             return _Belief("logits", [logits], logits.shape[-1])
         case SparseSignal():
             return _Belief(
                 "kept",
                 [
-                    signal.token_ids.reshape(count, -1),
-                    signal.log_probs.reshape(count, -1),
-                    signal.tail_log_mass.reshape(count),
+                    _flat(signal.token_ids),
+                    _flat(signal.log_probs),
+                    signal.tail_log_mass.reshape(-1),
                 ],
                 getattr(signal, "vocabulary_size", None),
             )
         case SampledSignal():
             return _Belief(
                 "drawn",
-                [signal.token_ids.reshape(count, -1), signal.weights.reshape(count, -1)],
+                [_flat(signal.token_ids), _flat(signal.weights)],
                 getattr(signal, "vocabulary_size", None),
             )
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 def _operands(hidden: Tensor, head: Head) -> list[Tensor]:
     """Hidden states [N, H], weight, bias, and the low-rank part as [N, L] and [V, L]; empty where
     there is none. Gradients flow to what they are made of."""
-    empty = hidden.new_empty(0)
-    bias = empty if head.bias is None else whole(head.bias)
-    inner = outer = empty
+    bias = hidden.new_empty(0) if head.bias is None else whole(head.bias)
+    inner, outer = hidden.new_empty(0), hidden.new_empty(0)
     if head.low_rank:
         inner = torch.cat([part.inner(hidden) for part in head.low_rank], -1)
         outer = torch.cat([whole(part.up) for part in head.low_rank], -1)
