@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +23,7 @@ from transformers import (
 )
 
 from stillhouse.models.divergence_kind import FORWARD_KL
-from stillhouse.models.head import confirm, head_of, without_head
+from stillhouse.models.head import head_input, head_of, without_head
 from stillhouse.train.objectives import TermsObjective, Weighted
 from stillhouse.train.outputs import CausalReader, Counts, Needs
 from stillhouse.train.teachers import LiveTeacher
@@ -189,4 +192,22 @@ def test_a_family_with_logits_of_its_own_is_found_out() -> None:
     assert head is not None
     with without_head(plain) as caught:
         out = plain(input_ids=_batch()["input_ids"])
-    assert confirm(plain, head, caught, out.logits)
+    read_by_head = head_input(plain, head, caught, out.logits)
+    assert read_by_head is not None
+    torch.testing.assert_close(read_by_head, caught[0])
+
+
+@pytest.mark.parametrize("tied", ["tied", "apart"])
+def test_a_sharded_model_has_the_gradients_of_the_whole_one(tied: str, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("sharded_head.py")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(tmp_path / "meeting"), tied],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    for rank in ranks:
+        _, problems = rank.communicate(timeout=120)
+        assert rank.returncode == 0, problems

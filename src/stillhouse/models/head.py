@@ -93,14 +93,14 @@ def without_head(model: Any) -> Iterator[list[Tensor]]:
     """Inside, a forward pass skips the head; the list then holds what the head would have read.
 
     The model still runs as a whole, under DDP or FSDP hooks too; what it returns as logits means
-    nothing, but to `confirm`.
+    nothing, but to `head_input`.
     """
     module = model.get_output_embeddings()
     caught: list[Tensor] = []
 
     def skip(hidden: Tensor) -> Tensor:
         caught.append(hidden)
-        return hidden[..., :1]
+        return hidden[..., :1].clone()
 
     module.forward = skip
     try:
@@ -109,25 +109,37 @@ def without_head(model: Any) -> Iterator[list[Tensor]]:
         del module.forward
 
 
-@torch.no_grad()
-def confirm(model: Any, head: Head, caught: list[Tensor], returned: Any) -> bool:
-    """Whether a forward pass `without_head` did to its first column what the head's finish does.
+def head_input(
+    model: Any,
+    head: Head,
+    caught: list[Tensor],
+    returned: Any,  # [..., 1] what the pass gave as logits
+) -> Tensor | None:  # [..., H]
+    """What the head would have read in a forward pass `without_head`.
 
-    A family that scales, shifts or cuts its logits in a way that `head_of` does not know is told by
-    this, on the first pass, and has no head from then on.
+    `None` if the model did something else to its first column than the head's finish does: a family
+    that scales, shifts or cuts its logits in a way that `head_of` does not know is told by this, on
+    its first pass, and has no head from then on.
     """
-    known = _odd.get(model)
-    if known is None:
-        first = caught[0][..., :1] if len(caught) == 1 else None
-        known = first is None or not (
-            returned is not None
-            and returned.shape == first.shape
-            and torch.allclose(
-                head.finish(first).float(), returned.float(), rtol=1e-2, atol=1e-3, equal_nan=True
-            )
-        )
-        _odd[model] = known
-    return not known
+    if model not in _odd:
+        _odd[model] = len(caught) != 1 or not _finishes(head, caught[0], returned)
+    if _odd[model]:
+        return None
+    (hidden,) = caught
+    if torch.is_grad_enabled() and returned.requires_grad:
+        # Sharded models gather their weights for the backward pass when a gradient reaches what
+        # their forward pass returned: one that is 0 does.
+        hidden = hidden + returned.sum() * 0.0
+    return hidden
+
+
+@torch.no_grad()
+def _finishes(head: Head, hidden: Tensor, returned: Any) -> bool:
+    first = hidden[..., :1]
+    if not isinstance(returned, Tensor) or returned.shape != first.shape:
+        return False
+    wanted = head.finish(first).float()
+    return torch.allclose(wanted, returned.float(), rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
 def whole(weight: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.models.divergence import IGNORE_INDEX
-from stillhouse.models.head import Head, confirm, head_of, without_head
+from stillhouse.models.head import Head, head_input, head_of, without_head
 from stillhouse.models.signals import accepts
 
 Batch = Mapping[str, Tensor]
@@ -179,9 +179,9 @@ class CausalReader:
         if head is not None:
             with without_head(inner) as caught:
                 out = model(**asked)
-            if not confirm(inner, head, caught, out.logits):  # so from now on: `head_of` is None
+            hidden = head_input(inner, head, caught, out.logits)
+            if hidden is None:  # so from now on: `head_of` gives none
                 return self.read(model, batch, needs)
-            (hidden,) = caught
             hidden = hidden if narrowed else hidden[:, columns]
             found: dict[str, Any] = {"last_hidden": hidden[kept], "head": head}
             if needs.logits:
