@@ -23,6 +23,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.records import Example
 from stillhouse.models.divergence import cross_entropy, divergence
 from stillhouse.models.divergence_kind import FORWARD_KL, Divergence, infinite_at_zero
+from stillhouse.models.fused_divergence import fused_measures
 from stillhouse.train.finite import not_finite
 from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader, StepAt
 from stillhouse.train.teachers import StoredBeliefs, TeacherSource
@@ -100,7 +101,12 @@ class TermsObjective:
 
     def held_out(self, model: Any, batch: Batch) -> HeldOutSums:
         """See `Objective`."""
-        view = self._view(model, batch, Needs(logits=True), Needs(logits=True))
+        view = self._view(model, batch, Needs(last_hidden=True), Needs(last_hidden=True))
+        student = view.student
+        if student.last_hidden is not None and student.head is not None:
+            found = fused_measures(student.last_hidden, student.head, view.targets, view.signal)
+            soft = found.cross_entropy if view.signal is None else found.divergence
+            return HeldOutSums(soft, found.cross_entropy, found.agreed, found.items)
         shared = over_shared_ids(
             view.student.class_logits(), view.signal, classes=view.targets_are_classes
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.models.divergence import IGNORE_INDEX
-from stillhouse.models.head import Head, head_of, without_head
+from stillhouse.models.head import Head, head_input, head_of, without_head
 from stillhouse.models.signals import accepts
 
 Batch = Mapping[str, Tensor]
@@ -62,7 +62,7 @@ class Needs:
     """What a term reads."""
 
     logits: bool = False  # at the targets
-    last_hidden: bool = False  # at the targets, with the head, instead of logits
+    last_hidden: bool = False  # at the targets, with the head; logits where there is no plain one
     hidden_states: bool = False  # of all layers, all tokens
     attentions: bool = False  # probabilities of all layers
     queries_keys_values: bool = False  # projections of all layers
@@ -179,7 +179,9 @@ class CausalReader:
         if head is not None:
             with without_head(inner) as caught:
                 out = model(**asked)
-            (hidden,) = caught
+            hidden = head_input(inner, head, caught, out.logits)
+            if hidden is None:  # so from now on: `head_of` gives none
+                return self.read(model, batch, needs)
             hidden = hidden if narrowed else hidden[:, columns]
             found: dict[str, Any] = {"last_hidden": hidden[kept], "head": head}
             if needs.logits:

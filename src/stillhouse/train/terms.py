@@ -16,8 +16,9 @@ from typing import Literal, NamedTuple, Protocol
 from torch import Tensor
 
 from stillhouse.core.errors import UserError
-from stillhouse.models.divergence import soft_target_loss
+from stillhouse.models.divergence import SoftTargetLoss, soft_target_loss
 from stillhouse.models.divergence_kind import FORWARD_KL, Divergence
+from stillhouse.models.fused_divergence import fused_soft_target_loss
 from stillhouse.models.signals import (
     DenseSignal,
     HiddenSignal,
@@ -98,18 +99,43 @@ class Response:
     @property
     def student_needs(self) -> Needs:
         """See `Term`."""
-        return Needs(logits=True)
+        return Needs(last_hidden=True)
 
     @property
     def teacher_needs(self) -> Needs:
         """See `Term`."""
-        return Needs(logits=self.alpha > 0)
+        return Needs(last_hidden=self.alpha > 0)
 
     def __call__(self, view: View) -> TermValue:
-        """See `Term`; the parts are `divergence` (without T^2) and `cross_entropy`, in nats."""
+        """See `Term`; the parts are `divergence` (without T^2) and `cross_entropy`, in nats.
+
+        Where the reader gave hidden states and a head, no logits are ever made of all targets.
+        """
+        value = self._fused(view) or self._dense(view)
+        return TermValue(
+            value.loss,
+            {"divergence": value.divergence_sum, "cross_entropy": value.cross_entropy_sum},
+        )
+
+    def _fused(self, view: View) -> SoftTargetLoss | None:
+        student = view.student
+        if student.last_hidden is None or student.head is None:
+            return None
+        return fused_soft_target_loss(
+            student.last_hidden,
+            student.head,
+            view.targets,
+            view.signal,
+            alpha=self.alpha,
+            distillation_temperature=self.distillation_temperature,
+            num_items=1,
+            of=self.divergence,
+        )
+
+    def _dense(self, view: View) -> SoftTargetLoss:
         logits = view.student.class_logits()
         shared = over_shared_ids(logits, view.signal, classes=view.targets_are_classes)
-        value = soft_target_loss(
+        return soft_target_loss(
             shared.student_logits,
             view.targets,
             shared.signal,
@@ -117,10 +143,6 @@ class Response:
             distillation_temperature=self.distillation_temperature,
             num_items=1,
             of=self.divergence,
-        )
-        return TermValue(
-            value.loss,
-            {"divergence": value.divergence_sum, "cross_entropy": value.cross_entropy_sum},
         )
 
 
