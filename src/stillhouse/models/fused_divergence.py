@@ -208,17 +208,17 @@ def _belief(signal: TeacherSignal | None, count: int) -> _Belief:
             return _Belief("none", [])
         case HiddenSignal():
             head = signal.head
-            parts = _operands(signal.hidden.reshape(count, -1), head)
+            parts = _operands(signal.hidden.flatten(0, -2), head)
             return _Belief("hidden", parts, head.weight.shape[0], head.scale, head.softcap or 0.0)
         case DenseSignal():
-            logits = signal.logits.reshape(count, -1)
+            logits = signal.logits.flatten(0, -2)
             return _Belief("logits", [logits], logits.shape[-1])
         case SparseSignal():
             return _Belief(
                 "kept",
                 [
-                    signal.token_ids.reshape(count, -1),
-                    signal.log_probs.reshape(count, -1),
+                    signal.token_ids.flatten(0, -2),
+                    signal.log_probs.flatten(0, -2),
                     signal.tail_log_mass.reshape(count),
                 ],
                 getattr(signal, "vocabulary_size", None),
@@ -226,7 +226,7 @@ def _belief(signal: TeacherSignal | None, count: int) -> _Belief:
         case SampledSignal():
             return _Belief(
                 "drawn",
-                [signal.token_ids.reshape(count, -1), signal.weights.reshape(count, -1)],
+                [signal.token_ids.flatten(0, -2), signal.weights.flatten(0, -2)],
                 getattr(signal, "vocabulary_size", None),
             )
 
