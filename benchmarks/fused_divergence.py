@@ -198,9 +198,7 @@ def measure(size: tuple[int, int, int], arguments: argparse.Namespace) -> dict[s
             if who not in left_out
         }
         found = interleaved(commands, arguments.rounds)
-        apart = {
-            who: compare(folder, who) for who in ("trl", "dense", "valid") if who in commands
-        }
+        apart = {who: compare(folder, who) for who in ("trl", "dense", "valid") if who in commands}
     ours = found["ours"]
     losses = {who: answers[0]["loss"] for who, answers in found.items()}
     for who, error in apart.items():

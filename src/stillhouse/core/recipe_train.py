@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.core.divergence_names import DivergenceKind
+from stillhouse.core.recipe_distributed import DistributedSection
 from stillhouse.core.recipe_on_policy import OnPolicySection
 from stillhouse.core.recipe_readers import ReadersSection
 from stillhouse.core.recipe_section import Section
@@ -112,6 +113,15 @@ class TrainSection(Section):
     teachers: ReadersSection | None = Field(
         default=None,
         description="Text students: who reads along; null: the recipe's teacher.",
+    )
+    packing: bool = Field(
+        default=False, description="Text students: several short examples to a row."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Keep fewer activations and compute them again: less memory."
+    )
+    distributed: DistributedSection | None = Field(
+        default=None, description="Several training processes; batch_size is of all together."
     )
     hard_label_twin: bool = Field(
         default=False,

@@ -263,9 +263,7 @@ def _blocks(raw: Tensor) -> list[slice]:
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _teaching(
-    belief: str, parts: Sequence[Tensor], width: int, summed: torch.dtype
-) -> Teaching:
+def _teaching(belief: str, parts: Sequence[Tensor], width: int, summed: torch.dtype) -> Teaching:
     match belief:
         case "hidden":
             return Logits(parts[0])

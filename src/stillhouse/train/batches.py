@@ -57,12 +57,22 @@ class Rows(Dataset[Item]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> Item:
-        return self.items[index]
+        """An item; -1 - i is item i without targets, which fills up a batch and counts nowhere."""
+        return self.items[index] if index >= 0 else _without_targets(self.items[-1 - index])
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each example."""
         return [len(item["input_ids"]) for item in self.items]
+
+
+def _without_targets(item: Item) -> Item:
+    labels = item["labels"]
+    none = IGNORE_INDEX if isinstance(labels, int) else [IGNORE_INDEX] * len(labels)
+    found = {**item, "labels": none}
+    if PAIRS in item:
+        found |= {PAIRS: [], OTHER + "labels": [IGNORE_INDEX] * len(item[OTHER + "labels"])}
+    return found
 
 
 class Encoded(NamedTuple):
@@ -186,11 +196,16 @@ class LengthGroupedSampler(Sampler[int]):
     """Example numbers in an order whose every `batch_size` slice is one optimizer batch.
 
     A permutation by (seed, epoch) is cut into runs of `GROUPED_BATCHES` batches, each run sorted by
-    length and cut into batches, and the full batches shuffled; a last short batch stays last.
+    length and cut into batches, and the full batches shuffled; a last short batch stays last. It is
+    filled up to a multiple of `multiple` with an example without targets (`Rows`), so that several
+    processes have equally many micro-batches and no example counts twice.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, multiple: int = 1
+    ) -> None:
         self._lengths = np.asarray(lengths)
+        self._multiple = multiple
         self._batch_size = batch_size
         self._seed = seed
         self._epoch = 0
@@ -200,7 +215,7 @@ class LengthGroupedSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return -(-len(self._lengths) // self._multiple) * self._multiple
 
     def __iter__(self) -> Iterator[int]:
         draw = np.random.default_rng((self._seed, self._epoch))
@@ -216,6 +231,8 @@ class LengthGroupedSampler(Sampler[int]):
             yield from batches[number]
         for batch in last:
             yield from batch
+            fill = len(self) - len(self._lengths)
+            yield from [-1 - batch[0]] * fill
 
 
 def padding_share(lengths: Sequence[int], order: Sequence[int], batch_size: int) -> float:

@@ -106,6 +106,7 @@ class TermsObjective:
         if student.last_hidden is not None and student.head is not None:
             found = fused_measures(student.last_hidden, student.head, view.targets, view.signal)
             soft = found.cross_entropy if view.signal is None else found.divergence
+            self._check(soft, view)
             return HeldOutSums(soft, found.cross_entropy, found.agreed, found.items)
         shared = over_shared_ids(
             view.student.class_logits(), view.signal, classes=view.targets_are_classes

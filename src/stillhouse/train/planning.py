@@ -23,6 +23,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_divergence(recipe)
     _check_on_policy(recipe)
     _check_readers(recipe)
+    _check_packing(recipe)
     if recipe.train.alpha == 0:
         if recipe.train.hard_label_twin:
             raise RecipeError(
@@ -167,6 +168,23 @@ def _check_readers(recipe: Recipe) -> None:
             value=policy.teacher_fraction,
             action="name a local teacher first, or set teacher_fraction: 0",
         )
+
+
+def _check_packing(recipe: Recipe) -> None:
+    """Packed rows hold several examples: what reads rows one by one cannot use them."""
+    train = recipe.train
+    if not train.packing:
+        return
+    problem = action = None
+    if recipe.student.head == "label":
+        problem, action = "a label student reads one text a row", "leave packing out"
+    elif train.on_policy is not None:
+        problem, action = "on_policy writes row by row", "leave one of the two out"
+    elif any(m.domains or not m.local for m in (train.teachers.members if train.teachers else ())):
+        problem = "teachers with domains, and servers, read row by row"
+        action = "leave packing out, or name local teachers for all examples"
+    if problem is not None:
+        raise RecipeError("train.packing", problem, action=action or "")
 
 
 def _blind(recipe: Recipe) -> bool:
