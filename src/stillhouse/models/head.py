@@ -2,7 +2,7 @@
 
 A fused loss needs hidden states and this, never all logits at once. Knows no loss.
 
-Legend: N positions, H hidden, V vocabulary.
+Legend: B batch, T tokens, N positions, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -67,5 +67,31 @@ def without_head(model: Any) -> Iterator[list[Tensor]]:
     module.forward = skip
     try:
         yield caught
+    finally:
+        del module.forward
+
+
+@contextmanager
+def head_at(model: Any, positions: Tensor) -> Iterator[None]:
+    """Inside, a forward pass evaluates the head at the chosen `positions` ([B, T], bool) alone.
+
+    Logits then come as [N, V], rows in row-major order, for every model that gives its head all
+    tokens at once; any other still answers with [B, T, V]. The head runs inside the forward pass,
+    so hooks of DDP, FSDP and adapters see it.
+    """
+    module = model.get_output_embeddings()
+    if module is None:
+        yield
+        return
+    whole = module.forward
+
+    def narrow(hidden: Tensor) -> Tensor:
+        chosen = hidden[positions] if hidden.shape[:-1] == positions.shape else hidden
+        out: Tensor = whole(chosen)
+        return out
+
+    module.forward = narrow
+    try:
+        yield
     finally:
         del module.forward
