@@ -5,9 +5,11 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from stillhouse import Distiller
 
-WORDS = "the film is a bore joy warm dull plot cast moves drags and".split()
+TEXT = "the film is a bore joy warm dull plot cast moves drags and"
 tokenizer = BertTokenizer(
-    vocab={w: n for n, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    vocab={
+        w: n for n, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TEXT.split()])
+    }
 )
 
 

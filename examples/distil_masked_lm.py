@@ -5,9 +5,11 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from stillhouse import Distiller
 
-WORDS = "the cat dog sat ran on to mat park and then slept".split()
+TEXT = "the cat dog sat ran on to mat park and then slept"
 tokenizer = BertTokenizer(
-    vocab={w: n for n, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    vocab={
+        w: n for n, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TEXT.split()])
+    }
 )
 
 
