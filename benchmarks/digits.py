@@ -39,7 +39,7 @@ from stillhouse.core.statistics import paired_difference
 
 SMALL, MIDDLE = 30, 100
 ALPHA, TEMPERATURE = 0.9, 4.0
-SWEEP = (1.0, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0)
+SWEEP = (1.0, 2.0, 3.0, 4.0, 8.0, 20.0)
 OMITTED, SHOWN = (3,), (7, 8)  # the paper's
 VALIDATION = 5000
 
@@ -56,8 +56,8 @@ class Size:
     sweep: Sequence[float]
 
 
-FULL = Size(None, 10, 12, 5, 2, SWEEP)
-TRY = Size(10_000, 10, 20, 2, 1, (1.0, 4.0, 20.0))
+FULL = Size(None, 6, 12, 5, 2, SWEEP)
+TRY = Size(20_000, 6, 16, 2, 1, (1.0, 4.0, 20.0))
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def trained(
         alpha=alpha,
         distillation_temperature=temperature,
         epochs=epochs,
-        batch_size=256,
-        learning_rate=2e-3,
+        batch_size=512,
+        learning_rate=3e-3,
         weight_decay=0.0,
         seed=seed,
     ).fit(data)

@@ -23,12 +23,12 @@ def t5(width: int, layers: int) -> T5ForConditionalGeneration:
     )
 
 
-rows = [{"input_ids": [a, b, END], "labels": [b, a, b, END][: 3 + a % 2]}
+rows = [{"input_ids": [a, b, END], "labels": [b, a, END] if a % 2 else [b, END]}
         for a in range(2, 10) for b in range(2, 10)]  # fmt: skip
 torch.manual_seed(0)
 teacher, student = t5(64, 2), t5(16, 1)
-Distiller(teacher, alpha=0, epochs=8, learning_rate=5e-3, batch_size=16).fit(rows)
+Distiller(teacher, alpha=0, epochs=30, learning_rate=5e-3, batch_size=16).fit(rows)
 
-distiller = Distiller(student, teacher, alpha=0.5, epochs=8, learning_rate=1e-2, batch_size=16)
+distiller = Distiller(student, teacher, alpha=0.5, epochs=30, learning_rate=2e-2, batch_size=16)
 done = distiller.fit(rows, held_out=rows)
 print([round(row.held_out_divergence, 3) for row in done.curve if row.held_out_divergence])

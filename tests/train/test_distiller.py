@@ -19,6 +19,8 @@ from transformers import (
     BertForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 import stillhouse
@@ -268,6 +270,22 @@ def test_tensors_names_and_datasets_are_one() -> None:
         found.append(weights(student))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
+def test_an_image_model_of_transformers_is_a_module(tmp_path) -> None:
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        image_size=4, patch_size=2, num_channels=1, num_labels=3,
+    )  # fmt: skip
+    student = ViTForImageClassification(config)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    images = torch.randn(12, 1, 4, 4)
+    distiller = Distiller(student, teacher, epochs=1)
+    assert distiller.kind == "module"
+    distiller.fit((images, torch.arange(12) % 3))
+    distiller.save(tmp_path)
+    again = ViTForImageClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(weights(again), weights(student), rtol=0, atol=0)
 
 
 def test_rows_without_labels_get_the_teachers_first_choice() -> None:
