@@ -253,7 +253,7 @@ def test_labels_of_many_positions_may_be_left_out() -> None:
     wanted = [logits[b, t] for b in range(2) for t in range(5) if labels[b, t] != -100]
     torch.testing.assert_close(got, torch.stack(wanted))
     assert reader.targets(batch).tolist() == [0, 1, 3, 2, 2, 1, 0]
-    assert reader.count(batch).tolist() == [7, 7, 2]
+    assert reader.count(batch).tolist() == [7, 7, 2, 0]
     with pytest.raises(UserError, match="classes are the last dimension"):
         reader.read(nn.Identity(), {"inputs": logits.mT, "labels": labels}, Needs(logits=True))
 

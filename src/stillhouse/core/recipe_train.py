@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stillhouse.core.recipe_on_policy import OnPolicySection
+from stillhouse.core.recipe_readers import ReadersSection
 from stillhouse.core.recipe_section import Section
 
 
@@ -92,6 +94,13 @@ class TrainSection(Section):
         default="auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    on_policy: OnPolicySection | None = Field(
+        default=None, description="Text students: also train on completions sampled on the way."
+    )
+    teachers: ReadersSection | None = Field(
+        default=None,
+        description="Text students: who reads along; null: the recipe's teacher.",
+    )
     hard_label_twin: bool = Field(
         default=False,
         description="Also train the same student on hard teacher labels alone, for comparison.",

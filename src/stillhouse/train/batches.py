@@ -26,7 +26,11 @@ from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.chat import answer_ids, end_ids, prompt_ids, prompt_text
 from stillhouse.models.divergence import IGNORE_INDEX
 from stillhouse.models.signals import from_class_probabilities
+from stillhouse.train.outputs import ALIGNED
 
+OTHER: Final = "other_"  # before the keys that hold another tokenizer's rows
+PAIRS: Final = "pairs"  # of an item: its targets that are paired, (student's, teacher's)
+DOMAIN: Final = "domain"  # number of what an item is about
 GROUPED_BATCHES: Final = 50  # batches that are sorted by length together
 Item = Mapping[str, Any]
 
@@ -134,7 +138,9 @@ class Collator:
 
     Gives `input_ids` [B, T], `attention_mask` [B, T], `labels` ([B] or [B, T]); where the items
     hold the teacher's belief, `teacher_logits` [B, C] (log-probabilities, nats); and where they
-    hold `hidden` states, `inputs_embeds` [B, T, H].
+    hold `hidden` states, `inputs_embeds` [B, T, H]. Where a teacher has a tokenizer of its own,
+    its rows are `other_input_ids`, `other_attention_mask` and `other_labels` [B, T'], and `aligned`
+    [P, 2] pairs the student's targets with the teacher's. `domain` [B] numbers what rows are about.
     """
 
     pad_token_id: int
@@ -153,7 +159,25 @@ class Collator:
             batch["teacher_logits"] = from_class_probabilities(beliefs).logits
         if "hidden" in items[0]:
             batch["inputs_embeds"] = pad_sequence([i["hidden"] for i in items], batch_first=True)
+        if DOMAIN in items[0]:
+            batch[DOMAIN] = torch.tensor([item[DOMAIN] for item in items])
+        if PAIRS in items[0]:
+            batch |= _other_tokens(items)
         return batch
+
+
+def _other_tokens(items: Sequence[Item]) -> dict[str, torch.Tensor]:
+    """The rows as another tokenizer has them. Its pad token is 0: no target, and never attended."""
+    keys = ("input_ids", "labels")
+    found = Collator(0)([{key: item[OTHER + key] for key in keys} for item in items])
+    pairs: list[tuple[int, int]] = []
+    ours = theirs = 0
+    for item in items:
+        pairs += [(ours + student, theirs + teacher) for student, teacher in item[PAIRS]]
+        ours += sum(label != IGNORE_INDEX for label in item["labels"])
+        theirs += sum(label != IGNORE_INDEX for label in item[OTHER + "labels"])
+    aligned = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    return {ALIGNED: aligned, **{OTHER + name: value for name, value in found.items()}}
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:

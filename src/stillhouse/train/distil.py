@@ -26,6 +26,7 @@ from stillhouse.train.checkpoints import weight_errors
 from stillhouse.train.fit import Fitted, fit
 from stillhouse.train.history import EarlyStop, Report, curve, write_rows
 from stillhouse.train.lora import merged, save_adapter, with_adapters
+from stillhouse.train.reading import Reading, rows_for_readers
 from stillhouse.train.schedule import (
     eval_batch,
     plan_schedule,
@@ -43,7 +44,7 @@ from stillhouse.train.students import (
     teacher_source,
 )
 from stillhouse.train.trainer import CROSS_ENTROPY, DIVERGENCE, DistillationTrainer
-from stillhouse.train.wiring import Reading, build_objective
+from stillhouse.train.wiring import build_objective
 
 STUDENT: Final = "student"
 ADAPTER: Final = "adapter"
@@ -189,7 +190,11 @@ def _encode(job: Job, student: Student, examples: Sequence[Example]) -> Encoded:
     if student.head == "label":
         assert isinstance(task, ClassificationTask), "recipes pair head label with labels"
         return encode_labels(examples, task, student.tokenizer, student.plan.max_tokens)
-    return encode_chats(examples, student.tokenizer, student.plan.max_tokens)
+    encoded = encode_chats(examples, student.tokenizer, student.plan.max_tokens)
+    if job.alpha == 0:
+        return encoded
+    rows = rows_for_readers(job.recipe, student, job.teacher, encoded.rows, examples)
+    return encoded._replace(rows=rows)
 
 
 def _course(fitted: Fitted, best_by: str) -> dict[str, object]:

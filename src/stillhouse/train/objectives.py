@@ -22,8 +22,8 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.records import Example
 from stillhouse.models.divergence import cross_entropy, divergence
 from stillhouse.models.divergence_kind import FORWARD_KL, Divergence
-from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader
-from stillhouse.train.teachers import LiveTeacher, StoredBeliefs, TeacherSource
+from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader, StepAt
+from stillhouse.train.teachers import StoredBeliefs, TeacherSource
 from stillhouse.train.terms import Response, Term, View, over_shared_ids
 
 
@@ -44,7 +44,7 @@ class HeldOutSums(NamedTuple):
 class Objective(Protocol):
     """What a trainer asks of an objective."""
 
-    def prepare(self, model: Any, batch: Batch) -> Batch:
+    def prepare(self, model: Any, batch: Batch, step: StepAt) -> Batch:
         """The batch to train on, before its units are counted: where a student writes its own."""
 
     def loss(self, model: Any, batch: Batch, counts: Counts) -> Tensor:
@@ -72,7 +72,7 @@ class TermsObjective:
     teacher: TeacherSource | None = None
     logged: dict[str, Tensor] = field(default_factory=dict)  # parts of the last micro-batch, sums
 
-    def prepare(self, model: Any, batch: Batch) -> Batch:
+    def prepare(self, model: Any, batch: Batch, step: StepAt) -> Batch:
         """See `Objective`: the batch as it is."""
         return batch
 
@@ -125,14 +125,12 @@ def label_objective(
 def text_objective(
     alpha: float,
     distillation_temperature: float,
-    teacher: Any = None,  # a causal language model with the student's tokenizer, in eval mode
+    teacher: TeacherSource | None = None,  # with the student's tokenizer
     divergence: Divergence = FORWARD_KL,
 ) -> TermsObjective:
     """For a language model: completion tokens are the targets; the teacher, if any, reads along."""
-    reader = CausalReader()
     response = Response(alpha, distillation_temperature, divergence)
-    source = None if teacher is None else LiveTeacher(teacher, reader)
-    return TermsObjective(reader, (Weighted(response),), source)
+    return TermsObjective(CausalReader(), (Weighted(response),), teacher)
 
 
 def check_beliefs(examples: Sequence[Example], alpha: float) -> None:
@@ -164,5 +162,6 @@ def check_one_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTok
             "train.alpha",
             "soft targets for text need a student with its teacher's tokenizer "
             f"({len(student):,} tokens against {len(teacher):,})",
-            action="set train.alpha: 0, or student.from: teacher with vocabulary: full",
+            action="set train.alpha: 0, train.teachers with tokenizers: universal, or "
+            "student.from: teacher with vocabulary: full",
         )

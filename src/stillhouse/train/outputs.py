@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,15 @@ from stillhouse.models.head import Head, head_of, without_head
 from stillhouse.models.signals import accepts
 
 Batch = Mapping[str, Tensor]
+ALIGNED: Final = "aligned"  # of a batch: paired rows of targets [P, 2], student and teacher
+
+
+class StepAt(NamedTuple):
+    """Where training stands: optimizer steps done, the micro-batch within the step, the rank."""
+
+    number: int
+    micro: int = 0
+    rank: int = 0
 
 
 class Counts(NamedTuple):
@@ -30,6 +39,7 @@ class Counts(NamedTuple):
     targets: Tensor | float  # valid targets: samples of a classifier, completion tokens of a text
     tokens: Tensor | float  # tokens that are not padding
     samples: Tensor | float  # rows
+    aligned: Tensor | float = 0  # pairs of positions, of a teacher with another tokenizer
 
     def of(self, unit: str) -> Tensor | float:
         """The count called `unit`."""
@@ -38,12 +48,13 @@ class Counts(NamedTuple):
 
 
 def count(batch: Batch) -> Tensor:
-    """`Counts` of one batch, as a tensor [3]."""
+    """`Counts` of one batch, as a tensor [4]."""
     labels = batch["labels"]
     targets = (labels if labels.ndim == 1 else labels[:, 1:]).ne(IGNORE_INDEX).sum()
     mask = batch.get("attention_mask")
     samples = targets.new_tensor(len(labels))
-    return torch.stack([targets, samples if mask is None else mask.sum(), samples])
+    pairs = targets.new_tensor(len(batch[ALIGNED]) if ALIGNED in batch else 0)
+    return torch.stack([targets, samples if mask is None else mask.sum(), samples, pairs])
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_readers import OWN
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -16,6 +17,8 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         RecipeError: names the key and the two ways out.
     """
+    _check_on_policy(recipe)
+    _check_readers(recipe)
     if recipe.train.alpha == 0:
         if recipe.train.hard_label_twin:
             raise RecipeError(
@@ -44,20 +47,84 @@ def check_recipe(recipe: Recipe) -> None:
                 "or train.alpha: 0",
             )
         return
-    if not recipe.teacher.trainable:
+    if recipe.train.teachers is None and not recipe.teacher.trainable:
         raise RecipeError(
             "train.alpha",
             f"soft targets for text need the teacher's logits, which {recipe.teacher.kind} "
             "does not give",
             value=recipe.train.alpha,
-            action="set train.alpha: 0 (fine-tuning on the teacher's answers)",
+            action="set train.alpha: 0 (fine-tuning on the teacher's answers), or name models that "
+            "can read along in train.teachers",
         )
+    readers = recipe.train.teachers
+    if readers is not None and readers.tokenizers == "universal":
+        return
     if recipe.student.vocabulary != "full":
         raise RecipeError(
             "train.alpha",
             "soft targets for text need the teacher's whole vocabulary",
             value=recipe.train.alpha,
             action="set train.alpha: 0, or student.vocabulary: full",
+        )
+
+
+def _check_on_policy(recipe: Recipe) -> None:
+    """On-policy training compares beliefs at tokens that no answer holds: both models are here."""
+    if recipe.train.on_policy is None:
+        return
+    if recipe.student.head == "label":
+        raise RecipeError(
+            "train.on_policy",
+            "a label student writes no text to be trained on",
+            action="leave on_policy out, or set student.head: text",
+        )
+    if recipe.train.alpha == 0:
+        raise RecipeError(
+            "train.on_policy",
+            "with train.alpha: 0 nothing is learnt from what the student writes",
+            action="set an alpha above 0 (1 is usual), or leave on_policy out",
+        )
+
+
+def _check_readers(recipe: Recipe) -> None:
+    """Teachers that read along need something to read, and weights or a server."""
+    readers = recipe.train.teachers
+    if readers is None:
+        return
+    if recipe.student.head == "label":
+        raise RecipeError(
+            "train.teachers",
+            "a label student learns from the beliefs in the examples, where no teacher reads along",
+            action="combine teachers in teacher.members, or set student.head: text",
+        )
+    if recipe.train.alpha == 0:
+        raise RecipeError(
+            "train.teachers",
+            "with train.alpha: 0 no teacher is read",
+            action="set an alpha above 0, or leave teachers out",
+        )
+    if any(m.model == OWN for m in readers.members) and not recipe.teacher.trainable:
+        raise RecipeError(
+            "train.teachers",
+            f"model: teacher is {recipe.teacher.kind}, whose weights are not here",
+            action="name an hf:ID_OR_PATH, or an openai-compatible:NAME server that returns prompt "
+            "logprobs",
+        )
+    policy = recipe.train.on_policy
+    if policy is None:
+        return
+    if readers.tokenizers == "universal":
+        raise RecipeError(
+            "train.on_policy",
+            "what a student writes has no positions paired with another tokenizer's",
+            action="leave on_policy out, or use a teacher with the student's tokenizer",
+        )
+    if policy.teacher_fraction > 0 and not readers.members[0].local:
+        raise RecipeError(
+            "train.on_policy.teacher_fraction",
+            "the first of train.teachers writes, and a server only reads along",
+            value=policy.teacher_fraction,
+            action="name a local teacher first, or set teacher_fraction: 0",
         )
 
 

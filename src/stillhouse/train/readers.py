@@ -42,7 +42,7 @@ class MaskedReader:
         return labels[labels != IGNORE_INDEX]
 
     def count(self, batch: Batch) -> Tensor:
-        """`Counts` [3] of a batch."""
+        """`Counts` [4] of a batch."""
         labels, mask = batch[LABELS], batch["attention_mask"]
         return _counts(labels.ne(IGNORE_INDEX).sum(), mask.sum(), len(labels))
 
@@ -75,7 +75,7 @@ class Seq2SeqReader:
         return labels[labels != IGNORE_INDEX]
 
     def count(self, batch: Batch) -> Tensor:
-        """`Counts` [3] of a batch."""
+        """`Counts` [4] of a batch."""
         labels = batch[LABELS]
         written = labels.ne(IGNORE_INDEX).sum()
         return _counts(written, written, len(labels))
@@ -116,7 +116,7 @@ class ModuleReader:
         return labels if labels.ndim == 1 else labels[labels != IGNORE_INDEX]
 
     def count(self, batch: Batch) -> Tensor:
-        """`Counts` [3] of a batch; a target is a token too."""
+        """`Counts` [4] of a batch; a target is a token too."""
         number = torch.tensor(self.targets(batch).numel())
         return _counts(number, number, len(batch[LABELS]))
 
@@ -188,4 +188,6 @@ def _logits(out: Any, model: Any) -> Tensor:
 
 
 def _counts(targets: Tensor, tokens: Tensor, samples: int) -> Tensor:
-    return torch.stack([targets, tokens.to(targets), targets.new_tensor(samples)])
+    return torch.stack(
+        [targets, tokens.to(targets), targets.new_tensor(samples), targets.new_zeros(())]
+    )

@@ -123,7 +123,9 @@ def _class_names(model: Any) -> list[str] | None:
 
 
 def _inner(source: Any) -> Any:
-    """What a wrapping source holds: one teacher, several, or none."""
+    """What a wrapping source holds: one teacher, several (an ensemble's members), or none."""
+    if hasattr(source, "members"):
+        return [member.source for member in source.members]
     return getattr(source, "source", None) or getattr(source, "sources", None)
 
 

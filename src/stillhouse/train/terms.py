@@ -20,7 +20,7 @@ from stillhouse.models.divergence_kind import FORWARD_KL, Divergence
 from stillhouse.models.signals import DenseSignal, TeacherSignal
 from stillhouse.train.outputs import Batch, Needs, Outputs
 
-Unit = Literal["targets", "tokens", "samples"]
+Unit = Literal["targets", "tokens", "samples", "aligned"]
 
 
 class View(NamedTuple):

@@ -27,7 +27,7 @@ from stillhouse.train.batches import LengthGroupedSampler, Rows
 from stillhouse.train.checkpoints import load_optimizer, load_random, save_optimizer, save_random
 from stillhouse.train.module_weights import save_module
 from stillhouse.train.objectives import Objective
-from stillhouse.train.outputs import Batch, Counts, count
+from stillhouse.train.outputs import Batch, Counts, StepAt, count
 
 DIVERGENCE: Final = "held_out_divergence"
 CROSS_ENTROPY: Final = "held_out_cross_entropy"
@@ -48,7 +48,7 @@ class DistillationTrainer(Trainer):
         held_out: the held-out set, or `None` to train without looking.
         callbacks: early stop, progress.
         head_learning_rate: of a classifier's head, where it is not that of the rest.
-        counter: `Counts` [3] of a micro-batch; the default knows classifiers and causal models.
+        counter: `Counts` [4] of a micro-batch; the default knows classifiers and causal models.
     """
 
     # The objective divides by the valid targets of the whole step: nothing is left to scale.
@@ -154,12 +154,19 @@ class DistillationTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Micro-batches of a step, as the objective wants them, and the counts of their units."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = [self.objective.prepare(self.model, batch) for batch in batches]
+        batches = [
+            self.objective.prepare(
+                self.model,
+                self._prepare_inputs(batch),
+                StepAt(self.state.global_step, number, self.args.process_index),
+            )
+            for number, batch in enumerate(batches)
+        ]
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """`Counts` [3] of a whole optimizer step, over its micro-batches and all ranks."""
-        counts = torch.zeros(3, dtype=torch.int64, device=device)
+        """`Counts` [4] of a whole optimizer step, over its micro-batches and all ranks."""
+        counts = torch.zeros(4, dtype=torch.int64, device=device)
         for batch in batch_samples:
             counts += self.counter(batch).to(device)
         if self.args.world_size > 1:

@@ -6,33 +6,29 @@ and terms there are.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
+from typing import Any
 
 from stillhouse.core.recipe import Recipe
-from stillhouse.models.loading import load_causal_lm
+from stillhouse.core.recipe_on_policy import OnPolicySection
+from stillhouse.core.recipe_readers import ReaderSection, ReadersSection
+from stillhouse.models.chat import end_ids
 from stillhouse.train.objectives import (
     Objective,
-    check_one_tokenizer,
+    TermsObjective,
+    Weighted,
     label_objective,
     text_objective,
 )
+from stillhouse.train.on_policy import OnPolicy, Writing
+from stillhouse.train.other_tokenizer import UniversalLogits
+from stillhouse.train.outputs import CausalReader
+from stillhouse.train.reading import Opened, Reading, open_reader, open_readers
 from stillhouse.train.students import Student
-
-
-class Reading(NamedTuple):
-    """How the teacher is read: alpha of this student, its weights as `models.loading` reads
-    sources, and on what."""
-
-    alpha: float
-    teacher: str
-    device: torch.device
-    bf16: bool
+from stillhouse.train.terms import Response
 
 
 def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objective:
-    """The objective; a text student with soft targets has its teacher read along.
+    """The objective; a text student with soft targets has its teachers read along.
 
     Raises:
         UserError: student and teacher do not share what the objective compares.
@@ -42,10 +38,36 @@ def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objec
         return label_objective(reading.alpha, temperature)
     if reading.alpha == 0:
         return text_objective(reading.alpha, temperature)
-    teacher = load_causal_lm(
-        reading.teacher,
-        device=str(reading.device),
-        dtype=torch.bfloat16 if reading.bf16 else torch.float32,
+    readers = recipe.train.teachers or ReadersSection(members=(ReaderSection(),))
+    if readers.tokenizers == "universal":
+        return _universal(readers.members[0], temperature, reading)
+    opened = open_readers(readers, student, reading)
+    given = text_objective(reading.alpha, temperature, opened.source)
+    if recipe.train.on_policy is None:
+        return given
+    return _on_policy(recipe.train.on_policy, recipe, student, opened, given)
+
+
+def _universal(member: ReaderSection, temperature: float, reading: Reading) -> Objective:
+    """alpha * L1 between sorted beliefs + (1 - alpha) * CE, for a teacher of other tokens."""
+    teacher: Any = open_reader(member, reading).model
+    terms = [Weighted(UniversalLogits(teacher, temperature), reading.alpha)]
+    if reading.alpha < 1.0:
+        terms.append(Weighted(Response(0.0), 1.0 - reading.alpha))
+    return TermsObjective(CausalReader(), terms)
+
+
+def _on_policy(
+    section: OnPolicySection, recipe: Recipe, student: Student, opened: Opened, given: Objective
+) -> Objective:
+    """`given` on the data, and its soft targets alone on what the student writes."""
+    sampled = text_objective(1.0, recipe.train.distillation_temperature, opened.source)
+    tokenizer = student.tokenizer
+    writing = Writing(
+        section,
+        recipe.seed,
+        end_ids(tokenizer)[:1],  # what the data's completions end with
+        int(tokenizer.pad_token_id),
+        student.plan.max_tokens,
     )
-    check_one_tokenizer(student.tokenizer, teacher.tokenizer)
-    return text_objective(reading.alpha, temperature, teacher.model)
+    return OnPolicy(given, sampled, opened.writer, writing)
