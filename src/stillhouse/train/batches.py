@@ -10,7 +10,7 @@ Legend: B batch, T tokens, C classes, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -64,6 +64,9 @@ class Rows(Dataset[Item]):
     def lengths(self) -> list[int]:
         """Tokens of each example."""
         return [len(item["input_ids"]) for item in self.items]
+
+    def set_epoch(self, epoch: int) -> None:
+        """An epoch begins: rows that draw anew each time (masks) hear of it. These do not."""
 
 
 def _without_targets(item: Item) -> Item:
@@ -198,16 +201,24 @@ class LengthGroupedSampler(Sampler[int]):
     A permutation by (seed, epoch) is cut into runs of `GROUPED_BATCHES` batches, each run sorted by
     length and cut into batches, and the full batches shuffled; a last short batch stays last. It is
     filled up to a multiple of `multiple` with an example without targets (`Rows`), so that several
-    processes have equally many micro-batches and no example counts twice.
+    processes have equally many micro-batches and no example counts twice. `on_epoch` hears the
+    number of an epoch before the first example of it is asked for.
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int, multiple: int = 1
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        *,
+        multiple: int = 1,
+        on_epoch: Callable[[int], None] | None = None,
     ) -> None:
         self._lengths = np.asarray(lengths)
         self._multiple = multiple
         self._batch_size = batch_size
         self._seed = seed
+        self._on_epoch = on_epoch
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -218,6 +229,8 @@ class LengthGroupedSampler(Sampler[int]):
         return -(-len(self._lengths) // self._multiple) * self._multiple
 
     def __iter__(self) -> Iterator[int]:
+        if self._on_epoch is not None:
+            self._on_epoch(self._epoch)
         draw = np.random.default_rng((self._seed, self._epoch))
         order = draw.permutation(len(self._lengths))
         size, run = self._batch_size, self._batch_size * GROUPED_BATCHES

@@ -139,6 +139,7 @@ class LabelReader:
         out = model(
             input_ids=batch["input_ids"],
             attention_mask=mask,
+            **token_types(model, batch),
             output_hidden_states=needs.hidden_states,
             output_attentions=needs.attentions,
         )
@@ -148,6 +149,14 @@ class LabelReader:
             attentions=out.attentions if needs.attentions else None,
             mask=mask.bool(),
         )
+
+
+def token_types(model: Any, batch: Batch) -> Mapping[str, Tensor]:
+    """Which of two texts a token is of, where the batch says so and the model asks."""
+    name = "token_type_ids"
+    if name not in batch or name not in accepts(getattr(model, "module", model)):
+        return {}
+    return {name: batch[name]}
 
 
 @dataclass(frozen=True, slots=True)

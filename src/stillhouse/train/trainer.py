@@ -9,20 +9,27 @@ Knows no recipe and no files of a stage.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from peft import PeftModel
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from stillhouse.core.errors import StillhouseError
 from stillhouse.train.batches import LengthGroupedSampler, Rows
 from stillhouse.train.checkpoints import load_optimizer, load_random, save_optimizer, save_random
+from stillhouse.train.module_weights import save_module
 from stillhouse.train.objectives import Objective
-from stillhouse.train.outputs import Counts, StepAt, count
+from stillhouse.train.outputs import Batch, Counts, StepAt, count
 from stillhouse.train.sharded import (
     load_weights,
     load_whole_optimizer,
@@ -49,6 +56,7 @@ class DistillationTrainer(Trainer):
         held_out: the held-out set, or `None` to train without looking.
         callbacks: early stop, progress.
         head_learning_rate: of a classifier's head, where it is not that of the rest.
+        counter: `Counts` [4] of a micro-batch; the default knows classifiers and causal models.
     """
 
     # The objective divides by the valid targets of the whole step: nothing is left to scale.
@@ -66,6 +74,7 @@ class DistillationTrainer(Trainer):
         held_out: Rows | None,
         callbacks: list[TrainerCallback],
         head_learning_rate: float | None = None,
+        counter: Callable[[Batch], torch.Tensor] = count,
     ) -> None:
         args._n_gpu = min(
             args.n_gpu, 1
@@ -81,6 +90,7 @@ class DistillationTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.objective = objective
         self.head_learning_rate = head_learning_rate
+        self.counter = counter
         self.model_accepts_loss_kwargs = True  # has the valid targets of a step counted
 
     def compute_loss(
@@ -191,7 +201,9 @@ class DistillationTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         world = self.args.world_size
         multiple = self.args.train_batch_size * world if world > 1 else 1
-        return LengthGroupedSampler(rows.lengths, step * world, seed, multiple)
+        return LengthGroupedSampler(
+            rows.lengths, step * world, seed, multiple=multiple, on_epoch=rows.set_epoch
+        )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Micro-batches of a step, as the objective wants them, and the counts of their units."""
@@ -210,10 +222,10 @@ class DistillationTrainer(Trainer):
         """`Counts` [4] of a whole optimizer step, over its micro-batches and all ranks."""
         counts = torch.zeros(4, dtype=torch.int64, device=device)
         for batch in batch_samples:
-            counts += count(batch).to(device)
+            counts += self.counter(batch).to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts)
-        return counts
+        return counts.clamp_min(1)  # a step without targets has loss 0, not 0/0
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -224,8 +236,10 @@ class DistillationTrainer(Trainer):
             folder = str(output_dir or self.args.output_dir)
             if isinstance(model, PeftModel):  # `auto` would ask the hub about the base model
                 model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
-            else:
+            elif isinstance(model, PreTrainedModel):
                 model.save_pretrained(folder, state_dict=state_dict)
+            else:
+                save_module(model, Path(folder))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_fsdp_enabled:
