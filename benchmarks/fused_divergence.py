@@ -73,7 +73,7 @@ def inputs(positions: int, hidden: int, vocabulary: int) -> Inputs:
 
 @torch.no_grad()
 def stored(given: Inputs, kind: str) -> Any:
-    """The teacher's belief at every position as a cache would give it; made a few rows at a time."""
+    """The teacher's belief at every position as a cache would give it."""
     parts = []
     for rows in given.teacher_hidden.split(64):
         dense = DenseSignal(linear(rows, given.teacher_weight))
@@ -198,9 +198,7 @@ def measure(size: tuple[int, int, int], arguments: argparse.Namespace) -> dict[s
             if who not in left_out
         }
         found = interleaved(commands, arguments.rounds)
-        apart = {
-            who: compare(folder, who) for who in ("trl", "dense", "valid") if who in commands
-        }
+        apart = {who: compare(folder, who) for who in ("trl", "dense", "valid") if who in commands}
     ours = found["ours"]
     losses = {who: answers[0]["loss"] for who, answers in found.items()}
     for who, error in apart.items():

@@ -61,6 +61,7 @@ def fused_divergence(
     bias: Tensor,  # [V], or empty
     inner: Tensor,  # [N, L] what a low-rank part of the head reads, or empty
     outer: Tensor,  # [V, L] and multiplies it with
+    *,
     targets: Tensor,  # [N] int64, IGNORED where the position does not count
     belief: str,  # none, hidden, logits, kept or drawn
     teacher: Sequence[Tensor],  # what that belief consists of
@@ -91,7 +92,8 @@ def fused_divergence(
         measure,
     )
     with torch.autocast(hidden.device.type, enabled=False):
-        student = _Product(hidden, weight, bias, inner, outer, width, read, summed)
+        operands = (hidden, weight, bias, inner, outer)
+        student = _Product(operands, width, read, summed)
         valid = (targets != IGNORED).nonzero().squeeze(-1)
         grads = _Gradients.start(student, wanted, len(valid))
         found: list[Sums] = []
@@ -101,7 +103,7 @@ def fused_divergence(
         buffers = hidden.new_empty(shape, dtype=summed)[..., :width]
         believed = None
         if belief == "hidden":
-            believed = _Product(*teacher, width, read, summed)
+            believed = _Product(teacher, width, read, summed)
         for number in range(plan.number if len(valid) else 0):
             index = valid[number * plan.rows : (number + 1) * plan.rows]
             if len(valid) == len(targets):  # nothing to skip: a view will do
@@ -135,6 +137,7 @@ def _shapes(
     bias: Tensor,
     inner: Tensor,
     outer: Tensor,
+    *,
     targets: Tensor,
     belief: str,
     teacher: Sequence[Tensor],
@@ -166,16 +169,13 @@ class _Product:
 
     def __init__(
         self,
-        hidden: Tensor,  # [N, H]
-        weight: Tensor,  # [V, H]
-        bias: Tensor,
-        inner: Tensor,  # [N, L]
-        outer: Tensor,  # [V, L]
+        operands: Sequence[Tensor],  # [N, H], [V, H], bias, [N, L] and [V, L]; empty: none
         width: int,
         read: torch.dtype,
         summed: torch.dtype,
     ) -> None:
-        self.tensors = (hidden, weight, bias, inner, outer)
+        hidden, weight, bias, inner, outer = self.tensors = tuple(operands)
+        self.inner = inner
         self.summed = summed
         self.weight = Wide(weight, width, read, summed).prepared()
         self.outer = Wide(outer, width, read, summed).prepared() if outer.numel() else None
@@ -184,11 +184,10 @@ class _Product:
 
     def of(self, rows: Tensor | slice, out: Tensor) -> Tensor:
         """out [R, V] before scale and cap; remembers what it read."""
-        hidden, _, _, inner, _ = self.tensors
-        self.rows = self.weight.rows(hidden[rows])
+        self.rows = self.weight.rows(self.tensors[0][rows])
         self.weight.project(self.rows, out)
         if self.outer is not None:
-            self.inner_rows = self.outer.rows(inner[rows])
+            self.inner_rows = self.outer.rows(self.inner[rows])
             self.outer.project(self.inner_rows, out, add=True)
         if self.bias is not None:
             out.add_(self.bias)
@@ -263,9 +262,7 @@ def _blocks(raw: Tensor) -> list[slice]:
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _teaching(
-    belief: str, parts: Sequence[Tensor], width: int, summed: torch.dtype
-) -> Teaching:
+def _teaching(belief: str, parts: Sequence[Tensor], width: int, summed: torch.dtype) -> Teaching:
     match belief:
         case "hidden":
             return Logits(parts[0])

@@ -190,9 +190,7 @@ def _forward(
     return rows
 
 
-def _drawn(
-    student: _Softmax, drawn: Drawn, weighing: Weighing, soft: float, tied: float
-) -> Tensor:
+def _drawn(student: _Softmax, drawn: Drawn, weighing: Weighing, soft: float, tied: float) -> Tensor:
     """-sum w log q over the draws; gradient W q - w, W the sum of the weights. As a forward KL its
     value has sum w log w - W + 1 more, which makes it not negative, and 0 where w = q."""
     x, q, whole = student
@@ -207,9 +205,7 @@ def _drawn(
     return rows
 
 
-def _kept(
-    logits: Tensor, targets: Tensor, kept: Kept, weighing: Weighing
-) -> tuple[Tensor, Tensor]:
+def _kept(logits: Tensor, targets: Tensor, kept: Kept, weighing: Weighing) -> tuple[Tensor, Tensor]:
     """K + 1 outcomes, coarse-grained at temperature 1 and then tempered.
 
     With u the student's coarse log-probabilities and a = dD/du, which sums to 0, the gradient is
@@ -231,9 +227,7 @@ def _kept(
         rest = q.sum(-1)  # [R]
         coarse_q = torch.cat([coarse_q, rest.log()[:, None]], -1)
         coarse_p = torch.cat([coarse_p, kept.tail_log_mass.to(coarse_p)[:, None]], -1)
-    soft, a = graded(
-        weighing.divergence, log_softmax_(coarse_p / t), log_softmax_(coarse_q / t)
-    )
+    soft, a = graded(weighing.divergence, log_softmax_(coarse_p / t), log_softmax_(coarse_q / t))
     a = a * (weighing.soft * t)
     if rest is not None:
         a, of_tail = a[:, :-1], a[:, -1]
