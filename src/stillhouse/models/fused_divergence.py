@@ -112,9 +112,7 @@ class _Run(NamedTuple):
             self._check_sampled(signal)
         grad = torch.is_grad_enabled()
         settings = {
-            "targets": targets.reshape(-1),
             "belief": belief.kind,
-            "teacher": [part.detach() for part in belief.parts],
             "teacher_scale": belief.scale,
             "teacher_softcap": belief.softcap,
             "scale": head.scale,
@@ -128,14 +126,15 @@ class _Run(NamedTuple):
             "read": _precision(hidden),
             "measure": self.measure,
         }
+        teaching = (targets.reshape(-1), [part.detach() for part in belief.parts])
         wanted = [grad and part.requires_grad for part in student]
         factors = (self.soft * self.distillation_temperature**2, self.hard)
         if not any(wanted):
             bare = [part.detach() for part in student]
-            parts = fused_divergence(*bare, **settings, wanted=wanted)[0]
+            parts = fused_divergence(bare, *teaching, **settings, wanted=wanted)[0]
             return _weighed(parts, *factors), parts
         apply = cast(Callable[..., tuple[Tensor, Tensor]], _Fused.apply)
-        return apply(*student, factors, tuple(settings), *settings.values(), wanted)
+        return apply(*student, *teaching, factors, tuple(settings), *settings.values(), wanted)
 
     def _check_sampled(self, signal: SampledSignal) -> None:
         if self.of.kind not in _SAMPLED:
@@ -155,9 +154,9 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
-        student, (factors, names, *values, wanted) = given[:5], given[5:]
+        student, (targets, teacher, factors, names, *values, wanted) = given[:5], given[5:]
         settings = dict(zip(names, values, strict=True))
-        parts, *grads = fused_divergence(*student, **settings, wanted=wanted)
+        parts, *grads = fused_divergence(list(student), targets, teacher, **settings, wanted=wanted)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*grads)
         ctx.others = len(given) - 5

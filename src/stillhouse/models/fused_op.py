@@ -56,15 +56,11 @@ def chunks(positions: int, hidden: int) -> Chunks:
 
 @torch.library.custom_op("stillhouse::fused_divergence", mutates_args=())
 def fused_divergence(
-    hidden: Tensor,  # [N, H]
-    weight: Tensor,  # [V, H]
-    bias: Tensor,  # [V], or empty
-    inner: Tensor,  # [N, L] what a low-rank part of the head reads, or empty
-    outer: Tensor,  # [V, L] and multiplies it with
-    *,
+    student: Sequence[Tensor],
     targets: Tensor,  # [N] int64, IGNORED where the position does not count
+    teacher: Sequence[Tensor],  # what its belief consists of
+    *,
     belief: str,  # none, hidden, logits, kept or drawn
-    teacher: Sequence[Tensor],  # what that belief consists of
     teacher_scale: float,
     teacher_softcap: float,  # 0: none
     scale: float,
@@ -80,7 +76,13 @@ def fused_divergence(
     wanted: Sequence[bool],  # gradients of hidden, weight, bias, inner, outer
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sums [3] (`Sums`, over all rows) and the gradients of soft T^2 D + hard CE, empty where not
-    wanted."""
+    wanted.
+
+    `student`, and `teacher` where its belief is `hidden`, are hidden states [N, H], the head's
+    weight [V, H] and bias [V], and its low-rank part as what it reads [N, L] and multiplies with
+    [V, L]; bias and low-rank part may be empty.
+    """
+    hidden = student[0]
     summed = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     weighing = Weighing(
         Divergence(cast(DivergenceKind, kind), beta),
@@ -92,10 +94,9 @@ def fused_divergence(
         measure,
     )
     with torch.autocast(hidden.device.type, enabled=False):
-        operands = (hidden, weight, bias, inner, outer)
-        student = _Product(operands, width, read, summed)
+        product = _Product(student, width, read, summed)
         valid = (targets != IGNORED).nonzero().squeeze(-1)
-        grads = _Gradients.start(student, wanted, len(valid))
+        grads = _Gradients.start(product, wanted, len(valid))
         found: list[Sums] = []
         plan = chunks(len(valid), hidden.shape[-1])
         # Rows a power of two apart would share cache lines: a few numbers more a row do not.
@@ -111,7 +112,7 @@ def fused_divergence(
                 rows: Tensor | slice = slice(start, start + len(index))
             else:
                 rows = index
-            raw = student.of(rows, buffers[0, : len(index)])
+            raw = product.of(rows, buffers[0, : len(index)])
             if believed is not None:
                 out = believed.of(rows, buffers[1, : len(index)])
                 signal: list[Tensor] = [out]
@@ -123,24 +124,20 @@ def fused_divergence(
                 if isinstance(teaching, Logits) and belief == "hidden":
                     finish(teaching.logits, teacher_scale, teacher_softcap or None)
                 found.append(overwrite(raw[at], wanted_targets[at], teaching, weighing))
-            grads.take(student, raw, rows, first=number == 0)
+            grads.take(product, raw, rows, first=number == 0)
     sums = hidden.new_zeros(3, dtype=summed)
     if found:
         sums = torch.stack([torch.cat(part).sum() for part in zip(*found, strict=True)])
-    return (sums, *grads.cast(student))
+    return (sums, *grads.cast(product))
 
 
 @fused_divergence.register_fake
 def _shapes(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    inner: Tensor,
-    outer: Tensor,
-    *,
+    student: Sequence[Tensor],
     targets: Tensor,
-    belief: str,
     teacher: Sequence[Tensor],
+    *,
+    belief: str,
     teacher_scale: float,
     teacher_softcap: float,
     scale: float,
@@ -155,11 +152,11 @@ def _shapes(
     measure: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    hidden = student[0]
     summed = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    likes = (hidden, weight, bias, inner, outer)
     grads = [
         torch.empty_like(like, memory_format=torch.contiguous_format) if want else like.new_empty(0)
-        for like, want in zip(likes, wanted, strict=True)
+        for like, want in zip(student, wanted, strict=True)
     ]
     return (hidden.new_empty(3, dtype=summed), grads[0], grads[1], grads[2], grads[3], grads[4])
 
