@@ -6,10 +6,11 @@
 
 One epoch over real texts of unequal length (film reviews and plots: the first third is the
 prompt, the rest is what is learnt), already tokenised and the same for all. The teacher is
-SmolLM2-135M, the student its evenly spaced layers. float32, AdamW, cosine from one rate, no gradient
-checkpointing, no packing. Each contender trains in a process of its own, which holds both models before the clock
-starts; the order is drawn anew in each round. Tokens are those of the texts, not of the padding.
-Every student is measured on the held-out texts by the same code, one text at a time.
+SmolLM2-135M, the student its evenly spaced layers. float32, AdamW, cosine from one rate, no
+gradient checkpointing, no packing. Each contender trains in a process of its own, which holds both
+models before the clock starts; the order is drawn anew in each round. Tokens are those of the
+texts, not of the padding. Every student is measured on the held-out texts by the same code, one
+text at a time.
 
 - sft: ours at alpha 0, and TRL's `SFTTrainer`
 - kd: ours at alpha 1 (forward KL, T = 1), TRL's `GKDTrainer` (lmbda 0, beta 0), and
