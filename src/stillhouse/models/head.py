@@ -153,7 +153,7 @@ def whole(weight: Tensor) -> Tensor:
     mesh = weight.device_mesh
     gathered: Tensor = weight.full_tensor(grad_placements=[Partial("sum")] * mesh.ndim)
     if gathered.requires_grad:
-        gathered.register_hook(lambda gradient: gradient / mesh.size())
+        gathered.register_hook(lambda gradient: gradient / mesh.size())  # type: ignore[no-untyped-call]
     return gathered
 
 
