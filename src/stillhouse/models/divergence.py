@@ -111,13 +111,41 @@ def forward_kl_sparse(
     return Summed(total, _count(student_logits))
 
 
+def sampled_cross_entropy(
+    signal: SampledSignal,
+    student_logits: Tensor,  # [..., V]
+    distillation_temperature: float = 1.0,
+    mask: Tensor | None = None,  # [...] bool
+) -> Summed:
+    """Sum of -sum_k weights_k log q_T(token_k), in nats: its mean over draws is the cross-entropy
+    to the whole soft targets, and its gradient's mean is theirs. No factor T^2.
+
+    Raises:
+        ValueError: T is not the temperature the targets were drawn at.
+    """
+    if signal.distillation_temperature != distillation_temperature:
+        raise ValueError(
+            f"targets drawn at T = {signal.distillation_temperature:g} cannot stand for "
+            f"T = {distillation_temperature:g}"
+        )
+    if mask is not None:
+        signal, student_logits = signal.select(mask), student_logits[mask]
+    log_q = _tempered(student_logits, distillation_temperature)
+    total = -(signal.weights * log_q.gather(-1, signal.token_ids)).sum()
+    return Summed(total, _count(student_logits))
+
+
 def divergence(
     signal: TeacherSignal,
     student_logits: Tensor,  # [..., V]
     distillation_temperature: float = 1.0,
     mask: Tensor | None = None,  # [...] bool
 ) -> Summed:
-    """Sum of KL(teacher_T || student_T) in nats for either kind of signal; no factor T^2."""
+    """Sum of KL(teacher_T || student_T) in nats for any kind of signal; no factor T^2.
+
+    Of a sampled signal, the cross-entropy: the same but for the teacher's entropy, which no
+    gradient sees.
+    """
     match signal:
         case DenseSignal():
             return forward_kl(signal.logits, student_logits, distillation_temperature, mask)
@@ -126,7 +154,7 @@ def divergence(
         case HiddenSignal():
             return forward_kl(signal.dense().logits, student_logits, distillation_temperature, mask)
         case SampledSignal():
-            raise ValueError("a sampled signal has no divergence of its own, only a cross-entropy")
+            return sampled_cross_entropy(signal, student_logits, distillation_temperature, mask)
 
 
 def cross_entropy(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,13 +76,14 @@ class SparseSignal:
 class SampledSignal:
     """K draws from the teacher's belief at each position: an unbiased stand-in for all of it.
 
-    sum_k weights_k onehot(token_ids_k) has the teacher's probabilities at temperature 1 as its
-    expectation; equal draws may be merged, and a slot that is not used has weight 0. Random
-    sampling knowledge distillation: Anshumann et al. 2025, arXiv:2503.16870.
+    sum_k weights_k onehot(token_ids_k) has the teacher's probabilities, at the temperature it was
+    drawn at, as its expectation; equal draws may be merged, and a slot that is not used has
+    weight 0. Random sampling knowledge distillation: Anshumann et al. 2025, arXiv:2503.16870.
     """
 
     token_ids: Tensor  # [..., K] int64
     weights: Tensor  # [..., K] float32, not negative
+    distillation_temperature: float = 1.0
 
     @property
     def positions(self) -> torch.Size:
@@ -91,11 +92,11 @@ class SampledSignal:
 
     def select(self, index: Tensor) -> SampledSignal:
         """Beliefs at the positions of a boolean mask or of row numbers."""
-        return SampledSignal(self.token_ids[index], self.weights[index])
+        return replace(self, token_ids=self.token_ids[index], weights=self.weights[index])
 
     def to(self, device: torch.device | str) -> SampledSignal:
         """The same on another device."""
-        return SampledSignal(self.token_ids.to(device), self.weights.to(device))
+        return replace(self, token_ids=self.token_ids.to(device), weights=self.weights.to(device))
 
 
 @dataclass(frozen=True, slots=True)

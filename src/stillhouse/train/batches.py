@@ -28,6 +28,7 @@ from stillhouse.models.divergence import IGNORE_INDEX
 from stillhouse.models.signals import from_class_probabilities
 
 GROUPED_BATCHES: Final = 50  # batches that are sorted by length together
+SIGNAL_ROWS: Final = "signal_rows"  # of a batch: numbers of its examples in a signal cache
 Item = Mapping[str, Any]
 
 
@@ -130,8 +131,9 @@ class Collator:
     """Pads a list of items on the right to the longest of them.
 
     Gives `input_ids` [B, T], `attention_mask` [B, T], `labels` ([B] or [B, T]); where the items
-    hold the teacher's belief, `teacher_logits` [B, C] (log-probabilities, nats); and where they
-    hold `hidden` states, `inputs_embeds` [B, T, H].
+    hold the teacher's belief, `teacher_logits` [B, C] (log-probabilities, nats); where they hold
+    `hidden` states, `inputs_embeds` [B, T, H]; and where they hold a `signal_row`, `signal_rows`
+    [B] in their order, which is that of the targets.
     """
 
     pad_token_id: int
@@ -148,6 +150,8 @@ class Collator:
         if all("teacher_probabilities" in item for item in items):
             beliefs = [item["teacher_probabilities"] for item in items]
             batch["teacher_logits"] = from_class_probabilities(beliefs).logits
+        if "signal_row" in items[0]:
+            batch[SIGNAL_ROWS] = torch.tensor([item["signal_row"] for item in items])
         if "hidden" in items[0]:
             batch["inputs_embeds"] = pad_sequence([i["hidden"] for i in items], batch_first=True)
         return batch

@@ -23,7 +23,7 @@ from stillhouse.core.records import Example
 from stillhouse.models.divergence import cross_entropy, divergence
 from stillhouse.models.divergence_kind import FORWARD_KL, Divergence
 from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader, StepAt
-from stillhouse.train.teachers import LiveTeacher, StoredBeliefs, TeacherSource
+from stillhouse.train.teachers import LiveTeacher, StoredBeliefs, TeacherSource, TeacherView
 from stillhouse.train.terms import Response, Term, View, over_shared_ids
 
 
@@ -98,19 +98,22 @@ class TermsObjective:
         soft = hard.total
         if shared.signal is not None:
             soft = divergence(shared.signal, shared.student_logits).total
+            if view.information is not None:  # of a sample the above is a cross-entropy
+                soft = soft + view.information.sum()
         agreed = (shared.student_logits.argmax(-1) == view.targets).sum()
         return HeldOutSums(soft, hard.total, agreed, hard.items)
 
     def _view(self, model: Any, batch: Batch, student: Needs, teacher: Needs) -> View:
-        signal = insides = None
+        seen = TeacherView(None, None)
         if self.teacher is not None and teacher.anything:
-            signal, insides = self.teacher.view(batch, teacher)
+            seen = self.teacher.view(batch, teacher)
         return View(
             batch,
             self.reader.targets(batch),
             self.reader.read(model, batch, student),
-            signal,
-            insides,
+            seen.signal,
+            seen.outputs,
+            seen.information,
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
+from stillhouse.train.planning_signals import check_signals
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -17,6 +18,7 @@ def check_recipe(recipe: Recipe) -> None:
         RecipeError: names the key and the two ways out.
     """
     _check_on_policy(recipe)
+    check_signals(recipe)
     if recipe.train.alpha == 0:
         if recipe.train.hard_label_twin:
             raise RecipeError(
@@ -45,13 +47,14 @@ def check_recipe(recipe: Recipe) -> None:
                 "or train.alpha: 0",
             )
         return
-    if not recipe.teacher.trainable:
+    if not recipe.teacher.trainable and recipe.train.signals == "live":
         raise RecipeError(
             "train.alpha",
             f"soft targets for text need the teacher's logits, which {recipe.teacher.kind} "
             "does not give",
             value=recipe.train.alpha,
-            action="set train.alpha: 0 (fine-tuning on the teacher's answers)",
+            action="set train.alpha: 0 (fine-tuning on the teacher's answers), or, where it gives "
+            "logprobs, teacher.token_logprobs: 20 and train.signals: cache",
         )
     if recipe.student.vocabulary != "full":
         raise RecipeError(

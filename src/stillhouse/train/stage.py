@@ -26,7 +26,13 @@ TWIN: Final = "twin"
 
 
 def run_train(
-    recipe: Recipe, dataset_dir: Path, tuned: Path | None, work: Path, progress: Progress
+    recipe: Recipe,
+    dataset_dir: Path,
+    tuned: Path | None,
+    work: Path,
+    progress: Progress,
+    *,
+    signals: Path | None = None,
 ) -> Outcome:
     """Train the recipe's student.
 
@@ -37,6 +43,7 @@ def run_train(
         work: gets `student/`, `adapter/` (LoRA), `history.json`, `train.json`, and `twin/` with the
             same layout.
         progress: bars.
+        signals: what the capture stage wrote, where `train.signals` is cache.
 
     Raises:
         UserError: a student, label, belief or tokenizer that does not fit.
@@ -47,7 +54,7 @@ def run_train(
     data = Data(_examples(dataset_dir / "train.jsonl"), _examples(dataset_dir / "held_out.jsonl"))
     if recipe.student.head == "label":
         check_beliefs([*data.train, *data.held_out], recipe.train.alpha)
-    job = Job(recipe, data, tuned, recipe.train.alpha, "train student")
+    job = Job(recipe, data, tuned, recipe.train.alpha, "train student", signals)
     result = distil(job, work, progress)
     twin: dict[str, Any] | None = None
     if recipe.train.hard_label_twin:

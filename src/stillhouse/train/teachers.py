@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from stillhouse.models.signals import DenseSignal, HiddenSignal, TeacherSignal
 from stillhouse.train.outputs import Batch, Needs, Outputs, Reader
@@ -24,6 +25,8 @@ class TeacherView(NamedTuple):
 
     signal: TeacherSignal | None  # positions [N]
     outputs: Outputs | None  # insides, where terms asked for them and the teacher is here
+    # [N] nats, with a sampled signal: cross-entropy + information estimates the divergence
+    information: Tensor | None = None
 
 
 class TeacherSource(Protocol):

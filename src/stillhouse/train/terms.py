@@ -10,14 +10,14 @@ Legend: N targets, V vocabulary or classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from stillhouse.models.divergence import soft_target_loss
 from stillhouse.models.divergence_kind import FORWARD_KL, Divergence
-from stillhouse.models.signals import DenseSignal, TeacherSignal
+from stillhouse.models.signals import DenseSignal, HiddenSignal, TeacherSignal
 from stillhouse.train.outputs import Batch, Needs, Outputs
 
 Unit = Literal["targets", "tokens", "samples"]
@@ -31,6 +31,7 @@ class View(NamedTuple):
     student: Outputs
     signal: TeacherSignal | None  # positions [N]
     teacher: Outputs | None
+    information: Tensor | None = None  # [N], see `TeacherView`
 
 
 class TermValue(NamedTuple):
@@ -123,6 +124,14 @@ class Shared(NamedTuple):
 
 def over_shared_ids(student_logits: Tensor, signal: TeacherSignal | None) -> Shared:
     """Cut the wider of the two heads to the ids that both have."""
+    if isinstance(signal, HiddenSignal):
+        head, width = signal.head, student_logits.shape[-1]
+        rows = head.weight.shape[0]
+        if rows > width:
+            bias = None if head.bias is None else head.bias[:width]
+            narrow = replace(head, weight=head.weight[:width], bias=bias)
+            return Shared(student_logits, replace(signal, head=narrow))
+        return Shared(student_logits[..., :rows], signal)
     if not isinstance(signal, DenseSignal):
         return Shared(student_logits, signal)
     if signal.logits.shape[-1] == student_logits.shape[-1]:

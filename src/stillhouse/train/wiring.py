@@ -14,14 +14,19 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_on_policy import OnPolicySection
 from stillhouse.models.chat import end_ids
 from stillhouse.models.loading import load_causal_lm
+from stillhouse.train.cached_teacher import CachedSignals, CachedTeacher
 from stillhouse.train.objectives import (
     Objective,
+    TermsObjective,
+    Weighted,
     check_one_tokenizer,
     label_objective,
     text_objective,
 )
 from stillhouse.train.on_policy import OnPolicy, Writing
+from stillhouse.train.outputs import CausalReader, LabelReader
 from stillhouse.train.students import Student
+from stillhouse.train.terms import Response
 
 
 class Reading(NamedTuple):
@@ -32,6 +37,7 @@ class Reading(NamedTuple):
     teacher: str
     device: torch.device
     bf16: bool
+    signals: CachedSignals | None = None  # in the teacher's place
 
 
 def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objective:
@@ -41,6 +47,8 @@ def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objec
         UserError: student and teacher do not share what the objective compares.
     """
     temperature = recipe.train.distillation_temperature
+    if reading.signals is not None:
+        return _from_cache(student, reading, temperature)
     if student.head == "label":
         return label_objective(reading.alpha, temperature)
     if reading.alpha == 0:
@@ -55,6 +63,14 @@ def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objec
     if recipe.train.on_policy is None:
         return given
     return _on_policy(recipe.train.on_policy, recipe, student, teacher.model, given)
+
+
+def _from_cache(student: Student, reading: Reading, temperature: float) -> Objective:
+    """The same terms, their teacher a cache: no teacher is loaded."""
+    assert reading.signals is not None
+    reader = LabelReader() if student.head == "label" else CausalReader()
+    terms = (Weighted(Response(reading.alpha, temperature)),)
+    return TermsObjective(reader, terms, CachedTeacher(reading.signals))
 
 
 def _on_policy(
