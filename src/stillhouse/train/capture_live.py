@@ -62,7 +62,7 @@ class LiveBeliefs:
         found: dict[int, Arrays] = {}
         for members in self._batches(numbers):
             counts = [self.named[number].rows for number in members]
-            encoded = self._encoded(members)
+            encoded = self.encoded(members)
             found.update(zip(members, split(encoded, counts), strict=True))
             ticker.advance(sum(counts))
         return [found[number] for number in numbers]
@@ -73,7 +73,8 @@ class LiveBeliefs:
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size]
 
-    def _encoded(self, members: Sequence[int]) -> dict[str, Tensor]:
+    def encoded(self, members: Sequence[int]) -> dict[str, Tensor]:
+        """Stored arrays of a batch of examples, one after the other."""
         layout, parts = self.layout, []
         drawn = self._numbers(members) if layout.format == "sampled" else None
         at = 0
