@@ -52,7 +52,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model": f"hf:{folder / 'lm'}",
             "terms": {"waived_by": "the tests", "reason": "its weights are random"},
         },
-        "dataset": {"near_duplicate": 1.0, "min_per_class": 1},
+        "dataset": {"near_duplicate": 1.0},
         "student": {"head": "text", "from": f"hf:{folder / 'lm'}", "max_tokens": 64},
         "capture": {"format": "sampled"},
         "train": {"epochs": 1, "batch_size": 16, "evals": 1, "signals": "cache"},

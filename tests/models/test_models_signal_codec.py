@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stillhouse.core.errors import RunFolderError
 from stillhouse.models.divergence import divergence, forward_kl
-from stillhouse.models.draws import Draws, Spread, draw, uniforms
+from stillhouse.models.drawing import Draws, Spread, draw, uniforms
 from stillhouse.models.head import Head
 from stillhouse.models.signal_cache import SignalCache
 from stillhouse.models.signal_codec import (

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stillhouse.models.drawing import sampled_cross_entropy
 from stillhouse.models.signals import (
     DenseSignal,
     HiddenSignal,
@@ -111,30 +112,6 @@ def forward_kl_sparse(
     return Summed(total, _count(student_logits))
 
 
-def sampled_cross_entropy(
-    signal: SampledSignal,
-    student_logits: Tensor,  # [..., V]
-    distillation_temperature: float = 1.0,
-    mask: Tensor | None = None,  # [...] bool
-) -> Summed:
-    """Sum of -sum_k weights_k log q_T(token_k), in nats: its mean over draws is the cross-entropy
-    to the whole soft targets, and its gradient's mean is theirs. No factor T^2.
-
-    Raises:
-        ValueError: T is not the temperature the targets were drawn at.
-    """
-    if signal.distillation_temperature != distillation_temperature:
-        raise ValueError(
-            f"targets drawn at T = {signal.distillation_temperature:g} cannot stand for "
-            f"T = {distillation_temperature:g}"
-        )
-    if mask is not None:
-        signal, student_logits = signal.select(mask), student_logits[mask]
-    log_q = _tempered(student_logits, distillation_temperature)
-    total = -(signal.weights * log_q.gather(-1, signal.token_ids)).sum()
-    return Summed(total, _count(student_logits))
-
-
 def divergence(
     signal: TeacherSignal,
     student_logits: Tensor,  # [..., V]
@@ -154,7 +131,10 @@ def divergence(
         case HiddenSignal():
             return forward_kl(signal.dense().logits, student_logits, distillation_temperature, mask)
         case SampledSignal():
-            return sampled_cross_entropy(signal, student_logits, distillation_temperature, mask)
+            if mask is not None:
+                signal, student_logits = signal.select(mask), student_logits[mask]
+            rows = sampled_cross_entropy(signal, student_logits, distillation_temperature)
+            return Summed(rows.sum(), _count(student_logits))
 
 
 def cross_entropy(

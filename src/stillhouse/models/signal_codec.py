@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from stillhouse.models.draws import Draws, draw
+from stillhouse.models.drawing import Draws, draw
 from stillhouse.models.head import Head
 from stillhouse.models.signal_layout import Layout
 from stillhouse.models.signals import (
@@ -114,7 +114,10 @@ def decode(layout: Layout, arrays: Arrays, head: Head | None = None) -> Stored:
         case "top_k":
             return Stored(
                 SparseSignal(
-                    _from_bytes(arrays["ids"]), arrays["log_probs"].float(), arrays["tail"].float()
+                    _from_bytes(arrays["ids"]),
+                    arrays["log_probs"].float(),
+                    arrays["tail"].float(),
+                    layout.width,
                 ),
                 None,
             )
@@ -159,7 +162,7 @@ def _sampled(layout: Layout, arrays: Arrays) -> SampledSignal:
     token_ids = torch.zeros(used.shape, dtype=torch.int64)
     spread = torch.zeros(used.shape)
     token_ids[used], spread[used] = ids, weights
-    return SampledSignal(token_ids, spread, layout.distillation_temperature)
+    return SampledSignal(token_ids, spread, layout.distillation_temperature, layout.width)
 
 
 def _to_bytes(numbers: Tensor, width: int) -> Tensor:

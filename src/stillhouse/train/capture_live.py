@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.core.progress import Ticker
-from stillhouse.models.draws import uniforms
+from stillhouse.models.drawing import uniforms
 from stillhouse.models.signal_codec import Arrays, encode_belief, encode_hidden, joined, split
 from stillhouse.models.signal_layout import Layout
 from stillhouse.models.signal_writer import Named, digest

@@ -22,9 +22,11 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.records import Example
 from stillhouse.models.divergence import cross_entropy, divergence
 from stillhouse.models.divergence_kind import FORWARD_KL, Divergence
+from stillhouse.models.drawing import sampled_cross_entropy
+from stillhouse.models.signals import SampledSignal
 from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader, StepAt
 from stillhouse.train.teachers import LiveTeacher, StoredBeliefs, TeacherSource, TeacherView
-from stillhouse.train.terms import Response, Term, View, over_shared_ids
+from stillhouse.train.terms import Response, Shared, Term, View, over_shared_ids
 
 
 class HeldOutSums(NamedTuple):
@@ -97,9 +99,7 @@ class TermsObjective:
         hard = cross_entropy(shared.student_logits, view.targets)
         soft = hard.total
         if shared.signal is not None:
-            soft = divergence(shared.signal, shared.student_logits).total
-            if view.information is not None:  # of a sample the above is a cross-entropy
-                soft = soft + view.information.sum()
+            soft = _held_out_divergence(shared, view.information)
         agreed = (shared.student_logits.argmax(-1) == view.targets).sum()
         return HeldOutSums(soft, hard.total, agreed, hard.items)
 
@@ -115,6 +115,15 @@ class TermsObjective:
             seen.outputs,
             seen.information,
         )
+
+
+def _held_out_divergence(shared: Shared, information: Tensor | None) -> Tensor:
+    """Sum of KL(teacher || student) at T = 1; of draws, its unbiased estimate."""
+    signal = shared.signal
+    assert signal is not None
+    if isinstance(signal, SampledSignal) and information is not None:
+        return (sampled_cross_entropy(signal, shared.student_logits) + information).sum()
+    return divergence(signal, shared.student_logits).total
 
 
 def label_objective(

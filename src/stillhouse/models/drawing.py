@@ -2,7 +2,7 @@
 
 Random sampling knowledge distillation, Anshumann et al. 2025, arXiv:2503.16870. Draws are by the
 inverse distribution function of given uniform numbers, so a row depends on those and on its own
-belief alone: not on the batch, the rank or the number of ranks. Knows no file and no loss.
+belief alone: not on the batch, the rank or the number of ranks. Knows no file.
 
 Legend: N positions, V vocabulary, S draws, E entries: distinct tokens of each row, rows in order.
 """
@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from stillhouse.models.signals import SampledSignal
 
 Spread = Literal["systematic", "independent"]
 
@@ -75,3 +77,28 @@ def draw(
     weights = counts / samples * log_w.exp()
     information = torch.zeros_like(mass[:, 0]).index_add_(0, row, weights * log_p[row, token_ids])
     return Draws(first.sum(-1), token_ids, counts, weights.float(), information.float())
+
+
+def sampled_cross_entropy(
+    signal: SampledSignal,  # positions [...]
+    student_logits: Tensor,  # [..., V]
+    distillation_temperature: float = 1.0,
+) -> Tensor:
+    """-sum_k weights_k log q_T(token_k) at each position [...], in nats: its mean over draws is the
+    cross-entropy to the whole soft targets, and its gradient's mean is theirs. No factor T^2.
+
+    With a row's `information` added (at T = 1) it is sum_k weights_k log(p_k / q_k): an unbiased
+    estimate of KL(p || q) whose noise shrinks with the divergence itself.
+
+    Raises:
+        ValueError: T is not the temperature the targets were drawn at.
+    """
+    if signal.distillation_temperature != distillation_temperature:
+        raise ValueError(
+            f"targets drawn at T = {signal.distillation_temperature:g} cannot stand for "
+            f"T = {distillation_temperature:g}"
+        )
+    scaled = student_logits if student_logits.dtype == torch.float64 else student_logits.float()
+    scaled = scaled / distillation_temperature
+    log_q = scaled.gather(-1, signal.token_ids) - scaled.logsumexp(-1, keepdim=True)
+    return -(signal.weights * torch.where(signal.weights > 0, log_q, 0.0)).sum(-1)
