@@ -28,7 +28,12 @@ class CaptureSection(Section):
         description="teacher: a local teacher reads the accepted answers; logprobs: what "
         "teacher.token_logprobs stored while asking. auto: teacher where its weights are here.",
     )
-    samples: int = Field(default=12, ge=1, le=255, description="sampled: draws a token.")
+    samples: int = Field(
+        default=16,
+        ge=1,
+        le=255,
+        description="sampled: draws a token, equal ones stored once.",
+    )
     held_out_samples: int = Field(
         default=64, ge=1, le=255, description="sampled: draws a token of the held-out set."
     )
