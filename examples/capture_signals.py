@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from stillhouse.models.divergence import divergence, forward_kl
-from stillhouse.models.drawing import uniforms
+from stillhouse.models.divergence import forward_kl
+from stillhouse.models.drawing import sampled_cross_entropy, uniforms
 from stillhouse.models.signal_cache import SignalCache
 from stillhouse.models.signal_codec import encode_belief
 from stillhouse.models.signal_layout import CacheKey, Layout
@@ -33,8 +33,8 @@ with tempfile.TemporaryDirectory() as folder:
     stored = cache.read([2, 0])  # the third answer's rows, then the first's
 
 student = torch.zeros(100, 1000, requires_grad=True)
-cross_entropy = divergence(stored.signal, student)
-cross_entropy.total.backward()
-kl = float(cross_entropy.total + stored.information.sum()) / 100
-exact = float(forward_kl(torch.cat([teacher[2], teacher[0]]), student).total) / 100
+cross_entropy = sampled_cross_entropy(stored.signal, student)  # a row each, nats
+cross_entropy.sum().backward()
+kl = (cross_entropy.detach() + stored.information).mean()
+exact = forward_kl(torch.cat([teacher[2], teacher[0]]), student.detach()).total / 100
 print(f"KL to a uniform student: {kl:.3f} nats a token from 16 draws, {exact:.3f} from all logits")

@@ -27,6 +27,7 @@ from stillhouse.models.signals import SampledSignal, SparseSignal
 from stillhouse.train.batches import SIGNAL_ROWS, Collator, Encoded, encode_chats
 from stillhouse.train.cached_teacher import CachedSignals, CachedTeacher, with_head
 from stillhouse.train.capture import run_capture
+from stillhouse.train.history import Report
 from stillhouse.train.objectives import TermsObjective, Weighted, text_objective
 from stillhouse.train.outputs import CausalReader, Counts, Needs
 from stillhouse.train.signal_binding import Learnt, bind_signals
@@ -512,3 +513,23 @@ def test_the_reference_divergence_is_the_dense_one(capture: Captured, dataset_fo
         p = CausalReader().read(opened.teacher, batch, Needs(logits=True)).logits
         q = CausalReader().read(opened.student.model, batch, Needs(logits=True)).logits
     torch.testing.assert_close(got, forward_kl(p, q).total, rtol=1e-5, atol=1e-5)
+
+
+def test_training_from_a_cache_goes_on_where_it_stopped(
+    capture: Captured, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, cache = capture(format="sampled")
+    run_train(recipe, dataset_folder, None, tmp_path / "whole", Silent(), signals=cache)
+
+    def stop(self: Report, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if state.global_step == 6:  # of 8; a checkpoint is at 4
+            raise KeyboardInterrupt
+        return control
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Report, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_train(recipe, dataset_folder, None, tmp_path / "stopped", Silent(), signals=cache)
+    assert (tmp_path / "stopped" / "checkpoints" / "checkpoint-4").exists()
+    run_train(recipe, dataset_folder, None, tmp_path / "stopped", Silent(), signals=cache)
+    assert hash_folder(tmp_path / "stopped") == hash_folder(tmp_path / "whole")
