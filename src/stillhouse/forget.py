@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from stillhouse.core.errors import DataError, StillhouseError, UserError
 from stillhouse.core.forgetting import (
+    ROWS,
     artifacts,
     clean_file,
     mend_manifest,
@@ -133,10 +134,13 @@ def _forget_in(user: str, run: RunFolder, dry_run: bool) -> RunForgotten:
             for one in held
         )
         removed = _clean(run, recipe, traces, dry_run=True)
-        found = bool(removed or held)
+        # Tables of numbers go with the user's records, but do not tell whose they are.
+        found = bool(held) or any(Path(name).suffix not in ROWS for name in removed)
         begun = bool(earlier) and earlier[-1].state == "begun"
         half_done: list[str] = []
-        if found or begun:
+        if not found and not begun:
+            removed = {}
+        else:
             half_done = throw_away_half_done(run.root, dry_run=dry_run)
         stale = tuple(sorted({path.split("/")[0] for path in removed if "/" in path} - {"store"}))
         if (found or begun) and not dry_run:

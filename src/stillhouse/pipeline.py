@@ -36,12 +36,13 @@ from stillhouse.teacher.retirement import warn_of_retirement
 from stillhouse.train.planning import check_recipe
 
 RECIPE_FILE: Final = "recipe.json"
-READS_WEIGHTS: Final = ("tune", "check", "expand", "ask", "train")
+READS_WEIGHTS: Final = ("tune", "check", "expand", "ask", "capture", "train")
 # What in a recipe brings a stage that not every recipe has.
 NEEDED: Final = {
     "tune": "teacher.tune and traffic.labelled",
     "expand": "traffic.expand",
     "judge": "dataset.judge",
+    "capture": "capture or train.signals: cache",
 }
 
 
@@ -166,7 +167,10 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     ]
     for field, source in (*sources, ("student", recipe.student.source)):
         if stage.name in READS_WEIGHTS and source.startswith(("hf:", "gguf:", "replay:")):
-            inputs.update(_local_weights(field, source.partition(":")[2]))
+            found = dict(_local_weights(field, source.partition(":")[2]))
+            if stage.name == "capture" and field == "student":  # how it cuts text, no weights
+                found = {name: h for name, h in found.items() if not _of_a_model(name)}
+            inputs.update(found)
     for field, part in (("traffic", recipe.traffic.select), ("expand", recipe.traffic.expand)):
         if stage.name == field and part is not None and part.embedder.startswith("hf:"):
             inputs.update(_local_weights("embedder", part.embedder.removeprefix("hf:")))
@@ -208,6 +212,12 @@ def _local_weights(field: str, source: str) -> Iterator[tuple[str, str]]:
         for name, digest in hash_folder(path).items():
             if not name.startswith(".") and name != CARD:
                 yield f"{field} {name}", digest
+
+
+def _of_a_model(name: str) -> bool:
+    return name.endswith((".safetensors", ".gguf", "config.json", ".index.json")) and not (
+        name.endswith("tokenizer_config.json")
+    )
 
 
 def read_run_recipe(root: Path) -> Recipe:

@@ -20,7 +20,7 @@ from stillhouse.core.runfolder import MANIFEST, RunFolder, hash_file
 from stillhouse.core.traces import Traces, line_of
 
 # Tables of numbers by query: rows cannot be told apart without what made them.
-ROWS: Final = frozenset({".npy", ".npz", ".parquet", ".arrow"})
+ROWS: Final = frozenset({".npy", ".npz", ".parquet", ".arrow", ".safetensors"})
 LINES: Final = frozenset({".csv", ".tsv", ".txt", ".log"})
 # A folder that holds one of these holds a model: its vocabulary is no record of anybody.
 OF_A_MODEL: Final = (

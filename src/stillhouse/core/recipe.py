@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from stillhouse.core.recipe_compare import CompareSection
 from stillhouse.core.recipe_data import DatasetSection, TrafficSection
 from stillhouse.core.recipe_section import Section
+from stillhouse.core.recipe_signals import CaptureSection
 from stillhouse.core.recipe_teacher import PricesSection, TeacherSection, ensemble_problem
 from stillhouse.core.recipe_train import StudentSection, TrainSection
 from stillhouse.core.tasks import Task
@@ -42,6 +43,10 @@ class Recipe(Section):
     teacher: TeacherSection
     dataset: DatasetSection = Field(default_factory=DatasetSection)
     student: StudentSection
+    capture: CaptureSection | None = Field(
+        default=None,
+        description="Write the teacher's beliefs once, for train.signals: cache; null: defaults.",
+    )
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     prices: PricesSection = Field(default_factory=PricesSection)

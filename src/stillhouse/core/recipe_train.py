@@ -107,6 +107,10 @@ class TrainSection(Section):
         default="auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    signals: Literal["live", "cache"] = Field(
+        default="live",
+        description="live: the teacher reads along; cache: what the capture stage wrote.",
+    )
     on_policy: OnPolicySection | None = Field(
         default=None, description="Text students: also train on completions sampled on the way."
     )

@@ -31,6 +31,7 @@ from stillhouse.train.batches import (
     encode_labels,
     padding_share,
 )
+from stillhouse.train.cached_teacher import with_head
 from stillhouse.train.checkpoints import weight_errors
 from stillhouse.train.fit import Fitted, fit
 from stillhouse.train.history import EarlyStop, Report, curve, write_rows
@@ -45,6 +46,7 @@ from stillhouse.train.schedule import (
     training_arguments,
     uses_bf16,
 )
+from stillhouse.train.signal_binding import Learnt, bind_signals
 from stillhouse.train.students import (
     CUT_BASE,
     Student,
@@ -75,13 +77,15 @@ class Data(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Job:
     """One student to train. `alpha` overrides the recipe's; `tuned` is the tuned teacher's folder,
-    if it was tuned; `title` is shown beside the bar."""
+    if it was tuned; `title` is shown beside the bar; `signals` is the capture stage's folder, where
+    soft targets come from there."""
 
     recipe: Recipe
     data: Data
     tuned: Path | None
     alpha: float
     title: str
+    signals: Path | None = None
 
     @property
     def teacher(self) -> str:
@@ -107,13 +111,19 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     student = _build(job)
     use_cache = student.model.config.to_dict().get("use_cache")
     train, held_out = (_encode(job, student, part) for part in job.data)
+    reading = Reading(job.alpha, job.teacher, device, bf16)
+    if job.signals is not None:
+        sets = (Learnt(job.data.train, train), Learnt(job.data.held_out, held_out))
+        bound = bind_signals(job.recipe, student, job.teacher, job.signals, sets)
+        train, held_out = bound.train, bound.held_out
+        reading = reading._replace(signals=with_head(bound.signals, job.teacher, device))
     if train.cut:
         progress.say(
             f"{job.title}: {train.cut:,} of {len(train.rows):,} inputs are longer than "
             f"{student.plan.max_tokens:,} tokens and were cut"
         )
     best_by = DIVERGENCE if job.alpha > 0 else CROSS_ENTROPY
-    objective = build_objective(job.recipe, student, Reading(job.alpha, job.teacher, device, bf16))
+    objective = build_objective(job.recipe, student, reading)
     schedule = plan_schedule(
         len(train.rows),
         section.batch_size,
@@ -189,6 +199,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
             "held_out_cut": held_out.cut,
         },
         "alpha": job.alpha,
+        "signals": "live" if reading.signals is None else "cache",
         "distillation_temperature": section.distillation_temperature,
         "divergence": section.divergence,
         "divergence_beta": section.divergence_beta,

@@ -20,6 +20,7 @@ from stillhouse.core.records import Example
 from stillhouse.models.loading import Loaded, load_causal_lm, locate
 from stillhouse.models.quiet import quiet_transformers
 from stillhouse.train.batches import DOMAIN, Rows
+from stillhouse.train.cached_teacher import CachedSignals
 from stillhouse.train.ensemble import EnsembleSource, Member
 from stillhouse.train.objectives import check_one_tokenizer
 from stillhouse.train.other_tokenizer import with_other_tokens
@@ -37,6 +38,7 @@ class Reading(NamedTuple):
     teacher: str
     device: torch.device
     bf16: bool
+    signals: CachedSignals | None = None  # in the teacher's place
 
 
 def open_reader(member: ReaderSection, reading: Reading) -> Loaded:

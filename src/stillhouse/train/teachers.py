@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from stillhouse.models.signals import DenseSignal, HiddenSignal, TeacherSignal
@@ -25,6 +26,8 @@ class TeacherView(NamedTuple):
 
     signal: TeacherSignal | None  # positions [N]
     outputs: Outputs | None  # insides, where terms asked for them and the teacher is here
+    # [N] nats, with a sampled signal: cross-entropy + information estimates the divergence
+    information: Tensor | None = None
 
 
 class TeacherSource(Protocol):

@@ -39,6 +39,7 @@ class View(NamedTuple):
     student: Outputs
     signal: TeacherSignal | None  # positions [N]
     teacher: Outputs | None
+    information: Tensor | None = None  # [N], see `TeacherView`
 
     @property
     def targets_are_classes(self) -> bool:
