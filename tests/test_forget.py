@@ -23,6 +23,7 @@ from stillhouse.core.runfolder import RunFolder
 from stillhouse.forget import forget_user, told
 from stillhouse.pipeline import report_of, run_stages
 from stillhouse.teacher.store import AnswerStore
+from stillhouse.traffic.redact import pseudonym as redacted_name
 
 MARK = "zqx7"  # in the forgotten user's name, ids and texts, and nowhere else
 LONG = " ".join(f"word{n}" for n in range(40))
@@ -304,3 +305,31 @@ def test_a_run_at_work_is_left_alone(run: tuple[Recipe, Path]) -> None:
     with RunFolder(root).locked(), pytest.raises(RunFolderError, match="another run"):
         forget_user(f"{MARK} user", [root], dry_run=False)
     assert files_with(root, MARK)
+
+
+@pytest.mark.parametrize("by_pseudonym", [False, True])
+@pytest.mark.parametrize("redact", [[], ["email"]])
+def test_a_user_whom_redaction_renamed(
+    tmp_path: Path, redact: list[str], by_pseudonym: bool
+) -> None:
+    """Mined traffic, and traffic under traffic.redact, know a user by a pseudonym alone."""
+    user = f"{MARK}@example.org"
+    hidden = redacted_name(user)
+    for name, rows in rows_of(user if redact else hidden, IDS).items():
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    sets = {name: f"{tmp_path}/{name}.jsonl" for name in ("labelled", "golden")}
+    recipe = recipe_of(tmp_path, traffic={**sets, "redact": redact})
+    root = tmp_path / "run"
+    with doubles():
+        run_stages(recipe, root, Silent(), last="dataset")
+    assert files_with(root / "traffic", hidden)
+    (result,) = forget_user(hidden if by_pseudonym else user, [root], dry_run=False)
+    assert result.removed["store/answers.jsonl"] >= 2
+    assert len(result.used_by) == 1
+    if not by_pseudonym:
+        assert result.still_in, "under either name"
+        assert forget_user(user, [root], dry_run=False)[0].before
+    assert files_with(root, MARK) == files_with(root, hidden) == []
+    with doubles():
+        run_stages(recipe, root, Silent(), last="dataset")
+    assert files_with(root, MARK) == files_with(root, hidden) == [], "passed over from now on"

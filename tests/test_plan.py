@@ -200,6 +200,29 @@ def test_a_budget_too_small_says_for_how_many(tmp_path: Path) -> None:
     assert "batches" in tight.cheapest
 
 
+def test_a_budget_is_held_against_the_price_that_is_asked_at(tmp_path: Path) -> None:
+    with at_work(tmp_path) as (_, recipe):
+        plan = make_plan(recipe, tmp_path / "run", 30, Silent()).plan
+    assert plan.usd_list is not None
+    assert plan.usd_list.estimate is not None
+    assert plan.sample is not None
+    waiting = QUERIES - 30
+    budget = plan.sample.usd + 0.3 * plan.usd_list.estimate
+    bought = []
+    for batch in (None, {"pilot": 1}, {"pilot": waiting // 2}, {"pilot": 10 * waiting}):
+        raw = recipe.model_dump(mode="json", by_alias=True)
+        raw["teacher"] |= {"batch": batch, "budget_usd": budget}
+        planned = make_plan(Recipe.model_validate(raw), tmp_path / "run", None, Silent()).plan
+        assert planned.budget is not None
+        assert planned.budget.queries is not None
+        bought.append((planned.budget.queries.estimate or 0) / waiting)
+        if batch is not None:
+            assert planned.seconds is None
+            assert "within 24 hours" in planned.seconds_limited_by
+    # Half live, half at half price is three quarters.
+    assert bought == pytest.approx([0.3, 0.6, 0.4, 0.3], rel=0.02)
+
+
 def test_a_price_not_known_is_asked_for_and_nothing_is_paid(tmp_path: Path) -> None:
     with at_work(tmp_path, model="openai:nobody-knows") as (server, recipe):
         planned = make_plan(recipe, tmp_path / "run", 20, Silent())

@@ -44,6 +44,7 @@ from stillhouse.evaluate.report import Report
 from stillhouse.pipeline import RECIPE_FILE, read_run_recipe
 from stillhouse.teacher.forget import remove_answers
 from stillhouse.teacher.replay import STORE_FILE
+from stillhouse.traffic.redact import pseudonym as redacted_name
 
 PAGE: Final = "report.html"
 TRAFFIC: Final = "traffic"
@@ -103,16 +104,26 @@ def forget_user(user: str, folders: Sequence[Path], *, dry_run: bool) -> list[Ru
     if not user.strip():
         raise UserError("--user", "is empty", action="give the user as the traffic names it")
     runs = runs_in(folders)
-    results = [_forget_in(user, run, dry_run) for run in runs]
+    results = [result for run in runs for result in _by_each_name(user, run, dry_run)]
     if not any(result.found or result.before for result in results):
         held = sum(sum(result.still_in.values()) for result in results)
         more = f"; your own files hold {held} of their lines" if held else ""
         raise UserError(
             "--user",
             f"no record of this user in {len(runs)} run folder{'s' if len(runs) > 1 else ''}{more}",
-            action="write it exactly as the traffic's 'user' does",
+            action="write it exactly as the traffic's 'user' (or the mined log) does",
         )
     return results
+
+
+def _by_each_name(user: str, run: RunFolder, dry_run: bool) -> list[RunForgotten]:
+    """Forget the name, and what redaction made of it: mined traffic knows users by that alone."""
+    plain, other = (_forget_in(name, run, dry_run) for name in (user, redacted_name(user)))
+    if not (other.found or other.before):
+        return [plain]
+    if plain.found or plain.before:
+        return [plain, other]
+    return [other.model_copy(update={"still_in": plain.still_in | other.still_in})]
 
 
 def _forget_in(user: str, run: RunFolder, dry_run: bool) -> RunForgotten:

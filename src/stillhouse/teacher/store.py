@@ -337,7 +337,8 @@ class AnswerStore:
             except (ValueError, KeyError, TypeError):
                 raise DataError(
                     f"{self.path} line {number}",
-                    "is damaged: it does not match its checksum",
+                    "is damaged: it does not match its checksum"
+                    + (", or the file is no answer store" if number == 1 else ""),
                     action="delete this line; its answer will be asked for again"
                     if self.frozen is None
                     else "a frozen store must not change: take another copy of it",
