@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from doubles import doubles, recipe_of, write_rows
 from stillhouse import forget
-from stillhouse.core.errors import RunFolderError, UserError
+from stillhouse.core.errors import DataError, RunFolderError, UserError
 from stillhouse.core.forgotten import ForgottenUsers
 from stillhouse.core.jsonl import read_json, write_json
 from stillhouse.core.lineage import read_lineage
@@ -22,6 +22,7 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.forget import forget_user, told
 from stillhouse.pipeline import report_of, run_stages
+from stillhouse.teacher import archive
 from stillhouse.teacher.store import AnswerStore
 from stillhouse.traffic.redact import pseudonym as redacted_name
 
@@ -333,3 +334,24 @@ def test_a_user_whom_redaction_renamed(
     with doubles():
         run_stages(recipe, root, Silent(), last="dataset")
     assert files_with(root, MARK) == files_with(root, hidden) == [], "passed over from now on"
+
+
+def test_a_frozen_store_stays_one(run: tuple[Recipe, Path], tmp_path: Path) -> None:
+    _, root = run
+    path = root / "store" / "answers.jsonl"
+    archive.freeze(root)
+    with AnswerStore(path) as store:
+        before = store.frozen
+    forget_user(f"{MARK} user", [root], dry_run=False)
+    assert files_with(root, MARK) == []
+    with AnswerStore(path) as store:
+        assert before is not None
+        assert store.frozen is not None
+        assert (store.frozen.at, store.frozen.answers) == (before.at, len(store))
+        assert len(store) < before.answers
+    archive.export(root, tmp_path / "export.jsonl", None)
+    _, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(rest))
+    with pytest.raises(DataError, match=rf"line {len(rest)}: is damaged"):
+        forget_user("other1", [root], dry_run=False)
+    assert path.read_bytes() == b"".join(rest), "what was changed before is not made good"
