@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Query
 from stillhouse.core.runfolder import Outcome, hash_folder
 from stillhouse.core.statistics import wilson
-from stillhouse.core.tasks import GenerationTask
+from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.teacher import judge_stage
 from stillhouse.teacher.judge_gold import gold_pairs, read_gold
 from stillhouse.teacher.judge_stage import run_judge
@@ -89,7 +90,9 @@ class House:
             self.root / "store",
             work,
             self.lines,
-            lambda query, completion: "invalid" not in completion.text,
+            lambda query, completion: (
+                None if "invalid" in completion.text else completion.text.strip().rstrip(".")
+            ),
         )
 
     @property
@@ -258,6 +261,46 @@ def test_equal_answers_tie_and_are_noise_too(house: House, doubled: list[Any]) -
     assert {j.score for j in house.judgements} == {0.5}
 
 
+def test_answers_that_differ_in_form_alone_are_one_and_paid_once(house: House) -> None:
+    house.answer = lambda i, sample: f"right {i}" + "." * sample
+    with serve(lambda body, number: reply(body)) as server:
+        house.run(recipe(base_url=server.url + "/v1"))
+        assert len(server.bodies) == 60 + 20, "nor is an answer compared with itself"
+        asked = [doubles.material(b["messages"][-1]["content"])[1] for b in server.bodies]
+    assert not any(text.endswith(".") for text in asked), "what is kept is judged"
+    assert house.report["judged"] == 40
+    assert house.report["noise_floor"] == wilson(0, 20).to_json()
+
+
+@pytest.mark.parametrize("leaning", ["3", "5"])
+def test_a_judge_that_says_4_and_means_it_says_good(house: House, leaning: str) -> None:
+    """With logprobs the score is a fraction: a hair under 4 is no verdict against the answer."""
+
+    def says(body: dict[str, Any], number: int) -> Any:
+        good = doubles.good(doubles.material(body["messages"][-1]["content"])[1])
+        text, other = ("4", leaning) if good else ("2", "3")
+        content = [
+            {
+                "token": text,
+                "logprob": math.log(0.95),
+                "top_logprobs": [
+                    {"token": text, "logprob": math.log(0.95)},
+                    {"token": other, "logprob": math.log(0.05)},
+                ],
+            }
+        ]
+        return openai_answer(text, logprobs=content)
+
+    with serve(says) as server:
+        house.run(recipe(base_url=server.url + "/v1", noise_pairs=0))
+    scores = {j.score for j in house.judgements if j.good}
+    assert len(scores) == 1
+    assert scores.pop() == pytest.approx(4.05 if leaning == "5" else 3.95, abs=0.001)
+    assert house.report["gold"]["sensitivity"]["estimate"] == 1
+    assert house.report["gold"]["specificity"]["estimate"] == 1
+    assert [t["min_score"] for t in house.report["gold"]["thresholds"]] == [1.5, 2.5, 3.5, 4.5]
+
+
 def test_the_judges_budget_is_its_own_and_named(house: House) -> None:
     with serve(lambda body, number: reply(body)) as server:
         made = recipe(base_url=server.url + "/v1", budget_usd=0.02, concurrency=1)
@@ -329,6 +372,19 @@ def test_bad_gold_lines_are_named(tmp_path: Path, rows: list[Any], said: str) ->
     with pytest.raises(DataError, match=said) as caught:
         read_gold(gold_file(tmp_path, *rows), TASK)
     assert "\n" not in str(caught.value)
+
+
+def test_gold_answers_have_the_form_in_which_answers_are_judged(tmp_path: Path) -> None:
+    fields = ExtractionTask(
+        kind="extraction",
+        json_schema={"type": "object", "properties": {"n": {"type": "integer"}}},
+    )
+    rows = [GOOD | {"answer": '```json\n{"n":1}\n```'}, BAD | {"answer": "no JSON "}]
+    found = read_gold(gold_file(tmp_path, *rows), fields)
+    assert [one.text for one in found] == ['{"n": 1}', "no JSON"]
+    labels = ClassificationTask(kind="classification", labels=("x", "y"))
+    found = read_gold(gold_file(tmp_path, GOOD | {"answer": " X."}, BAD), labels)
+    assert [one.text for one in found] == ["x", "y"]
 
 
 def test_pairs_need_both_answers_to_one_query(tmp_path: Path) -> None:
