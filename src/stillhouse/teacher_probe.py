@@ -20,7 +20,7 @@ from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_teacher import TeacherSection
-from stillhouse.core.records import Completion, LabelledQuery, Query, Rejection
+from stillhouse.core.records import LABELLED, Completion, LabelledQuery, Query, Rejection
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.dataset.stage import run_dataset
 from stillhouse.evaluate.candidates import Answers, answers_of, sampling_for
@@ -114,7 +114,7 @@ def probe_queries(
     recipe: Recipe, traffic: Sequence[Query], labelled: Sequence[LabelledQuery], count: int
 ) -> list[Query]:
     """A sample of the traffic without the labelled queries and what nearly equals one of them."""
-    own = [query for query in traffic if not query.id.startswith("labelled:")]
+    own = [query for query in traffic if not query.id.startswith(LABELLED)]
     texts = [bare(recipe.task.varying_text(query)) for query in own]
     known = [bare(recipe.task.varying_text(query)) for query in labelled]
     near = matches(texts, known, recipe.dataset.near_duplicate)

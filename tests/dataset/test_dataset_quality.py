@@ -214,7 +214,7 @@ def test_an_ensemble_gives_one_answer_to_choose_from(dataset: dict[str, Any]) ->
         "members": [{"model": f"openai:{name}"} for name in "abc"],
     }
     raw["dataset"] = raw["dataset"] | dataset
-    with pytest.raises(RecipeError, match="an ensemble gives one; use dataset.agreement"):
+    with pytest.raises(RecipeError, match=r"an ensemble gives one; use dataset\.agreement"):
         parse_recipe(raw)
 
 

@@ -16,7 +16,7 @@ from stillhouse.core.errors import BudgetError, DataError, UserError
 from stillhouse.core.jsonl import read_json, read_records, write_records
 from stillhouse.core.judgements import JUDGE, JUDGEMENTS, Judgement
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.records import Completion, Query
+from stillhouse.core.records import Completion, LabelledQuery, Query
 from stillhouse.core.runfolder import Outcome, hash_folder
 from stillhouse.core.statistics import wilson
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
@@ -52,6 +52,7 @@ class House:
         self.lines = Lines()
         self.gold = root / "gold.jsonl"
         self.write_gold(30)
+        self.ids = [f"q{i}" for i in range(20)]
         self.answer = lambda i, sample: f"{'right' if (i + sample) % 2 else 'wrong'} {i} {sample}"
 
     def write_gold(self, each: int) -> None:
@@ -67,7 +68,10 @@ class House:
         self.gold.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(self, made: Recipe) -> Outcome:
-        queries = [Query(id=f"q{i}", messages=TASK.messages_for(f"text {i}")) for i in range(20)]
+        queries = [
+            Query(id=name, messages=TASK.messages_for(f"text {i}"))
+            for i, name in enumerate(self.ids)
+        ]
         write_records(self.root / "traffic" / "queries.jsonl", queries)
         write_records(
             self.root / "ask" / "completions.jsonl",
@@ -153,6 +157,23 @@ def test_a_real_server_judges_and_is_paid_once(house: House) -> None:
     assert report["position_bias"]["followed"]["estimate"] == 0
     good = {(j.query_id, j.sample) for j in house.judgements if j.good}
     assert good == {(f"q{i}", s) for i in range(20) for s in (0, 1) if (i + s) % 2}
+
+
+def test_answers_that_a_true_one_replaces_are_not_paid_for(
+    house: House, doubled: list[Any]
+) -> None:
+    truth = [
+        LabelledQuery(id=f"q{i}", messages=TASK.messages_for(f"text {i}"), reference="right")
+        for i in range(5)
+    ]
+    house.ids = [truth[i].as_traffic().id if i < 5 else f"q{i}" for i in range(20)]
+    made = recipe()
+    house.run(made)
+    assert len(house.judgements) == 40, "a text student learns the teacher's words"
+    labels = ClassificationTask(kind="classification", labels=("right", "wrong"))
+    house.run(made.model_copy(update={"task": labels}))
+    assert len(house.judgements) == 30
+    assert house.report["rate"]["raw"]["n"] == 15
 
 
 def test_invalid_answers_are_not_paid_for(house: House, doubled: list[Any]) -> None:

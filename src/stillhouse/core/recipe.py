@@ -104,9 +104,7 @@ class Recipe(Section):
                 f"dataset.{key} chooses among several answers to a query, and an ensemble gives "
                 "one; use dataset.agreement, or leave it out"
             )
-        if dataset.best_of != "none" and (
-            teacher.samples < 2 or teacher.sampling_temperature == 0
-        ):
+        if dataset.best_of != "none" and (teacher.samples < 2 or teacher.sampling_temperature == 0):
             raise ValueError(
                 f"dataset.best_of: {dataset.best_of} chooses among differing answers to a query: "
                 "teacher.samples of 2 or more and teacher.sampling_temperature above 0"

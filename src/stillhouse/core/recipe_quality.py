@@ -117,7 +117,7 @@ class JudgeSection(Section):
         ge=1,
         le=5,
         description="pointwise: an answer is good from this score on. A judge whose logprobs are "
-        "read gives fractions: one that says 4 and means it comes to 3.9 as often as to 4.1.",
+        "read gives fractions: one that says 4 and means it may come to 3.9.",
     )
     criteria: str | None = Field(
         default=None, description="What makes an answer good, in your words; put to the judge."

@@ -28,9 +28,10 @@ from stillhouse.core.judging import (
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_quality import JudgeSection
-from stillhouse.core.records import Completion, Query
+from stillhouse.core.records import LABELLED, Completion, Query
 from stillhouse.core.runfolder import Outcome
 from stillhouse.core.statistics import wilson
+from stillhouse.core.tasks import GenerationTask
 from stillhouse.models.completer import Completer, Sampling
 from stillhouse.models.judge import Answer, Judge, JudgeForm, Pair, win_shares
 from stillhouse.teacher.ask import AskResult, ask
@@ -91,7 +92,7 @@ def run_judge(  # noqa: PLR0917 - one signature for all stages
     section = recipe.dataset.judge
     assert section is not None
     gold = read_gold(Path(section.gold), recipe.task)
-    candidates = _candidates(traffic_dir, ask_dir, kept)
+    candidates = _candidates(recipe, traffic_dir, ask_dir, kept)
     with _named_for_the_judge():
         completer = open_teacher(section.as_teacher(), recipe.prices)
         sitting = asyncio.run(
@@ -203,12 +204,16 @@ class _Desk:
         return result.completions_by_query
 
 
-def _candidates(traffic_dir: Path, ask_dir: Path, kept: Kept) -> list[Candidates]:
+def _candidates(recipe: Recipe, traffic_dir: Path, ask_dir: Path, kept: Kept) -> list[Candidates]:
+    """Valid answers by query; not of queries whose true answer takes the place of the teacher's."""
+    replaced = not isinstance(recipe.task, GenerationTask)
     by_query: dict[str, list[Completion]] = {}
     for completion in read_records(ask_dir / "completions.jsonl", Completion):
         by_query.setdefault(completion.query_id, []).append(completion)
     found = []
     for query in read_records(traffic_dir / "queries.jsonl", Query):
+        if replaced and query.id.startswith(LABELLED):
+            continue
         samples = sorted(by_query.get(query.id, ()), key=lambda c: c.sample)
         good = [(one, text) for one in samples if (text := kept(query, one)) is not None]
         if good:
