@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 CLUSTER: Final = "cluster"
+LABELLED: Final = "labelled:"  # how the ids of labelled queries in the traffic begin
 SYNTHETIC: Final = "synthetic:"  # how the ids of queries that a model wrote begin
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -93,7 +94,7 @@ class LabelledQuery(Query):
     def as_traffic(self) -> Query:
         """The query without its answer, as it joins the traffic; its id says where it is from."""
         return Query(
-            id=f"labelled:{self.id}",
+            id=f"{LABELLED}{self.id}",
             messages=self.messages,
             task=self.task,
             user=self.user,
