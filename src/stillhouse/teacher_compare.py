@@ -23,6 +23,7 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_compare import OWN, CompareSection
 from stillhouse.core.recipe_teacher import TeacherSection
 from stillhouse.core.records import LabelledQuery, Query, Record
+from stillhouse.core.rights import check_compared_rights
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.core.split import near_groups, tune_check_split
 from stillhouse.core.statistics import Interval
@@ -48,8 +49,17 @@ from stillhouse.evaluate.teacher_statistics import (
 from stillhouse.evaluate.teachers import Difference, ProbeResult, TeacherComparison, TeacherResult
 from stillhouse.models.completer import Completer, Sampling
 from stillhouse.pipeline import run_stages
+from stillhouse.teacher.batch_journal import FOLDER as HELD
+from stillhouse.teacher.batch_journal import held_by_batches
 from stillhouse.teacher.check import linear_baseline
-from stillhouse.teacher.panel import Answered, Panel, ask_panel, candidates_of, check_openable
+from stillhouse.teacher.panel import (
+    Answered,
+    Asking,
+    Panel,
+    ask_panel,
+    candidates_of,
+    check_openable,
+)
 from stillhouse.teacher.replay import STORE_FILE
 from stillhouse.teacher.store import AnswerStore
 from stillhouse.teacher_probe import Lesson, School, Taught, probe_queries, teach
@@ -96,6 +106,7 @@ def compare_teachers(recipe: Recipe, root: Path, progress: Progress) -> TeacherC
             "is not in the recipe",
             action="name what to compare: compare: {teachers: {NAME: {model: ...}}}",
         )
+    check_compared_rights(recipe)
     candidates = candidates_of(recipe, section)
     asyncio.run(check_openable(recipe, candidates))
     tuned_here = recipe.teacher.tune is not None
@@ -112,17 +123,21 @@ def compare_teachers(recipe: Recipe, root: Path, progress: Progress) -> TeacherC
             few = sets.labelled[: section.speed_queries]
             return (await measure_speed({"": Contestant(completer, sampling)}, few, 1))[""]
 
+        held = held_by_batches(run.store / HELD)
+        held.refuse_in_flight([s.model for one in candidates for _, s in one.members])
         with AnswerStore(run.store / STORE_FILE) as store:
             panel = asyncio.run(
                 ask_panel(
-                    recipe,
+                    Asking(
+                        recipe,
+                        tuned,
+                        store,
+                        titled,
+                        progress,
+                        held.budget_left(section.budget_usd or recipe.teacher.budget_usd),
+                        timed,
+                    ),
                     candidates,
-                    tuned,
-                    store,
-                    titled,
-                    progress,
-                    budget_usd=section.budget_usd or recipe.teacher.budget_usd,
-                    timer=timed,
                 )
             )
         return _compared(recipe, section, sets, panel, tuned, root, progress)
@@ -178,7 +193,13 @@ def _compared(  # noqa: PLR0917 - what a comparison needs
         }
         believed = all(said.probabilities is not None for said in answers.values())
         school = School(
-            recipe, sets.probe, sets.labelled, believed, tuned, root / FOLDER / "probe", progress
+            recipe,
+            sets.probe,
+            sets.labelled,
+            believed,
+            tuned,
+            root / FOLDER / "probe.partial",
+            progress,
         )
         taught, silent = teach(school, lessons, section.probe.student)
         notes.extend(silent)
