@@ -49,14 +49,13 @@ from stillhouse.evaluate.teacher_statistics import (
 from stillhouse.evaluate.teachers import Difference, ProbeResult, TeacherComparison, TeacherResult
 from stillhouse.models.completer import Completer, Sampling
 from stillhouse.pipeline import run_stages
-from stillhouse.teacher.batch_journal import FOLDER as HELD
-from stillhouse.teacher.batch_journal import held_by_batches
 from stillhouse.teacher.check import linear_baseline
 from stillhouse.teacher.panel import (
     Answered,
     Asking,
     Panel,
     ask_panel,
+    budget_left,
     candidates_of,
     check_openable,
 )
@@ -123,23 +122,10 @@ def compare_teachers(recipe: Recipe, root: Path, progress: Progress) -> TeacherC
             few = sets.labelled[: section.speed_queries]
             return (await measure_speed({"": Contestant(completer, sampling)}, few, 1))[""]
 
-        held = held_by_batches(run.store / HELD)
-        held.refuse_in_flight([s.model for one in candidates for _, s in one.members])
+        budget_usd = budget_left(recipe, section, candidates, run.store)
         with AnswerStore(run.store / STORE_FILE) as store:
-            panel = asyncio.run(
-                ask_panel(
-                    Asking(
-                        recipe,
-                        tuned,
-                        store,
-                        titled,
-                        progress,
-                        held.budget_left(section.budget_usd or recipe.teacher.budget_usd),
-                        timed,
-                    ),
-                    candidates,
-                )
-            )
+            asking = Asking(recipe, tuned, store, titled, progress, budget_usd, timed)
+            panel = asyncio.run(ask_panel(asking, candidates))
         return _compared(recipe, section, sets, panel, tuned, root, progress)
 
 

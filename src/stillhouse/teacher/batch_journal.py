@@ -23,6 +23,7 @@ from stillhouse.teacher.batch import Item
 
 FOLDER: Final = "batches"  # beside the answer store
 JOURNAL: Final = "journal.jsonl"
+ITEMS_SUFFIX: Final = ".items.jsonl"
 
 
 class Intended(Record):
@@ -165,6 +166,16 @@ def held_by_batches(folder: Path) -> Held:
         return journal.held
 
 
+def items_in(folder: Path) -> Iterator[Item]:
+    """What all open batches of a folder asked.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    for path in sorted(folder.glob(f"*{ITEMS_SUFFIX}")):
+        yield from read_records(path, Item)
+
+
 class BatchJournal:
     """The batches of a run folder. Use as a context manager: it holds the journal's lock.
 
@@ -248,7 +259,7 @@ class BatchJournal:
 
     def items_path(self, batch: str) -> Path:
         """What an open batch asked: keys of answers, no text."""
-        return self.folder / f"{batch}.items.jsonl"
+        return self.folder / f"{batch}{ITEMS_SUFFIX}"
 
     def requests_path(self, batch: str) -> Path:
         """The requests themselves, while they are being sent."""

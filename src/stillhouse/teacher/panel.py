@@ -23,6 +23,7 @@ from stillhouse.models.completer import Completer, ModelInfo, Sampling
 from stillhouse.teacher.answers import problem_of
 from stillhouse.teacher.ask import AskResult
 from stillhouse.teacher.ask_as import ask_as
+from stillhouse.teacher.batch_journal import FOLDER, held_by_batches
 from stillhouse.teacher.build import open_teacher, teacher_sampling
 from stillhouse.teacher.ensemble import Ensemble, Member, combine_results
 from stillhouse.teacher.store import AnswerStore
@@ -93,6 +94,19 @@ async def check_openable(recipe: Recipe, candidates: Sequence[Candidate]) -> Non
     for section in dict.fromkeys(s for one in candidates for _, s in one.members):
         if not section.local:
             await open_teacher(section, recipe.prices).aclose()
+
+
+def budget_left(
+    recipe: Recipe, compare: CompareSection, candidates: Sequence[Candidate], store: Path
+) -> float | None:
+    """The comparison's budget without what batches hold of it; `store` is the store's folder.
+
+    Raises:
+        UserError: a teacher that is compared has batches in flight.
+    """
+    held = held_by_batches(store / FOLDER)
+    held.refuse_in_flight([section.model for one in candidates for _, section in one.members])
+    return held.budget_left(compare.budget_usd or recipe.teacher.budget_usd)
 
 
 class Asking(NamedTuple, Generic[T]):
