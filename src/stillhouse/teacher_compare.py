@@ -114,9 +114,8 @@ def compare_teachers(recipe: Recipe, root: Path, progress: Progress) -> TeacherC
     tuned = run.stage("tune") / "model" if tuned_here else None
     with run.locked():
         sets = _sets(recipe, section, run)
-        titled: dict[str, Sequence[Query]] = {LABELLED_SET: sets.labelled}
-        if sets.probe:
-            titled[PROBE_SET] = sets.probe
+        both: dict[str, Sequence[Query]] = {LABELLED_SET: sets.labelled, PROBE_SET: sets.probe}
+        titled = {title: queries for title, queries in both.items() if queries}
 
         async def timed(completer: Completer, sampling: Sampling) -> Speed:
             few = sets.labelled[: section.speed_queries]
@@ -257,8 +256,7 @@ def _compared(  # noqa: PLR0917 - what a comparison needs
     )
     folder = root / FOLDER
     write_records(folder / "answers.jsonl", _lines(recipe, sets.labelled, answers))
-    page = render_comparison(found)
-    write_atomic(folder / "compare.html", lambda handle: void(handle.write(page)))
+    write_atomic(folder / "compare.html", lambda page: void(page.write(render_comparison(found))))
     write_json(folder / "compare.json", found.model_dump(mode="json"))
     return found
 
