@@ -23,6 +23,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.pipeline import run_stages
 from stillhouse.plan import make_plan, plan_lines
+from stillhouse.teacher.batch_journal import FOLDER, BatchJournal, Intended
 from stillhouse.teacher.build import open_teacher, teacher_info
 from teacher_servers import KEY, Loopback, openai_answer, serve
 
@@ -172,6 +173,28 @@ def test_a_sample_that_may_cross_the_budget_is_not_begun(tmp_path: Path) -> None
         plan = make_plan(recipe, tmp_path / "run", 10, Silent()).plan
     assert plan.budget is not None
     assert plan.budget.left_usd < 0.01
+
+
+@pytest.mark.parametrize(
+    ("model", "said"), [("openai:gpt-4.1", "paid for twice"), ("openai:other", "--sample: 20 new")]
+)
+def test_what_batches_hold_is_no_longer_there_for_a_sample(
+    tmp_path: Path, model: str, said: str
+) -> None:
+    with at_work(tmp_path, budget_usd=1.0) as (server, recipe):
+        with BatchJournal(tmp_path / "run" / "store" / FOLDER) as journal:
+            journal.intend(
+                Intended(
+                    batch="b", teacher=f"{model}@r", at=1.0, requests=1, size=1, worst_usd=0.999
+                ),
+                [],
+            )
+        with pytest.raises(UserError, match=said):
+            make_plan(recipe, tmp_path / "run", 20, Silent())
+        assert server.bodies == []
+        plan = make_plan(recipe, tmp_path / "run", None, Silent()).plan
+    assert plan.budget is not None
+    assert plan.budget.left_usd == pytest.approx(0.001)
 
 
 def test_a_budget_too_small_says_for_how_many(tmp_path: Path) -> None:

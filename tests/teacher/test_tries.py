@@ -296,6 +296,9 @@ def test_a_new_revision_stops_the_run_where_the_recipe_says_so(tmp_path: Path) -
             # The next was under way while the thirteenth answer was written.
             assert len(server.bodies) <= 14
         assert len(asked(server, path, 30).completions_by_query) == 30
+        # Answers of two models do not become one data set because nothing is left to ask.
+        with pytest.raises(TeacherError, match="more than one model"):
+            asked(server, path, 30, stop_on_revision_change=True)
 
 
 def test_fingerprints_are_no_change_of_the_model() -> None:

@@ -64,6 +64,11 @@ class Recipe(Section):
             raise ValueError(
                 "traffic.expand.sampling_temperature must be at most 1 for an anthropic teacher"
             )
+        if expand and self.teacher.members:
+            raise ValueError(
+                "traffic.expand needs one teacher that writes, not an ensemble: expand in a run of "
+                "its own, and give its queries as traffic"
+            )
         if self.student.source == "teacher" and not self.teacher.trainable:
             raise ValueError(
                 "student.from: teacher needs a teacher with trainable weights (hf: or embedded), "

@@ -23,7 +23,11 @@ from pydantic import (
 
 CLUSTER: Final = "cluster"
 LABELLED: Final = "labelled:"  # how the ids of labelled queries in the traffic begin
-SYNTHETIC: Final = "synthetic:"  # how the ids of queries that a model wrote begin
+# How the ids begin of queries that a model wrote, of those it was asked to write them by, and of
+# those that a judge is asked.
+SYNTHETIC: Final = "synthetic:"
+EXPANDING: Final = "expand:"
+JUDGING: Final = "judge:"
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "refusal", "content_filter", "tool_calls"]

@@ -34,8 +34,8 @@ from stillhouse.core.statistics import wilson
 from stillhouse.core.tasks import GenerationTask
 from stillhouse.models.completer import Completer, Sampling
 from stillhouse.models.judge import Answer, Judge, JudgeForm, Pair, win_shares
-from stillhouse.teacher.ask import AskResult, ask
-from stillhouse.teacher.build import open_teacher, queries_in_flight
+from stillhouse.teacher.ask_as import ask_as
+from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.judge_gold import GoldAnswer, gold_pairs, read_gold
 from stillhouse.teacher.judge_trial import (
     PairTrial,
@@ -184,12 +184,12 @@ class _Desk:
     async def ask(
         self, queries: Sequence[Query], sampling: Sampling
     ) -> Mapping[str, Sequence[Completion]]:
-        result: AskResult = await ask(
+        result = await ask_as(
+            self._section.as_teacher(),
             self._completer,
             queries,
             sampling,
             self._store,
-            concurrency=queries_in_flight(self._section.as_teacher(), self._completer.info),
             budget_usd=self._section.budget_usd,
             prices=self._recipe.prices,
             progress=self._progress,
