@@ -32,6 +32,7 @@ from stillhouse.evaluate.model_card import CARD, write_model_card
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.stage import write_report
 from stillhouse.stages import Context, Stage, check_quality, stages_of
+from stillhouse.teacher.replay import store_path
 from stillhouse.teacher.retirement import warn_of_retirement
 from stillhouse.train.planning import check_recipe
 
@@ -155,8 +156,8 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     judge, function = recipe.dataset.judge, recipe.dataset.validators.function
     if stage.name == "judge" and judge is not None:
         inputs["gold"] = _hash_of_users(Path(judge.gold))
-        if judge.model.startswith(("hf:", "gguf:")):
-            inputs.update(_local_weights("judge", judge.model.partition(":")[2]))
+        if judge.model.startswith(("hf:", "gguf:", "replay:")):
+            inputs.update(_local_weights("judge", judge.model))
     if stage.name in ("judge", "dataset") and function is not None:
         source_file = source_of(function)
         if source_file is not None:
@@ -167,13 +168,13 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     ]
     for field, source in (*sources, ("student", recipe.student.source)):
         if stage.name in READS_WEIGHTS and source.startswith(("hf:", "gguf:", "replay:")):
-            found = dict(_local_weights(field, source.partition(":")[2]))
+            found = dict(_local_weights(field, source))
             if stage.name == "capture" and field == "student":  # how it cuts text, no weights
                 found = {name: h for name, h in found.items() if not _of_a_model(name)}
             inputs.update(found)
     for field, part in (("traffic", recipe.traffic.select), ("expand", recipe.traffic.expand)):
         if stage.name == field and part is not None and part.embedder.startswith("hf:"):
-            inputs.update(_local_weights("embedder", part.embedder.removeprefix("hf:")))
+            inputs.update(_local_weights("embedder", part.embedder))
     return StageKey(
         stage=stage.name,
         inputs=inputs,
@@ -205,7 +206,10 @@ def _hash_of_users(path: Path) -> str:
 
 
 def _local_weights(field: str, source: str) -> Iterator[tuple[str, str]]:
-    path = Path(source).expanduser()
+    kind, _, name = source.partition(":")
+    path = Path(name).expanduser()
+    if kind == "replay":  # of a run folder, its store alone
+        path = store_path(path)
     if path.is_file():
         yield f"{field} weights", _hash_of_users(path)
     elif path.is_dir():

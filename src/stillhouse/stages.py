@@ -117,9 +117,9 @@ def _judge(context: Context) -> Outcome:
     recipe, run = context.recipe, context.run
     validators = Validators(recipe.dataset.validators)
 
-    def valid(query: Query, completion: Completion) -> bool:
+    def kept(query: Query, completion: Completion) -> str | None:
         verdict = check_completion(recipe.task, query, completion, recipe.dataset, validators)
-        return not isinstance(verdict, Rejection)
+        return None if isinstance(verdict, Rejection) else verdict.text
 
     return run_judge(
         recipe,
@@ -128,7 +128,7 @@ def _judge(context: Context) -> Outcome:
         run.store,
         context.work,
         context.progress,
-        valid,
+        kept,
     )
 
 

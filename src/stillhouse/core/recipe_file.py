@@ -99,6 +99,8 @@ def _plain(kind: str, message: str, context: Mapping[str, Any]) -> str:
         return "must be a text; put it in quotes where YAML would read it as something else"
     if kind == "missing":
         return "is missing"
+    if kind in ("model_type", "dict_type"):
+        return "must be a section: keys with values, or {} for its defaults"
     return message.removeprefix("Value error, ").replace("Input should", "must")
 
 
