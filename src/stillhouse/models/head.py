@@ -3,7 +3,7 @@
 A fused loss needs hidden states and this, never all logits at once. Adapters on the head stay
 apart from its weight. Knows no loss.
 
-Legend: N positions, H hidden, V vocabulary, L rank.
+Legend: B batch, T tokens, N positions, H hidden, V vocabulary, L rank.
 """
 
 from __future__ import annotations
@@ -195,3 +195,29 @@ def _scale(config: Any) -> float:
             return float(value)
     divisor = getattr(config, "logits_scaling", None)
     return 1.0 if not divisor else 1.0 / float(divisor)
+
+
+@contextmanager
+def head_at(model: Any, positions: Tensor) -> Iterator[None]:
+    """Inside, a forward pass evaluates the head at the chosen `positions` ([B, T], bool) alone.
+
+    Logits then come as [N, V], rows in row-major order, for every model that gives its head all
+    tokens at once; any other still answers with [B, T, V]. The head runs inside the forward pass,
+    so hooks of DDP, FSDP and adapters see it.
+    """
+    module = model.get_output_embeddings()
+    if module is None:
+        yield
+        return
+    whole = module.forward
+
+    def narrow(hidden: Tensor) -> Tensor:
+        chosen = hidden[positions] if hidden.shape[:-1] == positions.shape else hidden
+        out: Tensor = whole(chosen)
+        return out
+
+    module.forward = narrow
+    try:
+        yield
+    finally:
+        del module.forward

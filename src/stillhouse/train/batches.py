@@ -10,7 +10,7 @@ Legend: B batch, T tokens, C classes, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -57,12 +57,25 @@ class Rows(Dataset[Item]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> Item:
-        return self.items[index]
+        """An item; -1 - i is item i without targets, which fills up a batch and counts nowhere."""
+        return self.items[index] if index >= 0 else _without_targets(self.items[-1 - index])
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each example."""
         return [len(item["input_ids"]) for item in self.items]
+
+    def set_epoch(self, epoch: int) -> None:
+        """An epoch begins: rows that draw anew each time (masks) hear of it. These do not."""
+
+
+def _without_targets(item: Item) -> Item:
+    labels = item["labels"]
+    none = IGNORE_INDEX if isinstance(labels, int) else [IGNORE_INDEX] * len(labels)
+    found = {**item, "labels": none}
+    if PAIRS in item:
+        found |= {PAIRS: [], OTHER + "labels": [IGNORE_INDEX] * len(item[OTHER + "labels"])}
+    return found
 
 
 class Encoded(NamedTuple):
@@ -186,13 +199,26 @@ class LengthGroupedSampler(Sampler[int]):
     """Example numbers in an order whose every `batch_size` slice is one optimizer batch.
 
     A permutation by (seed, epoch) is cut into runs of `GROUPED_BATCHES` batches, each run sorted by
-    length and cut into batches, and the full batches shuffled; a last short batch stays last.
+    length and cut into batches, and the full batches shuffled; a last short batch stays last. It is
+    filled up to a multiple of `multiple` with an example without targets (`Rows`), so that several
+    processes have equally many micro-batches and no example counts twice. `on_epoch` hears the
+    number of an epoch before the first example of it is asked for.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        *,
+        multiple: int = 1,
+        on_epoch: Callable[[int], None] | None = None,
+    ) -> None:
         self._lengths = np.asarray(lengths)
+        self._multiple = multiple
         self._batch_size = batch_size
         self._seed = seed
+        self._on_epoch = on_epoch
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -200,9 +226,11 @@ class LengthGroupedSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return -(-len(self._lengths) // self._multiple) * self._multiple
 
     def __iter__(self) -> Iterator[int]:
+        if self._on_epoch is not None:
+            self._on_epoch(self._epoch)
         draw = np.random.default_rng((self._seed, self._epoch))
         order = draw.permutation(len(self._lengths))
         size, run = self._batch_size, self._batch_size * GROUPED_BATCHES
@@ -216,6 +244,8 @@ class LengthGroupedSampler(Sampler[int]):
             yield from batches[number]
         for batch in last:
             yield from batch
+            fill = len(self) - len(self._lengths)
+            yield from [-1 - batch[0]] * fill
 
 
 def padding_share(lengths: Sequence[int], order: Sequence[int], batch_size: int) -> float:

@@ -21,6 +21,8 @@ from stillhouse.models.head import Head, head_input, head_of, without_head
 from stillhouse.models.signals import accepts
 
 Batch = Mapping[str, Tensor]
+POSITIONS: Final = "position_ids"  # of a batch with several examples to a row [B, T]
+EXAMPLES: Final = "examples"  # of such a batch: their number
 ALIGNED: Final = "aligned"  # of a batch: paired rows of targets [P, 2], student and teacher
 
 
@@ -42,19 +44,20 @@ class Counts(NamedTuple):
     aligned: Tensor | float = 0  # pairs of positions, of a teacher with another tokenizer
 
     def of(self, unit: str) -> Tensor | float:
-        """The count called `unit`."""
+        """The count called `unit`, at least 1: a sum over nothing is 0, and so is its mean."""
         value: Tensor | float = getattr(self, unit)
-        return value
+        return value.clamp_min(1) if isinstance(value, Tensor) else max(value, 1)
 
 
 def count(batch: Batch) -> Tensor:
-    """`Counts` of one batch, as a tensor [4]."""
+    """`Counts` of one batch, as a tensor [4]. A row without targets is not there: it fills up."""
     labels = batch["labels"]
     targets = (labels if labels.ndim == 1 else labels[:, 1:]).ne(IGNORE_INDEX).sum()
+    there = labels != IGNORE_INDEX if labels.ndim == 1 else (labels != IGNORE_INDEX).any(-1)
     mask = batch.get("attention_mask")
-    samples = targets.new_tensor(len(labels))
+    samples = batch[EXAMPLES].to(targets) if EXAMPLES in batch else there.sum()
     pairs = targets.new_tensor(len(batch[ALIGNED]) if ALIGNED in batch else 0)
-    return torch.stack([targets, samples if mask is None else mask.sum(), samples, pairs])
+    return torch.stack([targets, samples if mask is None else mask[there].sum(), samples, pairs])
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ class LabelReader:
         out = model(
             input_ids=batch["input_ids"],
             attention_mask=mask,
+            **token_types(model, batch),
             output_hidden_states=needs.hidden_states,
             output_attentions=needs.attentions,
         )
@@ -145,6 +149,14 @@ class LabelReader:
             attentions=out.attentions if needs.attentions else None,
             mask=mask.bool(),
         )
+
+
+def token_types(model: Any, batch: Batch) -> Mapping[str, Tensor]:
+    """Which of two texts a token is of, where the batch says so and the model asks."""
+    name = "token_type_ids"
+    if name not in batch or name not in accepts(getattr(model, "module", model)):
+        return {}
+    return {name: batch[name]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +180,8 @@ class CausalReader:
         reads = "inputs_embeds" if "inputs_embeds" in batch else "input_ids"
         asked: dict[str, Any] = {reads: batch[reads], "use_cache": False}
         inner = getattr(model, "module", model)  # under data-parallel wrapping
+        if POSITIONS in batch:
+            asked[POSITIONS] = batch[POSITIONS]
         if needs.hidden_states:
             asked["output_hidden_states"] = True
         if needs.attentions:
