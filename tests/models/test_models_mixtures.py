@@ -130,6 +130,9 @@ def test_what_cannot_be_combined_is_refused() -> None:
         combined([dense, DenseSignal(torch.zeros(1, 3))], torch.ones(2), "mean_logits")
     with pytest.raises(ValueError, match="must count everywhere"):
         combined([dense], torch.zeros(1), "mean_logits")
+    hot = SampledSignal(torch.tensor([[0]]), torch.ones(1, 1), distillation_temperature=2.0)
+    with pytest.raises(ValueError, match="tempered"):
+        combined([hot, hot], torch.ones(2), "mean_probabilities")
     with pytest.raises(ValueError, match="only be combined with sampled"):
         combined([dense, drawn], torch.ones(2), "mean_probabilities")
     with pytest.raises(ValueError, match="only be mixed"):

@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stillhouse.models.draws import merged
 from stillhouse.models.signals import (
     DenseSignal,
     HiddenSignal,
@@ -92,8 +93,11 @@ def _sampled(signals: Sequence[SampledSignal], w: Tensor, how: Combine) -> Sampl
     """Draws of all teachers, each weighted: its expectation is the mixture."""
     if how != "mean_probabilities":
         raise ValueError("draws can only be mixed: use mean_probabilities")
-    weights = [s.weights * w[..., i, None] for i, s in enumerate(signals)]
-    return SampledSignal(torch.cat([s.token_ids for s in signals], -1), torch.cat(weights, -1))
+    if any(s.distillation_temperature != 1.0 for s in signals):
+        raise ValueError("draws of tempered teachers are not draws of the tempered mixture")
+    weights = torch.cat([s.weights * w[..., i, None] for i, s in enumerate(signals)], -1)
+    ids = torch.cat([s.token_ids for s in signals], -1)
+    return merged(SampledSignal(ids, weights, vocabulary_size=signals[0].vocabulary_size))
 
 
 def _sparse(
@@ -107,22 +111,22 @@ def _sparse(
     values = _mean(at, w[..., None, :], how)
     if size == vocabulary:
         log_p = values.log_softmax(-1)
-        return SparseSignal(ids, log_p, torch.full_like(log_p[..., 0], -torch.inf))
+        return SparseSignal(ids, log_p, torch.full_like(log_p[..., 0], -torch.inf), vocabulary)
     if how == "mean_logits" and any(isinstance(s, DenseSignal) for s in signals):
         whole = torch.stack([_everywhere(s, vocabulary) for s in signals], -1)
         log_p = _mean(whole, w[..., None, :], how).log_softmax(-1)
         top = log_p.gather(-1, ids)
         tail = log_p.scatter(-1, ids, -torch.inf).logsumexp(-1)
-        return SparseSignal(ids, top, tail)
+        return SparseSignal(ids, top, tail, vocabulary)
     if how == "mean_probabilities":
         rests = [_rest(s, ids, vocabulary) for s in signals]
         tail = _mean(torch.stack(rests, -1), w, how)  # exact, where 1 - sum would cancel
         norm = torch.cat([values, tail[..., None]], -1).logsumexp(-1, keepdim=True)
-        return SparseSignal(ids, values - norm, tail - norm[..., 0])
+        return SparseSignal(ids, values - norm, tail - norm[..., 0], vocabulary)
     share = torch.stack([_share(s, vocabulary) for s in signals if isinstance(s, SparseSignal)], -1)
     tail = _mean(share, w, how) + math.log(vocabulary - size)
     norm = torch.cat([values, tail[..., None]], -1).logsumexp(-1, keepdim=True)
-    return SparseSignal(ids, values - norm, tail - norm[..., 0])
+    return SparseSignal(ids, values - norm, tail - norm[..., 0], vocabulary)
 
 
 def _share(signal: SparseSignal, vocabulary: int) -> Tensor:

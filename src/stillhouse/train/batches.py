@@ -57,7 +57,8 @@ class Rows(Dataset[Item]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> Item:
-        return self.items[index]
+        """An item; -1 - i is item i without targets, which fills up a batch and counts nowhere."""
+        return self.items[index] if index >= 0 else without_targets(self.items[-1 - index])
 
     @property
     def lengths(self) -> list[int]:
@@ -66,6 +67,16 @@ class Rows(Dataset[Item]):
 
     def set_epoch(self, epoch: int) -> None:
         """An epoch begins: rows that draw anew each time (masks) hear of it. These do not."""
+
+
+def without_targets(item: Item) -> Item:
+    """An item that fills up a batch."""
+    labels = item["labels"]
+    none = IGNORE_INDEX if isinstance(labels, int) else [IGNORE_INDEX] * len(labels)
+    found = {**item, "labels": none}
+    if PAIRS in item:
+        found |= {PAIRS: [], OTHER + "labels": [IGNORE_INDEX] * len(item[OTHER + "labels"])}
+    return found
 
 
 class Encoded(NamedTuple):
@@ -189,8 +200,10 @@ class LengthGroupedSampler(Sampler[int]):
     """Example numbers in an order whose every `batch_size` slice is one optimizer batch.
 
     A permutation by (seed, epoch) is cut into runs of `GROUPED_BATCHES` batches, each run sorted by
-    length and cut into batches, and the full batches shuffled; a last short batch stays last.
-    `on_epoch` hears the number of an epoch before the first example of it is asked for.
+    length and cut into batches, and the full batches shuffled; a last short batch stays last. It is
+    filled up to a multiple of `multiple` with an example without targets (`Rows`), so that several
+    processes have equally many micro-batches and no example counts twice. `on_epoch` hears the
+    number of an epoch before the first example of it is asked for.
     """
 
     def __init__(
@@ -198,9 +211,11 @@ class LengthGroupedSampler(Sampler[int]):
         lengths: Sequence[int],
         batch_size: int,
         seed: int,
+        multiple: int = 1,
         on_epoch: Callable[[int], None] | None = None,
     ) -> None:
         self._lengths = np.asarray(lengths)
+        self._multiple = multiple
         self._batch_size = batch_size
         self._seed = seed
         self._on_epoch = on_epoch
@@ -211,7 +226,7 @@ class LengthGroupedSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return -(-len(self._lengths) // self._multiple) * self._multiple
 
     def __iter__(self) -> Iterator[int]:
         if self._on_epoch is not None:
@@ -229,6 +244,8 @@ class LengthGroupedSampler(Sampler[int]):
             yield from batches[number]
         for batch in last:
             yield from batch
+            fill = len(self) - len(self._lengths)
+            yield from [-1 - batch[0]] * fill
 
 
 def padding_share(lengths: Sequence[int], order: Sequence[int], batch_size: int) -> float:

@@ -8,7 +8,8 @@ Knows no recipe and no files of a stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,11 +24,18 @@ from transformers import (
     TrainingArguments,
 )
 
+from stillhouse.core.errors import StillhouseError
 from stillhouse.train.batches import LengthGroupedSampler, Rows
 from stillhouse.train.checkpoints import load_optimizer, load_random, save_optimizer, save_random
 from stillhouse.train.module_weights import save_module
 from stillhouse.train.objectives import Objective
 from stillhouse.train.outputs import Batch, Counts, StepAt, count
+from stillhouse.train.sharded import (
+    load_weights,
+    load_whole_optimizer,
+    save_whole_optimizer,
+    whole_weights,
+)
 
 DIVERGENCE: Final = "held_out_divergence"
 CROSS_ENTROPY: Final = "held_out_cross_entropy"
@@ -111,7 +119,7 @@ class DistillationTrainer(Trainer):
         model.eval()
         total = torch.zeros(4, dtype=torch.float64, device=self.args.device)
         with torch.no_grad(), self.accelerator.autocast():
-            for inputs in self.get_eval_dataloader(eval_dataset):
+            for inputs in self._held_out_batches(eval_dataset):
                 sums = self.objective.held_out(model, self._prepare_inputs(inputs))
                 total += torch.stack([part.double() for part in sums])
         model.train(was_training)
@@ -127,6 +135,19 @@ class DistillationTrainer(Trainer):
         )
         return metrics
 
+    def _held_out_batches(self, eval_dataset: Any) -> Iterable[Any]:
+        """This process's share of the held-out set; equally many batches on each, no row twice."""
+        world, rank = self.args.world_size, self.args.process_index
+        if world == 1:
+            yield from self.get_eval_dataloader(eval_dataset)
+            return
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        size = self.args.per_device_eval_batch_size
+        batches = [list(range(i, min(i + size, len(rows)))) for i in range(0, len(rows), size)]
+        batches += [[-1]] * (-len(batches) % world)  # row 0 without targets
+        for numbers in batches[rank::world]:
+            yield self.data_collator([rows[number] for number in numbers])
+
     def create_optimizer(self, model: Any = None) -> Any:
         """The library's optimizer; a head with its own rate gets its own groups."""
         optimizer: Any = super().create_optimizer(model)
@@ -141,15 +162,46 @@ class DistillationTrainer(Trainer):
                     optimizer.add_param_group(own)
         return optimizer
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """The library's clipping; weights are not moved by a gradient that is NaN or infinite."""
+        library: Any = super()
+        norm = library._clip_grad_norm(model)
+        if norm is not None and not math.isfinite(float(norm)):  # DeepSpeed keeps it to itself
+            raise StillhouseError(
+                f"training went off: the gradient of step {self.state.global_step + 1:,} has norm "
+                f"{float(norm)}; lower train.learning_rate, or set train.precision: fp32, and run "
+                "again"
+            )
+        return norm
+
     def restore(self, checkpoint: Path) -> None:
         """Load a checkpoint's weights (or adapters) without training."""
         self._load_from_checkpoint(str(checkpoint))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            load_weights(self.model, Path(str(self.state.best_model_checkpoint)))
+        else:
+            super()._load_best_model()
+
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """All weights of a student that is spread over processes, on the first; `None` where each
+        process has them all. Called by all."""
+        return whole_weights(self.model) if self.is_fsdp_enabled else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroupedSampler(rows.lengths, step * self.args.world_size, seed, rows.set_epoch)
+        world = self.args.world_size
+        multiple = self.args.train_batch_size * world if world > 1 else 1
+        return LengthGroupedSampler(rows.lengths, step * world, seed, multiple, rows.set_epoch)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Micro-batches of a step, as the objective wants them, and the counts of their units."""
@@ -188,7 +240,10 @@ class DistillationTrainer(Trainer):
                 save_module(model, Path(folder))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # sharded: accelerate's own format
+        if self.is_fsdp_enabled:
+            folder = Path(output_dir)
+            save_whole_optimizer(folder, self.model, self.optimizer, self.lr_scheduler)
+        elif self.is_deepspeed_enabled:  # its own format
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
             save_optimizer(Path(output_dir), self.optimizer, self.lr_scheduler)
@@ -196,7 +251,10 @@ class DistillationTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_fsdp_enabled:
+            folder = Path(checkpoint)
+            load_whole_optimizer(folder, self.model, self.optimizer, self.lr_scheduler)
+        elif self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
         else:
             load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
@@ -206,7 +264,7 @@ class DistillationTrainer(Trainer):
         save_random(Path(output_dir), self.args.process_index)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
+        if checkpoint is not None:  # a rank that is new goes on from its own seed
             load_random(Path(checkpoint), self.args.process_index)
 
 

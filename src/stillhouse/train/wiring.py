@@ -11,7 +11,9 @@ from typing import Any
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_on_policy import OnPolicySection
 from stillhouse.core.recipe_readers import ReaderSection, ReadersSection
+from stillhouse.core.recipe_train import TrainSection
 from stillhouse.models.chat import end_ids
+from stillhouse.models.divergence_kind import Divergence, divergence_of
 from stillhouse.train.objectives import (
     Objective,
     TermsObjective,
@@ -27,6 +29,11 @@ from stillhouse.train.students import Student
 from stillhouse.train.terms import Response
 
 
+def divergence_in(train: TrainSection) -> Divergence:
+    """What the soft targets of a recipe minimise."""
+    return divergence_of(train.divergence, train.divergence_beta)
+
+
 def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objective:
     """The objective; a text student with soft targets has its teachers read along.
 
@@ -34,15 +41,16 @@ def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objec
         UserError: student and teacher do not share what the objective compares.
     """
     temperature = recipe.train.distillation_temperature
+    divergence = divergence_in(recipe.train)
     if student.head == "label":
-        return label_objective(reading.alpha, temperature)
+        return label_objective(reading.alpha, temperature, divergence)
     if reading.alpha == 0:
         return text_objective(reading.alpha, temperature)
     readers = recipe.train.teachers or ReadersSection(members=(ReaderSection(),))
     if readers.tokenizers == "universal":
         return _universal(readers.members[0], temperature, reading)
     opened = open_readers(readers, student, reading)
-    given = text_objective(reading.alpha, temperature, opened.source)
+    given = text_objective(reading.alpha, temperature, opened.source, divergence)
     if recipe.train.on_policy is None:
         return given
     return _on_policy(recipe.train.on_policy, recipe, student, opened, given)
@@ -61,7 +69,8 @@ def _on_policy(
     section: OnPolicySection, recipe: Recipe, student: Student, opened: Opened, given: Objective
 ) -> Objective:
     """`given` on the data, and its soft targets alone on what the student writes."""
-    sampled = text_objective(1.0, recipe.train.distillation_temperature, opened.source)
+    temperature, divergence = recipe.train.distillation_temperature, divergence_in(recipe.train)
+    sampled = text_objective(1.0, temperature, opened.source, divergence)
     tokenizer = student.tokenizer
     writing = Writing(
         section,
