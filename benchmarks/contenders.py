@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+ANSWER = "answer "  # how a line begins that is one; contenders print others too
 STATUS = Path("/proc/self/status")
 
 
@@ -32,12 +33,13 @@ def serve(run: Callable[[], Mapping[str, Any]]) -> None:
     """A worker's main loop: one `run` for each line read, timed on wall and CPU."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
     start = resident_mib("VmRSS")
-    print(json.dumps({"ready": start}), flush=True)
+    print(ANSWER + json.dumps({"ready": start}), flush=True)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         found = dict(run())
         print(
-            json.dumps(
+            ANSWER
+            + json.dumps(
                 {
                     **found,
                     "seconds": time.perf_counter() - wall,
@@ -75,8 +77,8 @@ class Worker:
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith("{"):
-                answer: dict[str, Any] = json.loads(line)
+            if line.startswith(ANSWER):
+                answer: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
                 return answer
         raise RuntimeError(f"a contender ended with status {self._process.wait()}")
 

@@ -73,7 +73,7 @@ def inputs(positions: int, hidden: int, vocabulary: int) -> Inputs:
 
 @torch.no_grad()
 def stored(given: Inputs, kind: str) -> Any:
-    """The teacher's belief at every position as a cache would give it; made a few rows at a time."""
+    """The teacher's belief at every position as a cache would give it."""
     parts = []
     for rows in given.teacher_hidden.split(64):
         dense = DenseSignal(linear(rows, given.teacher_weight))

@@ -85,7 +85,7 @@ def _naive_logits(hidden: Tensor, head: Head) -> Tensor:
     return out if head.softcap is None else head.softcap * torch.tanh(out / head.softcap)
 
 
-def _naive(
+def _naive(  # noqa: PLR0917
     hidden: Tensor,
     head: Head,
     targets: Tensor,
@@ -176,7 +176,7 @@ def _leaves(hidden: Tensor, head: Head) -> list[Tensor]:
     return [part for part in parts if part is not None and part.requires_grad]
 
 
-def _agree(
+def _agree(  # noqa: PLR0917
     hidden: Tensor,
     head: Head,
     targets: Tensor,

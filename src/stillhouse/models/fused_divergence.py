@@ -111,29 +111,30 @@ class _Run(NamedTuple):
         if isinstance(signal, SampledSignal):
             self._check_sampled(signal)
         grad = torch.is_grad_enabled()
-        settings = (
-            targets.reshape(-1),
-            belief.kind,
-            [part.detach() for part in belief.parts],
-            belief.scale,
-            belief.softcap,
-            head.scale,
-            head.softcap or 0.0,
-            self.of.kind,
-            self.of.beta,
-            self.distillation_temperature,
-            self.soft,
-            self.hard,
-            width,
-            _precision(hidden),
-            self.measure,
-            [grad and part.requires_grad for part in student],
-        )
-        if not any(cast(list[bool], settings[-1])):
-            parts = fused_divergence(*(part.detach() for part in student), *settings)[0]
-            return _weighed(parts, self.soft, self.hard, self.distillation_temperature), parts
+        settings = {
+            "belief": belief.kind,
+            "teacher_scale": belief.scale,
+            "teacher_softcap": belief.softcap,
+            "scale": head.scale,
+            "softcap": head.softcap or 0.0,
+            "kind": self.of.kind,
+            "beta": self.of.beta,
+            "distillation_temperature": self.distillation_temperature,
+            "soft": self.soft,
+            "hard": self.hard,
+            "width": width,
+            "read": _precision(hidden),
+            "measure": self.measure,
+        }
+        teaching = (targets.reshape(-1), [part.detach() for part in belief.parts])
+        wanted = [grad and part.requires_grad for part in student]
+        factors = (self.soft * self.distillation_temperature**2, self.hard)
+        if not any(wanted):
+            bare = [part.detach() for part in student]
+            parts = fused_divergence(bare, *teaching, **settings, wanted=wanted)[0]
+            return _weighed(parts, *factors), parts
         apply = cast(Callable[..., tuple[Tensor, Tensor]], _Fused.apply)
-        return apply(*student, *settings)
+        return apply(*student, *teaching, factors, tuple(settings), *settings.values(), wanted)
 
     def _check_sampled(self, signal: SampledSignal) -> None:
         if self.of.kind not in _SAMPLED:
@@ -153,13 +154,14 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
-        parts, *grads = fused_divergence(*given)
+        student, (targets, teacher, factors, names, *values, wanted) = given[:5], given[5:]
+        settings = dict(zip(names, values, strict=True))
+        parts, *grads = fused_divergence(list(student), targets, teacher, **settings, wanted=wanted)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*grads)
-        soft, hard = given[15], given[16]
-        loss = _weighed(parts, soft, hard, given[14])
+        ctx.others = len(given) - 5
         ctx.mark_non_differentiable(parts)
-        return loss, parts
+        return _weighed(parts, *factors), parts
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -177,7 +179,7 @@ class _Fused(torch.autograd.Function):
                 if wanted:
                     factor = scale.to(grad.dtype)
                     grads[number] = grad.mul_(factor) if once else grad * factor
-        return (*grads, *(None,) * 16)
+        return (*grads, *(None,) * ctx.others)
 
 
 def _is_kept() -> bool:
@@ -185,12 +187,11 @@ def _is_kept() -> bool:
     are. Else the head's gradient, as large as the head, is scaled where it lies."""
     if torch.compiler.is_compiling():
         return True
-    return bool(torch._C._autograd._get_current_graph_task_keep_graph())  # type: ignore[attr-defined]
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
 
 
-def _weighed(parts: Tensor, soft: float, hard: float, t: float) -> Tensor:
-    loss = parts[1] * hard
-    return loss + parts[0] * (soft * t**2)
+def _weighed(parts: Tensor, soft: float, hard: float) -> Tensor:
+    return parts[0] * soft + parts[1] * hard
 
 
 class _Belief(NamedTuple):

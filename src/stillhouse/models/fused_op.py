@@ -56,14 +56,11 @@ def chunks(positions: int, hidden: int) -> Chunks:
 
 @torch.library.custom_op("stillhouse::fused_divergence", mutates_args=())
 def fused_divergence(
-    hidden: Tensor,  # [N, H]
-    weight: Tensor,  # [V, H]
-    bias: Tensor,  # [V], or empty
-    inner: Tensor,  # [N, L] what a low-rank part of the head reads, or empty
-    outer: Tensor,  # [V, L] and multiplies it with
+    student: Sequence[Tensor],
     targets: Tensor,  # [N] int64, IGNORED where the position does not count
+    teacher: Sequence[Tensor],  # what its belief consists of
+    *,
     belief: str,  # none, hidden, logits, kept or drawn
-    teacher: Sequence[Tensor],  # what that belief consists of
     teacher_scale: float,
     teacher_softcap: float,  # 0: none
     scale: float,
@@ -79,7 +76,13 @@ def fused_divergence(
     wanted: Sequence[bool],  # gradients of hidden, weight, bias, inner, outer
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sums [3] (`Sums`, over all rows) and the gradients of soft T^2 D + hard CE, empty where not
-    wanted."""
+    wanted.
+
+    `student`, and `teacher` where its belief is `hidden`, are hidden states [N, H], the head's
+    weight [V, H] and bias [V], and its low-rank part as what it reads [N, L] and multiplies with
+    [V, L]; bias and low-rank part may be empty.
+    """
+    hidden = student[0]
     summed = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     weighing = Weighing(
         Divergence(cast(DivergenceKind, kind), beta),
@@ -91,9 +94,9 @@ def fused_divergence(
         measure,
     )
     with torch.autocast(hidden.device.type, enabled=False):
-        student = _Product(hidden, weight, bias, inner, outer, width, read, summed)
+        product = _Product(student, width, read, summed)
         valid = (targets != IGNORED).nonzero().squeeze(-1)
-        grads = _Gradients.start(student, wanted, len(valid))
+        grads = _Gradients.start(product, wanted, len(valid))
         found: list[Sums] = []
         plan = chunks(len(valid), hidden.shape[-1])
         # Rows a power of two apart would share cache lines: a few numbers more a row do not.
@@ -101,7 +104,7 @@ def fused_divergence(
         buffers = hidden.new_empty(shape, dtype=summed)[..., :width]
         believed = None
         if belief == "hidden":
-            believed = _Product(*teacher, width, read, summed)
+            believed = _Product(teacher, width, read, summed)
         for number in range(plan.number if len(valid) else 0):
             index = valid[number * plan.rows : (number + 1) * plan.rows]
             if len(valid) == len(targets):  # nothing to skip: a view will do
@@ -109,7 +112,7 @@ def fused_divergence(
                 rows: Tensor | slice = slice(start, start + len(index))
             else:
                 rows = index
-            raw = student.of(rows, buffers[0, : len(index)])
+            raw = product.of(rows, buffers[0, : len(index)])
             if believed is not None:
                 out = believed.of(rows, buffers[1, : len(index)])
                 signal: list[Tensor] = [out]
@@ -121,23 +124,20 @@ def fused_divergence(
                 if isinstance(teaching, Logits) and belief == "hidden":
                     finish(teaching.logits, teacher_scale, teacher_softcap or None)
                 found.append(overwrite(raw[at], wanted_targets[at], teaching, weighing))
-            grads.take(student, raw, rows, first=number == 0)
+            grads.take(product, raw, rows, first=number == 0)
     sums = hidden.new_zeros(3, dtype=summed)
     if found:
         sums = torch.stack([torch.cat(part).sum() for part in zip(*found, strict=True)])
-    return (sums, *grads.cast(student))
+    return (sums, *grads.cast(product))
 
 
 @fused_divergence.register_fake
 def _shapes(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    inner: Tensor,
-    outer: Tensor,
+    student: Sequence[Tensor],
     targets: Tensor,
-    belief: str,
     teacher: Sequence[Tensor],
+    *,
+    belief: str,
     teacher_scale: float,
     teacher_softcap: float,
     scale: float,
@@ -152,11 +152,11 @@ def _shapes(
     measure: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    hidden = student[0]
     summed = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    likes = (hidden, weight, bias, inner, outer)
     grads = [
         torch.empty_like(like, memory_format=torch.contiguous_format) if want else like.new_empty(0)
-        for like, want in zip(likes, wanted, strict=True)
+        for like, want in zip(student, wanted, strict=True)
     ]
     return (hidden.new_empty(3, dtype=summed), grads[0], grads[1], grads[2], grads[3], grads[4])
 
@@ -166,16 +166,13 @@ class _Product:
 
     def __init__(
         self,
-        hidden: Tensor,  # [N, H]
-        weight: Tensor,  # [V, H]
-        bias: Tensor,
-        inner: Tensor,  # [N, L]
-        outer: Tensor,  # [V, L]
+        operands: Sequence[Tensor],  # [N, H], [V, H], bias, [N, L] and [V, L]; empty: none
         width: int,
         read: torch.dtype,
         summed: torch.dtype,
     ) -> None:
-        self.tensors = (hidden, weight, bias, inner, outer)
+        hidden, weight, bias, inner, outer = self.tensors = tuple(operands)
+        self.inner = inner
         self.summed = summed
         self.weight = Wide(weight, width, read, summed).prepared()
         self.outer = Wide(outer, width, read, summed).prepared() if outer.numel() else None
@@ -184,11 +181,10 @@ class _Product:
 
     def of(self, rows: Tensor | slice, out: Tensor) -> Tensor:
         """out [R, V] before scale and cap; remembers what it read."""
-        hidden, _, _, inner, _ = self.tensors
-        self.rows = self.weight.rows(hidden[rows])
+        self.rows = self.weight.rows(self.tensors[0][rows])
         self.weight.project(self.rows, out)
         if self.outer is not None:
-            self.inner_rows = self.outer.rows(inner[rows])
+            self.inner_rows = self.outer.rows(self.inner[rows])
             self.outer.project(self.inner_rows, out, add=True)
         if self.bias is not None:
             out.add_(self.bias)

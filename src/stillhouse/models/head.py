@@ -109,32 +109,6 @@ def without_head(model: Any) -> Iterator[list[Tensor]]:
         del module.forward
 
 
-@contextmanager
-def head_at(model: Any, positions: Tensor) -> Iterator[None]:
-    """Inside, a forward pass evaluates the head at the chosen `positions` ([B, T], bool) alone.
-
-    Logits then come as [N, V], rows in row-major order, for every model that gives its head all
-    tokens at once; any other still answers with [B, T, V]. The head runs inside the forward pass,
-    so hooks of DDP, FSDP and adapters see it.
-    """
-    module = model.get_output_embeddings()
-    if module is None:
-        yield
-        return
-    whole = module.forward
-
-    def narrow(hidden: Tensor) -> Tensor:
-        chosen = hidden[positions] if hidden.shape[:-1] == positions.shape else hidden
-        out: Tensor = whole(chosen)
-        return out
-
-    module.forward = narrow
-    try:
-        yield
-    finally:
-        del module.forward
-
-
 def head_input(
     model: Any,
     head: Head,
@@ -179,7 +153,7 @@ def whole(weight: Tensor) -> Tensor:
     mesh = weight.device_mesh
     gathered: Tensor = weight.full_tensor(grad_placements=[Partial("sum")] * mesh.ndim)
     if gathered.requires_grad:
-        gathered.register_hook(lambda gradient: gradient / mesh.size())
+        gathered.register_hook(lambda gradient: gradient / mesh.size())  # type: ignore[no-untyped-call]
     return gathered
 
 
@@ -221,3 +195,29 @@ def _scale(config: Any) -> float:
             return float(value)
     divisor = getattr(config, "logits_scaling", None)
     return 1.0 if not divisor else 1.0 / float(divisor)
+
+
+@contextmanager
+def head_at(model: Any, positions: Tensor) -> Iterator[None]:
+    """Inside, a forward pass evaluates the head at the chosen `positions` ([B, T], bool) alone.
+
+    Logits then come as [N, V], rows in row-major order, for every model that gives its head all
+    tokens at once; any other still answers with [B, T, V]. The head runs inside the forward pass,
+    so hooks of DDP, FSDP and adapters see it.
+    """
+    module = model.get_output_embeddings()
+    if module is None:
+        yield
+        return
+    whole = module.forward
+
+    def narrow(hidden: Tensor) -> Tensor:
+        chosen = hidden[positions] if hidden.shape[:-1] == positions.shape else hidden
+        out: Tensor = whole(chosen)
+        return out
+
+    module.forward = narrow
+    try:
+        yield
+    finally:
+        del module.forward

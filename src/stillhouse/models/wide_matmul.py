@@ -31,7 +31,7 @@ class Wide:
     @property
     def _mixed(self) -> bool:
         """Whether the device multiplies halves into float32 by itself."""
-        return self.matrix.is_cuda and self.read in _HALF and torch.__version__ >= (2, 8)
+        return self.matrix.is_cuda and self.read in _HALF and torch.__version__ >= "2.8"
 
     @property
     def _banded(self) -> bool:

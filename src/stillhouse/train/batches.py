@@ -70,7 +70,7 @@ class Rows(Dataset[Item]):
 
 
 def without_targets(item: Item) -> Item:
-    """An item that fills up a batch."""
+    """An item that fills up a batch (`Rows`)."""
     labels = item["labels"]
     none = IGNORE_INDEX if isinstance(labels, int) else [IGNORE_INDEX] * len(labels)
     found = {**item, "labels": none}
@@ -211,6 +211,7 @@ class LengthGroupedSampler(Sampler[int]):
         lengths: Sequence[int],
         batch_size: int,
         seed: int,
+        *,
         multiple: int = 1,
         on_epoch: Callable[[int], None] | None = None,
     ) -> None:

@@ -201,7 +201,9 @@ class DistillationTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         world = self.args.world_size
         multiple = self.args.train_batch_size * world if world > 1 else 1
-        return LengthGroupedSampler(rows.lengths, step * world, seed, multiple, rows.set_epoch)
+        return LengthGroupedSampler(
+            rows.lengths, step * world, seed, multiple=multiple, on_epoch=rows.set_epoch
+        )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Micro-batches of a step, as the objective wants them, and the counts of their units."""

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -27,7 +28,7 @@ from stillhouse.train.ranks import is_main
 def main(folder: Path) -> int:
     """Train; the exit status."""
     die_with_parent(os.getppid(), signal.SIGKILL)
-    found = read_json(folder / JOB)
+    found: dict[str, Any] = read_json(folder / JOB)
     job = Job(
         Recipe.model_validate(found["recipe"]),
         read_data(Path(found["dataset"])),
