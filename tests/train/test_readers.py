@@ -25,7 +25,7 @@ from stillhouse.core.recipe_train import TrainSection
 from stillhouse.train.batches import LengthGroupedSampler, Rows
 from stillhouse.train.kinds import Kind, way_of
 from stillhouse.train.masking import MaskedRows, Masking
-from stillhouse.train.module_rows import ModuleCollator, TensorRows
+from stillhouse.train.module_rows import ItemRows, ModuleCollator, TensorRows
 from stillhouse.train.objectives import TermsObjective, Weighted
 from stillhouse.train.outputs import Counts, Needs
 from stillhouse.train.readers import MaskedReader, ModuleReader, Seq2SeqReader
@@ -237,6 +237,28 @@ def test_any_micro_batch_split_gives_the_same_step(name: str, tmp_path) -> None:
             torch.testing.assert_close(other[key], gradient, rtol=1e-9, atol=1e-12, msg=key)
 
 
+@BY_NAME
+def test_a_row_that_fills_up_a_batch_counts_nowhere(name: str) -> None:
+    kind, build, make, collator = CASES[name]
+    rows = make()
+    student, objective, counter = build(0), objective_of(kind, build(1)), way_of(kind).counter
+
+    def measured(numbers: list[int]) -> tuple[list[int], float]:
+        whole_batch = getattr(rows, "__getitems__", lambda chosen: [rows[n] for n in chosen])
+        batch = collator(whole_batch(numbers))
+        return counter(batch).tolist(), objective.loss(student, batch, Counts(1, 1, 1)).item()
+
+    counts, loss = measured([0, 1])
+    filled, same = measured([0, 1, -3])
+    assert filled == counts
+    assert same == pytest.approx(loss, rel=1e-9)
+
+
+def test_filled_up_rows_of_masks_and_of_datasets_have_no_targets() -> None:
+    assert set(long_rows(2)[-1]["labels"]) == {-100}
+    assert ItemRows([(torch.zeros(2), 1)])[-1]["labels"] == -100
+
+
 def test_a_step_without_targets_costs_nothing() -> None:
     batch = whole(written_rows(), TokenCollator(0))
     batch["labels"] = torch.full_like(batch["labels"], -100)
@@ -333,7 +355,7 @@ def test_a_short_row_has_a_target() -> None:
 def test_rows_hear_of_an_epoch_before_its_first_row() -> None:
     rows = long_rows(6)
     heard: list[int] = []
-    sampler = LengthGroupedSampler(rows.lengths, 2, 0, heard.append)
+    sampler = LengthGroupedSampler(rows.lengths, 2, 0, on_epoch=heard.append)
     sampler.set_epoch(3)
     next(iter(sampler))
     assert heard == [3]

@@ -59,7 +59,7 @@ class Rows(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         """An item; -1 - i is item i without targets, which fills up a batch and counts nowhere."""
-        return self.items[index] if index >= 0 else _without_targets(self.items[-1 - index])
+        return self.items[index] if index >= 0 else without_targets(self.items[-1 - index])
 
     @property
     def lengths(self) -> list[int]:
@@ -70,7 +70,8 @@ class Rows(Dataset[Item]):
         """An epoch begins: rows that draw anew each time (masks) hear of it. These do not."""
 
 
-def _without_targets(item: Item) -> Item:
+def without_targets(item: Item) -> Item:
+    """An item that fills up a batch (`Rows`)."""
     labels = item["labels"]
     none = IGNORE_INDEX if isinstance(labels, int) else [IGNORE_INDEX] * len(labels)
     found = {**item, "labels": none}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stillhouse.models.divergence import IGNORE_INDEX
-from stillhouse.train.batches import Item, Rows
+from stillhouse.train.batches import Item, Rows, without_targets
 
 _TRAIN, _HELD_OUT = 0, 1
 
@@ -59,6 +59,8 @@ class MaskedRows(Rows):
         return int(self._can_hide[np.asarray(self.items[index]["input_ids"])].sum())
 
     def __getitem__(self, index: int) -> Item:
+        if index < 0:
+            return without_targets(self[-1 - index])
         item, masking = self.items[index], self._masking
         ids = np.asarray(item["input_ids"], dtype=np.int64)
         draw = np.random.default_rng((masking.seed, self._stream, self._epoch, index))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from stillhouse.core.errors import UserError
+from stillhouse.models.divergence import IGNORE_INDEX
 from stillhouse.train.batches import Item, Rows
 from stillhouse.train.readers import INPUTS, LABELS
 from stillhouse.train.teachers import BELIEFS
@@ -36,12 +37,17 @@ class TensorRows(Rows):
         return self._count
 
     def __getitem__(self, index: int) -> Item:
-        return {name: column[index] for name, column in self.columns.items()}
+        return {name: column[0] for name, column in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> Item:
         """A whole batch; torch's loader asks for it where a dataset has this."""
-        chosen = torch.as_tensor(indices)
-        return {name: column[chosen] for name, column in self.columns.items()}
+        asked = torch.as_tensor(indices)
+        fills = asked < 0  # see `Rows`
+        chosen = torch.where(fills, -1 - asked, asked)
+        batch = {name: column[chosen] for name, column in self.columns.items()}
+        if bool(fills.any()):
+            batch[LABELS][fills] = IGNORE_INDEX
+        return batch
 
     @property
     def lengths(self) -> list[int]:
@@ -61,7 +67,11 @@ class ItemRows(Rows):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Item:
-        return named(self.data[index]) | {name: col[index] for name, col in self.more.items()}
+        real = index if index >= 0 else -1 - index  # see `Rows`
+        item = named(self.data[real]) | {name: col[real] for name, col in self.more.items()}
+        if index < 0:
+            item[LABELS] = torch.full_like(torch.as_tensor(item[LABELS]), IGNORE_INDEX)
+        return item
 
     @property
     def lengths(self) -> list[int]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stillhouse.core.errors import UserError
 from stillhouse.models.divergence import IGNORE_INDEX
@@ -43,8 +43,9 @@ class MaskedReader:
 
     def count(self, batch: Batch) -> Tensor:
         """`Counts` [4] of a batch."""
-        labels, mask = batch[LABELS], batch["attention_mask"]
-        return _counts(labels.ne(IGNORE_INDEX).sum(), mask.sum(), len(labels))
+        targets = batch[LABELS] != IGNORE_INDEX
+        there = targets.any(-1)  # a row without targets fills up a batch
+        return _counts(targets.sum(), batch["attention_mask"][there].sum(), there.sum())
 
     def read(self, model: Any, batch: Batch, needs: Needs) -> Outputs:
         """See `Reader`."""
@@ -76,9 +77,8 @@ class Seq2SeqReader:
 
     def count(self, batch: Batch) -> Tensor:
         """`Counts` [4] of a batch."""
-        labels = batch[LABELS]
-        written = labels.ne(IGNORE_INDEX).sum()
-        return _counts(written, written, len(labels))
+        targets = batch[LABELS] != IGNORE_INDEX
+        return _counts(targets.sum(), targets.sum(), targets.any(-1).sum())
 
     def read(self, model: Any, batch: Batch, needs: Needs) -> Outputs:
         """See `Reader`."""
@@ -106,19 +106,20 @@ class ModuleReader:
     """Any torch module whose forward pass gives logits: a tensor, or an output with `logits`.
 
     The module is called with `inputs` alone where the batch holds them, else with all that is
-    neither `labels` nor a belief, by name. Logits [B, C] go with labels [B], all valid; logits
+    neither `labels` nor a belief, by name. Logits [B, C] go with labels [B]; logits
     [B, ..., C] with labels [B, ...], of which those equal to `IGNORE_INDEX` do not count.
     """
 
     def targets(self, batch: Batch) -> Tensor:
-        """Target classes [N], row-major."""
+        """Target classes [N], row-major; of labels [B] all, as a row may only fill up a batch."""
         labels = batch[LABELS]
         return labels if labels.ndim == 1 else labels[labels != IGNORE_INDEX]
 
     def count(self, batch: Batch) -> Tensor:
         """`Counts` [4] of a batch; a target is a token too."""
-        number = torch.tensor(self.targets(batch).numel())
-        return _counts(number, number, len(batch[LABELS]))
+        targets = batch[LABELS] != IGNORE_INDEX
+        there = targets.reshape(len(targets), -1).any(-1)
+        return _counts(targets.sum(), targets.sum(), there.sum())
 
     def read(self, model: Any, batch: Batch, needs: Needs) -> Outputs:
         """See `Reader`; labels are not needed for logits [B, C]."""
@@ -171,10 +172,8 @@ def _at_targets(
 
 def _linear_head(model: Any) -> Head | None:
     """The head where it is one matrix over the vocabulary and nothing is added after it."""
-    module = model.get_output_embeddings()
-    if not isinstance(module, nn.Linear) or module.out_features != model.config.vocab_size:
-        return None
-    return None if hasattr(model, "final_logits_bias") else head_of(model)
+    head = None if hasattr(model, "final_logits_bias") else head_of(model)
+    return head if head is not None and len(head.weight) == model.config.vocab_size else None
 
 
 def _logits(out: Any, model: Any) -> Tensor:
@@ -188,7 +187,5 @@ def _logits(out: Any, model: Any) -> Tensor:
     return found
 
 
-def _counts(targets: Tensor, tokens: Tensor, samples: int) -> Tensor:
-    return torch.stack(
-        [targets, tokens.to(targets), targets.new_tensor(samples), targets.new_zeros(())]
-    )
+def _counts(targets: Tensor, tokens: Tensor, samples: Tensor) -> Tensor:
+    return torch.stack([targets, tokens.to(targets), samples, targets.new_zeros(())])
