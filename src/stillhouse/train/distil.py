@@ -18,14 +18,18 @@ import torch
 from stillhouse.core.jsonl import read_json, write_json
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_train import TrainSection
 from stillhouse.core.records import Example
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.loading import folder_size, pick_device
+from stillhouse.train.balanced import BalancedObjective
 from stillhouse.train.batches import Collator, Encoded, encode_chats, encode_labels
 from stillhouse.train.checkpoints import weight_errors
+from stillhouse.train.features_wiring import Learned
 from stillhouse.train.fit import Fitted, fit
 from stillhouse.train.history import EarlyStop, Report, curve, write_rows
 from stillhouse.train.lora import merged, save_adapter, with_adapters
+from stillhouse.train.parts import detach
 from stillhouse.train.schedule import (
     eval_batch,
     plan_schedule,
@@ -108,7 +112,10 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
             f"{student.plan.max_tokens:,} tokens and were cut"
         )
     best_by = DIVERGENCE if job.alpha > 0 else CROSS_ENTROPY
-    objective = build_objective(job.recipe, student, Reading(job.alpha, job.teacher, device, bf16))
+    learned = Learned(train.rows, _texts(job) if student.head == "label" else ())
+    objective = build_objective(
+        job.recipe, student, Reading(job.alpha, job.teacher, device, bf16, learned)
+    )
     schedule = plan_schedule(
         len(train.rows), section.batch_size, section.micro_batch_size, section.epochs, section.evals
     )
@@ -132,6 +139,10 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
                 device=device,
                 best_by=best_by,
                 eval_batch=eval_batch(section, schedule, student.head),
+                # what is learned beside the student is used after its forward pass
+                ddp_find_unused_parameters=(
+                    False if isinstance(objective, BalancedObjective) else None
+                ),
             ),
             collator=Collator(int(student.tokenizer.pad_token_id)),
             rows=train.rows,
@@ -141,6 +152,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         )
         fitted = fit(trainer, best_by, section.patience)
     model = model.cpu()
+    detach(model)
     if section.lora is not None:
         written_whole(folder / ADAPTER, lambda path: save_adapter(model, path))
         model = merged(model)
@@ -164,6 +176,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
             "held_out_cut": held_out.cut,
         },
         "alpha": job.alpha,
+        **_terms(section),
         "distillation_temperature": section.distillation_temperature,
         "learning_rate": section.effective_learning_rate,
         "head_learning_rate": section.head_learning_rate,
@@ -190,6 +203,16 @@ def _encode(job: Job, student: Student, examples: Sequence[Example]) -> Encoded:
         assert isinstance(task, ClassificationTask), "recipes pair head label with labels"
         return encode_labels(examples, task, student.tokenizer, student.plan.max_tokens)
     return encode_chats(examples, student.tokenizer, student.plan.max_tokens)
+
+
+def _terms(section: TrainSection) -> dict[str, object]:
+    """The terms beside the response, as the recipe has them, where it has any."""
+    if section.terms is None:
+        return {}
+    plain = section.model_dump(
+        mode="json", include={"terms", "balance", "balancing", "progressive"}
+    )
+    return dict(plain)
 
 
 def _course(fitted: Fitted, best_by: str) -> dict[str, object]:

@@ -42,7 +42,7 @@ def attention_kl(
     p, q = _float(teacher), _float(student)
     tiny = torch.finfo(p.dtype).tiny
     terms = p * (p.clamp_min(tiny).log() - q.clamp_min(tiny).log())
-    return (terms.sum(-1).mean(1) * mask).sum()
+    return _over_rows(terms, mask)
 
 
 def attention_mse(
@@ -55,8 +55,7 @@ def attention_mse(
     TinyBERT's loss (eq. 7), on probabilities, and with the squares of a row summed: a mean over
     columns would depend on the padding.
     """
-    squares = (_float(teacher) - _float(student)).square().sum(-1)  # [B, A, T]
-    return (squares.mean(1) * mask).sum()
+    return _over_rows((_float(teacher) - _float(student)).square(), mask)
 
 
 def activation_attention(
@@ -83,14 +82,13 @@ def relation_kl(
     """sum over real tokens of the mean over relation heads of KL(R_t row || R_s row), in nats.
 
     R = softmax(X X^T / sqrt(D_R)) over the real tokens of a sample, where X are queries, keys or
-    values, their heads joined and cut again into `relation_heads` heads of width D_R (MiniLM's value
-    relation, Wang et al. 2020, arXiv:2002.10957, eq. 8 to 10; MiniLMv2, Wang et al. 2021,
+    values, their heads joined and cut again into `relation_heads` heads of width D_R (MiniLM's
+    value relation, Wang et al. 2020, arXiv:2002.10957, eq. 8 to 10; MiniLMv2, Wang et al. 2021,
     arXiv:2012.15828, eq. 5 and 6). Widths and head counts may differ between the two models; each
     width must be a multiple of `relation_heads`.
     """
     log_q, log_p = (_relations(x, mask, relation_heads) for x in (student, teacher))
-    terms = log_p.exp() * (log_p - log_q)  # [B, R, T, T]
-    return (terms.sum(-1).mean(1) * mask).sum()
+    return _over_rows(log_p.exp() * (log_p - log_q), mask)
 
 
 def _relations(x: Tensor, mask: Tensor, heads: int) -> Tensor:
@@ -100,6 +98,12 @@ def _relations(x: Tensor, mask: Tensor, heads: int) -> Tensor:
     scores = joined @ joined.transpose(-1, -2) / joined.shape[-1] ** 0.5
     low = torch.finfo(scores.dtype).min / 4
     return scores.masked_fill(~mask[:, None, None, :], low).log_softmax(-1)
+
+
+def _over_rows(terms: Tensor, mask: Tensor) -> Tensor:
+    """Sums of the rows of real tokens, the mean over heads of each, summed; `terms` [B, A, T, T]."""
+    total: Tensor = (terms.sum(-1).mean(1) * mask).sum()
+    return total
 
 
 def _float(x: Tensor) -> Tensor:

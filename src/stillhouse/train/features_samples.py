@@ -1,9 +1,9 @@
 """How samples lie to each other in two models, compared: pure functions of tensors.
 
-These compare the samples of a micro-batch with each other, one vector a sample: their value depends
-on which samples meet in a micro-batch (not on their order or padding). Each function returns B times
-a mean, to be divided once by the samples of the whole optimizer step: micro-batches then count by
-their size. A micro-batch that is too small to compare gives 0. Knows no model.
+These compare the samples of a micro-batch with each other, one vector a sample: their value
+depends on which samples meet in a micro-batch (not on their order or padding). Each function
+returns B times a mean, to be divided once by the samples of the whole optimizer step: micro-batches
+then count by their size. A micro-batch that is too small to compare gives 0. Knows no model.
 
 Legend: B samples of a micro-batch, T tokens, H width (Hs and Ht may differ), W shared width.
 """
@@ -69,11 +69,11 @@ def similarity_preserving(
     student: Tensor,  # [B, Hs]
     teacher: Tensor,  # [B, Ht]
 ) -> Tensor:
-    """B * |G_s - G_t|_F^2 / B^2, G = X X^T with each row divided by its length: similarity-preserving
-    distillation (Tung & Mori 2019, arXiv:1907.09682, eq. 2 to 4). Unchanged when either space is
-    scaled or rotated."""
-    grams = [F.normalize(x @ x.T, dim=1) for x in (student, teacher)]
-    return (grams[0] - grams[1]).square().sum() / len(student)
+    """B * |G_s - G_t|_F^2 / B^2, G = X X^T with each row divided by its length:
+    similarity-preserving distillation (Tung & Mori 2019, arXiv:1907.09682, eq. 2 to 4). Unchanged
+    when either space is scaled or rotated."""
+    own, other = (F.normalize(x @ x.T, dim=1) for x in (student, teacher))
+    return (own - other).square().sum() / len(student)
 
 
 def contrastive(
@@ -108,7 +108,7 @@ def contrastive(
 def _distances(x: Tensor) -> Tensor:
     """Of all pairs, over their mean [B (B - 1) / 2]."""
     first, second = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
-    found = torch.linalg.vector_norm(x[first] - x[second], dim=-1)
+    found: Tensor = torch.linalg.vector_norm(x[first] - x[second], dim=-1)
     return found / found.mean().clamp_min(torch.finfo(found.dtype).tiny)
 
 

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
@@ -166,16 +167,16 @@ def _projections_of(base: Any, block: nn.Module) -> dict[str, nn.Module]:
 def _split(part: dict[str, Tensor], heads: int, width: int | None, hidden: int) -> Projections:
     if "per_head" in part:
         whole = part["per_head"]
-        apart = whole.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, A, T, 3 D]
+        apart = whole.reshape(*whole.shape[:2], heads, -1).transpose(1, 2)  # [B, A, T, 3 D]
         return Projections(*apart.chunk(3, dim=-1))
     if "joined" in part:
         of_queries = heads * (width or hidden // heads)
         rest = (part["joined"].shape[-1] - of_queries) // 2
-        queries, keys, values = part["joined"].split([of_queries, rest, rest], dim=-1)
+        queries, keys, values = torch.split(part["joined"], [of_queries, rest, rest], dim=-1)
     else:
         queries, keys, values = part["queries"], part["keys"], part["values"]
     width = queries.shape[-1] // heads
-    found = (x.unflatten(-1, (-1, width)).transpose(1, 2) for x in (queries, keys, values))
+    found = (x.reshape(*x.shape[:2], -1, width).transpose(1, 2) for x in (queries, keys, values))
     return Projections(*found)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
+from stillhouse.train.planning_terms import check_terms
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -16,7 +17,10 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         RecipeError: names the key and the two ways out.
     """
+    check_terms(recipe)
     if recipe.train.alpha == 0:
+        if recipe.train.insides:
+            return
         if recipe.train.hard_label_twin:
             raise RecipeError(
                 "train.hard_label_twin",

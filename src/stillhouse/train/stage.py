@@ -51,7 +51,9 @@ def run_train(
     result = distil(job, work, progress)
     twin: dict[str, Any] | None = None
     if recipe.train.hard_label_twin:
-        hard = Job(recipe, data, tuned, 0.0, "train hard-label twin")
+        bare = {"terms": None, "balance": "fixed", "progressive": None}
+        alone = recipe.model_copy(update={"train": recipe.train.model_copy(update=bare)})
+        hard = Job(alone, data, tuned, 0.0, "train hard-label twin")
         twin = distil(hard, work / TWIN, progress)
     write_json(work / FACTS, {**result, "twin": twin})
     for folder in (work, work / TWIN):

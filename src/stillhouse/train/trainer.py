@@ -17,10 +17,13 @@ from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from stillhouse.core.errors import UserError
+from stillhouse.train.balanced import BalancedObjective, StepAt
 from stillhouse.train.batches import LengthGroupedSampler, Rows
 from stillhouse.train.checkpoints import load_optimizer, load_random, save_optimizer, save_random
 from stillhouse.train.objectives import Objective
 from stillhouse.train.outputs import Counts, count
+from stillhouse.train.parts import NAME, attach, load_parts, save_parts, set_aside
 
 DIVERGENCE: Final = "held_out_divergence"
 CROSS_ENTROPY: Final = "held_out_cross_entropy"
@@ -59,6 +62,9 @@ class DistillationTrainer(Trainer):
         callbacks: list[TrainerCallback],
         head_learning_rate: float | None = None,
     ) -> None:
+        self.balanced = objective if isinstance(objective, BalancedObjective) else None
+        if self.balanced is not None:
+            attach(model, self.balanced.parts)
         args._n_gpu = min(
             args.n_gpu, 1
         )  # several GPUs are for torchrun, never DataParallel threads
@@ -73,6 +79,12 @@ class DistillationTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.objective = objective
         self.head_learning_rate = head_learning_rate
+        if self.is_fsdp_enabled and self.balanced is not None and self.balanced.reads_norms:
+            raise UserError(
+                "train.balance",
+                "gradient norms cannot be read from weights that are sharded",
+                action="use fixed or uncertainty, or train without FSDP",
+            )
         self.model_accepts_loss_kwargs = True  # has the valid targets of a step counted
 
     def compute_loss(
@@ -88,6 +100,33 @@ class DistillationTrainer(Trainer):
         # Data-parallel training averages gradients over ranks; the count is of all ranks.
         loss = loss * self.accelerator.num_processes
         return (loss, None) if return_outputs else loss
+
+    def training_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """One micro-batch, forward and backward; then what several terms need of a step."""
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.balanced is not None:
+            self.balanced.end_micro(model)
+            if self.accelerator.sync_gradients:
+                self.balanced.end_step(self._summed)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The library's log; beside a training loss, each term's."""
+        if self.balanced is not None and "loss" in logs:
+            logs |= self.balanced.take_log()
+        super().log(logs, start_time)
+
+    def _summed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks."""
+        if self.args.world_size == 1:
+            return tensor
+        summed: torch.Tensor = self.accelerator.reduce(tensor)
+        return summed
 
     def evaluate(
         self,
@@ -129,11 +168,44 @@ class DistillationTrainer(Trainer):
                     group["params"] = [w for w in group["params"] if id(w) not in head]
                     own = {**group, "params": chosen, "lr": self.head_learning_rate}
                     optimizer.add_param_group(own)
+        if self.balanced is not None:
+            self._own_rates(optimizer)
         return optimizer
+
+    def _own_rates(self, optimizer: Any) -> None:
+        """Give what is learned beside the student groups of its own, after all others."""
+        assert self.balanced is not None
+        rates = self.balanced.parts.rates()
+        moved = {id(weight) for rate in rates for weight in rate.weights}
+        for group in optimizer.param_groups:
+            group["params"] = [w for w in group["params"] if id(w) not in moved]
+        for rate in rates:
+            for decays in (True, False):
+                chosen = [w for w in rate.weights if (rate.decays and w.ndim > 1) == decays]
+                if chosen:
+                    decay = self.args.weight_decay if decays else 0.0
+                    optimizer.add_param_group(
+                        {"params": chosen, "lr": rate.learning_rate, "weight_decay": decay}
+                    )
 
     def restore(self, checkpoint: Path) -> None:
         """Load a checkpoint's weights (or adapters) without training."""
         self._load_from_checkpoint(str(checkpoint))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.balanced is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        with set_aside(self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_parts(Path(resume_from_checkpoint), self.balanced.parts)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.balanced is None:
+            super()._load_best_model()
+            return
+        with set_aside(self.model):
+            super()._load_best_model()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -143,6 +215,10 @@ class DistillationTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Micro-batches of a step, as the objective wants them, and the counts of their units."""
+        if self.balanced is not None:
+            state, next_step = self.state, self.state.global_step + 1
+            logged = next_step % state.logging_steps == 0 or next_step >= state.max_steps
+            self.balanced.begin_step(StepAt(state.global_step, state.max_steps, logged))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = [self.objective.prepare(self.model, batch) for batch in batches]
         return batches, self._get_num_items_in_batch(batches, device)
@@ -163,10 +239,17 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:
             model: Any = self.accelerator.unwrap_model(self.model)
             folder = str(output_dir or self.args.output_dir)
-            if isinstance(model, PeftModel):  # `auto` would ask the hub about the base model
-                model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
-            else:
-                model.save_pretrained(folder, state_dict=state_dict)
+            if state_dict is not None:
+                state_dict = {k: v for k, v in state_dict.items() if not k.startswith(f"{NAME}.")}
+            with set_aside(model):
+                if isinstance(model, PeftModel):  # `auto` would ask the hub about the base model
+                    model.save_pretrained(
+                        folder, state_dict=state_dict, save_embedding_layers=False
+                    )
+                else:
+                    model.save_pretrained(folder, state_dict=state_dict)
+            if self.balanced is not None and not self.is_fsdp_enabled:
+                save_parts(Path(folder), self.balanced.parts)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # sharded: accelerate's own format
