@@ -86,7 +86,8 @@ class GradientNorm(Balance):
 
     With G_k = g_k |grad w_k L_k| and r_k = (L_k / L_k(0)) / mean of the same, the g_k take an Adam
     step on sum_k |G_k - mean(G) r_k^alpha|, in which the target is a constant, and are then scaled
-    to sum to the number of terms. L_k(0) is the loss at the first step in which the term counts.
+    to sum to the number of terms. For L_k(0) stands the largest L_k so far: the two are one where
+    losses fall, and a student cut from its teacher begins with some that are almost 0.
     """
 
     reads_norms = True
@@ -95,12 +96,12 @@ class GradientNorm(Balance):
         super().__init__()
         self.alpha, self.learning_rate = alpha, learning_rate
         self.register_buffer("gains", torch.ones(count))
-        self.register_buffer("first", torch.zeros(count))  # L_k(0); 0: not yet seen
+        self.register_buffer("most", torch.zeros(count))  # the largest L_k so far
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("square", torch.zeros(count))
         self.register_buffer("steps", torch.zeros(count))
         self.gains: Tensor
-        self.first: Tensor
+        self.most: Tensor
         self.mean: Tensor
         self.square: Tensor
         self.steps: Tensor
@@ -116,10 +117,10 @@ class GradientNorm(Balance):
         on = given > 0
         count = on.sum().clamp_min(1)
         values, norms = values.to(self.gains.dtype), norms.to(self.gains.dtype)
-        self.first.copy_(torch.where((self.first == 0) & on, values, self.first))
+        self.most.copy_(torch.where(on, torch.maximum(self.most, values), self.most))
         sizes = norms * given  # of each term without its gain
         scaled = self.gains * sizes
-        ratio = on * values / self.first.clamp_min(EPSILON)
+        ratio = on * values / self.most.clamp_min(EPSILON)
         rate = ratio / (ratio.sum() / count).clamp_min(EPSILON)
         target = (scaled * on).sum() / count * rate**self.alpha
         slope = torch.sign(scaled - target) * sizes

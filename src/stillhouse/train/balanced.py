@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from stillhouse.core.recipe_features import ScheduleSection
 from stillhouse.train.balance import Balance, factor
+from stillhouse.train.features_layers import EMBEDDINGS
 from stillhouse.train.features_terms import Layered
 from stillhouse.train.insides import plain
 from stillhouse.train.layers import blocks_of
@@ -111,7 +112,9 @@ class BalancedObjective(TermsObjective):
             weight = one.weight * factor(one.schedule, progress)
             term: Term | None = one.term
             if stage is not None and self.stages is not None:
-                now_on = {self.stages.layers[stage]}
+                now_on = {self.stages.layers[stage]} | (
+                    {EMBEDDINGS.student} if stage == 0 else set()
+                )
                 term = term.only(now_on) if isinstance(term, Layered) else None
             if weight == 0 or term is None:
                 weight, term = 0.0, None

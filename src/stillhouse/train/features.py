@@ -20,7 +20,8 @@ def hidden_mse(
 ) -> Tensor:
     """sum_i |s_i - t_i|^2 / H: mean squared error of each token's hidden state, summed over tokens
     (FitNets, Romero et al. 2015, arXiv:1412.6550; TinyBERT, Jiao et al. 2020, arXiv:1909.10351)."""
-    return (_float(student) - _float(teacher)).square().mean(-1).sum()
+    total: Tensor = (_float(student) - _float(teacher)).square().mean(-1).sum()
+    return total
 
 
 def hidden_cosine(
@@ -70,7 +71,8 @@ def activation_attention(
     for hidden in (student, teacher):
         energy = _float(hidden).square().sum(-1) * mask  # [B, T]
         maps.append(energy / energy.norm(dim=-1, keepdim=True).clamp_min(_tiny(energy)))
-    return torch.linalg.vector_norm(maps[0] - maps[1], dim=-1).sum()
+    total: Tensor = torch.linalg.vector_norm(maps[0] - maps[1], dim=-1).sum()
+    return total
 
 
 def relation_kl(
@@ -97,11 +99,12 @@ def _relations(x: Tensor, mask: Tensor, heads: int) -> Tensor:
     joined = _float(x).transpose(1, 2).reshape(batch, tokens, heads, -1).transpose(1, 2)
     scores = joined @ joined.transpose(-1, -2) / joined.shape[-1] ** 0.5
     low = torch.finfo(scores.dtype).min / 4
-    return scores.masked_fill(~mask[:, None, None, :], low).log_softmax(-1)
+    relations: Tensor = scores.masked_fill(~mask[:, None, None, :], low).log_softmax(-1)
+    return relations
 
 
 def _over_rows(terms: Tensor, mask: Tensor) -> Tensor:
-    """Sums of the rows of real tokens, the mean over heads of each, summed; `terms` [B, A, T, T]."""
+    """Rows of `terms` [B, A, T, T] summed, the mean over heads, summed over real tokens."""
     total: Tensor = (terms.sum(-1).mean(1) * mask).sum()
     return total
 

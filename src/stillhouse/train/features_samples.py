@@ -25,7 +25,7 @@ def pooled(
     pool: Pool,
 ) -> Tensor:
     """One vector a sample [B, H], of its real tokens, at least in float32."""
-    hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+    hidden = _float(hidden)
     if pool == "mean":
         weights = mask.to(hidden.dtype)[..., None]
         return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
@@ -94,12 +94,13 @@ def contrastive(
     training set. With `groups` the negatives are the samples of other groups only.
     """
     count = len(student)
-    critic = F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T / temperature  # [B, B]
-    own = torch.eye(count, dtype=torch.bool, device=student.device)
-    negative = ~own if groups is None else groups[:, None] != groups[None, :]
+    own, other = (F.normalize(_float(x), dim=1) for x in (student, teacher))
+    critic = own @ other.T / temperature  # [B, B]
+    same = torch.eye(count, dtype=torch.bool, device=student.device)
+    negative = ~same if groups is None else groups[:, None] != groups[None, :]
     chosen = negative.sum(1, keepdim=True)  # [B, 1]
     # h = sigmoid(score) and 1 - h = sigmoid(-score)
-    score = critic - (chosen.clamp_min(1) / population).log()
+    score = critic - (chosen.clamp_min(1).to(critic.dtype) / population).log()
     right = F.logsigmoid(score.diagonal()) * (chosen[:, 0] > 0)
     wrong = F.logsigmoid(-score).masked_fill(~negative, 0.0)
     return -(right.sum() + wrong.sum())
@@ -117,7 +118,13 @@ def _angles(x: Tensor) -> Tensor:
     rays = x[None, :, :] - x[:, None, :]  # [j, i]: from j to i
     length = torch.linalg.vector_norm(rays, dim=-1, keepdim=True)
     rays = rays / length.clamp_min(torch.finfo(x.dtype).tiny)
-    return rays @ rays.transpose(1, 2)
+    cosines: Tensor = rays @ rays.transpose(1, 2)
+    return cosines
+
+
+def _float(x: Tensor) -> Tensor:
+    """At least float32: sums are not taken in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _nothing(x: Tensor) -> Tensor:
