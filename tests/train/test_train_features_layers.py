@@ -114,8 +114,8 @@ def test_what_can_work_is_let_through() -> None:
     ("term", "says"),
     [
         ({"kind": "hidden", "losss": "mse"}, r"train\.terms\.0\.losss: .*did you mean 'loss'"),
-        ({"kind": "hiden"}, r"train\.terms\.0: kind must be one of 'response', 'hidden'"),
-        ({}, r"train\.terms\.0: kind is missing"),
+        ({"kind": "hiden"}, r"train\.terms\.0: 'kind' must be one of 'response', 'hidden'"),
+        ({}, r"train\.terms\.0: 'kind' is missing"),
         ({"kind": "hidden", "layers": "lst"}, r"train\.terms\.0\.layers: must be 'skip'"),
         ({"kind": "hidden", "layers": [[-1, 0]]}, "count from 0"),
         ({"kind": "hidden", "layers": [[0, 0], [0, 0]]}, "distinct"),

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from stillhouse.core.errors import UserError
+from stillhouse.train import insides
 from stillhouse.train.insides import watch
 from stillhouse.train.outputs import BodyReader, CausalReader, LabelReader, Needs
 
@@ -135,8 +136,6 @@ def test_joined_projections_are_cut_as_the_model_cuts_them(name: str) -> None:
     model = MODELS[name].eval()
     seen: list[Tensor] = []
     with watch(model, attentions=True, projections=True) as caught:
-        import stillhouse.train.insides as insides  # noqa: PLC0415
-
         original = insides._probabilities
 
         def spy(module: Any, query: Tensor, key: Tensor, value: Tensor, *a: Any, **k: Any) -> Any:
@@ -202,7 +201,7 @@ def test_an_unknown_family_is_one_line() -> None:
         own.mystery = own.query
         own.query = torch.nn.Identity()
         del own.query
-    with pytest.raises(UserError, match=r"train\.terms: .*not known by name") as caught:
-        with watch(model, attentions=False, projections=True):
-            pass
+    refused = pytest.raises(UserError, match=r"train\.terms: .*not known by name")
+    with refused as caught, watch(model, attentions=False, projections=True):
+        pass
     assert "\n" not in str(caught.value)

@@ -269,10 +269,10 @@ def log_of(entry: Mapping[str, Any]) -> dict[str, dict[str, float]] | None:
     """`loss`, `weight` and `gradient_norm` of each term in a row of the trainer's log."""
     found: dict[str, dict[str, float]] = {}
     for kind, name in ((TERM, "loss"), (WEIGHT, "weight"), (NORM, "gradient_norm")):
-        for key, value in entry.items():
+        for key, value in sorted(entry.items()):
             if key.startswith(kind):
                 found.setdefault(key.removeprefix(kind), {})[name] = value
-    return found or None
+    return dict(sorted(found.items())) or None
 
 
 def _reach(term: Term, layers: int) -> int:

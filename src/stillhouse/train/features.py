@@ -64,14 +64,18 @@ def activation_attention(
     teacher: Tensor,  # [B, T, Ht]
     mask: Tensor,  # [B, T] bool, real tokens
 ) -> Tensor:
-    """sum over samples of | Q_s / |Q_s| - Q_t / |Q_t| |, with Q = sum over channels of squares at
+    """sum over samples of | Q_s / |Q_s| - Q_t / |Q_t| |^2, with Q = sum over channels of squares at
     each real token and Euclidean norms: activation-based attention transfer (Zagoruyko & Komodakis
-    2017, arXiv:1612.03928, eq. 2 with p = 2). Widths may differ, and nothing is learned."""
+    2017, arXiv:1612.03928, eq. 2 with p = 2). Widths may differ, and nothing is learned.
+
+    The norm is squared, as in the authors' code: the gradient of the norm itself is rounding where
+    the two maps are almost equal.
+    """
     maps = []
     for hidden in (student, teacher):
         energy = _float(hidden).square().sum(-1) * mask  # [B, T]
         maps.append(energy / energy.norm(dim=-1, keepdim=True).clamp_min(_tiny(energy)))
-    total: Tensor = torch.linalg.vector_norm(maps[0] - maps[1], dim=-1).sum()
+    total: Tensor = (maps[0] - maps[1]).square().sum()
     return total
 
 
