@@ -84,9 +84,10 @@ def _stopped_run(recipe: Recipe, dataset: Path, work: Path, step: int) -> None:
             raise _Stopped
         return control
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(_Stopped):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Report, "on_step_end", stop)
-        run_train(recipe, dataset, None, work, Silent())
+        with pytest.raises(_Stopped):
+            run_train(recipe, dataset, None, work, Silent())
 
 
 @pytest.mark.parametrize("balance", ["fixed", "uncertainty", "gradient_norm"])
