@@ -126,7 +126,7 @@ def show(table: Mapping[str, Any]) -> None:
     ]
     for title, row in table.items():
         cells = [
-            f"{100 * row[key]['value']:{sign}.1f} "
+            f"{100 * row[key]['estimate']:{sign}.1f} "
             f"[{100 * row[key]['low']:{sign}.1f}, {100 * row[key]['high']:{sign}.1f}]"
             for key, sign in (
                 ("accuracy", ""),
