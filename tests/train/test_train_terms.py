@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,12 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import hash_folder
+from stillhouse.models.loading import load_classifier
+from stillhouse.train.batches import Rows
+from stillhouse.train.features_tokens import same_tokens
 from stillhouse.train.history import Report
 from stillhouse.train.stage import run_train
+from stillhouse.train.vocabulary import trim_tokenizer
 from tiny_models import byte_bpe, tiny_llama, wordpiece
 
 MANY: list[dict[str, Any]] = [
@@ -230,3 +235,21 @@ def test_what_cannot_be_compared_is_one_line(
         with pytest.raises(UserError, match=says) as caught:
             run_train(recipe, dataset_folder, None, tmp_path / str(number), Silent())
         assert "\n" not in str(caught.value)
+
+
+def test_a_text_that_is_cut_into_other_pieces_is_refused(classifier: Path) -> None:
+    """A vocabulary trimmed to other texts: a training text is spelt from shorter pieces."""
+    teacher = load_classifier(str(classifier))
+    texts = ["the dull film", "a boring plot"]
+    plan = SimpleNamespace(max_tokens=48)
+    for kept, whole in ((texts, True), (texts[:1], False)):
+        trimmed = trim_tokenizer(teacher.tokenizer, kept)
+        student: Any = SimpleNamespace(tokenizer=trimmed.tokenizer, head="label", plan=plan)
+        rows = Rows([{"input_ids": ids} for ids in trimmed.tokenizer(texts)["input_ids"]])
+        if whole:
+            ids = same_tokens(student, teacher, rows, texts)
+            assert ids is not None
+            assert tuple(ids.tolist()) == trimmed.kept
+        else:
+            with pytest.raises(UserError, match=r"student\.vocabulary: .*1 of 2 training texts"):
+                same_tokens(student, teacher, rows, texts)
