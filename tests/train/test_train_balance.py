@@ -14,7 +14,7 @@ from transformers import BertForSequenceClassification
 from stillhouse.core.recipe_features import ScheduleSection
 from stillhouse.core.recipe_train import TrainSection
 from stillhouse.train.balance import Balance, GradientNorm, Uncertainty, factor
-from stillhouse.train.balanced import BalancedObjective, Scheduled, Stages, StepAt, log_of
+from stillhouse.train.balanced import BalancedObjective, Scheduled, Stages, Moment, log_of
 from stillhouse.train.batches import Collator, Rows, encode_labels
 from stillhouse.train.features_layers import EMBEDDINGS, LayerPair
 from stillhouse.train.features_terms import Activation, Hidden, Relation
@@ -203,7 +203,7 @@ def test_what_is_logged_is_loss_weight_and_gradient_of_each_term(over: Any) -> N
     attach(model, objective.parts)
     batch = Collator(0)(_rows().items)
     counts = Counts(*count(batch).unbind())
-    objective.begin_step(StepAt(0, 10, True))
+    objective.begin_step(Moment(0, 10, True))
     loss = objective.loss(model, batch, counts)
     loss.backward()
     objective.end_step(lambda x: x)
@@ -233,7 +233,7 @@ def test_what_is_logged_is_loss_weight_and_gradient_of_each_term(over: Any) -> N
 def test_gradients_are_read_at_log_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model, objective = _objective()
     batch = Collator(0)(_rows().items)
-    objective.begin_step(StepAt(0, 10, False))
+    objective.begin_step(Moment(0, 10, False))
     with monkeypatch.context() as patch:
         patch.setattr(torch.autograd, "grad", lambda *a, **k: pytest.fail("a gradient was read"))
         patch.setattr(Tensor, "item", lambda *a: pytest.fail("a number was read"))
@@ -251,7 +251,7 @@ def test_stages_train_one_layer_after_another() -> None:
 
     def moved(step: int) -> tuple[set[str], set[str]]:
         model.zero_grad()
-        objective.begin_step(StepAt(step, 100, True))
+        objective.begin_step(Moment(step, 100, True))
         objective.loss(model, batch, counts).backward()
         objective.end_micro(model)
         objective.end_step(lambda x: x)
@@ -285,6 +285,6 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn() -> None:
         scheduled=[Scheduled(term) for term in terms],
     )
     batch = Collator(0)(_rows().items)
-    objective.begin_step(StepAt(0, 1, True))
+    objective.begin_step(Moment(0, 1, True))
     loss = objective.loss(model, batch, Counts(*count(batch).unbind()))
     assert loss.abs() < 1e-12

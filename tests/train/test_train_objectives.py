@@ -24,6 +24,7 @@ from stillhouse.train.objectives import (
 from stillhouse.train.outputs import CausalReader, Counts, Needs, next_tokens
 from stillhouse.train.planning import check_recipe
 from stillhouse.train.schedule import eval_batch, plan_schedule, training_arguments
+from stillhouse.train.teachers import LiveTeacher
 from stillhouse.train.trainer import DistillationTrainer
 from tiny_models import byte_bpe, review_examples, tiny_bert, tiny_llama, wordpiece
 
@@ -84,7 +85,9 @@ def test_text_loss_equals_the_definition() -> None:
     torch.nn.init.normal_(teacher.model.embed_tokens.weight, generator=torch.manual_seed(5))
     items = _text_rows(4).items
     batch = Collator(tokenizer.pad_token_id)(items)
-    loss = text_objective(0.6, 3.0, teacher).loss(model, batch, Counts(7, 1, 1))
+    loss = text_objective(0.6, 3.0, LiveTeacher(teacher, CausalReader())).loss(
+        model, batch, Counts(7, 1, 1)
+    )
     total = 0.0
     for item in items:  # one example at a time, no padding, all logits
         ids = torch.tensor([item["input_ids"]])
@@ -155,7 +158,9 @@ def test_any_micro_batch_split_gives_the_same_step(head: str, tmp_path) -> None:
         else:
             rows = _text_rows(8)
             model = tiny_llama(byte_bpe()).double()
-            objective = text_objective(0.5, 2.0, tiny_llama(byte_bpe(), layers=1).double())
+            objective = text_objective(
+                0.5, 2.0, LiveTeacher(tiny_llama(byte_bpe(), layers=1).double(), CausalReader())
+            )
         results.append(_one_step(model, objective, rows, micro, tmp_path / str(micro)))
     gradients, weights, loss = results[0]
     assert max(g.abs().max() for g in gradients.values()) > 1e-4
@@ -174,7 +179,7 @@ def test_held_out_is_zero_divergence_from_oneself() -> None:
     model = tiny_llama(tokenizer)
     batch = Collator(tokenizer.pad_token_id)(_text_rows(4).items)
     with torch.no_grad():
-        own = text_objective(0.5, 2.0, model).held_out(model, batch)
+        own = text_objective(0.5, 2.0, LiveTeacher(model, CausalReader())).held_out(model, batch)
         alone = text_objective(0.0, 2.0).held_out(model, batch)
     assert abs(own.divergence.item()) < 1e-5
     assert own.items == (batch["labels"] != -100).sum()
@@ -200,7 +205,7 @@ def test_heads_padded_to_unequal_widths_are_compared_over_the_shared_ids(
         return found[0], found[1]
 
     def measured(student: Any, teacher: Any) -> tuple[float, list[float]]:
-        objective = text_objective(0.5, 2.0, teacher)
+        objective = text_objective(0.5, 2.0, LiveTeacher(teacher, CausalReader()))
         loss = objective.loss(student, batch, Counts(7, 1, 1))
         loss.backward()
         with torch.no_grad():

@@ -6,7 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stillhouse.core.divergence_names import DivergenceKind
+from stillhouse.core.recipe_distributed import DistributedSection
 from stillhouse.core.recipe_features import BalanceSection, ProgressiveSection, Terms
+from stillhouse.core.recipe_on_policy import OnPolicySection
+from stillhouse.core.recipe_readers import ReadersSection
 from stillhouse.core.recipe_section import Section
 
 
@@ -67,6 +71,17 @@ class TrainSection(Section):
         description="Weight of the soft-target term; 0 trains on hard labels.",
     )
     distillation_temperature: float = Field(default=2.0, gt=0, description="T of the soft targets.")
+    divergence: DivergenceKind = Field(
+        default="forward_kl",
+        description="What the soft targets minimise between teacher and student "
+        "(docs/divergences.md).",
+    )
+    divergence_beta: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="beta of jsd (null: 0.5) and of the skewed kinds (null: 0.1).",
+    )
     epochs: float = Field(default=3.0, gt=0)
     learning_rate: float | None = Field(
         default=None, gt=0, description="null: 2e-5 for full fine-tuning, 2e-4 for LoRA."
@@ -93,6 +108,22 @@ class TrainSection(Section):
         default="auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    on_policy: OnPolicySection | None = Field(
+        default=None, description="Text students: also train on completions sampled on the way."
+    )
+    teachers: ReadersSection | None = Field(
+        default=None,
+        description="Text students: who reads along; null: the recipe's teacher.",
+    )
+    packing: bool = Field(
+        default=False, description="Text students: several short examples to a row."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Keep fewer activations and compute them again: less memory."
+    )
+    distributed: DistributedSection | None = Field(
+        default=None, description="Several training processes; batch_size is of all together."
+    )
     hard_label_twin: bool = Field(
         default=False,
         description="Also train the same student on hard teacher labels alone, for comparison.",

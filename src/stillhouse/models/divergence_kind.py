@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, get_args
 
-DivergenceKind = Literal[
-    "forward_kl",
-    "reverse_kl",
-    "jsd",
-    "skew_forward_kl",
-    "skew_reverse_kl",
-    "total_variation",
-    "cross_entropy",
-]
+from stillhouse.core.divergence_names import DEFAULT_BETA, DivergenceKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +22,22 @@ class Divergence:
     - total_variation: 1/2 sum |p - q|, without unit
     - cross_entropy: -sum p log q = KL(p || q) + H(p)
 
+    A skewed kind with beta 0 is its plain one. All but cross_entropy are f-divergences: not
+    negative, 0 only for p = q, and no larger over merged outcomes (data-processing inequality).
+
     `beta` is read by `jsd` and the skewed kinds alone.
+
+    Raises:
+        ValueError: an unknown kind, beta outside [0, 1], or 1 for a skewed kind.
     """
 
     kind: DivergenceKind = "forward_kl"
     beta: float = 0.5
 
     def __post_init__(self) -> None:
+        known: tuple[str, ...] = get_args(DivergenceKind)
+        if self.kind not in known:
+            raise ValueError(f"unknown divergence {self.kind!r}; choose among {', '.join(known)}")
         if not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"beta must be within [0, 1], got {self.beta}")
         if self.kind.startswith("skew") and self.beta == 1.0:
@@ -44,3 +45,20 @@ class Divergence:
 
 
 FORWARD_KL: Final = Divergence()
+
+# Linear in the teacher's probabilities (up to what the student does not move): what an unbiased
+# sample of the teacher estimates without bias.
+SAMPLED_KINDS: Final[frozenset[DivergenceKind]] = frozenset({"forward_kl", "cross_entropy"})
+
+
+def divergence_of(kind: DivergenceKind, beta: float | None = None) -> Divergence:
+    """The divergence a recipe names; beta `None` is the usual one of its kind."""
+    return Divergence(kind, DEFAULT_BETA.get(kind, 0.5) if beta is None else beta)
+
+
+def infinite_at_zero(divergence: Divergence) -> bool:
+    """Whether a class that the teacher rules out makes it infinite for any softmax student."""
+    kind, beta = divergence.kind, divergence.beta
+    if kind == "jsd":
+        return beta == 1.0
+    return kind == "reverse_kl" or (kind == "skew_reverse_kl" and beta == 0.0)

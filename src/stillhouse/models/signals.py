@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,11 +50,13 @@ class SparseSignal:
 
     Log-probabilities in nats at distillation temperature 1, normalised over the whole vocabulary:
     exp(log_probs).sum(-1) + exp(tail_log_mass) = 1. Nothing is renormalised in silence.
+    `vocabulary_size` is how many ids the teacher's probabilities run over, where that is known.
     """
 
     token_ids: Tensor  # [..., K] int64, distinct within a position
     log_probs: Tensor  # [..., K]
     tail_log_mass: Tensor  # [...], -inf where nothing is left
+    vocabulary_size: int | None = None
 
     @property
     def positions(self) -> torch.Size:
@@ -63,12 +65,20 @@ class SparseSignal:
 
     def select(self, index: Tensor) -> SparseSignal:
         """Beliefs at the positions of a boolean mask or of row numbers."""
-        return SparseSignal(self.token_ids[index], self.log_probs[index], self.tail_log_mass[index])
+        return replace(
+            self,
+            token_ids=self.token_ids[index],
+            log_probs=self.log_probs[index],
+            tail_log_mass=self.tail_log_mass[index],
+        )
 
     def to(self, device: torch.device | str) -> SparseSignal:
         """The same on another device."""
-        return SparseSignal(
-            self.token_ids.to(device), self.log_probs.to(device), self.tail_log_mass.to(device)
+        return replace(
+            self,
+            token_ids=self.token_ids.to(device),
+            log_probs=self.log_probs.to(device),
+            tail_log_mass=self.tail_log_mass.to(device),
         )
 
 
@@ -76,13 +86,17 @@ class SparseSignal:
 class SampledSignal:
     """K draws from the teacher's belief at each position: an unbiased stand-in for all of it.
 
-    sum_k weights_k onehot(token_ids_k) has the teacher's probabilities at temperature 1 as its
-    expectation; equal draws may be merged, and a slot that is not used has weight 0. Random
-    sampling knowledge distillation: Anshumann et al. 2025, arXiv:2503.16870.
+    sum_k weights_k onehot(token_ids_k) has the teacher's probabilities as its expectation, those at
+    `distillation_temperature`: draws of p say nothing of p_T, so a signal serves one T only. Equal
+    draws are merged (gradients do not need that, the value of a KL does), and a slot that is not
+    used has weight 0. Random sampling knowledge distillation: Anshumann et al. 2025,
+    arXiv:2503.16870. `models.draws` makes them.
     """
 
     token_ids: Tensor  # [..., K] int64
     weights: Tensor  # [..., K] float32, not negative
+    distillation_temperature: float = 1.0
+    vocabulary_size: int | None = None  # ids that the teacher's probabilities run over, if known
 
     @property
     def positions(self) -> torch.Size:
@@ -91,11 +105,11 @@ class SampledSignal:
 
     def select(self, index: Tensor) -> SampledSignal:
         """Beliefs at the positions of a boolean mask or of row numbers."""
-        return SampledSignal(self.token_ids[index], self.weights[index])
+        return replace(self, token_ids=self.token_ids[index], weights=self.weights[index])
 
     def to(self, device: torch.device | str) -> SampledSignal:
         """The same on another device."""
-        return SampledSignal(self.token_ids.to(device), self.weights.to(device))
+        return replace(self, token_ids=self.token_ids.to(device), weights=self.weights.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +166,19 @@ def sparsify(signal: DenseSignal, k: int) -> SparseSignal:
         tail = torch.full_like(log_p[..., 0], -torch.inf)
     else:
         tail = log_p.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
-    return SparseSignal(top.indices, top.values, tail)
+    return SparseSignal(top.indices, top.values, tail, log_p.shape[-1])
+
+
+def without_tail(signal: SparseSignal) -> SparseSignal:
+    """A teacher that believes in its kept entries alone: top-k, cut off and renormalised.
+
+    What most top-k distillation trains on. It is another teacher, not an approximation of a
+    divergence from the first: the best student of it puts nothing outside the top k, and its
+    gradients are biased by p - p_cut at every position (Anshumann et al. 2025).
+    """
+    log_probs = _float(signal.log_probs).log_softmax(-1)
+    nothing = torch.full_like(log_probs[..., 0], -torch.inf)
+    return replace(signal, log_probs=log_probs, tail_log_mass=nothing)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from stillhouse.core.recipe_features import ScheduleSection
 from stillhouse.train.balance import Balance, factor
 from stillhouse.train.features_layers import EMBEDDINGS
-from stillhouse.train.features_terms import Layered
+from stillhouse.train.features_terms import Layered, there
 from stillhouse.train.insides import plain
 from stillhouse.train.layers import blocks_of
 from stillhouse.train.objectives import TermsObjective
@@ -39,7 +39,7 @@ WEIGHT: Final = "weight/"
 NORM: Final = "gradient_norm/"
 
 
-class StepAt(NamedTuple):
+class Moment(NamedTuple):
     """Where a run is when an optimizer step begins."""
 
     step: int  # steps that are done
@@ -83,7 +83,7 @@ class BalancedObjective(TermsObjective):
     balance: Balance = field(default_factory=Balance)
     norms_over: Literal["last_shared", "all"] = "last_shared"
     stages: Stages | None = None
-    _at: StepAt = field(default_factory=lambda: StepAt(0, 1, False))
+    _at: Moment = field(default_factory=lambda: Moment(0, 1, False))
     _given: tuple[float, ...] = ()
     _now: tuple[Term | None, ...] = ()  # the terms of this step
     _step: Tensor | None = None  # losses of this step [K]
@@ -103,7 +103,7 @@ class BalancedObjective(TermsObjective):
         """Whether weights are learned from gradient norms."""
         return self.balance.reads_norms
 
-    def begin_step(self, at: StepAt) -> None:
+    def begin_step(self, at: Moment) -> None:
         """Called before the micro-batches of an optimizer step."""
         progress = at.step / max(at.of, 1)
         stage = None if self.stages is None else self.stages.at(progress)
@@ -151,9 +151,10 @@ class BalancedObjective(TermsObjective):
         loss = (weights * found).sum() + self.parts.touch().to(device)
         extra = self.balance.regulariser(given)
         if extra is not None:  # once a step: by the micro-batch's share of the samples
-            loss = loss + extra * (len(batch["labels"]) / counts.samples)
+            loss = loss + extra * (there(batch["labels"]).sum() / counts.of("samples"))
         if None in self._now and torch.distributed.is_initialized():
             loss = loss + torch.stack([(w * 0).sum() for w in own_weights(model)]).sum()
+        self._check(loss, view)
         return loss
 
     def end_micro(self, model: Any) -> None:

@@ -26,7 +26,11 @@ from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.chat import answer_ids, end_ids, prompt_ids, prompt_text
 from stillhouse.models.divergence import IGNORE_INDEX
 from stillhouse.models.signals import from_class_probabilities
+from stillhouse.train.outputs import ALIGNED
 
+OTHER: Final = "other_"  # before the keys that hold another tokenizer's rows
+PAIRS: Final = "pairs"  # of an item: its targets that are paired, (student's, teacher's)
+DOMAIN: Final = "domain"  # number of what an item is about
 GROUPED_BATCHES: Final = 50  # batches that are sorted by length together
 Item = Mapping[str, Any]
 
@@ -53,12 +57,22 @@ class Rows(Dataset[Item]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> Item:
-        return self.items[index]
+        """An item; -1 - i is item i without targets, which fills up a batch and counts nowhere."""
+        return self.items[index] if index >= 0 else _without_targets(self.items[-1 - index])
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each example."""
         return [len(item["input_ids"]) for item in self.items]
+
+
+def _without_targets(item: Item) -> Item:
+    labels = item["labels"]
+    none = IGNORE_INDEX if isinstance(labels, int) else [IGNORE_INDEX] * len(labels)
+    found = {**item, "labels": none}
+    if PAIRS in item:
+        found |= {PAIRS: [], OTHER + "labels": [IGNORE_INDEX] * len(item[OTHER + "labels"])}
+    return found
 
 
 class Encoded(NamedTuple):
@@ -131,7 +145,9 @@ class Collator:
 
     Gives `input_ids` [B, T], `attention_mask` [B, T], `labels` ([B] or [B, T]); where the items
     hold the teacher's belief, `teacher_logits` [B, C] (log-probabilities, nats); and where they
-    hold `hidden` states, `inputs_embeds` [B, T, H].
+    hold `hidden` states, `inputs_embeds` [B, T, H]. Where a teacher has a tokenizer of its own,
+    its rows are `other_input_ids`, `other_attention_mask` and `other_labels` [B, T'], and `aligned`
+    [P, 2] pairs the student's targets with the teacher's. `domain` [B] numbers what rows are about.
     """
 
     pad_token_id: int
@@ -150,7 +166,25 @@ class Collator:
             batch["teacher_logits"] = from_class_probabilities(beliefs).logits
         if "hidden" in items[0]:
             batch["inputs_embeds"] = pad_sequence([i["hidden"] for i in items], batch_first=True)
+        if DOMAIN in items[0]:
+            batch[DOMAIN] = torch.tensor([item[DOMAIN] for item in items])
+        if PAIRS in items[0]:
+            batch |= _other_tokens(items)
         return batch
+
+
+def _other_tokens(items: Sequence[Item]) -> dict[str, torch.Tensor]:
+    """The rows as another tokenizer has them. Its pad token is 0: no target, and never attended."""
+    keys = ("input_ids", "labels")
+    found = Collator(0)([{key: item[OTHER + key] for key in keys} for item in items])
+    pairs: list[tuple[int, int]] = []
+    ours = theirs = 0
+    for item in items:
+        pairs += [(ours + student, theirs + teacher) for student, teacher in item[PAIRS]]
+        ours += sum(label != IGNORE_INDEX for label in item["labels"])
+        theirs += sum(label != IGNORE_INDEX for label in item[OTHER + "labels"])
+    aligned = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    return {ALIGNED: aligned, **{OTHER + name: value for name, value in found.items()}}
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
@@ -162,11 +196,16 @@ class LengthGroupedSampler(Sampler[int]):
     """Example numbers in an order whose every `batch_size` slice is one optimizer batch.
 
     A permutation by (seed, epoch) is cut into runs of `GROUPED_BATCHES` batches, each run sorted by
-    length and cut into batches, and the full batches shuffled; a last short batch stays last.
+    length and cut into batches, and the full batches shuffled; a last short batch stays last. It is
+    filled up to a multiple of `multiple` with an example without targets (`Rows`), so that several
+    processes have equally many micro-batches and no example counts twice.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, multiple: int = 1
+    ) -> None:
         self._lengths = np.asarray(lengths)
+        self._multiple = multiple
         self._batch_size = batch_size
         self._seed = seed
         self._epoch = 0
@@ -176,7 +215,7 @@ class LengthGroupedSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return -(-len(self._lengths) // self._multiple) * self._multiple
 
     def __iter__(self) -> Iterator[int]:
         draw = np.random.default_rng((self._seed, self._epoch))
@@ -192,6 +231,8 @@ class LengthGroupedSampler(Sampler[int]):
             yield from batches[number]
         for batch in last:
             yield from batch
+            fill = len(self) - len(self._lengths)
+            yield from [-1 - batch[0]] * fill
 
 
 def padding_share(lengths: Sequence[int], order: Sequence[int], batch_size: int) -> float:

@@ -89,7 +89,10 @@ def save_random(folder: Path, rank: int = 0) -> None:
 
 
 def load_random(folder: Path, rank: int = 0) -> None:
-    """Read what `save_random` wrote; other numbers of GPUs keep their own generators."""
+    """Read what `save_random` wrote; other numbers of GPUs keep their own generators, and so does a
+    rank that was not there when it was written."""
+    if not (folder / f"{RANDOM}_{rank}.json").exists() and rank > 0:
+        return
     plain: dict[str, Any] = read_json(folder / f"{RANDOM}_{rank}.json")
     tensors = load_file(folder / f"{RANDOM}_{rank}.safetensors")
     version, words, gauss = plain["python"]

@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from stillhouse.core.jsonl import read_json, write_json
+from stillhouse.core.errors import DataError
+from stillhouse.core.jsonl import read_json, read_records, write_json
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_train import TrainSection
@@ -23,14 +24,26 @@ from stillhouse.core.records import Example
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.loading import folder_size, pick_device
 from stillhouse.train.balanced import BalancedObjective
-from stillhouse.train.batches import Collator, Encoded, encode_chats, encode_labels
+from stillhouse.train.batches import (
+    Collator,
+    Encoded,
+    LengthGroupedSampler,
+    Rows,
+    encode_chats,
+    encode_labels,
+    padding_share,
+)
 from stillhouse.train.checkpoints import weight_errors
 from stillhouse.train.features_wiring import Learned
 from stillhouse.train.fit import Fitted, fit
 from stillhouse.train.history import EarlyStop, Report, curve, write_rows
 from stillhouse.train.lora import merged, save_adapter, with_adapters
+from stillhouse.train.packing import PackingCollator, check_packing, packed_padding_share
 from stillhouse.train.parts import detach
+from stillhouse.train.ranks import is_main, wait_for_all, world_size
+from stillhouse.train.reading import Reading, rows_for_readers
 from stillhouse.train.schedule import (
+    Schedule,
     eval_batch,
     plan_schedule,
     training_arguments,
@@ -47,7 +60,7 @@ from stillhouse.train.students import (
     teacher_source,
 )
 from stillhouse.train.trainer import CROSS_ENTROPY, DIVERGENCE, DistillationTrainer
-from stillhouse.train.wiring import Reading, build_objective
+from stillhouse.train.wiring import build_objective
 
 STUDENT: Final = "student"
 ADAPTER: Final = "adapter"
@@ -95,15 +108,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     section, seed = job.recipe.train, job.recipe.seed
     device = pick_device(section.device)
     bf16 = uses_bf16(section.precision, device)
-    source = student_source(job.recipe, None if job.tuned is None else str(job.tuned))
-    student = build_student(
-        job.recipe.student,
-        job.recipe.task,
-        source,
-        _texts(job),
-        seed,
-        plain=reads_plain(job.recipe),
-    )
+    student = _build(job)
     use_cache = student.model.config.to_dict().get("use_cache")
     train, held_out = (_encode(job, student, part) for part in job.data)
     if train.cut:
@@ -117,8 +122,17 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         job.recipe, student, Reading(job.alpha, job.teacher, device, bf16, learned)
     )
     schedule = plan_schedule(
-        len(train.rows), section.batch_size, section.micro_batch_size, section.epochs, section.evals
+        len(train.rows),
+        section.batch_size,
+        section.micro_batch_size,
+        section.epochs,
+        section.evals,
+        processes=world_size(),
     )
+    pad = int(student.tokenizer.pad_token_id)
+    if section.packing:
+        check_packing(student.model, train.rows, pad)
+    collator = PackingCollator(pad) if section.packing else Collator(pad)
     model: Any = student.model
     if section.lora is not None:
         if bf16 and student.head == "text":
@@ -144,15 +158,26 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
                     False if isinstance(objective, BalancedObjective) else None
                 ),
             ),
-            collator=Collator(int(student.tokenizer.pad_token_id)),
+            collator=collator,
             rows=train.rows,
             held_out=held_out.rows,
             callbacks=[EarlyStop(best_by, section.patience), Report(ticker)],
             head_learning_rate=section.head_learning_rate if student.head == "label" else None,
         )
         fitted = fit(trainer, best_by, section.patience)
-    model = model.cpu()
     detach(model)
+    whole = trainer.whole_weights()
+    if not is_main():
+        wait_for_all()
+        return {}
+    if whole is None:
+        model = model.cpu()
+    else:  # what was spread over processes is put together in a student of this one
+        student = _build(job)
+        model = student.model
+        if section.lora is not None:
+            model = with_adapters(model, section.lora, student.head, base, seed)
+        model.load_state_dict(whole)
     if section.lora is not None:
         written_whole(folder / ADAPTER, lambda path: save_adapter(model, path))
         model = merged(model)
@@ -178,15 +203,56 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         "alpha": job.alpha,
         **_terms(section),
         "distillation_temperature": section.distillation_temperature,
+        "divergence": section.divergence,
+        "divergence_beta": section.divergence_beta,
         "learning_rate": section.effective_learning_rate,
         "head_learning_rate": section.head_learning_rate,
         "lora": None if section.lora is None else section.lora.model_dump(mode="json"),
+        "padding_share": round(_padding(trainer, train.rows, schedule), 4),
+        "processes": world_size(),
         "precision": "bf16" if bf16 else "fp32",
         "device": device.type,
         **_course(fitted, best_by),
     }
     write_json(folder / FACTS, facts)
+    wait_for_all()
     return facts
+
+
+def read_data(dataset_dir: Path) -> Data:
+    """The examples of a dataset's folder.
+
+    Raises:
+        DataError: a file without examples.
+    """
+    return Data(*(_examples(dataset_dir / f"{part}.jsonl") for part in Data._fields))
+
+
+def _examples(path: Path) -> list[Example]:
+    found = list(read_records(path, Example))
+    if not found:
+        raise DataError(str(path), "holds no examples", action="run the dataset stage again")
+    return found
+
+
+def _build(job: Job) -> Student:
+    return build_student(
+        job.recipe.student,
+        job.recipe.task,
+        student_source(job.recipe, None if job.tuned is None else str(job.tuned)),
+        _texts(job),
+        job.recipe.seed,
+        plain=reads_plain(job.recipe),
+    )
+
+
+def _padding(trainer: DistillationTrainer, rows: Rows, schedule: Schedule) -> float:
+    """Share of padding among the tokens of the first epoch, packed where it was packed."""
+    lengths = rows.lengths
+    order = list(LengthGroupedSampler(lengths, schedule.batch, trainer.args.seed))
+    if isinstance(trainer.data_collator, PackingCollator):
+        return packed_padding_share(lengths, order, schedule.micro_batch)
+    return padding_share(lengths, order, schedule.micro_batch)
 
 
 def _texts(job: Job) -> list[str]:
@@ -202,7 +268,11 @@ def _encode(job: Job, student: Student, examples: Sequence[Example]) -> Encoded:
     if student.head == "label":
         assert isinstance(task, ClassificationTask), "recipes pair head label with labels"
         return encode_labels(examples, task, student.tokenizer, student.plan.max_tokens)
-    return encode_chats(examples, student.tokenizer, student.plan.max_tokens)
+    encoded = encode_chats(examples, student.tokenizer, student.plan.max_tokens)
+    if job.alpha == 0:
+        return encoded
+    rows = rows_for_readers(job.recipe, student, job.teacher, encoded.rows, examples)
+    return encoded._replace(rows=rows)
 
 
 def _terms(section: TrainSection) -> dict[str, object]:
@@ -228,6 +298,8 @@ def _course(fitted: Fitted, best_by: str) -> dict[str, object]:
 
 def written_whole(folder: Path, write: Callable[[Path], None]) -> None:
     """Have a folder written whole or not at all."""
+    if not is_main():
+        return
     partial = folder.with_name(folder.name + ".partial")
     with weight_errors(folder):
         for old in (partial, folder):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from stillhouse.models.divergence import IGNORE_INDEX
 from stillhouse.train import features, features_samples
 from stillhouse.train.features_layers import LayerPair
 from stillhouse.train.features_samples import Pool
@@ -256,7 +257,7 @@ class Contrastive:
             self.teacher_map(other),
             temperature=self.temperature,
             population=self.population,
-            groups=view.targets if self.by_label else None,
+            groups=_groups(view) if self.by_label else None,
         )
         return TermValue(total, {})
 
@@ -268,16 +269,29 @@ def hidden_after(outputs: Outputs, layer: int) -> Tensor:
 
 
 def real(outputs: Outputs, view: View) -> Tensor:
-    """Which tokens are no padding [B, T] bool."""
+    """Which tokens count [B, T] bool: no padding, and no row that only fills up."""
+    rows = there(view.batch["labels"])[:, None]
     if outputs.mask is not None:
-        return outputs.mask
-    return torch.ones_like(view.batch["input_ids"], dtype=torch.bool)
+        return outputs.mask & rows
+    return torch.ones_like(view.batch["input_ids"], dtype=torch.bool) & rows
+
+
+def there(labels: Tensor) -> Tensor:
+    """Rows that hold a target [B] bool: one without only fills up a batch (`outputs.count`)."""
+    found = labels != IGNORE_INDEX
+    return found if labels.ndim == 1 else found.any(-1)
+
+
+def _groups(view: View) -> Tensor:
+    labels = view.batch["labels"]
+    return labels[there(labels)]
 
 
 def _vectors(view: View, pair: LayerPair, pool: Pool) -> tuple[Tensor, Tensor]:
     assert view.teacher is not None, "a term that reads the teacher's insides has a teacher"
-    mask = real(view.student, view)
+    rows = there(view.batch["labels"])
+    mask = real(view.student, view)[rows]
     return (
-        features_samples.pooled(hidden_after(view.student, pair.student), mask, pool),
-        features_samples.pooled(hidden_after(view.teacher, pair.teacher), mask, pool),
+        features_samples.pooled(hidden_after(view.student, pair.student)[rows], mask, pool),
+        features_samples.pooled(hidden_after(view.teacher, pair.teacher)[rows], mask, pool),
     )

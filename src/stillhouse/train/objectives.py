@@ -15,15 +15,18 @@ from functools import reduce
 from operator import or_
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Example
 from stillhouse.models.divergence import cross_entropy, divergence
-from stillhouse.models.divergence_kind import FORWARD_KL, Divergence
-from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader
-from stillhouse.train.teachers import LiveTeacher, StoredBeliefs, TeacherSource
+from stillhouse.models.divergence_kind import FORWARD_KL, Divergence, infinite_at_zero
+from stillhouse.models.fused_divergence import fused_measures
+from stillhouse.train.finite import not_finite
+from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader, StepAt
+from stillhouse.train.teachers import StoredBeliefs, TeacherSource
 from stillhouse.train.terms import Response, Term, View, over_shared_ids
 
 
@@ -44,12 +47,16 @@ class HeldOutSums(NamedTuple):
 class Objective(Protocol):
     """What a trainer asks of an objective."""
 
-    def prepare(self, model: Any, batch: Batch) -> Batch:
+    def prepare(self, model: Any, batch: Batch, step: StepAt) -> Batch:
         """The batch to train on, before its units are counted: where a student writes its own."""
 
     def loss(self, model: Any, batch: Batch, counts: Counts) -> Tensor:
         """Loss of a micro-batch: sums divided by the counts of the whole optimizer step, so that
-        micro-batch losses add up."""
+        micro-batch losses add up.
+
+        Raises:
+            StillhouseError: it is NaN or infinite; says why.
+        """
 
     def held_out(self, model: Any, batch: Batch) -> HeldOutSums:
         """What the held-out set measures; without gradient."""
@@ -72,7 +79,7 @@ class TermsObjective:
     teacher: TeacherSource | None = None
     logged: dict[str, Tensor] = field(default_factory=dict)  # parts of the last micro-batch, sums
 
-    def prepare(self, model: Any, batch: Batch) -> Batch:
+    def prepare(self, model: Any, batch: Batch, step: StepAt) -> Batch:
         """See `Objective`: the batch as it is."""
         return batch
 
@@ -88,18 +95,38 @@ class TermsObjective:
             value = weighted.term(view)
             losses.append(weighted.weight * value.total / counts.of(weighted.term.unit))
             self.logged |= {f"{weighted.term.name}/{k}": v for k, v in value.parts.items()}
-        return reduce(Tensor.add, losses)
+        loss = reduce(Tensor.add, losses)
+        self._check(loss, view)
+        return loss
 
     def held_out(self, model: Any, batch: Batch) -> HeldOutSums:
         """See `Objective`."""
-        view = self._view(model, batch, Needs(logits=True), Needs(logits=True))
-        shared = over_shared_ids(view.student.class_logits(), view.signal)
+        view = self._view(model, batch, Needs(last_hidden=True), Needs(last_hidden=True))
+        student = view.student
+        if student.last_hidden is not None and student.head is not None:
+            found = fused_measures(student.last_hidden, student.head, view.targets, view.signal)
+            soft = found.cross_entropy if view.signal is None else found.divergence
+            self._check(soft, view)
+            return HeldOutSums(soft, found.cross_entropy, found.agreed, found.items)
+        shared = over_shared_ids(
+            view.student.class_logits(), view.signal, classes=view.targets_are_classes
+        )
         hard = cross_entropy(shared.student_logits, view.targets)
         soft = hard.total
         if shared.signal is not None:
             soft = divergence(shared.signal, shared.student_logits).total
+        self._check(soft, view)
         agreed = (shared.student_logits.argmax(-1) == view.targets).sum()
         return HeldOutSums(soft, hard.total, agreed, hard.items)
+
+    @staticmethod
+    @torch.no_grad()
+    def _check(loss: Tensor, view: View) -> None:
+        if bool(loss.isfinite()):
+            return
+        student = view.student
+        known = student.logits is not None or student.last_hidden is not None
+        raise not_finite(loss, student.class_logits() if known else None, view.signal)
 
     def _view(self, model: Any, batch: Batch, student: Needs, teacher: Needs) -> View:
         signal = insides = None
@@ -125,14 +152,12 @@ def label_objective(
 def text_objective(
     alpha: float,
     distillation_temperature: float,
-    teacher: Any = None,  # a causal language model with the student's tokenizer, in eval mode
+    teacher: TeacherSource | None = None,  # with the student's tokenizer
     divergence: Divergence = FORWARD_KL,
 ) -> TermsObjective:
     """For a language model: completion tokens are the targets; the teacher, if any, reads along."""
-    reader = CausalReader()
     response = Response(alpha, distillation_temperature, divergence)
-    source = None if teacher is None else LiveTeacher(teacher, reader)
-    return TermsObjective(reader, (Weighted(response),), source)
+    return TermsObjective(CausalReader(), (Weighted(response),), teacher)
 
 
 def check_beliefs(examples: Sequence[Example], alpha: float) -> None:
@@ -153,6 +178,25 @@ def check_beliefs(examples: Sequence[Example], alpha: float) -> None:
         )
 
 
+def check_finite(examples: Sequence[Example], alpha: float, divergence: Divergence) -> None:
+    """Some divergences need beliefs that rule out no class.
+
+    Raises:
+        UserError: it would be infinite for some example, and alpha is not 0.
+    """
+    if alpha == 0 or not infinite_at_zero(divergence):
+        return
+    ruled_out = sum(0.0 in (example.label_probabilities or ()) for example in examples)
+    if ruled_out:
+        raise UserError(
+            "train.divergence",
+            f"is infinite where a class has probability 0, as for {ruled_out:,} of "
+            f"{len(examples):,} examples",
+            value=divergence.kind,
+            action="use jsd or skew_reverse_kl with a beta between 0 and 1",
+        )
+
+
 def check_one_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
     """Token logits can only be compared over one vocabulary.
 
@@ -164,5 +208,6 @@ def check_one_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTok
             "train.alpha",
             "soft targets for text need a student with its teacher's tokenizer "
             f"({len(student):,} tokens against {len(teacher):,})",
-            action="set train.alpha: 0, or student.from: teacher with vocabulary: full",
+            action="set train.alpha: 0, train.teachers with tokenizers: universal, or "
+            "student.from: teacher with vocabulary: full",
         )

@@ -12,17 +12,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from stillhouse.models.divergence import IGNORE_INDEX
-from stillhouse.models.head import Head, head_of, without_head
+from stillhouse.models.head import Head, head_input, head_of, without_head
 from stillhouse.models.signals import accepts
 from stillhouse.train.insides import Caught, Projections, insides_wanted, watch
 
 Batch = Mapping[str, Tensor]
+POSITIONS: Final = "position_ids"  # of a batch with several examples to a row [B, T]
+EXAMPLES: Final = "examples"  # of such a batch: their number
+ALIGNED: Final = "aligned"  # of a batch: paired rows of targets [P, 2], student and teacher
+
+
+class StepAt(NamedTuple):
+    """Where training stands: optimizer steps done, the micro-batch within the step, the rank."""
+
+    number: int
+    micro: int = 0
+    rank: int = 0
 
 
 class Counts(NamedTuple):
@@ -32,20 +43,23 @@ class Counts(NamedTuple):
     targets: Tensor | float  # valid targets: samples of a classifier, completion tokens of a text
     tokens: Tensor | float  # tokens that are not padding
     samples: Tensor | float  # rows
+    aligned: Tensor | float = 0  # pairs of positions, of a teacher with another tokenizer
 
     def of(self, unit: str) -> Tensor | float:
-        """The count called `unit`."""
+        """The count called `unit`, at least 1: a sum over nothing is 0, and so is its mean."""
         value: Tensor | float = getattr(self, unit)
-        return value
+        return value.clamp_min(1) if isinstance(value, Tensor) else max(value, 1)
 
 
 def count(batch: Batch) -> Tensor:
-    """`Counts` of one batch, as a tensor [3]."""
+    """`Counts` of one batch, as a tensor [4]. A row without targets is not there: it fills up."""
     labels = batch["labels"]
     targets = (labels if labels.ndim == 1 else labels[:, 1:]).ne(IGNORE_INDEX).sum()
+    there = labels != IGNORE_INDEX if labels.ndim == 1 else (labels != IGNORE_INDEX).any(-1)
     mask = batch.get("attention_mask")
-    samples = targets.new_tensor(len(labels))
-    return torch.stack([targets, samples if mask is None else mask.sum(), samples])
+    samples = batch[EXAMPLES].to(targets) if EXAMPLES in batch else there.sum()
+    pairs = targets.new_tensor(len(batch[ALIGNED]) if ALIGNED in batch else 0)
+    return torch.stack([targets, samples if mask is None else mask[there].sum(), samples, pairs])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +67,7 @@ class Needs:
     """What a term reads."""
 
     logits: bool = False  # at the targets
-    last_hidden: bool = False  # at the targets, with the head, instead of logits
+    last_hidden: bool = False  # at the targets, with the head; logits where there is no plain one
     hidden_states: bool = False  # of all layers, all tokens
     attentions: bool = False  # probabilities of all layers
     queries_keys_values: bool = False  # projections of all layers
@@ -153,6 +167,8 @@ class CausalReader:
         reads = "inputs_embeds" if "inputs_embeds" in batch else "input_ids"
         asked: dict[str, Any] = {reads: batch[reads], "use_cache": False}
         inner = getattr(model, "module", model)  # under data-parallel wrapping
+        if POSITIONS in batch:
+            asked[POSITIONS] = batch[POSITIONS]
         asked |= insides_wanted(needs.hidden_states, needs.attentions)
         narrowed = "logits_to_keep" in accepts(inner)
         if narrowed:
@@ -161,7 +177,9 @@ class CausalReader:
         if head is not None:
             with without_head(inner) as skipped, watching(model, needs) as caught:
                 out = model(**asked)
-            (hidden,) = skipped
+            hidden = head_input(inner, head, skipped, out.logits)
+            if hidden is None:  # so from now on: `head_of` gives none
+                return self.read(model, batch, needs)
             hidden = hidden if narrowed else hidden[:, columns]
             found: dict[str, Any] = {"last_hidden": hidden[kept], "head": head}
             if needs.logits:

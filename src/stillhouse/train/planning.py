@@ -6,17 +6,25 @@ refused before. Knows the recipe only.
 
 from __future__ import annotations
 
+from stillhouse.core.divergence_names import DEFAULT_BETA
 from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_readers import OWN
+from stillhouse.models.divergence_kind import divergence_of, infinite_at_zero
 from stillhouse.train.planning_terms import check_terms
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse soft targets that the recipe's teacher cannot give, and a twin of nothing.
+    """Refuse soft targets that the recipe's teacher cannot give, a divergence that means nothing,
+    and a twin of nothing.
 
     Raises:
         RecipeError: names the key and the two ways out.
     """
+    _check_divergence(recipe)
+    _check_on_policy(recipe)
+    _check_readers(recipe)
+    _check_packing(recipe)
     check_terms(recipe)
     if recipe.train.alpha == 0:
         if recipe.train.insides:
@@ -48,14 +56,18 @@ def check_recipe(recipe: Recipe) -> None:
                 "or train.alpha: 0",
             )
         return
-    if not recipe.teacher.trainable:
+    if recipe.train.teachers is None and not recipe.teacher.trainable:
         raise RecipeError(
             "train.alpha",
             f"soft targets for text need the teacher's logits, which {recipe.teacher.kind} "
             "does not give",
             value=recipe.train.alpha,
-            action="set train.alpha: 0 (fine-tuning on the teacher's answers)",
+            action="set train.alpha: 0 (fine-tuning on the teacher's answers), or name models that "
+            "can read along in train.teachers",
         )
+    readers = recipe.train.teachers
+    if readers is not None and readers.tokenizers == "universal":
+        return
     if recipe.student.vocabulary != "full":
         raise RecipeError(
             "train.alpha",
@@ -63,6 +75,120 @@ def check_recipe(recipe: Recipe) -> None:
             value=recipe.train.alpha,
             action="set train.alpha: 0, or student.vocabulary: full",
         )
+
+
+def _check_divergence(recipe: Recipe) -> None:
+    """Refuse a beta that nothing reads or that makes the divergence 0, and votes under a divergence
+    that a class without a vote makes infinite."""
+    kind, beta = recipe.train.divergence, recipe.train.divergence_beta
+    if beta is not None and kind not in DEFAULT_BETA:
+        raise RecipeError(
+            "train.divergence_beta",
+            f"is not read by train.divergence: {kind}",
+            value=beta,
+            action=f"leave it out, or choose one of {', '.join(sorted(DEFAULT_BETA))}",
+        )
+    readers = recipe.train.teachers
+    if kind != "forward_kl" and readers is not None and readers.tokenizers == "universal":
+        raise RecipeError(
+            "train.divergence",
+            "beliefs over different tokens are compared by sorted probabilities alone",
+            value=kind,
+            action="leave divergence out, or use a teacher with the student's tokenizer",
+        )
+    if beta == 1 and kind.startswith("skew"):
+        raise RecipeError(
+            "train.divergence_beta",
+            f"makes {kind} compare a distribution with itself",
+            value=beta,
+            action="use 0.1",
+        )
+    infinite = infinite_at_zero(divergence_of(kind, beta))
+    votes = recipe.student.head == "label" and recipe.teacher.signals == "samples"
+    if infinite and votes and recipe.train.alpha > 0:
+        raise RecipeError(
+            "train.divergence",
+            "is infinite where a class got no vote, and this teacher's beliefs are votes",
+            value=kind,
+            action="use jsd or skew_reverse_kl with a beta between 0 and 1",
+        )
+
+
+def _check_on_policy(recipe: Recipe) -> None:
+    """On-policy training compares beliefs at tokens that no answer holds: both models are here."""
+    if recipe.train.on_policy is None:
+        return
+    if recipe.student.head == "label":
+        raise RecipeError(
+            "train.on_policy",
+            "a label student writes no text to be trained on",
+            action="leave on_policy out, or set student.head: text",
+        )
+    if recipe.train.alpha == 0:
+        raise RecipeError(
+            "train.on_policy",
+            "with train.alpha: 0 nothing is learnt from what the student writes",
+            action="set an alpha above 0 (1 is usual), or leave on_policy out",
+        )
+
+
+def _check_readers(recipe: Recipe) -> None:
+    """Teachers that read along need something to read, and weights or a server."""
+    readers = recipe.train.teachers
+    if readers is None:
+        return
+    if recipe.student.head == "label":
+        raise RecipeError(
+            "train.teachers",
+            "a label student learns from the beliefs in the examples, where no teacher reads along",
+            action="combine teachers in teacher.members, or set student.head: text",
+        )
+    if recipe.train.alpha == 0:
+        raise RecipeError(
+            "train.teachers",
+            "with train.alpha: 0 no teacher is read",
+            action="set an alpha above 0, or leave teachers out",
+        )
+    if any(m.model == OWN for m in readers.members) and not recipe.teacher.trainable:
+        raise RecipeError(
+            "train.teachers",
+            f"model: teacher is {recipe.teacher.kind}, whose weights are not here",
+            action="name an hf:ID_OR_PATH, or an openai-compatible:NAME server that returns prompt "
+            "logprobs",
+        )
+    policy = recipe.train.on_policy
+    if policy is None:
+        return
+    if readers.tokenizers == "universal":
+        raise RecipeError(
+            "train.on_policy",
+            "what a student writes has no positions paired with another tokenizer's",
+            action="leave on_policy out, or use a teacher with the student's tokenizer",
+        )
+    if policy.teacher_fraction > 0 and not readers.members[0].local:
+        raise RecipeError(
+            "train.on_policy.teacher_fraction",
+            "the first of train.teachers writes, and a server only reads along",
+            value=policy.teacher_fraction,
+            action="name a local teacher first, or set teacher_fraction: 0",
+        )
+
+
+def _check_packing(recipe: Recipe) -> None:
+    """Packed rows hold several examples: what reads rows one by one cannot use them."""
+    train = recipe.train
+    if not train.packing:
+        return
+    problem = action = None
+    if recipe.student.head == "label":
+        problem, action = "a label student reads one text a row", "leave packing out"
+    elif train.on_policy is not None:
+        problem, action = "on_policy writes row by row", "leave one of the two out"
+    elif any(m.domains or not m.local for m in (train.teachers.members if train.teachers else ())):
+        problem = "teachers with domains, and servers, read row by row"
+        action = "leave packing out, or name local teachers for all examples"
+    if problem is not None:
+        raise RecipeError("train.packing", problem, action=action or "")
 
 
 def _blind(recipe: Recipe) -> bool:

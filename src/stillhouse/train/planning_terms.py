@@ -40,7 +40,18 @@ def check_terms(recipe: Recipe) -> None:
 
 
 def _teacher_can_be_read(recipe: Recipe) -> None:
-    teacher = recipe.teacher
+    teacher, train = recipe.teacher, recipe.train
+    for key, beside in (
+        ("train.packing", train.packing),
+        ("train.on_policy", train.on_policy),
+        ("train.teachers", train.teachers),
+    ):
+        if beside:
+            raise RecipeError(
+                "train.terms",
+                f"insides are compared text by text, on the data, with one teacher, not with {key}",
+                action="leave one of the two out",
+            )
     if teacher.members or not teacher.trainable:
         raise RecipeError(
             "train.terms",

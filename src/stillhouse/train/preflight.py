@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_readers import OWN
 from stillhouse.models.loading import locate, pick_device
 from stillhouse.models.quiet import quiet_transformers
 from stillhouse.train.layers import cut_layers
@@ -44,6 +45,9 @@ def check_student(recipe: Recipe) -> None:
         with torch.device("meta"):  # shapes only
             builder: Any = AutoModel
             model = builder.from_config(config)
+    for member in () if recipe.train.teachers is None else recipe.train.teachers.members:
+        if member.local and member.model != OWN:
+            locate(member.model)
     if recipe.student.layers is not None:
         cut_layers(model, recipe.student.layers)
     if recipe.train.lora is not None:

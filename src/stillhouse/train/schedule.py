@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe_train import TrainSection
+from stillhouse.train.ranks import world_size
 
 LOGS_PER_EVAL: Final = 10
 EVAL_BATCH: Final = 64
@@ -30,15 +31,35 @@ class Schedule:
     log_every: int
     micro_batch: int
     accumulation: int
+    batch: int
 
 
 def plan_schedule(
-    examples: int, batch_size: int, micro_batch_size: int | None, epochs: float, evals: int
+    examples: int,
+    batch_size: int,
+    micro_batch_size: int | None,
+    epochs: float,
+    evals: int,
+    *,
+    processes: int = 1,
 ) -> Schedule:
-    """Lay out a run of `epochs` passes with `evals` held-out evaluations, the last at its end."""
-    micro = min(micro_batch_size or batch_size, batch_size)
-    accumulation = batch_size // micro
-    per_epoch = math.ceil(math.ceil(examples / micro) / accumulation)
+    """Lay out a run of `epochs` passes with `evals` held-out evaluations, the last at its end.
+
+    `batch_size` is of all processes together: their number changes no step.
+
+    Raises:
+        UserError: the batch cannot be dealt out evenly.
+    """
+    micro = min(micro_batch_size or max(1, batch_size // processes), batch_size)
+    accumulation = max(1, batch_size // (micro * processes))
+    if processes > 1 and micro * processes * accumulation != batch_size:
+        raise UserError(
+            "train.batch_size",
+            f"cannot be dealt out to {processes} processes in micro-batches of {micro}",
+            value=batch_size,
+            action=f"use a multiple of {micro * processes}",
+        )
+    per_epoch = math.ceil(math.ceil(examples / (micro * processes)) / accumulation)
     steps = max(1, math.ceil(epochs * per_epoch))
     per_eval = max(1, math.ceil(steps / evals))
     log_every = max(1, per_eval // LOGS_PER_EVAL)
@@ -48,6 +69,7 @@ def plan_schedule(
         log_every=log_every,
         micro_batch=micro,
         accumulation=accumulation,
+        batch=micro * accumulation * processes,
     )
 
 
@@ -85,6 +107,20 @@ def warmup_steps(ratio: float, steps: int) -> int:
     """
     wanted = ratio * steps
     return math.ceil(wanted) if wanted >= 1 else 0
+
+
+def _sharding(section: TrainSection) -> dict[str, Any]:
+    """transformers' arguments for a student spread over processes."""
+    if section.distributed is None or section.distributed.strategy != "fsdp2" or world_size() == 1:
+        return {}
+    return {
+        "fsdp": "full_shard",
+        "fsdp_config": {
+            "version": 2,
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "state_dict_type": "FULL_STATE_DICT",
+        },
+    }
 
 
 def training_arguments(
@@ -144,5 +180,10 @@ def training_arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
+        activation_checkpointing=section.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        ddp_find_unused_parameters=False,
+        ddp_backend="gloo" if device.type == "cpu" and world_size() > 1 else None,
+        **_sharding(section),
         **more,
     )

@@ -11,16 +11,16 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from stillhouse.core.errors import DataError
-from stillhouse.core.jsonl import read_records, write_json
+from stillhouse.core.jsonl import write_json
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.records import Example
 from stillhouse.core.rights import require_may_train
 from stillhouse.core.runfolder import Outcome
-from stillhouse.train.distil import CHECKPOINTS, FACTS, Data, Job, distil
-from stillhouse.train.objectives import check_beliefs
+from stillhouse.train.distil import CHECKPOINTS, FACTS, Job, distil, read_data
+from stillhouse.train.launch import train_in_processes
+from stillhouse.train.objectives import check_beliefs, check_finite
 from stillhouse.train.planning import check_recipe
+from stillhouse.train.wiring import divergence_in
 
 TWIN: Final = "twin"
 
@@ -44,17 +44,18 @@ def run_train(
     """
     require_may_train(recipe.teacher)
     check_recipe(recipe)
-    data = Data(_examples(dataset_dir / "train.jsonl"), _examples(dataset_dir / "held_out.jsonl"))
+    data = read_data(dataset_dir)
     if recipe.student.head == "label":
         check_beliefs([*data.train, *data.held_out], recipe.train.alpha)
+        check_finite(data.train, recipe.train.alpha, divergence_in(recipe.train))
     job = Job(recipe, data, tuned, recipe.train.alpha, "train student")
-    result = distil(job, work, progress)
+    result = _distil(job, dataset_dir, work, progress)
     twin: dict[str, Any] | None = None
     if recipe.train.hard_label_twin:
         bare = {"terms": None, "balance": "fixed", "progressive": None}
         alone = recipe.model_copy(update={"train": recipe.train.model_copy(update=bare)})
         hard = Job(alone, data, tuned, 0.0, "train hard-label twin")
-        twin = distil(hard, work / TWIN, progress)
+        twin = _distil(hard, dataset_dir, work / TWIN, progress)
     write_json(work / FACTS, {**result, "twin": twin})
     for folder in (work, work / TWIN):
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -67,8 +68,16 @@ def run_train(
     )
 
 
-def _examples(path: Path) -> list[Example]:
-    found = list(read_records(path, Example))
-    if not found:
-        raise DataError(str(path), "holds no examples", action="run the dataset stage again")
-    return found
+def _distil(job: Job, dataset_dir: Path, folder: Path, progress: Progress) -> dict[str, Any]:
+    """`distil`, in this process or in as many as the recipe says."""
+    section = job.recipe.train.distributed
+    if section is not None and section.world_size > 1 and not (folder / FACTS).exists():
+        said = {
+            "recipe": job.recipe.model_dump(mode="json", by_alias=True),
+            "dataset": str(dataset_dir.resolve()),
+            "tuned": None if job.tuned is None else str(job.tuned.resolve()),
+            "alpha": job.alpha,
+            "title": job.title,
+        }
+        train_in_processes(section, said, folder, progress)
+    return distil(job, folder, progress)

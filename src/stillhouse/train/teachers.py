@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from stillhouse.models.signals import DenseSignal, HiddenSignal, TeacherSignal
 from stillhouse.train.outputs import Batch, BodyReader, Needs, Outputs, Reader
@@ -52,12 +53,20 @@ class LiveTeacher:
 
     @torch.no_grad()
     def view(self, batch: Batch, needs: Needs) -> TeacherView:
-        """See `TeacherSource`. Hidden states and head stand for the logits where that will do."""
-        outputs = self.reader.read(self.model, batch, needs)
+        """See `TeacherSource`. Hidden states and head stand for the logits where that will do.
+
+        What terms compare with the student's insides is saved for their gradients, which tensors
+        of inference mode cannot be; what the fused loss reads is not.
+        """
+        with torch.inference_mode(needs == Needs(last_hidden=True) and not self._sharded()):
+            outputs = self.reader.read(self.model, batch, needs)
         if outputs.last_hidden is not None and outputs.head is not None:
             return TeacherView(HiddenSignal(outputs.last_hidden, outputs.head), outputs)
         signal = None if outputs.logits is None else DenseSignal(outputs.logits)
         return TeacherView(signal, outputs)
+
+    def _sharded(self) -> bool:
+        return any(isinstance(weight, DTensor) for weight in self.model.parameters())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ Knows no recipe and no files of a stage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,13 +18,19 @@ from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from stillhouse.core.errors import UserError
-from stillhouse.train.balanced import BalancedObjective, StepAt
+from stillhouse.core.errors import StillhouseError, UserError
+from stillhouse.train.balanced import BalancedObjective, Moment
 from stillhouse.train.batches import LengthGroupedSampler, Rows
 from stillhouse.train.checkpoints import load_optimizer, load_random, save_optimizer, save_random
 from stillhouse.train.objectives import Objective
-from stillhouse.train.outputs import Counts, count
-from stillhouse.train.parts import NAME, attach, load_parts, save_parts, set_aside
+from stillhouse.train.outputs import Counts, StepAt, count
+from stillhouse.train.parts import attach, load_parts, save_parts, set_aside
+from stillhouse.train.sharded import (
+    load_weights,
+    load_whole_optimizer,
+    save_whole_optimizer,
+    whole_weights,
+)
 
 DIVERGENCE: Final = "held_out_divergence"
 CROSS_ENTROPY: Final = "held_out_cross_entropy"
@@ -79,11 +86,11 @@ class DistillationTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.objective = objective
         self.head_learning_rate = head_learning_rate
-        if self.is_fsdp_enabled and self.balanced is not None and self.balanced.reads_norms:
+        if self.is_fsdp_enabled and self.balanced is not None:
             raise UserError(
-                "train.balance",
-                "gradient norms cannot be read from weights that are sharded",
-                action="use fixed or uncertainty, or train without FSDP",
+                "train.terms",
+                "are not trained with weights that are spread over processes (FSDP)",
+                action="train in one process or with DDP, or leave the terms out",
             )
         self.model_accepts_loss_kwargs = True  # has the valid targets of a step counted
 
@@ -140,7 +147,7 @@ class DistillationTrainer(Trainer):
         model.eval()
         total = torch.zeros(4, dtype=torch.float64, device=self.args.device)
         with torch.no_grad(), self.accelerator.autocast():
-            for inputs in self.get_eval_dataloader(eval_dataset):
+            for inputs in self._held_out_batches(eval_dataset):
                 sums = self.objective.held_out(model, self._prepare_inputs(inputs))
                 total += torch.stack([part.double() for part in sums])
         model.train(was_training)
@@ -155,6 +162,19 @@ class DistillationTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def _held_out_batches(self, eval_dataset: Any) -> Iterable[Any]:
+        """This process's share of the held-out set; equally many batches on each, no row twice."""
+        world, rank = self.args.world_size, self.args.process_index
+        if world == 1:
+            yield from self.get_eval_dataloader(eval_dataset)
+            return
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        size = self.args.per_device_eval_batch_size
+        batches = [list(range(i, min(i + size, len(rows)))) for i in range(0, len(rows), size)]
+        batches += [[-1]] * (-len(batches) % world)  # row 0 without targets
+        for numbers in batches[rank::world]:
+            yield self.data_collator([rows[number] for number in numbers])
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The library's optimizer; a head with its own rate gets its own groups."""
@@ -188,44 +208,71 @@ class DistillationTrainer(Trainer):
                         {"params": chosen, "lr": rate.learning_rate, "weight_decay": decay}
                     )
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """The library's clipping; weights are not moved by a gradient that is NaN or infinite."""
+        library: Any = super()
+        norm = library._clip_grad_norm(model)
+        if norm is not None and not math.isfinite(float(norm)):  # DeepSpeed keeps it to itself
+            raise StillhouseError(
+                f"training went off: the gradient of step {self.state.global_step + 1:,} has norm "
+                f"{float(norm)}; lower train.learning_rate, or set train.precision: fp32, and run "
+                "again"
+            )
+        return norm
+
     def restore(self, checkpoint: Path) -> None:
         """Load a checkpoint's weights (or adapters) without training."""
         self._load_from_checkpoint(str(checkpoint))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled or self.balanced is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.is_fsdp_enabled:
+            load_weights(self.model, Path(resume_from_checkpoint))
             return
         with set_aside(self.model if model is None else model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_parts(Path(resume_from_checkpoint), self.balanced.parts)
+        if self.balanced is not None:
+            load_parts(Path(resume_from_checkpoint), self.balanced.parts)
 
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.balanced is None:
-            super()._load_best_model()
+        if self.is_fsdp_enabled:
+            load_weights(self.model, Path(str(self.state.best_model_checkpoint)))
             return
         with set_aside(self.model):
             super()._load_best_model()
+
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """All weights of a student that is spread over processes, on the first; `None` where each
+        process has them all. Called by all."""
+        return whole_weights(self.model) if self.is_fsdp_enabled else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroupedSampler(rows.lengths, step * self.args.world_size, seed)
+        world = self.args.world_size
+        multiple = self.args.train_batch_size * world if world > 1 else 1
+        return LengthGroupedSampler(rows.lengths, step * world, seed, multiple)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Micro-batches of a step, as the objective wants them, and the counts of their units."""
         if self.balanced is not None:
             state, next_step = self.state, self.state.global_step + 1
             logged = next_step % state.logging_steps == 0 or next_step >= state.max_steps
-            self.balanced.begin_step(StepAt(state.global_step, state.max_steps, logged))
+            self.balanced.begin_step(Moment(state.global_step, state.max_steps, logged))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = [self.objective.prepare(self.model, batch) for batch in batches]
+        batches = [
+            self.objective.prepare(
+                self.model,
+                self._prepare_inputs(batch),
+                StepAt(self.state.global_step, number, self.args.process_index),
+            )
+            for number, batch in enumerate(batches)
+        ]
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """`Counts` [3] of a whole optimizer step, over its micro-batches and all ranks."""
-        counts = torch.zeros(3, dtype=torch.int64, device=device)
+        """`Counts` [4] of a whole optimizer step, over its micro-batches and all ranks."""
+        counts = torch.zeros(4, dtype=torch.int64, device=device)
         for batch in batch_samples:
             counts += count(batch).to(device)
         if self.args.world_size > 1:
@@ -239,8 +286,6 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:
             model: Any = self.accelerator.unwrap_model(self.model)
             folder = str(output_dir or self.args.output_dir)
-            if state_dict is not None:
-                state_dict = {k: v for k, v in state_dict.items() if not k.startswith(f"{NAME}.")}
             with set_aside(model):
                 if isinstance(model, PeftModel):  # `auto` would ask the hub about the base model
                     model.save_pretrained(
@@ -248,11 +293,14 @@ class DistillationTrainer(Trainer):
                     )
                 else:
                     model.save_pretrained(folder, state_dict=state_dict)
-            if self.balanced is not None and not self.is_fsdp_enabled:
+            if self.balanced is not None:
                 save_parts(Path(folder), self.balanced.parts)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # sharded: accelerate's own format
+        if self.is_fsdp_enabled:
+            folder = Path(output_dir)
+            save_whole_optimizer(folder, self.model, self.optimizer, self.lr_scheduler)
+        elif self.is_deepspeed_enabled:  # its own format
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
             save_optimizer(Path(output_dir), self.optimizer, self.lr_scheduler)
@@ -260,7 +308,10 @@ class DistillationTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_fsdp_enabled:
+            folder = Path(checkpoint)
+            load_whole_optimizer(folder, self.model, self.optimizer, self.lr_scheduler)
+        elif self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
         else:
             load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
@@ -270,7 +321,7 @@ class DistillationTrainer(Trainer):
         save_random(Path(output_dir), self.args.process_index)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
+        if checkpoint is not None:  # a rank that is new goes on from its own seed
             load_random(Path(checkpoint), self.args.process_index)
 
 

@@ -6,42 +6,38 @@ and terms there are.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
+from typing import Any
 
 from stillhouse.core.recipe import Recipe
-from stillhouse.models.loading import load_causal_lm
-from stillhouse.train.features_wiring import Learned, Reads, with_terms
+from stillhouse.core.recipe_on_policy import OnPolicySection
+from stillhouse.core.recipe_readers import ReaderSection, ReadersSection
+from stillhouse.core.recipe_train import TrainSection
+from stillhouse.models.chat import end_ids
+from stillhouse.models.divergence_kind import Divergence, divergence_of
+from stillhouse.train.features_wiring import Reads, with_terms
 from stillhouse.train.objectives import (
     Objective,
     TermsObjective,
-    check_one_tokenizer,
+    Weighted,
     label_objective,
     text_objective,
 )
+from stillhouse.train.on_policy import OnPolicy, Writing
+from stillhouse.train.other_tokenizer import UniversalLogits
+from stillhouse.train.outputs import CausalReader
+from stillhouse.train.reading import Opened, Reading, open_reader, open_readers
 from stillhouse.train.students import Student
+from stillhouse.train.terms import Response
 
 
-class Reading(NamedTuple):
-    """How the teacher is read: alpha of this student, its weights as `models.loading` reads
-    sources, and on what."""
-
-    alpha: float
-    teacher: str
-    device: torch.device
-    bf16: bool
-    learned: Learned
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the teacher's weights."""
-        return torch.bfloat16 if self.bf16 else torch.float32
+def divergence_in(train: TrainSection) -> Divergence:
+    """What the soft targets of a recipe minimise."""
+    return divergence_of(train.divergence, train.divergence_beta)
 
 
 def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objective:
     """The objective; a text student with soft targets, and a student whose insides are compared,
-    has its teacher read along.
+    has its teachers read along.
 
     Raises:
         UserError: student and teacher do not share what the objective compares.
@@ -49,21 +45,50 @@ def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objec
     base = _response(recipe, student, reading)
     if recipe.train.terms is None:
         return base
+    assert isinstance(base, TermsObjective), "planning refuses terms beside what writes"
     reads = Reads(reading.teacher, reading.device, reading.dtype)
     return with_terms(base, recipe, student, reading.learned, reads)
 
 
-def _response(recipe: Recipe, student: Student, reading: Reading) -> TermsObjective:
+def _response(recipe: Recipe, student: Student, reading: Reading) -> Objective:
     """The response alone."""
     temperature = recipe.train.distillation_temperature
+    divergence = divergence_in(recipe.train)
     if student.head == "label":
-        return label_objective(reading.alpha, temperature)
+        return label_objective(reading.alpha, temperature, divergence)
     if reading.alpha == 0:
         return text_objective(reading.alpha, temperature)
-    teacher = load_causal_lm(
-        reading.teacher,
-        device=str(reading.device),
-        dtype=reading.dtype,
+    readers = recipe.train.teachers or ReadersSection(members=(ReaderSection(),))
+    if readers.tokenizers == "universal":
+        return _universal(readers.members[0], temperature, reading)
+    opened = open_readers(readers, student, reading)
+    given = text_objective(reading.alpha, temperature, opened.source, divergence)
+    if recipe.train.on_policy is None:
+        return given
+    return _on_policy(recipe.train.on_policy, recipe, student, opened, given)
+
+
+def _universal(member: ReaderSection, temperature: float, reading: Reading) -> Objective:
+    """alpha * L1 between sorted beliefs + (1 - alpha) * CE, for a teacher of other tokens."""
+    teacher: Any = open_reader(member, reading).model
+    terms = [Weighted(UniversalLogits(teacher, temperature), reading.alpha)]
+    if reading.alpha < 1.0:
+        terms.append(Weighted(Response(0.0), 1.0 - reading.alpha))
+    return TermsObjective(CausalReader(), terms)
+
+
+def _on_policy(
+    section: OnPolicySection, recipe: Recipe, student: Student, opened: Opened, given: Objective
+) -> Objective:
+    """`given` on the data, and its soft targets alone on what the student writes."""
+    temperature, divergence = recipe.train.distillation_temperature, divergence_in(recipe.train)
+    sampled = text_objective(1.0, temperature, opened.source, divergence)
+    tokenizer = student.tokenizer
+    writing = Writing(
+        section,
+        recipe.seed,
+        end_ids(tokenizer)[:1],  # what the data's completions end with
+        int(tokenizer.pad_token_id),
+        student.plan.max_tokens,
     )
-    check_one_tokenizer(student.tokenizer, teacher.tokenizer)
-    return text_objective(reading.alpha, temperature, teacher.model)
+    return OnPolicy(given, sampled, opened.writer, writing)

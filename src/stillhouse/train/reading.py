@@ -1,0 +1,152 @@
+"""Who reads along while a text student trains: `train.teachers` opened, and the rows they need.
+
+Knows the recipe's section, model folders and servers; knows no loss.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import openai
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from stillhouse.core.errors import UserError
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_readers import OWN, ReaderSection, ReadersSection
+from stillhouse.core.records import Example
+from stillhouse.models.loading import Loaded, load_causal_lm, locate
+from stillhouse.models.quiet import quiet_transformers
+from stillhouse.train.batches import DOMAIN, Rows
+from stillhouse.train.ensemble import EnsembleSource, Member
+from stillhouse.train.features_wiring import Learned
+from stillhouse.train.objectives import check_one_tokenizer
+from stillhouse.train.other_tokenizer import with_other_tokens
+from stillhouse.train.outputs import CausalReader
+from stillhouse.train.remote_teacher import PromptLogprobs
+from stillhouse.train.students import Student
+from stillhouse.train.teachers import LiveTeacher, TeacherSource
+
+
+class Reading(NamedTuple):
+    """How the teacher is read: alpha of this student, its weights as `models.loading` reads
+    sources, and on what."""
+
+    alpha: float
+    teacher: str
+    device: torch.device
+    bf16: bool
+    learned: Learned
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the teacher's weights."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+
+def open_reader(member: ReaderSection, reading: Reading) -> Loaded:
+    """A local teacher, ready to read along.
+
+    Raises:
+        UserError: as `load_causal_lm`.
+    """
+    source = reading.teacher if member.model == OWN else member.model
+    return load_causal_lm(
+        source,
+        device=str(reading.device),
+        dtype=reading.dtype,
+    )
+
+
+class Opened(NamedTuple):
+    """The teachers as one source, and the model that writes where one must."""
+
+    source: TeacherSource
+    writer: Any
+
+
+def open_readers(readers: ReadersSection, student: Student, reading: Reading) -> Opened:
+    """All members over the student's tokenizer, as one source.
+
+    Raises:
+        UserError: weights, tokenizer or key that do not fit or are not there.
+    """
+    numbers = _numbers(readers)
+    members: list[Member] = []
+    writer: Any = None
+    for section in readers.members:
+        if section.local:
+            loaded = open_reader(section, reading)
+            check_one_tokenizer(student.tokenizer, loaded.tokenizer)
+            source: TeacherSource = LiveTeacher(loaded.model, CausalReader())
+            writer = loaded.model if writer is None else writer
+        else:
+            source = _server(section, student.tokenizer)
+        own = None
+        if section.domains is not None:
+            own = frozenset(numbers[name] for name in section.domains)
+        members.append(Member(source, section.weight, own))
+    if len(members) == 1 and members[0].domains is None:
+        return Opened(members[0].source, writer)
+    width = int(student.model.config.vocab_size)
+    return Opened(EnsembleSource(members, readers.combine, width), writer)
+
+
+def _server(section: ReaderSection, tokenizer: PreTrainedTokenizerBase) -> PromptLogprobs:
+    variable = section.api_key_env
+    key = os.environ.get(variable, "").strip() if variable else "none"
+    if not key:
+        raise UserError(
+            str(variable),
+            f"is not set in the environment and {section.model} needs a key",
+            action=f"run: export {variable}=YOUR_KEY",
+        )
+    client = openai.OpenAI(
+        base_url=section.base_url, api_key=key, timeout=section.timeout_s, max_retries=5
+    )
+    name = section.model.partition(":")[2]
+    return PromptLogprobs(client, name, section.prompt_logprobs, tokenizer)
+
+
+def rows_for_readers(
+    recipe: Recipe, student: Student, teacher: str, rows: Rows, examples: Sequence[Example]
+) -> Rows:
+    """The rows with what `train.teachers` needs of them; as they are without it.
+
+    Raises:
+        UserError: an example that no teacher reads.
+    """
+    readers = recipe.train.teachers
+    if readers is None:
+        return rows
+    if readers.tokenizers == "universal":
+        model = readers.members[0].model
+        folder = str(locate(teacher if model == OWN else model).folder)
+        with quiet_transformers():
+            other = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return with_other_tokens(rows, examples, student.tokenizer, other, student.plan.max_tokens)
+    numbers = _numbers(readers)
+    if not numbers:
+        return rows
+    anybody = any(member.domains is None for member in readers.members)
+    for example in examples:
+        if example.task not in numbers and not anybody:
+            raise UserError(
+                "train.teachers",
+                f"no teacher reads examples of task {example.task!r} ({example.id})",
+                action="name the task in a member's domains, or leave one member without domains",
+            )
+    return Rows(
+        [
+            {**row, DOMAIN: numbers.get(example.task, -1)}
+            for row, example in zip(rows.items, examples, strict=True)
+        ]
+    )
+
+
+def _numbers(readers: ReadersSection) -> dict[str, int]:
+    """A number for each domain that is named."""
+    names = {name for member in readers.members for name in member.domains or ()}
+    return {name: number for number, name in enumerate(sorted(names))}
