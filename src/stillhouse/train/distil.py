@@ -23,7 +23,6 @@ from stillhouse.core.recipe_train import TrainSection
 from stillhouse.core.records import Example
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.loading import folder_size, pick_device
-from stillhouse.train.balanced import BalancedObjective
 from stillhouse.train.batches import (
     Collator,
     Encoded,
@@ -153,10 +152,6 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
                 device=device,
                 best_by=best_by,
                 eval_batch=eval_batch(section, schedule, student.head),
-                # what is learned beside the student is used after its forward pass
-                ddp_find_unused_parameters=(
-                    False if isinstance(objective, BalancedObjective) else None
-                ),
             ),
             collator=collator,
             rows=train.rows,
