@@ -104,7 +104,7 @@ def recipe(seed: int, teacher: str, student: Mapping[str, Any], train: Mapping[s
             "task": {"kind": "classification", "labels": list(LABELS)},
             "traffic": {"path": "x"},
             "teacher": {"model": teacher, "terms": {"waived_by": "benchmark", "reason": "local"}},
-            "student": {"head": "label", "max_tokens": 64, **student},
+            "student": {"head": "label", "max_tokens": 48, **student},
             "train": {"batch_size": 32, "evals": 1, "patience": None, **train},
         }
     )
@@ -145,12 +145,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows alone; nothing saved")
+    parser.add_argument("--texts", type=int, default=512, help="texts that a student learns from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     small: bool = arguments.small
     rows = {title: ROWS[title] for title in arguments.only} if arguments.only else ROWS
     seeds = [0] if small else arguments.seeds
-    taught, learned, tested = (200, 120, 100) if small else (4000, 1000, 1200)
+    taught, learned, tested = (200, 120, 100) if small else (2000, arguments.texts, 800)
 
     films: dict[str, list[dict[str, str]]] = {}
     for review in READS["read_reviews"]():
@@ -191,7 +192,7 @@ def main() -> None:
             for seed in seeds:
                 work = folder / "student"
                 student = {"from": "teacher", "layers": [0, 2, 4], "vocabulary": "task"}
-                rates = {"learning_rate": 2e-4, "head_learning_rate": 1e-3, "epochs": 3}
+                rates = {"learning_rate": 2e-4, "head_learning_rate": 1e-3, "epochs": 2}
                 one = recipe(seed, f"hf:{teacher}", student, {**rates, **train})
                 with tempfile.TemporaryDirectory(dir=folder) as work_name:
                     work = Path(work_name)
@@ -217,8 +218,9 @@ def main() -> None:
     show(table)
     save(
         "objectives",
-        "python benchmarks/objectives.py --seeds " + " ".join(map(str, seeds)),
+        f"python benchmarks/objectives.py --texts {learned} --seeds " + " ".join(map(str, seeds)),
         {
+            "labels of the teacher": taught,
             "texts": learned,
             "reviews scored": tested,
             "teacher accuracy": bootstrap_mean(teachers).to_json(),
