@@ -12,6 +12,7 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_readers import OWN
 from stillhouse.models.divergence_kind import divergence_of, infinite_at_zero
 from stillhouse.train.planning_signals import check_signals
+from stillhouse.train.planning_terms import check_terms
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -26,7 +27,10 @@ def check_recipe(recipe: Recipe) -> None:
     _check_readers(recipe)
     _check_packing(recipe)
     check_signals(recipe)
+    check_terms(recipe)
     if recipe.train.alpha == 0:
+        if recipe.train.insides:
+            return
         if recipe.train.hard_label_twin:
             raise RecipeError(
                 "train.hard_label_twin",

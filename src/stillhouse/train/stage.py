@@ -59,7 +59,9 @@ def run_train(
     result = _distil(job, dataset_dir, work, progress)
     twin: dict[str, Any] | None = None
     if recipe.train.hard_label_twin:
-        hard = Job(recipe, data, tuned, 0.0, "train hard-label twin")
+        bare = {"terms": None, "balance": "fixed", "progressive": None}
+        alone = recipe.model_copy(update={"train": recipe.train.model_copy(update=bare)})
+        hard = Job(alone, data, tuned, 0.0, "train hard-label twin")
         twin = _distil(hard, dataset_dir, work / TWIN, progress)
     write_json(work / FACTS, {**result, "twin": twin})
     for folder in (work, work / TWIN):

@@ -15,6 +15,7 @@ from stillhouse.core.recipe_train import TrainSection
 from stillhouse.models.chat import end_ids
 from stillhouse.models.divergence_kind import Divergence, divergence_of
 from stillhouse.train.cached_teacher import CachedTeacher
+from stillhouse.train.features_wiring import Reads, with_terms
 from stillhouse.train.objectives import (
     Objective,
     TermsObjective,
@@ -36,11 +37,22 @@ def divergence_in(train: TrainSection) -> Divergence:
 
 
 def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objective:
-    """The objective; a text student with soft targets has its teachers read along.
+    """The objective; a text student with soft targets, and a student whose insides are compared,
+    has its teachers read along.
 
     Raises:
         UserError: student and teacher do not share what the objective compares.
     """
+    base = _response(recipe, student, reading)
+    if recipe.train.terms is None:
+        return base
+    assert isinstance(base, TermsObjective), "planning refuses terms beside what writes"
+    reads = Reads(reading.teacher, reading.device, reading.dtype)
+    return with_terms(base, recipe, student, reading.learned, reads)
+
+
+def _response(recipe: Recipe, student: Student, reading: Reading) -> Objective:
+    """The response alone."""
     temperature = recipe.train.distillation_temperature
     divergence = divergence_in(recipe.train)
     if reading.signals is not None:
