@@ -441,3 +441,57 @@ def test_an_example_that_no_teacher_reads_ends_the_run_before_its_first_step(
     recipe = _recipe(one, {"members": [{"domains": ["task0"]}]})
     with pytest.raises(UserError, match=r"no teacher reads examples of task 'task1'"):
         run_train(recipe, tmp_path / "data", None, tmp_path, Silent())
+
+
+# What all texts begin with
+
+
+def _chats(count: int, system: str) -> list[Example]:
+    return [
+        example.model_copy(
+            update={"messages": (Message(role="system", content=system), *example.messages)}
+        )
+        for example in review_examples(count)
+    ]
+
+
+def test_a_shared_beginning_is_read_once_and_changes_nothing() -> None:
+    model = _loud(3).double()
+    read: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    teacher = LiveTeacher(model, CausalReader())
+    rows = encode_chats(_chats(9, "say whether the film is good or bad"), TOKENIZER, 200).rows
+    for items in (rows.items[:4], rows.items[4:9]):
+        batch = Collator(PAD)(items)
+        plain = CausalReader().read(model, batch, Needs(last_hidden=True))
+        read.clear()
+        got = teacher.view(batch, Needs(last_hidden=True)).outputs
+        assert got is not None
+        assert got.last_hidden is not None
+        assert plain.last_hidden is not None
+        torch.testing.assert_close(got.last_hidden, plain.last_hidden, rtol=1e-9, atol=1e-9)
+        assert sum(read) < 0.75 * batch["input_ids"].numel()
+    assert len(read) == 1, "the second batch finds the beginning in the cache"
+    other = encode_chats(_chats(3, "another task altogether, with other words"), TOKENIZER, 200)
+    for items in ([*other.rows.items, rows.items[0]], other.rows.items, rows.items[:1]):
+        batch = Collator(PAD)(items)
+        plain = CausalReader().read(model, batch, Needs(logits=True))
+        signal = teacher.view(batch, LOGITS).signal
+        assert isinstance(signal, DenseSignal)
+        assert plain.logits is not None
+        torch.testing.assert_close(signal.logits, plain.logits, rtol=1e-9, atol=1e-9)
+
+
+def test_no_target_is_in_a_shared_beginning() -> None:
+    """The same prompt twice: the rows differ from the first token of the answer on."""
+    model = _loud(3).double()
+    one, two = _chats(2, "say whether the film is good or bad")
+    same = two.model_copy(update={"messages": (*one.messages[:-1], two.messages[-1])})
+    batch = Collator(PAD)(encode_chats([one, same], TOKENIZER, 200).rows.items)
+    got = LiveTeacher(model, CausalReader()).view(batch, LOGITS).signal
+    plain = CausalReader().read(model, batch, LOGITS).logits
+    assert isinstance(got, DenseSignal)
+    assert plain is not None
+    torch.testing.assert_close(got.logits, plain, rtol=1e-9, atol=1e-9)

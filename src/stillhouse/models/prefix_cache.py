@@ -65,7 +65,7 @@ class PrefixReader:
         )
         mask = torch.cat([real.new_ones(batch, size), real], dim=1)  # [B, T]
         position_ids = (mask.cumsum(1) - 1).clamp_min(0)[:, size:]
-        past = _expanded(self._prefix_kv, batch) if size else None
+        past = expanded(self._prefix_kv, batch) if size else None
         logits, key_values = self._forward(ids, mask, position_ids, past, keep)
         return Read(logits, mask, key_values)
 
@@ -77,7 +77,7 @@ class PrefixReader:
         ids = torch.tensor([list(path)] * batch, device=read.mask.device)  # [B, D]
         mask = torch.cat([read.mask, torch.ones_like(ids)], dim=1)
         position_ids = mask.cumsum(1)[:, -ids.shape[1] :] - 1
-        past = _expanded(read.key_values, batch)
+        past = expanded(read.key_values, batch)
         return self._forward(ids, mask, position_ids, past, False)[0]
 
     def _forward(
@@ -96,7 +96,7 @@ class PrefixReader:
         if past is not None:
             asked["past_key_values"] = past
         out = self._model(**asked, use_cache=keep or past is not None)
-        return out.logits[:, -1], self._key_values(out) if keep else None
+        return out.logits[:, -1], plain_key_values(out) if keep else None
 
     def _usable_prefix(self, prompts: Sequence[Sequence[int]]) -> int:
         """Number of leading tokens to take from the cache, filled here if need be."""
@@ -110,19 +110,12 @@ class PrefixReader:
         out = self._model(
             input_ids=torch.tensor([prefix], device=self._model.device), use_cache=True
         )
-        key_values = self._key_values(out)
+        key_values = plain_key_values(out)
         if key_values is None:
             self._plain_cache = False
             return 0
         self._prefix, self._prefix_kv = prefix, key_values
         return shared
-
-    def _key_values(self, out: Any) -> KeyValues | None:
-        cache = getattr(out, "past_key_values", None)
-        layers = getattr(cache, "layers", None)
-        if not layers or any(type(layer) is not DynamicLayer for layer in layers):
-            return None
-        return [(layer.keys, layer.values) for layer in layers]
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
@@ -136,7 +129,16 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return max(limit, 0)
 
 
-def _expanded(key_values: KeyValues, batch: int) -> DynamicCache:
+def plain_key_values(out: Any) -> KeyValues | None:
+    """A model's cache as tensors; `None` where it is more than keys and values."""
+    cache = getattr(out, "past_key_values", None)
+    layers = getattr(cache, "layers", None)
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return None
+    return [(layer.keys, layer.values) for layer in layers]
+
+
+def expanded(key_values: KeyValues, batch: int) -> DynamicCache:
     """A fresh cache over the same tensors; the model appends by concatenation, never in place."""
     return DynamicCache(
         [

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from stillhouse.models.signals import DenseSignal, HiddenSignal, TeacherSignal
-from stillhouse.train.outputs import Batch, BodyReader, Needs, Outputs, Reader
+from stillhouse.train.outputs import Batch, BodyReader, CausalReader, Needs, Outputs, Reader
+from stillhouse.train.shared_prefix import SharedPrefix
 
 BELIEFS = "teacher_logits"  # a batch's own beliefs [B, C], log-probabilities
 
@@ -53,6 +54,10 @@ class LiveTeacher:
 
     model: Any
     reader: Reader
+    prefix: SharedPrefix = field(init=False)  # what the texts of a task begin with
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix", SharedPrefix(self.model))
 
     @torch.no_grad()
     def view(self, batch: Batch, needs: Needs) -> TeacherView:
@@ -62,7 +67,10 @@ class LiveTeacher:
         of inference mode cannot be; what the fused loss reads is not.
         """
         with torch.inference_mode(needs == Needs(last_hidden=True) and not self._sharded()):
-            outputs = self.reader.read(self.model, batch, needs)
+            model, rest = self.model, batch
+            if isinstance(self.reader, CausalReader) and not needs.insides.anything:
+                model, rest = self.prefix.split(batch) or (model, rest)
+            outputs = self.reader.read(model, rest, needs)
         if outputs.last_hidden is not None and outputs.head is not None:
             return TeacherView(HiddenSignal(outputs.last_hidden, outputs.head), outputs)
         signal = None if outputs.logits is None else DenseSignal(outputs.logits)
