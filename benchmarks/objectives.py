@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows alone; nothing saved")
-    parser.add_argument("--texts", type=int, default=512, help="texts that a student learns from")
+    parser.add_argument("--texts", type=int, default=384, help="texts that a student learns from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     small: bool = arguments.small
