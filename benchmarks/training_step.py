@@ -78,7 +78,7 @@ class Size(NamedTuple):
     longest: int
 
 
-SIZES = {"full": Size(320, 64, 8, 8, 512), "small": Size(24, 8, 4, 2, 96)}
+SIZES = {"full": Size(320, 64, 8, 10, 512), "small": Size(48, 8, 8, 4, 256)}
 
 
 def texts() -> list[Chat]:

@@ -33,12 +33,14 @@ class Faults:
     """What goes wrong.
 
     `batch(number)` is how the number-th batch made ends; `row(text)` is an error of one request:
-    (status, code, message), or "missing"; `request(method, path, number)` may answer the number-th
+    (status, code, message), or "missing"; `unreadable(text)`: it is answered, and billed, in a form
+    that nobody can read; `request(method, path, number)` may answer the number-th
     request of all in the server's place, or drop its connection (`RESET`).
     """
 
     batch: Callable[[int], str] = lambda number: "completed"
     row: Callable[[str], Any] = lambda text: None
+    unreadable: Callable[[str], bool] = lambda text: False
     request: Callable[[str, str, int], web.StreamResponse | None] = lambda *_: None
     lose_creates: int = 0  # batches that are made, and whose answer is lost
     drop_creates: int = 0  # batches whose request is lost before they are made
@@ -214,6 +216,8 @@ class BatchServer:
     def openai_row(self, row: Json) -> Json:
         answer = openai_answer(self.text(row["text"]), n=row["n"], usage=(PROMPT, ANSWER))
         body = json.loads(answer.text or "")
+        if self.faults.unreadable(row["text"]):
+            body["choices"] = []
         return {
             "id": "r", "custom_id": row["id"], "error": None,
             "response": {"status_code": 200, "request_id": "r", "body": body},
@@ -367,6 +371,8 @@ class BatchServer:
         rows = []
         for row in made.answered:
             message = json.loads(anthropic_answer(self.text(row["text"])).text or "")
+            if self.faults.unreadable(row["text"]):
+                message["content"] = None
             rows.append(
                 {"custom_id": row["id"], "result": {"type": "succeeded", "message": message}}
             )

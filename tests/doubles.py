@@ -50,7 +50,13 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _train(
-    recipe: Recipe, dataset_dir: Path, tuned: Path | None, work: Path, progress: Progress
+    recipe: Recipe,
+    dataset_dir: Path,
+    tuned: Path | None,
+    work: Path,
+    progress: Progress,
+    *,
+    signals: Path | None = None,
 ) -> Outcome:
     count = len(list(read_records(dataset_dir / "train.jsonl", Example)))
     student = work / "student"

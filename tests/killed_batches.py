@@ -100,7 +100,7 @@ async def run(url: str, folder: Path, provider: str, count: int, **options: Any)
             )  # fmt: skip
             await ask(
                 completer, queries(count), SAMPLING, store, concurrency=4, prices=PRICES,
-                budget_usd=batched.budget_left(section.budget_usd),
+                budget_usd=batched.held.budget_left(section.budget_usd),
             )  # fmt: skip
     finally:
         await completer.aclose()

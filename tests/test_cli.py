@@ -41,11 +41,13 @@ OPTIONS = {
     "plan": {*STAGE_OPTIONS, "sample"},
     "forget": {"folders", "user", "dry_run", "as_json"},
     "teacher": set(),
+    "signals": set(),
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
 }
 
 
 TEACHER_OPTIONS = {"compare": STAGE_OPTIONS, "check": {"recipe", "overrides", "as_json"}}
+SIGNALS_OPTIONS = {"verify": {"folder", "sample", "most", "as_json"}}
 
 
 def stillhouse(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -70,6 +72,7 @@ def test_the_option_list_is_pinned() -> None:
     group = typer.main.get_command(app)
     assert options_of(group) == OPTIONS
     assert options_of(getattr(group, "commands")["teacher"]) == TEACHER_OPTIONS  # noqa: B009
+    assert options_of(getattr(group, "commands")["signals"]) == SIGNALS_OPTIONS  # noqa: B009
 
 
 def test_the_options_of_the_store_commands_are_pinned() -> None:

@@ -11,18 +11,27 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+import judge_doubles
+from batch_servers import serve_batches
 from doubles import doubles, recipe_of, write_rows
 from stillhouse import forget
-from stillhouse.core.errors import RunFolderError, UserError
+from stillhouse.core.errors import DataError, RunFolderError, UserError
 from stillhouse.core.forgotten import ForgottenUsers
 from stillhouse.core.jsonl import read_json, write_json
 from stillhouse.core.lineage import read_lineage
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.records import Query
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.forget import forget_user, told
+from stillhouse.models.fake import FakeCompleter
 from stillhouse.pipeline import report_of, run_stages
+from stillhouse.teacher import archive, expand_stage, judge_stage
+from stillhouse.teacher.batch_journal import BatchJournal, held_by_batches
+from stillhouse.teacher.replay import ReplayCompleter
 from stillhouse.teacher.store import AnswerStore
+from stillhouse.traffic.redact import pseudonym as redacted_name
+from teacher_servers import KEY, openai_answer, serve
 
 MARK = "zqx7"  # in the forgotten user's name, ids and texts, and nowhere else
 LONG = " ".join(f"word{n}" for n in range(40))
@@ -304,3 +313,207 @@ def test_a_run_at_work_is_left_alone(run: tuple[Recipe, Path]) -> None:
     with RunFolder(root).locked(), pytest.raises(RunFolderError, match="another run"):
         forget_user(f"{MARK} user", [root], dry_run=False)
     assert files_with(root, MARK)
+
+
+@pytest.mark.parametrize("by_pseudonym", [False, True])
+@pytest.mark.parametrize("redact", [[], ["email"]])
+def test_a_user_whom_redaction_renamed(
+    tmp_path: Path, redact: list[str], by_pseudonym: bool
+) -> None:
+    """Mined traffic, and traffic under traffic.redact, know a user by a pseudonym alone."""
+    user = f"{MARK}@example.org"
+    hidden = redacted_name(user)
+    for name, rows in rows_of(user if redact else hidden, IDS).items():
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    sets = {name: f"{tmp_path}/{name}.jsonl" for name in ("labelled", "golden")}
+    recipe = recipe_of(tmp_path, traffic={**sets, "redact": redact})
+    root = tmp_path / "run"
+    with doubles():
+        run_stages(recipe, root, Silent(), last="dataset")
+    assert files_with(root / "traffic", hidden)
+    (result,) = forget_user(hidden if by_pseudonym else user, [root], dry_run=False)
+    assert result.removed["store/answers.jsonl"] >= 2
+    assert len(result.used_by) == 1
+    if not by_pseudonym:
+        assert result.still_in, "under either name"
+        assert forget_user(user, [root], dry_run=False)[0].before
+    assert files_with(root, MARK) == files_with(root, hidden) == []
+    with doubles():
+        run_stages(recipe, root, Silent(), last="dataset")
+    assert files_with(root, MARK) == files_with(root, hidden) == [], "passed over from now on"
+
+
+def test_a_frozen_store_stays_one(run: tuple[Recipe, Path], tmp_path: Path) -> None:
+    _, root = run
+    path = root / "store" / "answers.jsonl"
+    archive.freeze(root)
+    with AnswerStore(path) as store:
+        before = store.frozen
+    forget_user(f"{MARK} user", [root], dry_run=False)
+    assert files_with(root, MARK) == []
+    with AnswerStore(path) as store:
+        assert before is not None
+        assert store.frozen is not None
+        assert (store.frozen.at, store.frozen.answers) == (before.at, len(store))
+        assert len(store) < before.answers
+    archive.export(root, tmp_path / "export.jsonl", None)
+    _, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(rest))
+    with pytest.raises(DataError, match=rf"line {len(rest)}: is damaged"):
+        forget_user("other1", [root], dry_run=False)
+    assert path.read_bytes() == b"".join(rest), "what was changed before is not made good"
+
+
+def test_what_a_model_made_of_their_words_goes_too(tmp_path: Path) -> None:
+    """Queries written from theirs, the replies these came in, and a judge's reasons."""
+    secret = f"{MARK} words about a divorce and an account in Zurich"
+    rows = [
+        {"text": f"{word} text number {n} alpha{n} beta{n * 7}", "user": f"o{n % 3}"}
+        for n in range(14)
+        for word in ("lovely", "awful")
+    ]
+    write_rows(
+        tmp_path / "traffic.jsonl",
+        rows + [{"text": f"lovely {secret} {k}", "user": "u", "id": f"u{k}"} for k in range(3)],
+    )
+    write_rows(
+        tmp_path / "gold.jsonl",
+        [
+            {"text": f"gold {i}", "answer": answer, "good": good}
+            for i in range(30)
+            for answer, good in (("good", True), ("bad", False))
+        ],
+    )
+    recipe = recipe_of(
+        tmp_path,
+        traffic={
+            "expand": {"n": 30, "per_cluster": 40, "clusters": 1, "per_request": 2, "seeds": 20}
+        },
+        dataset={"judge": {"model": "embedded", "gold": f"{tmp_path}/gold.jsonl", "explain": True}},
+    )
+    asked: list[int] = []
+
+    def grow(query: Query, _: int) -> str:
+        number = len(asked)
+        asked.append(number)
+        said = f"lovely {secret} again, kappa{number}" if secret in query.last_user_text else ""
+        return json.dumps({"inputs": [said, f"lovely new nu{number} xi{number * 3}"]})
+
+    def verdict(prompt: str) -> str:
+        text, answer = judge_doubles.material(prompt)[:2]
+        score = 1 if "gold" in text and answer.strip() == "bad" else 5
+        return f"The input says: {text}\nScore: {score}"
+
+    root = tmp_path / "run"
+
+    def run() -> None:
+        with doubles(), pytest.MonkeyPatch.context() as patch:
+            writer = FakeCompleter("embedded", answer=grow)
+            patch.setattr(expand_stage, "open_teacher", lambda *_: writer)
+            patch.setattr(judge_stage, "open_teacher", lambda *_: judge_doubles.double(verdict))
+            run_stages(recipe, root, Silent(), last="dataset")
+
+    run()
+    assert {"store/answers.jsonl", "store/judge.jsonl", "expand/queries.jsonl"} <= set(
+        files_with(root, MARK)
+    )
+    before = len((root / "store" / "judge.jsonl").read_text().splitlines())
+    forget_user("u", [root], dry_run=False)
+    assert files_with(root, MARK) == []
+    left = len((root / "store" / "judge.jsonl").read_text().splitlines())
+    assert before / 2 < left < before, "other people's verdicts stay"
+    run()
+    assert files_with(root, MARK) == []
+
+
+def test_forgetting_keeps_the_bill_and_leaves_frozen_stores_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    write_rows(
+        tmp_path / "traffic.jsonl",
+        [{"text": f"lovely {n}", "user": "u" if n < 4 else "other"} for n in range(10)],
+    )
+    teacher = {"model": "openai:gpt-4.1", "terms": {"waived_by": "tests", "reason": "loopback"}}
+    root, outside = tmp_path / "run", tmp_path / "outside.jsonl"
+    with serve(lambda *_: openai_answer("good", usage=(20, 1))) as server:
+        recipe = recipe_of(
+            tmp_path, teacher={**teacher, "base_url": f"{server.url}/v1"}, train={"alpha": 0}
+        )
+        run_stages(recipe, root, Silent(), last="ask")
+    path = root / "store" / "answers.jsonl"
+    with AnswerStore(path, read_only=True) as store:
+        paid, told_of = store.paid_usd, dict(store.teachers)
+    assert paid > 0
+    archive.export(root, outside)
+    archive.export(root, root / "inside.jsonl")
+    archive.freeze(root)
+    replaying = recipe_of(
+        tmp_path, teacher={"model": f"replay:{outside}", "terms": teacher["terms"]}
+    )
+    write_json(root / "recipe.json", replaying.model_dump(mode="json", by_alias=True))
+    (result,) = forget_user("u", [root], dry_run=False)
+    assert result.still_in[str(outside)] == 4
+    for copy, cost in ((path, paid), (root / "inside.jsonl", 0.0)):
+        with AnswerStore(copy, read_only=True) as store:
+            assert len(store) == 6
+            assert store.frozen is not None
+            assert store.frozen.answers == 6
+            assert store.teachers == told_of
+            assert store.paid_usd == pytest.approx(cost)
+    assert ReplayCompleter(root).info.name == "openai:gpt-4.1"
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("moment", ["sending", "fetched"])
+def test_what_an_open_batch_holds_of_them_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, moment: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    write_rows(
+        tmp_path / "traffic.jsonl",
+        [
+            {"text": f"lovely {n} {MARK if n < 4 else ''}", "user": "u" if n < 4 else "other"}
+            for n in range(12)
+        ],
+    )
+    models = {"openai": "openai:gpt-4.1", "anthropic": "anthropic:claude-haiku-4-5"}
+
+    class Killed(BaseException):
+        pass
+
+    write = BatchJournal.write
+
+    def dying(journal: BatchJournal, event: Any) -> None:
+        write(journal, event)
+        if event.event == moment:
+            raise Killed
+
+    with serve_batches() as server:
+        server.text = lambda text: f"good, you wrote: {text}"
+        recipe = recipe_of(
+            tmp_path,
+            teacher={
+                "model": models[provider],
+                "base_url": server.url + ("/v1" if provider == "openai" else ""),
+                "terms": {"waived_by": "tests", "reason": "loopback"},
+                "signals": "none",
+                "batch": {"poll_s": 0.01, "pilot": 1},
+            },
+            train={"alpha": 0},
+        )
+        root = tmp_path / "run"
+        with monkeypatch.context() as patch:
+            patch.setattr(BatchJournal, "write", dying)
+            with pytest.raises(Killed):
+                run_stages(recipe, root, Silent(), last="ask")
+        assert any("batches/" in name for name in files_with(root, MARK))
+        forget_user("u", [root], dry_run=False)
+        assert files_with(root, MARK) == []
+        if moment == "fetched":
+            run_stages(recipe, root, Silent(), last="ask")
+            assert files_with(root, MARK) == []
+            assert max((server.billed + server.live).values()) == 1
+            lost = held_by_batches(root / "store" / "batches").usd
+            assert lost > 0, "what the forgotten answers cost was paid all the same"

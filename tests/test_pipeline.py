@@ -31,7 +31,9 @@ BAD = ["dull", "boring", "tired", "lifeless", "long"]
 FILLER = ["the", "film", "and", "story", "cast", "script", "plot", "is", "start", "never"]
 
 # Those of a recipe without expansion and judge.
-STAGE_NAMES = tuple(stage.name for stage in STAGES if stage.name not in ("expand", "judge"))
+STAGE_NAMES = tuple(
+    stage.name for stage in STAGES if stage.name not in ("expand", "judge", "capture")
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

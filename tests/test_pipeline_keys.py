@@ -100,3 +100,25 @@ def test_expansion_is_a_stage_where_the_recipe_asks_for_it(tmp_path: Path) -> No
     assert stage_key(stages["dataset"], made, run).digest != before
     wider = recipe(traffic={**traffic, "expand": {"n": 6, "per_cluster": 3}})
     assert stage_key(stages["traffic"], made, run) == stage_key(stages["traffic"], wider, run)
+
+
+def test_a_replayed_run_counts_by_its_store_alone(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "store").mkdir(parents=True)
+    store, page = other / "store" / "answers.jsonl", other / "report.html"
+    store.write_text("one\n")
+    page.write_text("a page")
+    gold = tmp_path / "gold.jsonl"
+    gold.write_text("{}\n")
+    model = f"replay:{other}"
+    made = recipe(teacher={"model": model}, dataset={"judge": {"model": model, "gold": str(gold)}})
+
+    def keys() -> list[str]:
+        stages = [stage for stage in STAGES if stage.name in ("ask", "judge")]
+        return [stage_key(stage, made, RunFolder(tmp_path / "run")).digest for stage in stages]
+
+    before = keys()
+    page.write_text("another page")
+    assert keys() == before
+    store.write_text("two\n")
+    assert all(now != then for now, then in zip(keys(), before, strict=True))

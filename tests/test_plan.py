@@ -23,6 +23,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.pipeline import run_stages
 from stillhouse.plan import make_plan, plan_lines
+from stillhouse.teacher.batch_journal import FOLDER, BatchJournal, Intended
 from stillhouse.teacher.build import open_teacher, teacher_info
 from teacher_servers import KEY, Loopback, openai_answer, serve
 
@@ -174,6 +175,28 @@ def test_a_sample_that_may_cross_the_budget_is_not_begun(tmp_path: Path) -> None
     assert plan.budget.left_usd < 0.01
 
 
+@pytest.mark.parametrize(
+    ("model", "said"), [("openai:gpt-4.1", "paid for twice"), ("openai:other", "--sample: 20 new")]
+)
+def test_what_batches_hold_is_no_longer_there_for_a_sample(
+    tmp_path: Path, model: str, said: str
+) -> None:
+    with at_work(tmp_path, budget_usd=1.0) as (server, recipe):
+        with BatchJournal(tmp_path / "run" / "store" / FOLDER) as journal:
+            journal.intend(
+                Intended(
+                    batch="b", teacher=f"{model}@r", at=1.0, requests=1, size=1, worst_usd=0.999
+                ),
+                [],
+            )
+        with pytest.raises(UserError, match=said):
+            make_plan(recipe, tmp_path / "run", 20, Silent())
+        assert server.bodies == []
+        plan = make_plan(recipe, tmp_path / "run", None, Silent()).plan
+    assert plan.budget is not None
+    assert plan.budget.left_usd == pytest.approx(0.001)
+
+
 def test_a_budget_too_small_says_for_how_many(tmp_path: Path) -> None:
     with at_work(tmp_path) as (_, recipe):
         plan = make_plan(recipe, tmp_path / "run", 30, Silent()).plan
@@ -198,6 +221,29 @@ def test_a_budget_too_small_says_for_how_many(tmp_path: Path) -> None:
     assert first.usd_list is not None
     assert first.usd_batch.estimate == pytest.approx((first.usd_list.estimate or 0) / 2)
     assert "batches" in tight.cheapest
+
+
+def test_a_budget_is_held_against_the_price_that_is_asked_at(tmp_path: Path) -> None:
+    with at_work(tmp_path) as (_, recipe):
+        plan = make_plan(recipe, tmp_path / "run", 30, Silent()).plan
+    assert plan.usd_list is not None
+    assert plan.usd_list.estimate is not None
+    assert plan.sample is not None
+    waiting = QUERIES - 30
+    budget = plan.sample.usd + 0.3 * plan.usd_list.estimate
+    bought = []
+    for batch in (None, {"pilot": 1}, {"pilot": waiting // 2}, {"pilot": 10 * waiting}):
+        raw = recipe.model_dump(mode="json", by_alias=True)
+        raw["teacher"] |= {"batch": batch, "budget_usd": budget}
+        planned = make_plan(Recipe.model_validate(raw), tmp_path / "run", None, Silent()).plan
+        assert planned.budget is not None
+        assert planned.budget.queries is not None
+        bought.append((planned.budget.queries.estimate or 0) / waiting)
+        if batch is not None:
+            assert planned.seconds is None
+            assert "within 24 hours" in planned.seconds_limited_by
+    # Half live, half at half price is three quarters.
+    assert bought == pytest.approx([0.3, 0.6, 0.4, 0.3], rel=0.02)
 
 
 def test_a_price_not_known_is_asked_for_and_nothing_is_paid(tmp_path: Path) -> None:

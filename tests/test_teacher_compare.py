@@ -19,6 +19,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.recipe_file import load_recipe, parse_recipe
 from stillhouse.evaluate.teachers import TeacherComparison
 from stillhouse.pipeline import report_of, run_stages
+from stillhouse.teacher.batch_journal import FOLDER, BatchJournal, Intended
 from stillhouse.teacher_compare import compare_teachers
 from teacher_servers import Loopback, openai_answer, serve
 from tiny_models import byte_bpe, tiny_bert, tiny_llama, wordpiece
@@ -91,6 +92,10 @@ def with_sections(project: Path, name: str, **sections: Any) -> Path:
     path = project / name
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
     return path
+
+
+def compared_one(server: Loopback, name: str) -> dict[str, Any]:
+    return {**member(server, name), "terms": WAIVED}
 
 
 def member(server: Loopback, name: str) -> dict[str, str]:
@@ -263,7 +268,7 @@ def test_what_it_leaves_in_the_run_folder(compared: tuple[TeacherComparison, Pat
 def test_the_terminal_says_which(project: Path, tmp_path: Path) -> None:
     with serve(knows(GOOD, "positive", "negative")) as server:
         path = with_sections(
-            project, "small.yaml", compare={"teachers": {"api": member(server, "a")}}
+            project, "small.yaml", compare={"teachers": {"api": compared_one(server, "a")}}
         )
         done = CliRunner().invoke(
             app, ["teacher", "compare", str(path), "--run-dir", str(tmp_path)]
@@ -282,7 +287,10 @@ def test_a_teacher_that_cannot_do_it_is_left_out_with_its_reason(
             project,
             "useless.yaml",
             compare={
-                "teachers": {"mute": member(server, "m"), "two": {"model": "hf:./two"}},
+                "teachers": {
+                    "mute": compared_one(server, "m"),
+                    "two": {"model": "hf:./two", "terms": WAIVED},
+                },
                 "ensembles": {"both": {"of": ["mute", "two"], "combine": "mean_logits"}},
                 "speed_queries": 2,
             },
@@ -301,7 +309,12 @@ def test_a_missing_key_stops_it_before_anything_is_paid(
         path = with_sections(
             project,
             "keyless.yaml",
-            compare={"teachers": {"a": member(server, "a"), "b": {"model": "openai:gpt-4.1"}}},
+            compare={
+                "teachers": {
+                    "a": compared_one(server, "a"),
+                    "b": {"model": "openai:gpt-4.1", "terms": WAIVED},
+                }
+            },
         )
         with pytest.raises(UserError, match="OPENAI_API_KEY"):
             compare_teachers(load_recipe(path), tmp_path, Silent())
@@ -311,3 +324,35 @@ def test_a_missing_key_stops_it_before_anything_is_paid(
 def test_without_a_compare_section_it_says_what_to_write(project: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"compare: \{teachers"):
         compare_teachers(load_recipe(project / "recipe.yaml"), tmp_path, Silent())
+
+
+def test_terms_come_before_a_comparison(project: Path, tmp_path: Path) -> None:
+    forbids = {"may_train": False, "says": "its licence", "on": "2026-01-02"}
+    with serve(knows(GOOD, "positive", "negative")) as server:
+        for terms, more, said in (
+            (None, {}, r"compare\.teachers\.api\.terms"),
+            (forbids, {"probe": {"queries": 20}}, r"compare\.teachers\.api\.terms\.may_train"),
+        ):
+            api = member(server, "a") | ({"terms": terms} if terms else {})
+            path = with_sections(project, "terms.yaml", compare={"teachers": {"api": api}, **more})
+            with pytest.raises(RecipeError, match=said):
+                compare_teachers(load_recipe(path), tmp_path, Silent())
+        assert server.bodies == []
+
+
+def test_what_is_in_a_batch_is_not_asked_by_a_comparison(project: Path, tmp_path: Path) -> None:
+    with serve(knows(GOOD, "positive", "negative")) as server:
+        path = with_sections(
+            project, "held.yaml", compare={"teachers": {"api": compared_one(server, "a")}}
+        )
+        with BatchJournal(tmp_path / "store" / FOLDER) as journal:
+            journal.intend(
+                Intended(
+                    batch="b", teacher="openai-compatible:a@a@there", at=1.0, requests=1, size=1,
+                    worst_usd=0.25,
+                ),
+                [],
+            )  # fmt: skip
+        with pytest.raises(UserError, match="paid for twice"):
+            compare_teachers(load_recipe(path), tmp_path, Silent())
+        assert server.bodies == []

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from stillhouse import __version__
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.cli_signals import signals_app
 from stillhouse.cli_teacher import teacher_app
 from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.progress import Progress, Silent, Terminal
@@ -52,6 +53,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(teacher_app)
+app.add_typer(signals_app)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]

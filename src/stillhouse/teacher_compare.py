@@ -23,6 +23,7 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_compare import OWN, CompareSection
 from stillhouse.core.recipe_teacher import TeacherSection
 from stillhouse.core.records import LabelledQuery, Query, Record
+from stillhouse.core.rights import check_compared_rights
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.core.split import near_groups, tune_check_split
 from stillhouse.core.statistics import Interval
@@ -49,7 +50,15 @@ from stillhouse.evaluate.teachers import Difference, ProbeResult, TeacherCompari
 from stillhouse.models.completer import Completer, Sampling
 from stillhouse.pipeline import run_stages
 from stillhouse.teacher.check import linear_baseline
-from stillhouse.teacher.panel import Answered, Panel, ask_panel, candidates_of, check_openable
+from stillhouse.teacher.panel import (
+    Answered,
+    Asking,
+    Panel,
+    ask_panel,
+    budget_left,
+    candidates_of,
+    check_openable,
+)
 from stillhouse.teacher.replay import STORE_FILE
 from stillhouse.teacher.store import AnswerStore
 from stillhouse.teacher_probe import Lesson, School, Taught, probe_queries, teach
@@ -96,6 +105,7 @@ def compare_teachers(recipe: Recipe, root: Path, progress: Progress) -> TeacherC
             "is not in the recipe",
             action="name what to compare: compare: {teachers: {NAME: {model: ...}}}",
         )
+    check_compared_rights(recipe)
     candidates = candidates_of(recipe, section)
     asyncio.run(check_openable(recipe, candidates))
     tuned_here = recipe.teacher.tune is not None
@@ -104,27 +114,17 @@ def compare_teachers(recipe: Recipe, root: Path, progress: Progress) -> TeacherC
     tuned = run.stage("tune") / "model" if tuned_here else None
     with run.locked():
         sets = _sets(recipe, section, run)
-        titled: dict[str, Sequence[Query]] = {LABELLED_SET: sets.labelled}
-        if sets.probe:
-            titled[PROBE_SET] = sets.probe
+        both: dict[str, Sequence[Query]] = {LABELLED_SET: sets.labelled, PROBE_SET: sets.probe}
+        titled = {title: queries for title, queries in both.items() if queries}
 
         async def timed(completer: Completer, sampling: Sampling) -> Speed:
             few = sets.labelled[: section.speed_queries]
             return (await measure_speed({"": Contestant(completer, sampling)}, few, 1))[""]
 
+        budget_usd = budget_left(recipe, section, candidates, run.store)
         with AnswerStore(run.store / STORE_FILE) as store:
-            panel = asyncio.run(
-                ask_panel(
-                    recipe,
-                    candidates,
-                    tuned,
-                    store,
-                    titled,
-                    progress,
-                    budget_usd=section.budget_usd or recipe.teacher.budget_usd,
-                    timer=timed,
-                )
-            )
+            asking = Asking(recipe, tuned, store, titled, progress, budget_usd, timed)
+            panel = asyncio.run(ask_panel(asking, candidates))
         return _compared(recipe, section, sets, panel, tuned, root, progress)
 
 
@@ -178,7 +178,13 @@ def _compared(  # noqa: PLR0917 - what a comparison needs
         }
         believed = all(said.probabilities is not None for said in answers.values())
         school = School(
-            recipe, sets.probe, sets.labelled, believed, tuned, root / FOLDER / "probe", progress
+            recipe,
+            sets.probe,
+            sets.labelled,
+            believed,
+            tuned,
+            root / FOLDER / "probe.partial",
+            progress,
         )
         taught, silent = teach(school, lessons, section.probe.student)
         notes.extend(silent)
@@ -250,8 +256,7 @@ def _compared(  # noqa: PLR0917 - what a comparison needs
     )
     folder = root / FOLDER
     write_records(folder / "answers.jsonl", _lines(recipe, sets.labelled, answers))
-    page = render_comparison(found)
-    write_atomic(folder / "compare.html", lambda handle: void(handle.write(page)))
+    write_atomic(folder / "compare.html", lambda page: void(page.write(render_comparison(found))))
     write_json(folder / "compare.json", found.model_dump(mode="json"))
     return found
 

@@ -10,7 +10,7 @@ import asyncio
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from stillhouse.core.answers import agreed
 from stillhouse.core.duplicates import bare, matches
@@ -20,13 +20,23 @@ from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_teacher import TeacherSection
-from stillhouse.core.records import Completion, LabelledQuery, Query, Rejection
+from stillhouse.core.records import LABELLED, Completion, LabelledQuery, Query, Rejection
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.dataset.stage import run_dataset
 from stillhouse.evaluate.candidates import Answers, answers_of, sampling_for
 from stillhouse.models.baselines import TfidfBaseline
 from stillhouse.models.completer import Completer
 from stillhouse.traffic.stage import hash_sample
+
+_NO_SOFT_FILTERS: Final[Mapping[str, object]] = {
+    "consistency": None,
+    "agreement": None,
+    "judge": None,
+    "best_of": "none",
+    "floor": None,
+}
+
+_SOFT: Final = ("consistency", "agreement", "judge")
 
 
 class Taught(NamedTuple):
@@ -91,6 +101,12 @@ def teach(
                 notes.append(f"{name} has no probe student: {error}")
     if student == "recipe" and recipe.train.alpha > 0 and not soft:
         notes.append("probe students learn from answers alone: not all teachers show beliefs")
+    used = [key for key in _SOFT if getattr(recipe.dataset, key) is not None]
+    if student == "recipe" and used:
+        notes.append(
+            f"dataset.{', dataset.'.join(used)} is not applied to what probe students learn from: "
+            "all teachers' answers pass the same checks and no other filter"
+        )
     return Results(taught, notes)
 
 
@@ -98,7 +114,7 @@ def probe_queries(
     recipe: Recipe, traffic: Sequence[Query], labelled: Sequence[LabelledQuery], count: int
 ) -> list[Query]:
     """A sample of the traffic without the labelled queries and what nearly equals one of them."""
-    own = [query for query in traffic if not query.id.startswith("labelled:")]
+    own = [query for query in traffic if not query.id.startswith(LABELLED)]
     texts = [bare(recipe.task.varying_text(query)) for query in own]
     known = [bare(recipe.task.varying_text(query)) for query in labelled]
     near = matches(texts, known, recipe.dataset.near_duplicate)
@@ -153,7 +169,11 @@ def recipe_probe(school: School, lesson: Lesson, *, soft: bool) -> Taught:
         update={"hard_label_twin": False, **({} if soft else {"alpha": 0.0})}
     )
     dataset = recipe.dataset.model_copy(
-        update={"min_examples": min(recipe.dataset.min_examples, max(2, len(school.queries) // 2))}
+        update={
+            # No judge sits here, and agreement needs samples or members that not all teachers have.
+            **_NO_SOFT_FILTERS,
+            "min_examples": min(recipe.dataset.min_examples, max(2, len(school.queries) // 2)),
+        }
     )
     made = recipe.model_copy(update={"teacher": lesson.section, "dataset": dataset, "train": train})
     outcome = run_dataset(made, traffic, asked, folder / "dataset", school.progress)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import permutations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stillhouse.core import duplicates
 from stillhouse.core.duplicates import (
     bands_for,
     bare,
@@ -16,6 +18,7 @@ from stillhouse.core.duplicates import (
     jaccard,
     matches,
     normalised,
+    rarest,
     repeats,
     shingle_sets,
     shingles,
@@ -198,6 +201,63 @@ def test_matches_lie_between_those_of_the_naive_reference(
             assert i in found
         if text in others:
             assert found[i] <= others.index(text)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.frozensets(st.integers(0, 12), min_size=1, max_size=12), min_size=2, max_size=12),
+    st.floats(0.05, 1.0),
+)
+def test_near_sets_always_share_a_rare_shingle(
+    sets: list[frozenset[int]], threshold: float
+) -> None:
+    found = rarest(sets, threshold)
+    for small, large in permutations(range(len(sets)), 2):
+        if len(sets[small]) <= len(sets[large]):
+            if jaccard(sets[small], sets[large]) >= threshold:
+                assert found[small].few & found[large].more
+
+
+@settings(deadline=None)
+@given(TEXTS, st.sampled_from([0.4, 0.7, 0.85, 1.0]), st.data())
+def test_repeats_are_those_of_a_plain_loop(
+    texts: list[str], threshold: float, data: st.DataObject
+) -> None:
+    answers = data.draw(st.lists(st.sampled_from("ab"), min_size=len(texts), max_size=len(texts)))
+    groups = groups_of(texts, threshold)
+    expected: dict[int, int] = {}
+    for i, text in enumerate(texts):
+        for j in range(i):
+            if j in expected or (answers[j], groups[j]) != (answers[i], groups[i]):
+                continue
+            if normalised(text) == normalised(texts[j]) or (
+                threshold < 1 and jaccard(shingles(text), shingles(texts[j])) >= threshold
+            ):
+                expected[i] = j
+                break
+    assert repeats(texts, answers, groups, threshold) == expected
+
+
+def test_texts_that_share_a_form_alone_are_hardly_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shuffler = random.Random(2)
+    form = " ".join(f"form{number}" for number in range(24))
+    # Less than half of the texts, so that the form's shingles are not left out.
+    texts = [f"{form} {' '.join(shuffler.choices(WORDS, k=3))}" for _ in range(400)]
+    texts += [" ".join(shuffler.choices(WORDS, k=27)) for _ in range(600)]
+    calls: list[int] = []
+
+    def counted(left: frozenset[int], right: frozenset[int]) -> float:
+        calls.append(1)
+        return jaccard(left, right)
+
+    monkeypatch.setattr(duplicates, "jaccard", counted)
+    groups = groups_of(texts, 0.85)
+    repeats(texts, ["a"] * len(texts), groups, 0.85)
+    matches(texts[:200], texts[200:], 0.85)
+    assert len(set(groups)) > 950
+    assert len(calls) < 4 * len(texts), "80,000 pairs share the form"
 
 
 def test_nothing_has_no_groups_and_no_matches() -> None:

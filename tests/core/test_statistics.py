@@ -17,6 +17,7 @@ from stillhouse.core.statistics import (
     Interval,
     bootstrap_mean,
     bootstrap_statistic,
+    clustered_wilson,
     mcnemar_exact,
     non_inferiority,
     paired_difference,
@@ -408,3 +409,38 @@ def test_an_interval_is_ordered_frozen_and_plain_json() -> None:
         Interval(estimate=math.nan, low=0.6, high=0.7, n=10)
     with pytest.raises(ValidationError):
         interval.low = 0.1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "a", "b"),
+    [(100, 5, 3.0, 1.0), (60, 5, 0.5, 0.1), (200, 8, 0.3, 0.3), (100, 4, 1e6, 1e6)],
+)
+def test_the_clustered_interval_covers_where_members_are_alike(
+    groups: int, size: int, a: float, b: float
+) -> None:
+    rng = np.random.default_rng(7)
+    runs, held, plain = 1000, 0, 0
+    for _ in range(runs):
+        counts = rng.binomial(size, rng.beta(a, b, groups)).tolist()
+        found = clustered_wilson(counts, [size] * groups)
+        held += found.low <= a / (a + b) <= found.high
+        other = wilson(sum(counts), size * groups)
+        plain += other.low <= a / (a + b) <= other.high
+    # Four standard errors of 95% in so many runs, and one point for the estimated design effect.
+    assert held / runs >= 0.95 - 0.01 - 4 * (0.95 * 0.05 / runs) ** 0.5
+    if b < 10:
+        assert plain / runs < 0.9, "the members are alike enough to tell the two apart"
+
+
+def test_the_clustered_interval_at_its_edges() -> None:
+    assert clustered_wilson([1, 0, 1], [1, 1, 1]) == wilson(2, 3)
+    assert clustered_wilson([1, 0], [1, 0]) == wilson(1, 1)
+    # All right: as many groups as there are, not members.
+    found, groups = clustered_wilson([5] * 10, [5] * 10), wilson(10, 10)
+    assert (found.low, found.high, found.n) == (pytest.approx(groups.low), 1.0, 50)
+    # Members of a group all equal: the groups count.
+    found, groups = clustered_wilson([4, 0] * 10, [4] * 20), wilson(10, 20)
+    assert groups.low - 0.02 < found.low < groups.low + 0.02
+    for bad in (([], []), ([2], [1]), ([-1], [2]), ([1, 1], [2])):
+        with pytest.raises(ValueError, match="every group"):
+            clustered_wilson(*bad)

@@ -12,6 +12,7 @@ from stillhouse.core.recipe_data import DatasetSection
 from stillhouse.core.records import Completion, Message, Query, Rejection
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask, Task
 from stillhouse.dataset.checks import CHECKS, ExampleParts, check_completion
+from stillhouse.dataset.validators import Validators
 
 LABELS = ClassificationTask(kind="classification", labels=("fresh", "rotten", "rotten to the core"))
 JSON = ExtractionTask(
@@ -248,3 +249,26 @@ def test_any_answer_is_judged(text: str, task: Task, finish: str) -> None:
     else:
         assert isinstance(verdict, Rejection)
         assert verdict.reason in dict(CHECKS)
+
+
+def test_a_text_that_needed_no_change_may_stay_where_the_recipe_says_so() -> None:
+    section = DatasetSection.model_validate({"validators": {"echo": False}})
+    assert reason(FREE, ARTICLE) == "echo"
+    assert reason(FREE, ARTICLE, section) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "shown"),
+    [
+        (LABELS, " 'Fresh', I think", "fresh"),
+        (JSON, '```json\n{"city":"X","age":3}```', '{"age": 3, "city": "X"}'),
+        (FREE, "  The bridge is late. \n", "The bridge is late."),
+    ],
+)
+def test_validators_read_what_is_kept(
+    task: Task, text: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(Validators, "problem", lambda self, query, text: seen.append(text))
+    assert reason(task, text) is None
+    assert seen == [shown]

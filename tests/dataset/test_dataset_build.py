@@ -9,10 +9,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stillhouse.core.judgements import Judgement
 from stillhouse.core.recipe_data import DatasetSection
 from stillhouse.core.records import Completion, LabelledQuery, Message, Query, Rejection
 from stillhouse.core.tasks import ClassificationTask, GenerationTask
 from stillhouse.dataset.build import Dataset, build_dataset
+from stillhouse.dataset.select import JudgementKey
 
 TASK = ClassificationTask(kind="classification", labels=("good", "bad"), prompt="Judge: {text}")
 SECTION = DatasetSection()
@@ -71,8 +73,10 @@ def test_most_accepted_samples_make_the_example_and_all_are_counted() -> None:
     # 1 and 2 of 3 readable votes, with one half added to each.
     assert example.label_probabilities is not None
     assert math.isclose(example.label_probabilities[0], 1.5 / 4)
-    assert reasons(dataset) == [("a", "label")]
+    assert reasons(dataset) == [("a", "label"), ("a", "minority")]
+    assert dataset.rejections[1].detail == "said by 1 of 3 samples, what is kept by 2"
     assert (dataset.judged.completions, dataset.judged.accepted_completions) == (4, 3)
+    assert dataset.judged.by_query == [(3, 4)]
 
 
 def test_beliefs_come_from_likelihoods_where_there_are_any() -> None:
@@ -202,6 +206,52 @@ def test_examples_without_belief_are_rejected_where_most_have_one() -> None:
     assert reasons(dataset) == [("c", "no_belief")]
     none = build(queries, *(said(n, "good") for n in "abc"), beliefs=True)
     assert len(none.examples) == 3, "training says what is wrong with the recipe"
+
+
+def test_a_cluster_that_loses_its_beliefs_is_seen_to_and_nothing_without_one_comes_back() -> None:
+    belief = {"good": math.log(0.9), "bad": math.log(0.1)}
+    queries = [
+        query(f"{kind}{i}", f"{kind} text {i}").in_cluster(0 if kind == "easy" else 1)
+        for kind, count in (("easy", 6), ("hard", 4))
+        for i in range(count)
+    ]
+    answers = [said(f"easy{i}", "good", label_logprobs=belief) for i in range(6)]
+    answers += [said(f"hard{i}", "bad") for i in range(4)]
+    section = DatasetSection.model_validate(
+        {
+            "near_duplicate": 1.0,
+            "floor": 0.5,
+            "judge": {"model": "openai:m", "gold": "g.jsonl"},
+        }
+    )
+    judgements = {
+        JudgementKey(q.id, "m", 0): Judgement(
+            query_id=q.id, sample=0, model="m", mode="pointwise", score=score, good=score > 3
+        )
+        for q in queries
+        for score in [1.0 if q.id in ("hard0", "hard1") else 5.0]
+    }
+    dataset = build_dataset(
+        TASK,
+        section,
+        "logprobs",
+        queries=queries,
+        completions={a.query_id: [a] for a in answers},
+        judgements=judgements,
+        beliefs=True,
+    )
+    assert {e.id for e in dataset.examples} == {f"easy{i}" for i in range(6)}
+    rows = {row.name: row for row in dataset.coverage.clusters}
+    assert (rows["1"].queries, rows["1"].accepted, rows["1"].readmitted) == (4, 0, 0)
+    assert sorted(reasons(dataset)) == [
+        ("hard0", "judge"),
+        ("hard1", "judge"),
+        ("hard2", "no_belief"),
+        ("hard3", "no_belief"),
+    ]
+    # None of them has a belief to read difficulty off: they are counted all the same.
+    assert dataset.coverage.unmeasured is not None
+    assert dataset.coverage.unmeasured["queries"] == 4
 
 
 def test_the_held_out_share_is_of_what_may_be_held_out() -> None:

@@ -97,7 +97,7 @@ def test_hard_clusters_do_not_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tmp_path / "store",
         folders["judge"],
         lines,
-        lambda query, completion: bool(completion.text),
+        lambda query, completion: completion.text or None,
     )
     outcome = run_dataset(
         made, folders["traffic"], folders["ask"], folders["dataset"], lines, folders["judge"]
@@ -145,7 +145,10 @@ def test_hard_clusters_do_not_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_members_answers_are_read_where_the_teacher_is_an_ensemble(tmp_path: Path) -> None:
-    made = recipe(judge=None, agreement=0.6, min_examples=2)
+    raw = recipe(judge=None).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    raw["teacher"] = {"model": "ensemble", "members": [{"model": f"openai:{m}"} for m in "abc"]}
+    raw["dataset"] = {"near_duplicate": 1.0, "agreement": 0.6, "min_examples": 2}
+    made = parse_recipe(raw)
     queries = [Query(id=f"q{i}", messages=made.task.messages_for(f"text {i}")) for i in range(30)]
     for name in ("traffic", "ask", "dataset"):
         (tmp_path / name).mkdir()
@@ -181,6 +184,9 @@ def test_members_answers_are_read_where_the_teacher_is_an_ensemble(tmp_path: Pat
     [
         ({"best_of": "judge", "judge": None}, "best_of: judge needs the section dataset.judge"),
         ({"consistency": 0.5}, "teacher.samples"),
+        ({"best_of": "judge"}, "best_of: judge chooses among.*teacher.samples of 2 or more"),
+        ({"best_of": "likelihood"}, "best_of: likelihood chooses among"),
+        ({"agreement": 0.5}, "agreement needs several teachers"),
         ({"judge": {"model": "openai:m"}}, "gold"),
         ({"judge": {"model": "gpt", "gold": "g"}}, "must be one of|must be openai"),
         ({"judge": {"model": "openai-compatible:m", "gold": "g"}}, "base_url is required"),
@@ -194,6 +200,22 @@ def test_recipes_that_cannot_be(dataset: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said) as caught:
         recipe(**dataset)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "dataset", [{"consistency": 0.5}, {"best_of": "likelihood"}, {"best_of": "judge"}]
+)
+def test_an_ensemble_gives_one_answer_to_choose_from(dataset: dict[str, Any]) -> None:
+    raw = recipe().model_dump(mode="json", by_alias=True, exclude_unset=True)
+    raw["teacher"] = {
+        "model": "ensemble",
+        "samples": 3,
+        "sampling_temperature": 1.0,
+        "members": [{"model": f"openai:{name}"} for name in "abc"],
+    }
+    raw["dataset"] = raw["dataset"] | dataset
+    with pytest.raises(RecipeError, match=r"an ensemble gives one; use dataset\.agreement"):
+        parse_recipe(raw)
 
 
 def test_a_key_pasted_into_the_judge_is_not_shown() -> None:

@@ -114,7 +114,9 @@ def test_the_medoid_of_free_texts() -> None:
     ]
     found = build(answers, {"consistency": 0.4}, FREE)
     assert kept(found)[0].startswith("The bridge is late")
-    assert reasons(found) == [(0, "minority")]
+    # The others agree with less, and give way to the medoid.
+    assert reasons(found)[0] == (0, "minority")
+    assert {reason for _, reason in reasons(found)} == {"minority"}
     assert kept(build(answers, {"consistency": 0.95}, FREE)) == []
 
 
@@ -243,3 +245,11 @@ def test_every_query_ends_as_an_example_or_with_reasons(
         }
     plain = build(answers, {"near_duplicate": 1.0}, queries=queries)
     assert examples <= {e.id for e in plain.examples}
+
+
+def test_every_answer_that_is_not_kept_has_its_reason() -> None:
+    texts = ["A cat sat.", "A cat sat.", "Dogs run far.", "A cat sits."]
+    for section in ({}, {"consistency": 0.01}, {"best_of": "none", "near_duplicate": 1.0}):
+        found = build([said(t, i) for i, t in enumerate(texts)], section, task=FREE)
+        assert kept(found) == ["A cat sat."]
+        assert reasons(found) == [(2, "minority"), (3, "minority")]

@@ -19,7 +19,13 @@ from stillhouse.dataset.difficulty import (
     Difficulty,
     difficulty_of,
 )
-from stillhouse.dataset.floors import by_cluster, by_difficulty, low_clusters, readmitted
+from stillhouse.dataset.floors import (
+    by_cluster,
+    by_difficulty,
+    low_clusters,
+    readmitted,
+    unmeasured,
+)
 from stillhouse.dataset.select import Accepted, Candidate
 
 TASK = ClassificationTask(kind="classification", labels=("good", "bad"))
@@ -131,6 +137,14 @@ def test_parts_hold_every_query_once_in_order(values: list[int]) -> None:
     edges = [(float(str(part["from"])), float(str(part["to"]))) for part in found]
     assert all(low <= high for low, high in edges)
     assert all(a[1] < b[0] for a, b in pairwise(edges))
+
+
+def test_queries_of_unknown_difficulty_are_counted_apart() -> None:
+    known = Difficulty(BELIEF, {"0": 0.1, "1": 0.2})
+    assert unmeasured(known, queries(2), {"0"}) is None
+    found = unmeasured(known, queries(5), {"0", "4"})
+    assert found is not None
+    assert (found["queries"], found["accepted"]) == (3, 1)
 
 
 def test_metadata_names_the_clusters() -> None:

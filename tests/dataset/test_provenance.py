@@ -56,3 +56,26 @@ def test_what_brought_back_an_example_is_not_said_to_have_let_it_pass() -> None:
     assert first.prompt_hash == second.prompt_hash == message_key(CHAT)
     assert first.user not in (None, "ann")
     assert second.user is None
+
+
+def test_no_filter_is_named_that_an_example_was_never_shown_to() -> None:
+    section = DatasetSection.model_validate(
+        {"consistency": 0.5, "agreement": 0.5, "judge": {"model": "openai:m", "gold": "g.jsonl"}}
+    )
+    filters = filters_passed(section, golden=False, beliefs=False)
+    soft = ("consistency", "agreement", "judge")
+    true_answer = example(4).model_copy(update={"reference": "yes"})
+    examples = [example(0), *(example(i + 1, name) for i, name in enumerate(soft)), true_answer]
+    queries = [Query(id=e.id, messages=CHAT) for e in examples]
+    passed = [
+        tuple(name for name in e.filters if name in soft)
+        for e in with_provenance(examples, queries, filters, "key")
+    ]
+    # The selection stops at the first filter that rejects, and asks none of a true answer.
+    assert passed == [soft, (), soft[:1], soft[:2], ()]
+
+
+def test_a_judge_that_only_ranks_lets_nothing_pass() -> None:
+    judge = {"model": "openai:m", "gold": "g.jsonl", "mode": "pairwise"}
+    section = DatasetSection.model_validate({"best_of": "judge", "judge": judge})
+    assert "judge" not in filters_passed(section, golden=False, beliefs=False)

@@ -160,3 +160,23 @@ def test_cut_texts(text: str) -> None:
 )
 def test_whole_texts(text: str) -> None:
     assert looks_cut(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "U.S. Senate passes new climate bill",
+        "St. Louis mayor resigns after long probe",
+        "Talks with Dr. Smith go on in Geneva",
+        "Mr. Bean and J. K. Rowling meet again",
+        "Court hears Roe vs. Wade case once more",
+        "Symphony No. 5 played in full at dawn",
+    ],
+)
+def test_a_headline_with_an_abbreviation_is_whole(text: str) -> None:
+    assert looks_cut(text) is None
+
+
+def test_a_sentence_after_one_with_an_abbreviation_is_still_seen_to_be_cut() -> None:
+    assert looks_cut("Dr. Smith came home. He then went to the") is not None
+    assert looks_cut("They met in the U.S. today. The talks had been long") is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -102,3 +103,11 @@ def test_empty_plots_raise() -> None:
         cost_chart("t", [], "x", "y")
     with pytest.raises(ValueError):
         heat_map("t", [], [], "x", "y")
+
+
+def test_no_two_ticks_of_percent_read_alike() -> None:
+    marks = [Mark(name, "teacher", x, 1.0, 0.981, 1.0) for name, x in (("a", 1.0), ("b", 2.0))]
+    text = str(cost_chart("t", marks, "cost", "accuracy"))
+    ticks = re.findall(r'text-anchor="end">([^<]*%)<', text)
+    assert len(ticks) >= 3
+    assert len(set(ticks)) == len(ticks)

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from stillhouse.core.records import Message, Query
+from stillhouse.core.statistics import Interval
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.evaluate.candidates import Answers, answers_of
 from stillhouse.evaluate.metrics import Resampling
+from stillhouse.evaluate.summary import points
 from stillhouse.evaluate.teacher_statistics import (
     agreement,
     brier_scores,
@@ -178,6 +180,15 @@ def test_the_oracle_is_at_least_one_right() -> None:
     assert found.score_where_all_agree.estimate == pytest.approx(sum(there) / len(there))
 
 
+def test_points_have_no_negative_zero() -> None:
+    assert points(Interval(estimate=-0.0001, low=-0.06, high=0.0, n=9)) == (
+        "+0.0 points [-6.0, +0.0]"
+    )
+    assert points(Interval(estimate=-0.0, low=-0.06, high=0.0001, n=9)) == (
+        "+0.0 points [-6.0, +0.0]"
+    )
+
+
 def test_equal_teachers_add_nothing_to_each_other() -> None:
     planted = Planted(RATES, 80, seed=4)
     twice = {"x": planted.said["weak"], "y": planted.said["weak"]}
@@ -185,6 +196,7 @@ def test_equal_teachers_add_nothing_to_each_other() -> None:
     scores = {name: scores_of(TASK, a, planted.truth) for name, a in answers.items()}
     found = complementarity(TASK, ["x", "y"], answers, scores, HOW)
     assert found.gain.estimate == 0
+    assert found.gain.low == 0 < found.gain.high
     assert found.all_agree is not None
     assert found.all_agree.estimate == 1
     pair = differences(scores, HOW)[0]

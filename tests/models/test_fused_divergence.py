@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from stillhouse.core.errors import UserError
 from stillhouse.models import fused_op
 from stillhouse.models.divergence import IGNORE_INDEX
 from stillhouse.models.divergence_kind import Divergence
@@ -224,10 +226,23 @@ def test_draws_give_the_gradients_of_what_they_estimate(kind: Any) -> None:
 
 
 def test_other_draws_are_refused() -> None:
-    with pytest.raises(ValueError, match="draws"):
+    with pytest.raises(UserError, match="draws"):
         _agree(_hidden(), _head(), _targets(), _signal("sampled"), Divergence("jsd"), 1.0, 1.0)
-    with pytest.raises(ValueError, match="temperature"):
+    with pytest.raises(UserError, match="temperature"):
         _agree(_hidden(), _head(), _targets(), _signal("sampled"), Divergence(), 1.0, 2.0)
+
+
+def test_stored_beliefs_over_more_ids_than_the_student_has_are_refused() -> None:
+    for name in ("sparse", "sampled"):
+        signal = replace(_signal(name), vocabulary_size=V + 1)  # type: ignore[type-var]
+        with pytest.raises(UserError, match="beyond"):
+            _agree(_hidden(), _head(), _targets(), signal, Divergence(), 1.0, 1.0)
+
+
+def test_a_narrowed_head_gives_the_first_logits() -> None:
+    part = LowRank(torch.randn(2, H), torch.randn(V, 2), 0.5)
+    head, hidden = Head(torch.randn(V, H), torch.randn(V), low_rank=(part,)), torch.randn(N, H)
+    torch.testing.assert_close(head.narrowed(5).logits(hidden), head.logits(hidden)[:, :5])
 
 
 @pytest.mark.parametrize(

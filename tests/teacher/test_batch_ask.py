@@ -19,12 +19,13 @@ from stillhouse.core.recipe_teacher import Price, PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Message, Query
 from stillhouse.models.completer import Sampling
 from stillhouse.teacher import api
+from stillhouse.teacher.anthropic_client import AnthropicCompleter
 from stillhouse.teacher.ask import ask
-from stillhouse.teacher.batch import Item
 from stillhouse.teacher.batch_ask import Clock
 from stillhouse.teacher.batch_build import BatchResult, ask_batches, check_batches
-from stillhouse.teacher.batch_journal import BatchJournal, Intended, Piloting
+from stillhouse.teacher.batch_journal import BatchJournal, Intended, held_by_batches
 from stillhouse.teacher.build import open_teacher
+from stillhouse.teacher.openai_client import OpenAICompleter
 from stillhouse.teacher.retry import Retrying, TeacherFailure
 from stillhouse.teacher.store import AnswerStore, answer_key
 from teacher_servers import KEY, error
@@ -428,7 +429,7 @@ def test_a_lost_batch_stops_until_it_is_given_up(
         run(10)
     result = run(10, when_lost="ask_again")
     assert sum(bool(found) for found in run.answers(10)) == 10
-    assert result.held_usd > 0  # it may have been billed
+    assert result.held.usd > 0  # it may have been billed
 
 
 @both
@@ -531,21 +532,69 @@ def test_a_start_with_batches_in_flight_waits_for_what_they_leave_of_the_budget(
 
 
 @both
-def test_a_pilot_that_a_kill_cut_short_is_held_against_the_budget(
+def test_answers_that_cannot_be_read_were_billed_and_count_against_the_budget(
     tmp_path: Path, serve: Serve, provider: str
 ) -> None:
-    run = Run(tmp_path, serve(), provider)
-    run(3)
-    info = open_teacher(run.teacher(None), PRICES).info
-    keys = [answer_key(info, query, SAMPLING) for query in queries(5)]
+    run = Run(tmp_path, serve(Faults(unreadable=lambda text: True)), provider, budget_usd=0.004)
+    run.server.text = lambda text: text
+    with pytest.raises(BudgetError):
+        run(30, rounds=50)
+    assert run.server.live.total() == 1
+    billed = EACH * (run.server.live.total() + run.server.billed.total() / 2)
     with BatchJournal(tmp_path / "batches") as journal:
-        items = tuple(
-            Item(
-                custom_id="", chat=key.chat, sampling=key.sampling, query_id="q", first=0, n=1,
-                worst_usd=0.25,
-            )
-            for key in keys[2:4]  # the answer of one is there
-        )  # fmt: skip
-        journal.write(Piloting(teacher=keys[0].teacher, items=items))
-    assert run(3).held_usd == 0.25
-    assert run(5).held_usd == 0.25
+        assert billed - 1e-9 <= run.paid() + journal.held.usd <= 0.004 + 1e-9
+    assert run.server.billed.total() > 5
+
+
+@both
+def test_answers_that_did_not_come_were_billed_and_count_against_the_budget(
+    tmp_path: Path, serve: Serve, provider: str
+) -> None:
+    run = Run(tmp_path, serve(Faults(short_downloads=2)), provider, budget_usd=0.05)
+    run(20, when_lost="ask_again")
+    billed = EACH * (run.server.live.total() + run.server.billed.total() / 2)
+    assert billed > run.paid() + EACH / 4, "some were answered twice"
+    with BatchJournal(tmp_path / "batches") as journal:
+        assert billed - 1e-9 <= run.paid() + journal.held.usd
+
+
+@both
+def test_a_new_revision_stops_batches_too(
+    tmp_path: Path, serve: Serve, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, serve(), provider, on_revision_change="stop")
+    run(10)
+    read = {"openai": OpenAICompleter, "anthropic": AnthropicCompleter}[provider].read
+
+    def newer(*args: Any) -> list[Completion]:
+        return [c.model_copy(update={"revision": "another"}) for c in read(*args)]
+
+    monkeypatch.setattr(
+        {"openai": OpenAICompleter, "anthropic": AnthropicCompleter}[provider], "read", newer
+    )
+    for count in (30, 60):
+        with pytest.raises(TeacherError, match="on_revision_change"):
+            run(count, max_requests=5, in_flight=1)
+        sent = len(run.server.batches)
+    assert sent <= 3, "the change is noticed, and no more is sent"
+    assert sum(bool(found) for found in run.answers(60)) == run.server.live.total() + sum(
+        run.server.billed.values()
+    ), "every answer is kept"
+
+
+def test_what_batches_hold_is_taken_off_every_budget_and_asked_of_nobody_else(
+    tmp_path: Path,
+) -> None:
+    assert held_by_batches(tmp_path / "none").budget_left(None) is None
+    assert not (tmp_path / "none").exists()
+    with BatchJournal(tmp_path) as journal:
+        journal.intend(
+            Intended(batch="b", teacher="openai:m@r", at=1.0, requests=1, size=1, worst_usd=0.25),
+            [],
+        )
+    held = held_by_batches(tmp_path)
+    assert held.budget_left(1.0) == 0.75
+    assert held.budget_left(0.1) == 0.0
+    held.refuse_in_flight(["openai:mini", "anthropic:m"])
+    with pytest.raises(UserError, match="paid for twice"):
+        held.refuse_in_flight(["openai:m"])

@@ -51,7 +51,7 @@ def test_a_batch_is_open_from_its_intent_until_it_is_joined_or_dropped(tmp_path:
         journal.write(Dropped(batch="b", why="lost", detail="gone", usd=2.0))
     with BatchJournal(tmp_path) as journal:
         (only,) = journal.open_of("t")
-        assert (only.id, only.fetched) == ("batch_1", "completed")
+        assert (only.id, only.fetched) == ("batch_1", Fetched(batch="a", status="completed"))
         journal.write(Joined(batch="a", answered=1, again=0, failed=0, usd=0.5))
         assert journal.open_usd() == 6.0  # the other teacher's, and what the lost one may have cost
     with BatchJournal(tmp_path) as journal:

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.core.errors import RecipeError, UserError
+from stillhouse.core.errors import BudgetError, RecipeError, UserError
 from stillhouse.core.jsonl import read_json, read_records, write_records
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_data import ExpandSection
 from stillhouse.core.recipe_file import parse_recipe
+from stillhouse.core.recipe_teacher import Price, PricesSection
 from stillhouse.core.records import LabelledQuery, Message, Query, Rejection
 from stillhouse.core.runfolder import Outcome, hash_folder
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask
@@ -27,6 +28,7 @@ from stillhouse.models.clusters import cluster
 from stillhouse.models.completer import Sampling
 from stillhouse.models.embedders import HashingEmbedder
 from stillhouse.models.fake import FakeCompleter
+from stillhouse.teacher.batch_journal import FOLDER, BatchJournal, Intended
 from stillhouse.teacher.expand import Answered, Expansion, deficits, expand
 from stillhouse.teacher.expand_prompts import OPERATIONS, read_reply, request_messages
 from stillhouse.teacher.expand_sieve import Ground
@@ -353,6 +355,35 @@ def test_the_stage_over_http_pays_once_and_its_folder_is_asked(tmp_path: Path) -
         work.mkdir()
         result = run_ask(recipe, folder, None, tmp_path / "store", work, Silent())
         assert result.summary["completions"] == 38
+
+
+def test_what_batches_hold_is_no_longer_there_for_new_queries(tmp_path: Path) -> None:
+    traffic = write_traffic(tmp_path / "traffic")
+    with BatchJournal(tmp_path / "store" / FOLDER) as journal:
+        journal.intend(
+            Intended(batch="b", teacher="t", at=1.0, requests=1, size=1, worst_usd=0.9999), []
+        )
+    with serve(lambda *_: openai_answer(inputs("amber charged my bank account"))) as server:
+        recipe = make_recipe(server.url, n=2, per_cluster=8)
+        teacher = recipe.teacher.model_copy(update={"budget_usd": 1.0})
+        price = Price(input_usd_per_mtok=1.0, output_usd_per_mtok=1.0)
+        prices = PricesSection(models={"m": price})
+        with pytest.raises(BudgetError):
+            run(
+                recipe.model_copy(update={"teacher": teacher, "prices": prices}),
+                traffic,
+                tmp_path,
+                "expand",
+            )
+        assert server.bodies == []
+
+
+def test_an_ensemble_writes_no_queries() -> None:
+    raw = make_recipe("http://here", n=1, per_cluster=1).model_dump(mode="json", by_alias=True)
+    members = [{"model": "embedded"}, {"model": "hf:x"}, {"model": "hf:y"}]
+    raw["teacher"] = {"model": "ensemble:e", "members": members}
+    with pytest.raises(RecipeError, match=r"traffic\.expand needs one teacher"):
+        parse_recipe(raw, "test")
 
 
 def test_clusters_of_the_selection_are_used(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from stillhouse.core.errors import BudgetError, DataError, UserError
 from stillhouse.core.jsonl import read_json, read_records, write_records
 from stillhouse.core.judgements import JUDGE, JUDGEMENTS, Judgement
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.records import Completion, Query
+from stillhouse.core.records import Completion, LabelledQuery, Query
 from stillhouse.core.runfolder import Outcome, hash_folder
 from stillhouse.core.statistics import wilson
-from stillhouse.core.tasks import GenerationTask
+from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.teacher import judge_stage
 from stillhouse.teacher.judge_gold import gold_pairs, read_gold
 from stillhouse.teacher.judge_stage import run_judge
@@ -51,6 +52,7 @@ class House:
         self.lines = Lines()
         self.gold = root / "gold.jsonl"
         self.write_gold(30)
+        self.ids = [f"q{i}" for i in range(20)]
         self.answer = lambda i, sample: f"{'right' if (i + sample) % 2 else 'wrong'} {i} {sample}"
 
     def write_gold(self, each: int) -> None:
@@ -66,7 +68,10 @@ class House:
         self.gold.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(self, made: Recipe) -> Outcome:
-        queries = [Query(id=f"q{i}", messages=TASK.messages_for(f"text {i}")) for i in range(20)]
+        queries = [
+            Query(id=name, messages=TASK.messages_for(f"text {i}"))
+            for i, name in enumerate(self.ids)
+        ]
         write_records(self.root / "traffic" / "queries.jsonl", queries)
         write_records(
             self.root / "ask" / "completions.jsonl",
@@ -89,7 +94,9 @@ class House:
             self.root / "store",
             work,
             self.lines,
-            lambda query, completion: "invalid" not in completion.text,
+            lambda query, completion: (
+                None if "invalid" in completion.text else completion.text.strip().rstrip(".")
+            ),
         )
 
     @property
@@ -150,6 +157,23 @@ def test_a_real_server_judges_and_is_paid_once(house: House) -> None:
     assert report["position_bias"]["followed"]["estimate"] == 0
     good = {(j.query_id, j.sample) for j in house.judgements if j.good}
     assert good == {(f"q{i}", s) for i in range(20) for s in (0, 1) if (i + s) % 2}
+
+
+def test_answers_that_a_true_one_replaces_are_not_paid_for(
+    house: House, doubled: list[Any]
+) -> None:
+    truth = [
+        LabelledQuery(id=f"q{i}", messages=TASK.messages_for(f"text {i}"), reference="right")
+        for i in range(5)
+    ]
+    house.ids = [truth[i].as_traffic().id if i < 5 else f"q{i}" for i in range(20)]
+    made = recipe()
+    house.run(made)
+    assert len(house.judgements) == 40, "a text student learns the teacher's words"
+    labels = ClassificationTask(kind="classification", labels=("right", "wrong"))
+    house.run(made.model_copy(update={"task": labels}))
+    assert len(house.judgements) == 30
+    assert house.report["rate"]["raw"]["n"] == 15
 
 
 def test_invalid_answers_are_not_paid_for(house: House, doubled: list[Any]) -> None:
@@ -258,6 +282,46 @@ def test_equal_answers_tie_and_are_noise_too(house: House, doubled: list[Any]) -
     assert {j.score for j in house.judgements} == {0.5}
 
 
+def test_answers_that_differ_in_form_alone_are_one_and_paid_once(house: House) -> None:
+    house.answer = lambda i, sample: f"right {i}" + "." * sample
+    with serve(lambda body, number: reply(body)) as server:
+        house.run(recipe(base_url=server.url + "/v1"))
+        assert len(server.bodies) == 60 + 20, "nor is an answer compared with itself"
+        asked = [doubles.material(b["messages"][-1]["content"])[1] for b in server.bodies]
+    assert not any(text.endswith(".") for text in asked), "what is kept is judged"
+    assert house.report["judged"] == 40
+    assert house.report["noise_floor"] == wilson(0, 20).to_json()
+
+
+@pytest.mark.parametrize("leaning", ["3", "5"])
+def test_a_judge_that_says_4_and_means_it_says_good(house: House, leaning: str) -> None:
+    """With logprobs the score is a fraction: a hair under 4 is no verdict against the answer."""
+
+    def says(body: dict[str, Any], number: int) -> Any:
+        good = doubles.good(doubles.material(body["messages"][-1]["content"])[1])
+        text, other = ("4", leaning) if good else ("2", "3")
+        content = [
+            {
+                "token": text,
+                "logprob": math.log(0.95),
+                "top_logprobs": [
+                    {"token": text, "logprob": math.log(0.95)},
+                    {"token": other, "logprob": math.log(0.05)},
+                ],
+            }
+        ]
+        return openai_answer(text, logprobs=content)
+
+    with serve(says) as server:
+        house.run(recipe(base_url=server.url + "/v1", noise_pairs=0))
+    scores = {j.score for j in house.judgements if j.good}
+    assert len(scores) == 1
+    assert scores.pop() == pytest.approx(4.05 if leaning == "5" else 3.95, abs=0.001)
+    assert house.report["gold"]["sensitivity"]["estimate"] == 1
+    assert house.report["gold"]["specificity"]["estimate"] == 1
+    assert [t["min_score"] for t in house.report["gold"]["thresholds"]] == [1.5, 2.5, 3.5, 4.5]
+
+
 def test_the_judges_budget_is_its_own_and_named(house: House) -> None:
     with serve(lambda body, number: reply(body)) as server:
         made = recipe(base_url=server.url + "/v1", budget_usd=0.02, concurrency=1)
@@ -329,6 +393,19 @@ def test_bad_gold_lines_are_named(tmp_path: Path, rows: list[Any], said: str) ->
     with pytest.raises(DataError, match=said) as caught:
         read_gold(gold_file(tmp_path, *rows), TASK)
     assert "\n" not in str(caught.value)
+
+
+def test_gold_answers_have_the_form_in_which_answers_are_judged(tmp_path: Path) -> None:
+    fields = ExtractionTask(
+        kind="extraction",
+        json_schema={"type": "object", "properties": {"n": {"type": "integer"}}},
+    )
+    rows = [GOOD | {"answer": '```json\n{"n":1}\n```'}, BAD | {"answer": "no JSON "}]
+    found = read_gold(gold_file(tmp_path, *rows), fields)
+    assert [one.text for one in found] == ['{"n": 1}', "no JSON"]
+    labels = ClassificationTask(kind="classification", labels=("x", "y"))
+    found = read_gold(gold_file(tmp_path, GOOD | {"answer": " X."}, BAD), labels)
+    assert [one.text for one in found] == ["x", "y"]
 
 
 def test_pairs_need_both_answers_to_one_query(tmp_path: Path) -> None:

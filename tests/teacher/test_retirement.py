@@ -216,6 +216,48 @@ def test_a_run_warns_and_goes_on_where_nobody_answers() -> None:
     assert "2027-01-14" in lines.said[0]
 
 
+def test_nobody_is_asked_about_a_replay(capfd: pytest.CaptureFixture[str]) -> None:
+    asked = []
+
+    async def retrieve(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.json_response({"id": "m", **OPENAI})
+
+    routes = [web.get("/{path:.*}", retrieve)]
+    with (
+        serve(lambda *_: openai_answer(), routes=routes) as server,
+        pytest.MonkeyPatch.context() as to,
+    ):
+        to.setattr("stillhouse.teacher.retirement.OPENAI_URL", server.url + "/v1")
+        replay = TeacherSection.model_validate({"model": "replay:answers.jsonl"})
+        lines = Lines()
+        warn_of_retirement(replay, lines)
+        assert lifecycle_of(replay).exists
+    assert (asked, lines.said) == ([], [])
+
+
+def test_each_member_of_an_ensemble_is_asked_about() -> None:
+    def ensemble(url: str, *names: str, **more: Any) -> TeacherSection:
+        members = [{"model": f"openai:{name}", "base_url": url + "/v1"} for name in names]
+        raw = {"model": "ensemble", "combine": "majority", "members": members, **more}
+        return TeacherSection.model_validate(raw)
+
+    with serve(lambda *_: openai_answer(), routes=models(OPENAI)) as server:
+        lines = Lines()
+        mixed = ensemble(server.url, "gpt-4.1", "young", "younger")
+        warn_of_retirement(mixed, lines)
+        assert len(lines.said) == 1
+        assert "openai:gpt-4.1 retires on 2027-01-14" in lines.said[0]
+        assert lifecycle_of(mixed).model == "openai:gpt-4.1"
+        young = lifecycle_of(ensemble(server.url, "young", "younger", "youngest"))
+        assert (young.model, young.exists, young.retires_on) == ("ensemble", True, None)
+        mine = ensemble(server.url, "gpt-4.1", "young", "younger", retires_on="2026-12-01")
+        assert lifecycle_of(mine).retires_on == date(2026, 12, 1)
+    with serve(lambda *_: openai_answer(), routes=models(None)) as server:
+        gone = lifecycle_of(ensemble(server.url, "a", "b", "c"))
+        assert (gone.model, gone.exists) == ("openai:a", False)
+
+
 def test_a_warning_counts_the_days() -> None:
     found = Lifecycle(model="m", exists=True, retires_on=date(2026, 12, 1), source="s")
     assert "in 7 days" in str(found.warning(TODAY))

@@ -159,7 +159,7 @@ def test_a_key_revoked_midway_stops_cleanly_and_the_run_goes_on_later(
         with pytest.raises(UserError, match=r"revoked.*check the key in MY_KEY") as caught:
             asked(server, path, 200, section=section, prices=PRICES, budget_usd=1.0)
         assert "\n" not in str(caught.value)
-        assert len(server.bodies) <= 25 + 4
+        assert len(server.bodies) <= 25 + 2 * 4  # what was in flight, and what slots it freed
         server.answer = good
         result = asked(server, path, 200, section=section, prices=PRICES, budget_usd=1.0)
         assert (result.asked, result.reused) == (175, 25)
@@ -296,6 +296,9 @@ def test_a_new_revision_stops_the_run_where_the_recipe_says_so(tmp_path: Path) -
             # The next was under way while the thirteenth answer was written.
             assert len(server.bodies) <= 14
         assert len(asked(server, path, 30).completions_by_query) == 30
+        # Answers of two models do not become one data set because nothing is left to ask.
+        with pytest.raises(TeacherError, match="more than one model"):
+            asked(server, path, 30, stop_on_revision_change=True)
 
 
 def test_fingerprints_are_no_change_of_the_model() -> None:

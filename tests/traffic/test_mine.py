@@ -269,6 +269,52 @@ def test_other_peoples_files_are_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "thesis.txt").read_text() == "precious"
 
 
+def spoil(out: Path, what: str) -> Path:
+    """What a user does in the folder of a result: each is work that mining again must not lose."""
+    folder = next(path for path in sorted(out.iterdir()) if path.is_dir())
+    path = {
+        "recipe": folder / "recipe.yaml",
+        "labels": folder / "labelled.jsonl",
+        "answers": out / "runs" / "x" / "store" / "answers.jsonl",
+        "link": out / "link",
+    }[what]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if what == "link":
+        path.symlink_to("nowhere")
+    else:
+        with path.open("a") as handle:
+            handle.write("  terms: {waived_by: me, reason: a test}\n")
+    return path
+
+
+@pytest.mark.parametrize("what", ["recipe", "labels", "answers", "link"])
+def test_what_was_done_in_an_earlier_result_is_not_replaced(tmp_path: Path, what: str) -> None:
+    made = small(tmp_path / "logs", 600)
+    options = MineOptions(tuple(made.files), tmp_path / "out", min_requests=30)
+    mine(options, Silent())
+    mine(options, Silent())  # untouched, it is replaced
+    path = spoil(tmp_path / "out", what)
+    before = hash_folder(path.parent) if what != "link" else ""
+    with pytest.raises(UserError, match=f"{path.name}; a new result would delete them"):
+        mine(options, Silent())
+    assert path.is_symlink() or hash_folder(path.parent) == before
+    assert {p.name for p in tmp_path.iterdir()} == {"logs", "out"}
+
+
+def test_an_earlier_result_that_cannot_be_read_counts_as_changed(tmp_path: Path) -> None:
+    made = small(tmp_path / "logs", 600)
+    options = MineOptions(tuple(made.files), tmp_path / "out", min_requests=30)
+    mine(options, Silent())
+    (tmp_path / "out" / "tasks.json").write_text("{")
+    with pytest.raises(UserError, match=r"and [0-9]+ more; a new result would delete them"):
+        mine(options, Silent())
+
+
+def test_no_recipe_at_most_is_an_error_and_no_verdict(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--top: must be at least 1"):
+        mine(MineOptions((tmp_path,), tmp_path / "out", top=0), Silent())
+
+
 def chat(text: str, answer: str | None, **more: Any) -> dict[str, Any]:
     said = (
         None

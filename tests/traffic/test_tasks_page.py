@@ -13,7 +13,7 @@ import pytest
 from planted_log import write_logs
 from stillhouse.core.progress import Silent
 from stillhouse.traffic.mine import MineOptions, mine
-from stillhouse.traffic.tasks_page import sentence, tokens, usd
+from stillhouse.traffic.tasks_page import known_usd, render_tasks, sentence, show_tasks, tokens, usd
 from stillhouse.traffic.tasks_report import TasksReport
 
 BROWSER = (
@@ -74,6 +74,32 @@ def test_it_says_what_the_report_says(page: tuple[TasksReport, Path]) -> None:
         if task.recipe is not None:
             assert f"stillhouse run {task.recipe}" in text
     assert "one token for 4 characters" in text, "the hostile log has no usage"
+
+
+def test_spend_that_is_known_in_part_is_said_as_a_lower_bound(
+    page: tuple[TasksReport, Path],
+) -> None:
+    report = page[0]
+    priced = [task for task in report.tasks if task.usd_per_month is not None]
+    assert priced
+    part = report.model_copy(update={"tasks": tuple(priced), "usd": None, "usd_per_month": None})
+    total = sum(task.usd_per_month or 0.0 for task in priced)
+    assert known_usd(part) == f"at least {usd(total)}"
+    assert f"<dd>at least {usd(total)}<small>" in render_tasks(part, {})
+    whole = part.model_copy(update={"usd": 1.0, "usd_per_month": 1.0})
+    assert known_usd(whole) is None
+    assert known_usd(part.model_copy(update={"tasks": ()})) is None
+
+
+def test_what_is_to_be_filled_in_is_said_before_the_command(
+    page: tuple[TasksReport, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, path = page
+    assert "Fill in teacher.terms" in path.read_text(encoding="utf-8")
+    show_tasks(report, path.parent, as_json=False)
+    shown = capsys.readouterr().out.replace("\n", " ")
+    assert "fill in" in shown
+    assert shown.index("teacher.terms") < shown.index("stillhouse plan")
 
 
 def test_text_from_users_is_escaped(page: tuple[TasksReport, Path]) -> None:

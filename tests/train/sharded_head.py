@@ -1,6 +1,6 @@
 """One rank of two: a model sharded by FSDP2 has the gradients of the whole one. See its test.
 
-python sharded_head.py RANK FILE TIED
+python sharded_head.py RANK FILE
 """
 
 from __future__ import annotations
@@ -44,8 +44,15 @@ def _batch(rank: int) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """Compare, on this rank."""
-    rank, tied = int(sys.argv[1]), sys.argv[3] == "tied"
+    rank = int(sys.argv[1])
     init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+    for tied in (True, False):
+        compare(rank, tied)
+    destroy_process_group()
+
+
+def compare(rank: int, tied: bool) -> None:
+    """Sharded in each way against whole."""
     reader = CausalReader()
     teacher = LiveTeacher(_model(2, tied).eval(), reader)
     objective = TermsObjective(reader, (Weighted(Response(0.6, 1.5)),), teacher)
@@ -70,7 +77,6 @@ def main() -> None:
             assert weight.grad is not None, name
             gathered = weight.grad.full_tensor()
             torch.testing.assert_close(gathered, reference.grad, rtol=1e-5, atol=1e-7, msg=name)
-    destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ equal inputs give equal results. Knows texts, not what they are part of.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -89,6 +90,34 @@ def jaccard(left: Shingles, right: Shingles) -> float:
     return shared / (len(left) + len(right) - shared)
 
 
+class Rare(NamedTuple):
+    """The shingles of a set that fewest sets have: `few` and, beginning with those, `more`."""
+
+    few: Shingles
+    more: Shingles
+
+
+def rarest(sets: Sequence[Shingles], threshold: float) -> list[Rare]:
+    """What two sets A, B of similarity t or more, |A| <= |B|, must share: one of A's `few` is among
+    B's `more`.
+
+    They share t / (1 + t) (|A| + |B|) shingles at least, so 2t / (1 + t) |A|, and t |B|; with the
+    rarest first, `few` are the first |A| - ceil(2t / (1 + t) |A|) + 1 and `more` the first
+    |B| - ceil(t |B|) + 1 (prefix filter: Bayardo, Ma and Srikant 2007; Xiao et al. 2008). Texts
+    that have a common form and little else in common need not be compared.
+    """
+    counts = Counter(value for found in sets for value in found)
+    rare = []
+    for found in sets:
+        order = sorted(found, key=lambda value: (counts[value], value))
+        few, more = (
+            len(found) - math.ceil(share * len(found) - 1e-9) + 1
+            for share in (2 * threshold / (1 + threshold), threshold)
+        )
+        rare.append(Rare(frozenset(order[:few]), frozenset(order[:more])))
+    return rare
+
+
 def bands_for(threshold: float) -> Bands:
     """The longest bands that miss a pair of this similarity with chance `MISS` at most.
 
@@ -150,8 +179,9 @@ def groups_of(texts: Sequence[str], threshold: float) -> list[str]:
     forest = _Forest(len(distinct))
     if threshold < 1.0 and distinct:
         sets = shingle_sets(distinct)
+        rare = rarest(sets, threshold)
         for members in buckets(sets, threshold):
-            _join_bucket(members, sets, threshold, forest)
+            _join_bucket(members, sets, rare, threshold, forest)
     first: dict[int, str] = {}
     for index, text in enumerate(distinct):
         first.setdefault(forest.root(index), text)
@@ -164,28 +194,37 @@ def groups_of(texts: Sequence[str], threshold: float) -> list[str]:
     return [ids[text] for text in plain]
 
 
+def _may_be_near(rare: Sequence[Rare], sets: Sequence[Shingles], left: int, right: int) -> bool:
+    """Whether two sets share what near ones must (`rarest`)."""
+    if len(sets[left]) > len(sets[right]):
+        left, right = right, left
+    return not rare[left].few.isdisjoint(rare[right].more)
+
+
 def _join_bucket(
-    members: list[int], sets: Sequence[Shingles], threshold: float, forest: _Forest
+    members: list[int],
+    sets: Sequence[Shingles],
+    rare: Sequence[Rare],
+    threshold: float,
+    forest: _Forest,
 ) -> None:
     """Join the members whose similarity is verified.
 
     Members are compared across groups only: within one there is nothing left to learn, so that a
     bucket full of near-duplicates costs one comparison each.
     """
-    by_root: dict[int, list[int]] = {}
-    for member in members:
-        by_root.setdefault(forest.root(member), []).append(member)
-    pools: list[list[int]] = []
-    for newcomers in by_root.values():
-        apart: list[list[int]] = []
-        joined = newcomers
-        for pool in pools:
-            if any(jaccard(sets[a], sets[b]) >= threshold for a in newcomers for b in pool):
-                forest.union(newcomers[0], pool[0])
-                joined = pool + joined
-            else:
-                apart.append(pool)
-        pools = [*apart, joined]
+    # Rare shingle -> root of a group, as it was then -> members that have it, the smaller first.
+    seen: dict[int, dict[int, list[int]]] = {}
+    for member in sorted(members, key=lambda index: (len(sets[index]), index)):
+        for value in rare[member].more:
+            for root, others in seen.get(value, {}).items():
+                if forest.root(root) == forest.root(member):
+                    continue
+                if any(jaccard(sets[member], sets[other]) >= threshold for other in others):
+                    forest.union(member, root)
+        root = forest.root(member)
+        for value in rare[member].few:
+            seen.setdefault(value, {}).setdefault(root, []).append(member)
 
 
 def repeats(
@@ -198,24 +237,40 @@ def repeats(
     """
     plain = [normalised(text) for text in texts]
     distinct = sorted(set(plain))
-    sets = dict(zip(distinct, shingle_sets(distinct), strict=True))
-    staying: dict[tuple[str, str], list[int]] = {}
+    near = threshold < 1.0
+    every = shingle_sets(distinct) if near else []
+    sets = dict(zip(distinct, every, strict=near))
+    rare = dict(zip(distinct, rarest(every, threshold), strict=near))
+    # Of each group and answer: the texts that stay, by their rare shingles and as a whole.
+    staying: dict[tuple[str, str, str], dict[int | str, list[int]]] = {}
     found: dict[int, int] = {}
     for index, (text, answer, group) in enumerate(zip(plain, answers, groups, strict=True)):
-        pool = staying.setdefault((group, answer), [])
+        few, more, whole = (
+            staying.setdefault((group, answer, kind), {}) for kind in ("few", "more", "whole")
+        )
+        places: list[tuple[dict[int | str, list[int]], Collection[int | str]]] = [(whole, (text,))]
+        if near:
+            places += [(few, rare[text].more), (more, rare[text].few)]
+        known = sorted(
+            {other for pool, keys in places for key in keys for other in pool.get(key, ())}
+        )
         earlier = next(
             (
                 other
-                for other in pool
+                for other in known
                 if plain[other] == text
-                or (threshold < 1.0 and jaccard(sets[plain[other]], sets[text]) >= threshold)
+                or (near and jaccard(sets[plain[other]], sets[text]) >= threshold)
             ),
             None,
         )
-        if earlier is None:
-            pool.append(index)
-        else:
+        if earlier is not None:
             found[index] = earlier
+            continue
+        whole.setdefault(text, []).append(index)
+        if near:
+            for pool, values in ((few, rare[text].few), (more, rare[text].more)):
+                for value in values:
+                    pool.setdefault(value, []).append(index)
     return found
 
 
@@ -232,6 +287,7 @@ def matches(texts: Sequence[str], others: Sequence[str], threshold: float) -> di
     if threshold < 1.0 and position:
         distinct = sorted({*plain, *position})
         sets = shingle_sets(distinct)
+        rare = rarest(sets, threshold)
         wanted = set(plain)
         for members in buckets(sets, threshold):
             against = [i for i in members if distinct[i] in position]
@@ -243,6 +299,7 @@ def matches(texts: Sequence[str], others: Sequence[str], threshold: float) -> di
                     position[distinct[other]]
                     for other in against
                     if position[distinct[other]] < by_text.get(text, len(others))
+                    and _may_be_near(rare, sets, index, other)
                     and jaccard(sets[index], sets[other]) >= threshold
                 ]
                 if near:

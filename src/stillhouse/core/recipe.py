@@ -10,7 +10,9 @@ from pydantic import Field, model_validator
 
 from stillhouse.core.recipe_compare import CompareSection
 from stillhouse.core.recipe_data import DatasetSection, TrafficSection
+from stillhouse.core.recipe_ensemble import ENSEMBLE
 from stillhouse.core.recipe_section import Section
+from stillhouse.core.recipe_signals import CaptureSection
 from stillhouse.core.recipe_teacher import PricesSection, TeacherSection, ensemble_problem
 from stillhouse.core.recipe_train import StudentSection, TrainSection
 from stillhouse.core.tasks import Task
@@ -42,6 +44,10 @@ class Recipe(Section):
     teacher: TeacherSection
     dataset: DatasetSection = Field(default_factory=DatasetSection)
     student: StudentSection
+    capture: CaptureSection | None = Field(
+        default=None,
+        description="Write the teacher's beliefs once, for train.signals: cache; null: defaults.",
+    )
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     prices: PricesSection = Field(default_factory=PricesSection)
@@ -62,6 +68,11 @@ class Recipe(Section):
         if expand and expand.sampling_temperature > 1 and self.teacher.kind == "anthropic":
             raise ValueError(
                 "traffic.expand.sampling_temperature must be at most 1 for an anthropic teacher"
+            )
+        if expand and self.teacher.members:
+            raise ValueError(
+                "traffic.expand needs one teacher that writes, not an ensemble: expand in a run of "
+                "its own, and give its queries as traffic"
             )
         if self.student.source == "teacher" and not self.teacher.trainable:
             raise ValueError(
@@ -91,6 +102,23 @@ class Recipe(Section):
 
     def _answers_can_agree(self) -> None:
         dataset, teacher = self.dataset, self.teacher
+        together = teacher.kind == ENSEMBLE
+        if dataset.agreement is not None and not together:
+            raise ValueError(
+                "dataset.agreement needs several teachers (teacher.members); for several answers "
+                "of one, use dataset.consistency"
+            )
+        if together and (dataset.consistency is not None or dataset.best_of != "none"):
+            key = "consistency" if dataset.consistency is not None else "best_of"
+            raise ValueError(
+                f"dataset.{key} chooses among several answers to a query, and an ensemble gives "
+                "one; use dataset.agreement, or leave it out"
+            )
+        if dataset.best_of != "none" and (teacher.samples < 2 or teacher.sampling_temperature == 0):
+            raise ValueError(
+                f"dataset.best_of: {dataset.best_of} chooses among differing answers to a query: "
+                "teacher.samples of 2 or more and teacher.sampling_temperature above 0"
+            )
         if dataset.consistency is not None:
             if teacher.samples < 2 or teacher.sampling_temperature == 0:
                 raise ValueError(

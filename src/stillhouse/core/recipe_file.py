@@ -66,8 +66,7 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         location = [
             str(part)
             for index, part in enumerate(first["loc"])
-            # The task's kind is no key: pydantic puts it where it chose among the kinds.
-            if not (index == 1 and first["loc"][0] == "task" and part in _TASK_KINDS)
+            if not _is_choice(first["loc"], index)
         ]
         field = ".".join(location) or where
         if first["type"] == "extra_forbidden":
@@ -99,10 +98,25 @@ def _plain(kind: str, message: str, context: Mapping[str, Any]) -> str:
         return "must be a text; put it in quotes where YAML would read it as something else"
     if kind == "missing":
         return "is missing"
+    if kind in ("model_type", "dict_type"):
+        return "must be a section: keys with values, or {} for its defaults"
+    if kind == "union_tag_not_found":
+        return f"{context['discriminator']} is missing"
+    if kind == "union_tag_invalid":
+        return f"{context['discriminator']} must be one of {context['expected_tags']}"
     return message.removeprefix("Value error, ").replace("Input should", "must")
 
 
 _TASK_KINDS = ("classification", "extraction", "generation")
+
+
+def _is_choice(location: Sequence[str | int], index: int) -> bool:
+    """Whether a part of a location is no key: pydantic puts the kind it chose there, of the task or
+    of a term, or the form that a value was read as."""
+    if index == 1 and location[0] == "task":
+        return location[1] in _TASK_KINDS
+    in_terms = index >= 3 and location[:2] == ("train", "terms")
+    return in_terms and (index == 3 or "[" in str(location[index]))
 
 
 def known_keys(location: Sequence[str | int]) -> list[str]:
@@ -130,6 +144,9 @@ def _step(node: dict[str, Any], part: str | int, definitions: dict[str, Any]) ->
     if part in mapping:
         return dict(definitions[mapping[part].rsplit("/", 1)[1]])
     resolved = _resolve(node, definitions)
+    if isinstance(part, int):
+        listed = (option for option in (resolved, *resolved.get("anyOf", ())) if "items" in option)
+        return dict(next(listed, {"items": {}})["items"])
     found = resolved.get("properties", {}).get(part)
     if found is None:
         found = resolved.get("additionalProperties") or {}

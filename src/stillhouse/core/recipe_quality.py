@@ -32,7 +32,11 @@ class ValidatorsSection(Section):
         default=True,
         description="Reject free texts that stop in the middle, whatever the server says.",
     )
-
+    echo: bool = Field(
+        default=True,
+        description="Reject free texts that repeat their input; false where a text that needs no "
+        "change rightly stays as it is (corrections, clean-up).",
+    )
     must_match: tuple[str, ...] = Field(
         default=(), description="Regular expressions that must each be found in the answer."
     )
@@ -109,7 +113,11 @@ class JudgeSection(Section):
         "query against each other, in both orders.",
     )
     min_score: float = Field(
-        default=4.0, ge=1, le=5, description="pointwise: an answer is good from this score on."
+        default=3.5,
+        ge=1,
+        le=5,
+        description="pointwise: an answer is good from this score on. A judge whose logprobs are "
+        "read gives fractions: one that says 4 and means it may come to 3.9.",
     )
     criteria: str | None = Field(
         default=None, description="What makes an answer good, in your words; put to the judge."

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stillhouse.core.divergence_names import DivergenceKind
 from stillhouse.core.recipe_distributed import DistributedSection
+from stillhouse.core.recipe_features import BalanceSection, ProgressiveSection, Terms
 from stillhouse.core.recipe_on_policy import OnPolicySection
 from stillhouse.core.recipe_readers import ReadersSection
 from stillhouse.core.recipe_section import Section
@@ -107,6 +108,10 @@ class TrainSection(Section):
         default="auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    signals: Literal["live", "cache"] = Field(
+        default="live",
+        description="live: the teacher reads along; cache: what the capture stage wrote.",
+    )
     on_policy: OnPolicySection | None = Field(
         default=None, description="Text students: also train on completions sampled on the way."
     )
@@ -128,11 +133,31 @@ class TrainSection(Section):
         description="Also train the same student on hard teacher labels alone, for comparison.",
     )
 
+    terms: tuple[Terms, ...] | None = Field(
+        default=None,
+        description="What is compared beyond answers: a local teacher's insides (docs/objectives.md"
+        "); null: the response alone.",
+    )
+    balance: Literal["fixed", "uncertainty", "gradient_norm"] = Field(
+        default="fixed",
+        description="Weights of the terms: as they are given, or learned beside the student by "
+        "uncertainty (Kendall et al. 2018) or gradient_norm (Chen et al. 2018).",
+    )
+    balancing: BalanceSection = Field(default_factory=BalanceSection)
+    progressive: ProgressiveSection | None = Field(
+        default=None, description="Layers learn one after another; null: all at once."
+    )
+
     @model_validator(mode="after")
     def _micro_divides(self) -> TrainSection:
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError("batch_size must be a multiple of micro_batch_size")
         return self
+
+    @property
+    def insides(self) -> bool:
+        """Whether a term reads the teacher's insides."""
+        return any(term.kind != "response" for term in self.terms or ())
 
     @property
     def effective_learning_rate(self) -> float:

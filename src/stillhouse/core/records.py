@@ -22,7 +22,12 @@ from pydantic import (
 )
 
 CLUSTER: Final = "cluster"
-SYNTHETIC: Final = "synthetic:"  # how the ids of queries that a model wrote begin
+LABELLED: Final = "labelled:"  # how the ids of labelled queries in the traffic begin
+# How the ids begin of queries that a model wrote, of those it was asked to write them by, and of
+# those that a judge is asked.
+SYNTHETIC: Final = "synthetic:"
+EXPANDING: Final = "expand:"
+JUDGING: Final = "judge:"
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "refusal", "content_filter", "tool_calls"]
@@ -93,7 +98,7 @@ class LabelledQuery(Query):
     def as_traffic(self) -> Query:
         """The query without its answer, as it joins the traffic; its id says where it is from."""
         return Query(
-            id=f"labelled:{self.id}",
+            id=f"{LABELLED}{self.id}",
             messages=self.messages,
             task=self.task,
             user=self.user,

@@ -34,7 +34,24 @@ def check_rights(recipe: Recipe, stages: Collection[str]) -> None:
         require_may_train(recipe.teacher)
 
 
-def require_terms(teacher: TeacherSection) -> None:
+def check_compared_rights(recipe: Recipe) -> None:
+    """Refuse a comparison with a teacher of unknown terms; with probe students, one who forbids it.
+
+    A probe student is trained on what the teacher says, if only for its score.
+
+    Raises:
+        RecipeError: one line that names the key.
+    """
+    compare = recipe.compare
+    compared = {} if compare is None else compare.teachers
+    everyone = {f"compare.teachers.{name}": section for name, section in compared.items()}
+    for field, teacher in {"teacher": recipe.teacher, **everyone}.items():
+        require_terms(teacher, field)
+        if compare is not None and compare.probe is not None:
+            require_may_train(teacher, field)
+
+
+def require_terms(teacher: TeacherSection, field: str = "teacher") -> None:
     """Refuse to ask a teacher whose terms are neither set nor waived; `embedded` needs none.
 
     Raises:
@@ -43,14 +60,14 @@ def require_terms(teacher: TeacherSection) -> None:
     if teacher.kind == "embedded" or teacher.terms is not None:
         return
     raise RecipeError(
-        "teacher.terms",
+        f"{field}.terms",
         f"is not set: may the outputs of {teacher.model} train a model",
         action="read its licence or terms (docs/rights.md says where) and write terms: "
         "{may_train: true, says: WHO_OR_CLAUSE, on: DATE}, or {waived_by: NAME, reason: WHY}",
     )
 
 
-def require_may_train(teacher: TeacherSection) -> None:
+def require_may_train(teacher: TeacherSection, field: str = "teacher") -> None:
     """Refuse to train on the answers of a teacher whose terms forbid it.
 
     Raises:
@@ -59,7 +76,7 @@ def require_may_train(teacher: TeacherSection) -> None:
     terms = teacher.terms
     if terms is not None and terms.may_train is False:
         raise RecipeError(
-            "teacher.terms.may_train",
+            f"{field}.terms.may_train",
             f"is false (says {terms.says}, {terms.on}): no student is trained on the answers of "
             f"{teacher.model}",
             action="choose another teacher; the stages up to dataset can be run one by one",

@@ -90,13 +90,45 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"successes must be in 0..n and n at least 1 (got {successes} of {n})")
-    z = _two_sided_z(confidence)
     p = successes / n
+    low, high = _wilson(p, n, _two_sided_z(confidence))
+    return _interval(Bounds(p, low, high), n)
+
+
+def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
     middle = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    low, high = (middle - half) / scale, (middle + half) / scale
-    return _interval(Bounds(p, max(0.0, low), min(1.0, high)), n)
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def clustered_wilson(
+    successes: Sequence[int], sizes: Sequence[int], confidence: float = CONFIDENCE
+) -> Interval:
+    """Score interval of a proportion over groups whose members are alike, such as the samples of
+    one query: Wilson's at the effective number n / deff (Kish 1965; Franco et al. 2019).
+
+    deff is the variance of sum(x_g) / sum(m_g) over groups g, by linearisation, over
+    p (1 - p) / n; where p is 0 or 1 it cannot be seen, and members count as if all of a group
+    were equal, n_eff = n^2 / sum(m_g^2). Groups of one member each: `wilson`. `n` is members.
+
+    Raises:
+        ValueError: no member, or more successes than members of a group.
+    """
+    x, m = np.asarray(successes, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    n = float(m.sum())
+    if x.shape != m.shape or n < 1 or (x < 0).any() or (x > m).any():
+        raise ValueError("every group needs successes in 0..its size, and there must be a member")
+    if (m <= 1).all():
+        return wilson(int(x.sum()), int(n), confidence)
+    p, groups = float(x.sum()) / n, int((m > 0).sum())
+    effective = n * n / float((m**2).sum())
+    if 0 < p < 1 and groups > 1:
+        spread = float(((x - p * m) ** 2).sum()) * groups / (groups - 1) / (n * n)
+        # Below 1 the design effect is chance: members of a group do not repel each other.
+        effective = min(n, p * (1 - p) / spread) if spread > 0 else n
+    low, high = _wilson(p, effective, _two_sided_z(confidence))
+    return _interval(Bounds(p, low, high), int(n))
 
 
 def proportion(

@@ -2,18 +2,19 @@
 
 A record is a user's if it says so (`user`), or if it is about one of their queries (by id, by the
 hash of the chat, or by the chat itself). What is left may still name such a query in passing: a
-rejection's detail, a list of ids. Knows values, not files.
+rejection's detail, a list of ids. What a model wrote with a user's words before it (new queries, a
+judge's reasons) is theirs where it repeats them. Knows values, not files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from stillhouse.core.records import key_of_turns
+from stillhouse.core.records import EXPANDING, JUDGING, SYNTHETIC, key_of_turns
 
 GONE: Final = "(forgotten)"
 # A quotation is known by a window of this many characters. Every STRIDE-th of a text is kept, so
@@ -22,6 +23,7 @@ WINDOW: Final = 24
 STRIDE: Final = 12
 SHORTEST_PHRASE: Final = 8
 ID_KEYS: Final = ("id", "query_id", "custom_id")
+MADE: Final = (SYNTHETIC, EXPANDING, JUDGING)
 CHAT_KEYS: Final = ("chat", "prompt_hash")
 # Words of other people's own records: these are not looked through for a forgotten user's.
 CONTENT_KEYS: Final = frozenset(
@@ -46,6 +48,7 @@ class Traces:
     texts: tuple[str, ...] = ()
     _words: frozenset[str] = field(init=False, default=frozenset())
     _phrases: tuple[str, ...] = field(init=False, default=())
+    _short: tuple[str, ...] = field(init=False, default=())
     _windows: frozenset[str] = field(init=False, default=frozenset())
 
     def __post_init__(self) -> None:
@@ -53,6 +56,7 @@ class Traces:
         whole = {name for name in called if _bare_words(name) == [name]}
         object.__setattr__(self, "_words", frozenset(whole))
         short = {t for t in self.texts if SHORTEST_PHRASE <= len(t) < WINDOW + STRIDE}
+        object.__setattr__(self, "_short", tuple(sorted(short)))
         object.__setattr__(self, "_phrases", tuple(sorted((called - whole - {""}) | short)))
         windows = {
             _window(text[start : start + WINDOW])
@@ -71,9 +75,23 @@ class Traces:
             return True
         if any(_among(value.get(key), self.chats) for key in CHAT_KEYS):
             return True
-        if self._owns_chat(value.get("messages")):
+        if self._owns_chat(value.get("messages")) or self._made_of_theirs(value):
+            return True
+        answers = value.get("completions")  # of a store's line
+        if isinstance(answers, list) and any(self._made_of_theirs(answer) for answer in answers):
             return True
         return any(self.owns(inner) for inner in value.values())
+
+    def _made_of_theirs(self, value: object) -> bool:
+        """Whether a model wrote this, or was asked to, with words of this user before it."""
+        if not isinstance(value, Mapping):
+            return False
+        named = [value.get(key) for key in ("id", "query_id")]
+        made = any(isinstance(name, str) and name.startswith(MADE) for name in named)
+        return made and any(
+            self._quotes(text) or any(short in text for short in self._short)
+            for text in _texts(value)
+        )
 
     def _owns_chat(self, messages: object) -> bool:
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
@@ -129,6 +147,15 @@ class Traces:
             bare = word.strip(_EDGES)
             parts.append(word.replace(bare, GONE) if bare in self._words else word)
         return " ".join(parts)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in a JSON value, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
 
 
 def _bare_words(text: str) -> list[str]:

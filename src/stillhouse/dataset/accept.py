@@ -29,7 +29,8 @@ from stillhouse.dataset.validators import Validators
 class Judged(NamedTuple):
     """Examples of the queries that have a kept answer, in their order, and all rejections.
 
-    `completions` counts all answers, `accepted_completions` those that passed the checks.
+    `completions` counts all answers, `accepted_completions` those that passed the checks;
+    `by_query` is both of each answered query, (accepted, all).
     `candidates` hold, by query, the best answer of those that only soft filters rejected, `shares`
     how far its samples agreed, where that was looked at.
     """
@@ -38,6 +39,7 @@ class Judged(NamedTuple):
     rejections: list[Rejection]
     completions: int
     accepted_completions: int
+    by_query: list[tuple[int, int]]
     candidates: Mapping[str, Candidate]
     shares: Mapping[str, float]
 
@@ -62,12 +64,14 @@ class ExampleMaker(NamedTuple):
             teacher_revision=kept.completion.revision,
             label=text if labels else None,
             reference=reference,
-            label_probabilities=class_probabilities(
-                self.task, samples_of(self.completions, query), self.signals
-            )
-            if isinstance(self.task, ClassificationTask)
-            else None,
+            label_probabilities=self.belief(query),
         )
+
+    def belief(self, query: Query) -> tuple[float, ...] | None:
+        """The teacher's class probabilities; `None` where there are none to read."""
+        if not isinstance(self.task, ClassificationTask):
+            return None
+        return class_probabilities(self.task, samples_of(self.completions, query), self.signals)
 
 
 def samples_of(completions: Mapping[str, Sequence[Completion]], query: Query) -> list[Completion]:
@@ -106,7 +110,7 @@ def accept(
         update={"consistency": None, "agreement": None, "judge": None, "best_of": "none"}
     )
     maker = ExampleMaker(task, signals, completions)
-    found = Judged([], list(failures), 0, 0, candidates := {}, shares := {})
+    found = Judged([], list(failures), 0, 0, [], candidates := {}, shares := {})
     failed = {failure.query_id for failure in failures}
     seen = passed = 0
     for query in queries:
@@ -129,6 +133,8 @@ def accept(
             else:
                 accepted.append(Accepted(completion, verdict.text))
         passed += len(accepted)
+        if samples:
+            found.by_query.append((len(accepted), len(samples)))
         reference = (truth or {}).get(query.id)
         selected: Selected = select(
             task,

@@ -27,7 +27,13 @@ from stillhouse.dataset.accept import ExampleMaker, Judged, accept
 from stillhouse.dataset.clusters import Clustering, cluster_queries
 from stillhouse.dataset.contamination import Decontaminated, decontaminate
 from stillhouse.dataset.difficulty import difficulty_of
-from stillhouse.dataset.floors import ClusterAcceptance, by_cluster, by_difficulty, readmitted
+from stillhouse.dataset.floors import (
+    ClusterAcceptance,
+    by_cluster,
+    by_difficulty,
+    readmitted,
+    unmeasured,
+)
 from stillhouse.dataset.select import Judgements
 
 
@@ -38,6 +44,7 @@ class Coverage(NamedTuple):
     clusters: list[ClusterAcceptance]
     difficulty: str
     by_difficulty: list[dict[str, object]]
+    unmeasured: dict[str, object] | None
 
 
 class Dataset(NamedTuple):
@@ -134,15 +141,19 @@ def build_dataset(
         members=members,
     )
     difficulty = difficulty_of(task, signals, queries, completions, judged.shares)
+    maker = ExampleMaker(task, signals, completions)
+    if beliefs:
+        judged = _with_beliefs(judged, maker, queries)
     by_filters = {example.id for example in judged.examples}
     clustering = cluster_queries(task, queries, seed)
-    maker = ExampleMaker(task, signals, completions)
     judged, rows = _with_floors(section, maker, clustering, queries, judged)
     coverage = Coverage(
-        clustering.source, rows, difficulty.measure, by_difficulty(difficulty, by_filters)
+        clustering.source,
+        rows,
+        difficulty.measure,
+        by_difficulty(difficulty, by_filters),
+        unmeasured(difficulty, queries, by_filters),
     )
-    if beliefs:
-        judged = _with_beliefs(judged)
     clean = decontaminate(task, judged.examples, golden, labelled, section.near_duplicate)
     grouped = _with_groups(task, clean.examples, section.near_duplicate)
     kept, repeated = _without_repeats(task, grouped, section.near_duplicate)
@@ -187,8 +198,11 @@ class _Floored(NamedTuple):
     rows: list[ClusterAcceptance]
 
 
-def _with_beliefs(judged: Judged) -> Judged:
-    """Reject the examples without class probabilities, unless most are."""
+def _with_beliefs(judged: Judged, maker: ExampleMaker, queries: Sequence[Query]) -> Judged:
+    """Reject the examples without class probabilities, unless most are.
+
+    Before the floors, so that these count what is lost here; what has no belief cannot come back.
+    """
     kept = [e for e in judged.examples if e.label_probabilities is not None]
     if 2 * len(kept) <= len(judged.examples):
         return judged
@@ -202,7 +216,14 @@ def _with_beliefs(judged: Judged) -> Judged:
         for example in judged.examples
         if example.label_probabilities is None
     ]
-    return judged._replace(examples=kept, rejections=[*judged.rejections, *rejections])
+    candidates = {
+        query.id: judged.candidates[query.id]
+        for query in queries
+        if query.id in judged.candidates and maker.belief(query) is not None
+    }
+    return judged._replace(
+        examples=kept, rejections=[*judged.rejections, *rejections], candidates=candidates
+    )
 
 
 def _with_groups(task: Task, examples: Sequence[Example], threshold: float) -> list[Example]:

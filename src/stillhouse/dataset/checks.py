@@ -78,7 +78,8 @@ def check_completion(
 ) -> Rejection | ExampleParts:
     """Judge one answer: the parts of an example, or the rejection with its reason.
 
-    `validators` are those of the section; given where many answers are judged.
+    The checks read the answer as it came; `validators`, those of the section (given where many
+    answers are judged), read what is kept of it: the label, canonical JSON, a text without fence.
     """
     answer = Answer(task, query, completion, section, task.parse(completion.text))
     problem = next(
@@ -90,21 +91,27 @@ def check_completion(
         None,
     )
     if problem is None:
-        problem = (validators or Validators(section.validators)).problem(query, answer.text)
-    if problem is not None:
-        return Rejection(
-            query_id=query.id,
-            reason=problem.reason,
-            detail=problem.detail,
-            messages=query.messages,
-            completion=completion,
-        )
+        parts = _parts(answer)
+        problem = (validators or Validators(section.validators)).problem(query, parts.text)
+        if problem is None:
+            return parts
+    return Rejection(
+        query_id=query.id,
+        reason=problem.reason,
+        detail=problem.detail,
+        messages=query.messages,
+        completion=completion,
+    )
+
+
+def _parts(answer: Answer) -> ExampleParts:
+    """What is kept of an answer without a problem."""
     value = answer.parsed.value
-    if isinstance(task, ClassificationTask):
+    if isinstance(answer.task, ClassificationTask):
         return ExampleParts(str(value), str(value))
-    if isinstance(task, ExtractionTask):
+    if isinstance(answer.task, ExtractionTask):
         return ExampleParts(canonical_json(value), None)
-    if section.validators.json_schema is not None:
+    if answer.section.validators.json_schema is not None:
         return ExampleParts(bare_json(str(value)), None)
     return ExampleParts(str(value), None)
 
@@ -194,7 +201,7 @@ def schema(answer: Answer) -> str | None:
 
 def echo(answer: Answer) -> str | None:
     """The answer of a generation task is its input, or begins by repeating the prompt."""
-    if not isinstance(answer.task, GenerationTask):
+    if not isinstance(answer.task, GenerationTask) or not answer.section.validators.echo:
         return None
     said = _words(answer.text)
     asked = _words(answer.query.last_user_text)

@@ -22,6 +22,12 @@ _DANGLING: Final = frozenset(
 # fmt: on
 _FENCE = re.compile(r"^\s*```", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]*_]*\s+")
+# A full stop that ends no sentence: initials ("U.S.", "J."), titles, numbers ("No. 5").
+_ABBREVIATED = re.compile(
+    r"(?:\b[A-Za-z]|\b(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|Ft|Jr|Sr|Gen|Col|Lt|Sgt|Capt|Sen|Rep|Gov|Rev|Hon|"
+    r"Inc|Ltd|Corp|Co|Bros|vs|etc|approx|No|Nos|Fig|Vol|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|"
+    r"Nov|Dec))\.\Z"
+)
 _CLOSED = re.compile(r"[.!?…。！？:;][\"'”’»)\]}*_`~]*$|[\"'”’»)\]}`>|]$|https?://\S+$|\W$")
 _LIST_LINE = re.compile(r"\s*(?:[-*•–]|\d+[.)]|#|\||>)\s*")
 
@@ -40,7 +46,12 @@ def looks_cut(text: str) -> str | None:
     if len(plain.split()) >= DANGLING_WORDS and words[-1] in _DANGLING:
         return f"ends in the word {words[-1]!r}"
     if _LIST_LINE.match(last_line) is None:
-        parts = _SENTENCE_END.split(last_line)
-        if len(parts) > 1 and len(parts[-1].split()) >= RUN_ON_WORDS:
-            return f"the last sentence has no end: {parts[-1][:40]!r}"
+        ends = [
+            m.end()
+            for m in _SENTENCE_END.finditer(last_line)
+            if not _ABBREVIATED.search(last_line[: m.start() + 1])
+        ]
+        rest = last_line[ends[-1] :] if ends else ""
+        if len(rest.split()) >= RUN_ON_WORDS:
+            return f"the last sentence has no end: {rest[:40]!r}"
     return None

@@ -121,8 +121,28 @@ def low_clusters(rows: Sequence[ClusterAcceptance], floor: float | None) -> list
     return [row for row in rows if wilson(row.accepted, row.queries).high < FAR_BELOW * overall]
 
 
+def unmeasured(
+    difficulty: Difficulty, queries: Sequence[Query], accepted: Collection[str]
+) -> dict[str, object] | None:
+    """Acceptance of the queries whose difficulty is not known; `None` where there is none.
+
+    They are often the hardest: the measure is read off answers, and none of theirs could be read.
+    """
+    left = [query.id in accepted for query in queries if query.id not in difficulty.values]
+    if not left:
+        return None
+    return {
+        "queries": len(left),
+        "accepted": sum(left),
+        "acceptance": wilson(sum(left), len(left)).model_dump(),
+    }
+
+
 def by_difficulty(difficulty: Difficulty, accepted: Collection[str]) -> list[dict[str, object]]:
-    """Acceptance in four parts of equal size, the easiest first; equal values stay together."""
+    """Acceptance in four parts of equal size, the easiest first; equal values stay together.
+
+    Queries without a value are in none of them: see `unmeasured`.
+    """
     if not difficulty.values:
         return []
     values = np.array(list(difficulty.values.values()))

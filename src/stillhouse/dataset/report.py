@@ -3,8 +3,8 @@
 Knows the finished dataset; makes no decisions. Keys, all stable:
 - `queries`, `completions`, `examples`, `train`, `held_out`, `groups`; `with_truth`, how many of the
   training examples hold a true answer of the labelled set
-- `acceptance`: `estimate` is accepted answers over all answers (`n`), with the Wilson 95% interval
-  `low`, `high`
+- `acceptance`: `estimate` is accepted answers over all answers (`n`), with the 95% interval `low`,
+  `high`, which takes the samples of one query as alike (`statistics.clustered_wilson`)
 - `rejections`: reason -> count, of all that rejections.jsonl holds
 - `duplicates`: `exact`, `near`
 - `contamination`: see `contamination.Decontaminated`
@@ -17,7 +17,8 @@ Knows the finished dataset; makes no decisions. Keys, all stable:
 - `by_cluster`: `source` (`metadata`, or the embedder), `floor`, and `clusters`, the lowest first:
   `cluster`, `queries`, `accepted` by the filters, `acceptance` with its interval, `readmitted`,
   `top_reason`; `low` names those below the floor (or far below the whole)
-- `by_difficulty`: `measure`, and `parts`, the easiest first, with the same counts
+- `by_difficulty`: `measure`, and `parts`, the easiest first, with the same counts; `unmeasured`,
+  those of the queries that the measure says nothing of (null where there is none)
 - `readmitted`: filter -> how many answers that it had rejected came back
 - `selection`: `consistency`, `agreement`, `best_of` as in the recipe, `measure` of agreement, and
   `agreement_seen`: p5, p50 of the agreement of each query's best answer (null where not looked at)
@@ -38,7 +39,7 @@ import numpy as np
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
 from stillhouse.core.split import Split
-from stillhouse.core.statistics import wilson
+from stillhouse.core.statistics import clustered_wilson
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.dataset.agreement import MEASURES
 from stillhouse.dataset.build import Dataset
@@ -65,7 +66,9 @@ def dataset_report(
         "held_out": len(split.second),
         "with_truth": sum(example.reference is not None for example in split.first),
         "groups": len({example.group for example in dataset.examples}),
-        "acceptance": wilson(judged.accepted_completions, judged.completions).model_dump(),
+        "acceptance": clustered_wilson(
+            [accepted for accepted, _ in judged.by_query], [drawn for _, drawn in judged.by_query]
+        ).model_dump(),
         "rejections": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
         "duplicates": {"exact": reasons["duplicate"], "near": reasons["near_duplicate"]},
         "contamination": dataset.contamination.as_json(),
@@ -93,7 +96,11 @@ def _coverage(recipe: Recipe, dataset: Dataset) -> dict[str, object]:
             "clusters": [row.as_json() for row in coverage.clusters],
             "low": [row.name for row in low_clusters(coverage.clusters, section.floor)],
         },
-        "by_difficulty": {"measure": coverage.difficulty, "parts": coverage.by_difficulty},
+        "by_difficulty": {
+            "measure": coverage.difficulty,
+            "parts": coverage.by_difficulty,
+            "unmeasured": coverage.unmeasured,
+        },
         "readmitted": dict(sorted(back.items())),
         "selection": {
             "consistency": section.consistency,

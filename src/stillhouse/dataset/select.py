@@ -8,6 +8,7 @@ a cluster of queries would else vanish (`floors`). Knows one query at a time.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -187,10 +188,7 @@ class _Work:
         """The answer that `dataset.best_of` prefers; the rest lose to it."""
         how = self.section.best_of
         if how == "none":
-            if self.shares:
-                return max(self.pool, key=lambda a: self.shares[_identity(a)])
-            chosen = agreed(self.task, [a.completion for a in self.pool])
-            return next(a for a in self.pool if a.completion is chosen)
+            return self._most_agreed()
         at = 0 if how == "judge" else 2
         values = [self._rank(answer)[at] for answer in self.pool]
         # Equal values: what is agreed on more, then the earliest.
@@ -202,6 +200,28 @@ class _Work:
         for answer, value in zip(self.pool, values, strict=True):
             if answer is not winner and answer.text != winner.text:
                 self._reject(answer, "not_best", f"{how} {value:.3f}, another is better")
+        return winner
+
+    def _most_agreed(self) -> Accepted:
+        """What the others agree with most, or most say; those that say otherwise lose to it."""
+        if self.shares:
+            winner = max(self.pool, key=lambda a: self.shares[_identity(a)])
+        else:
+            chosen = agreed(self.task, [a.completion for a in self.pool])
+            winner = next(a for a in self.pool if a.completion is chosen)
+        said = Counter(answer.text for answer in self.pool)
+        for answer in self.pool:
+            if answer.text == winner.text:
+                continue
+            if self.shares:
+                own, best = (self.shares[_identity(a)] for a in (answer, winner))
+                detail = f"agreement {own:.2f}, another has {best:.2f}"
+            else:
+                detail = (
+                    f"said by {said[answer.text]} of {len(self.pool)} samples, what is kept by "
+                    f"{said[winner.text]}"
+                )
+            self._reject(answer, "minority", detail)
         return winner
 
     def _rank(self, answer: Accepted) -> tuple[float, float, float]:

@@ -21,6 +21,7 @@ from stillhouse.core.runfolder import Outcome, hash_file
 from stillhouse.core.split import Split
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.dataset.build import Dataset, build_dataset
+from stillhouse.dataset.contamination import REASON
 from stillhouse.dataset.floors import ClusterAcceptance, low_clusters
 from stillhouse.dataset.provenance import filters_passed, with_provenance
 from stillhouse.dataset.report import dataset_report
@@ -133,9 +134,15 @@ def _say_coverage(recipe: Recipe, dataset: Dataset, progress: Progress) -> None:
         )
     if kept < total and len(coverage.by_difficulty) > 1:
         first, last = (_share_of(coverage.by_difficulty[i]) for i in (0, -1))
+        unknown = coverage.unmeasured
         progress.say(
             f"      acceptance by difficulty ({coverage.difficulty}): {first:.0%} of the easiest "
             f"part, {last:.0%} of the hardest"
+            + (
+                ""
+                if unknown is None
+                else f", {_share_of(unknown):.0%} of {unknown['queries']:,} of unknown difficulty"
+            )
         )
     low = low_clusters(coverage.clusters, floor)
     if not low:
@@ -216,7 +223,9 @@ def _splits_are_usable(recipe: Recipe, dataset: Dataset, split: Split[Example]) 
 
 def _top_reason(dataset: Dataset) -> str:
     """`; most were rejected as REASON (COUNT, for example: DETAIL)`, or nothing."""
-    rejections = dataset.rejections
+    kept = {example.id for example in dataset.judged.examples}
+    lost = {"duplicate", "near_duplicate", REASON}  # after the filters
+    rejections = [r for r in dataset.rejections if r.query_id not in kept or r.reason in lost]
     if not rejections:
         return ""
     reason, count = Counter(rejection.reason for rejection in rejections).most_common(1)[0]

@@ -269,8 +269,10 @@ def _frame(
 ) -> Markup:
     """Axes, grid lines and their numbers."""
     parts: list[Markup] = []
-    for y in _ticks(up):
-        text = f"{100 * y:.0f}%" if percent else _n(y)
+    heights = _ticks(up)
+    digits = next((d for d in (0, 1, 2) if _differ(heights, d)), 3)
+    for y in heights:
+        text = f"{100 * y:.{digits}f}%" if percent else _n(y)
         parts.append(
             Markup(
                 '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>'
@@ -335,6 +337,11 @@ def _ticks(axis: _Axis) -> list[float]:
     first = math.ceil(axis.low / step - 1e-9)
     last = math.floor(axis.high / step + 1e-9)
     return [k * step for k in range(first, last + 1)]
+
+
+def _differ(values: Sequence[float], digits: int) -> bool:
+    """Whether the values are what so many digits of percent say: no tick may lie on another's."""
+    return all(abs(round(100 * v, digits) - 100 * v) < 1e-9 for v in values)
 
 
 def _line(points: Sequence[tuple[float, float]], across: _Axis, up: _Axis, style: str) -> Markup:

@@ -18,10 +18,11 @@ def share(interval: Interval) -> str:
 
 def points(interval: Interval) -> str:
     """`-1.2 points [-3.0, +0.6]`."""
-    return (
-        f"{100 * interval.estimate:+.1f} points "
-        f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+    # Adding 0 to a rounded -0.0 takes its sign away.
+    estimate, low, high = (
+        round(100 * value, 1) + 0.0 for value in (interval.estimate, interval.low, interval.high)
     )
+    return f"{estimate:+.1f} points [{low:+.1f}, {high:+.1f}]"
 
 
 def usd(value: float | None) -> str:

@@ -198,12 +198,17 @@ def complementarity(
         of=tuple(of),
         oracle=mean(top, how),
         best=best,
-        gain=difference(top, scores[best], how),
+        gain=_not_negative(difference(top, scores[best], how)),
         all_agree=None if alike is None else mean(alike, how),
         score_where_all_agree=mean(table[0][inside], some)
         if inside is not None and inside.any()
         else None,
     )
+
+
+def _not_negative(gain: Interval) -> Interval:
+    """The best answer to each query is never worse than one member's."""
+    return gain.model_copy(update={"low": max(0.0, gain.low)})
 
 
 def mean(scores: Sequence[float] | Floats, how: Resampling) -> Interval:

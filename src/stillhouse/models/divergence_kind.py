@@ -62,3 +62,6 @@ def infinite_at_zero(divergence: Divergence) -> bool:
     if kind == "jsd":
         return beta == 1.0
     return kind == "reverse_kl" or (kind == "skew_reverse_kl" and beta == 0.0)
+
+
+CROSS_ENTROPY: Final = Divergence("cross_entropy")

@@ -13,13 +13,14 @@ Legend: N positions, H hidden, V vocabulary, L rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from stillhouse.core.errors import UserError
 from stillhouse.models.divergence import IGNORE_INDEX, SoftTargetLoss
-from stillhouse.models.divergence_kind import FORWARD_KL, Divergence
+from stillhouse.models.divergence_kind import FORWARD_KL, SAMPLED_KINDS, Divergence
 from stillhouse.models.fused_op import fused_divergence
 from stillhouse.models.head import Head, whole
 from stillhouse.models.signals import (
@@ -29,9 +30,6 @@ from stillhouse.models.signals import (
     SparseSignal,
     TeacherSignal,
 )
-
-_SAMPLED: Final = frozenset({"forward_kl", "cross_entropy"})  # linear in the teacher's belief
-_HALF: Final = (torch.float16, torch.bfloat16)
 
 
 class Measured(NamedTuple):
@@ -66,8 +64,10 @@ def fused_soft_target_loss(
     A second derivative is refused.
 
     Raises:
-        ValueError: alpha outside [0, 1], T not positive, no signal though alpha > 0, shapes that do
-            not fit, or a sampled signal for another divergence than it estimates.
+        ValueError: alpha outside [0, 1], T not positive, no signal though alpha > 0, or shapes that
+            do not fit.
+        UserError: a stored signal over more ids than the student has, or draws asked for what they
+            do not estimate.
     """
     _check(hidden, targets, signal, alpha, distillation_temperature)
     t = distillation_temperature
@@ -108,8 +108,8 @@ class _Run(NamedTuple):
         student = _operands(_flat(hidden), head)
         belief = _belief(signal)
         width = min(student[1].shape[0], belief.width or student[1].shape[0])
-        if isinstance(signal, SampledSignal):
-            self._check_sampled(signal)
+        if isinstance(signal, SparseSignal | SampledSignal):
+            self._check_stored(signal, student[1].shape[0])
         grad = torch.is_grad_enabled()
         settings = {
             "belief": belief.kind,
@@ -136,16 +136,30 @@ class _Run(NamedTuple):
         apply = cast(Callable[..., tuple[Tensor, Tensor]], _Fused.apply)
         return apply(*student, *teaching, factors, tuple(settings), *settings.values(), wanted)
 
-    def _check_sampled(self, signal: SampledSignal) -> None:
-        if self.of.kind not in _SAMPLED:
-            raise ValueError(
-                f"draws from the teacher estimate forward_kl and cross_entropy, not {self.of.kind}"
+    def _check_stored(self, signal: SparseSignal | SampledSignal, width: int) -> None:
+        runs_over = signal.vocabulary_size or width
+        if runs_over > width:
+            raise UserError(
+                "student",
+                f"its head has {width:,} outputs, and the stored beliefs run over {runs_over:,}: "
+                "their mass beyond cannot be told",
+                action="capture over the ids of the tokenizer, or use a student as wide",
             )
-        drawn_at = getattr(signal, "distillation_temperature", 1.0)
-        if drawn_at != self.distillation_temperature:
-            raise ValueError(
-                f"the draws are of the teacher at temperature {drawn_at:g}, "
-                f"not {self.distillation_temperature:g}"
+        if isinstance(signal, SparseSignal):
+            return
+        if self.of.kind not in SAMPLED_KINDS:
+            raise UserError(
+                "train.divergence",
+                "draws from the teacher estimate forward_kl and cross_entropy alone",
+                value=self.of.kind,
+                action="use one of these, or train from dense or top-k beliefs",
+            )
+        if signal.distillation_temperature != self.distillation_temperature:
+            raise UserError(
+                "train.distillation_temperature",
+                f"the draws are of the teacher at {signal.distillation_temperature:g}",
+                value=self.distillation_temperature,
+                action="draw again at the temperature that is trained at",
             )
 
 
@@ -223,13 +237,13 @@ def _belief(signal: TeacherSignal | None) -> _Belief:
                     _flat(signal.log_probs),
                     signal.tail_log_mass.reshape(-1),
                 ],
-                getattr(signal, "vocabulary_size", None),
+                signal.vocabulary_size,
             )
         case SampledSignal():
             return _Belief(
                 "drawn",
                 [_flat(signal.token_ids), _flat(signal.weights)],
-                getattr(signal, "vocabulary_size", None),
+                signal.vocabulary_size,
             )
 
 

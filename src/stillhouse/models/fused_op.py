@@ -16,7 +16,8 @@ from typing import Final, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from stillhouse.models.divergence_kind import Divergence, DivergenceKind
+from stillhouse.core.divergence_names import DivergenceKind
+from stillhouse.models.divergence_kind import Divergence
 from stillhouse.models.fused_rows import (
     Drawn,
     Kept,

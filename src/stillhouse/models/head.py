@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -53,6 +53,15 @@ class Head:
             inner = part.inner(hidden)
             out = out + nn.functional.linear(inner, whole(part.up).to(inner.dtype)).to(out.dtype)
         return self.finish(out)
+
+    def narrowed(self, width: int) -> Head:
+        """Over the first `width` ids alone."""
+        return replace(
+            self,
+            weight=self.weight[:width],
+            bias=None if self.bias is None else self.bias[:width],
+            low_rank=tuple(part._replace(up=part.up[:width]) for part in self.low_rank),
+        )
 
     def finish(self, out: Tensor) -> Tensor:
         """What follows the product: scale, then cap."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from stillhouse.core.judging import Preference
-from stillhouse.core.records import Completion, Message, Query, message_key
+from stillhouse.core.records import JUDGING, Completion, Message, Query, message_key
 from stillhouse.core.tasks import Task, canonical_json, fold
 
 SCORES: Final = ("1", "2", "3", "4", "5")
@@ -129,7 +129,7 @@ def _question(  # noqa: PLR0917 - the parts of one question
         ask,
     ]
     messages = (Message(role="user", content="\n\n".join(part for part in parts if part)),)
-    return Query(id=f"judge:{message_key(messages)}", messages=messages)
+    return Query(id=f"{JUDGING}{message_key(messages)}", messages=messages)
 
 
 def _form(task: Task) -> str:

@@ -146,7 +146,9 @@ def failure_line(settings: ApiSettings, error: Exception, verdict: Verdict) -> s
     told = chain(error)[-1] if verdict.reason == "connection" else error
     said = safe_text(settings, str(told) or type(told).__name__)
     actions = {
-        "auth": f"check the key in {settings.key_variable}",
+        "auth": f"check the key in {settings.key_variable}"
+        if settings.key_variable
+        else "set teacher.api_key_env to the environment variable that holds the key",
         "quota": "the account is out of credit",
         "not_found": f"check teacher.model {settings.name!r} and teacher.base_url",
         "rate_limit": "lower teacher.concurrency or raise teacher.retries",

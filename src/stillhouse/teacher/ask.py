@@ -171,8 +171,8 @@ async def ask(
     failures: Mapping[AnswerKey, str] = {}
     failed_tries: Mapping[str, int] = {}
     usd = 0.0
+    _refuse_where_futile(store, revisions, len(open_chats), len(distinct))
     if open_chats:
-        _refuse_where_futile(store, revisions, len(open_chats), len(distinct))
         store.introduce(info)
         store.overlap_writes(not info.local)
         with progress.bar(title, len(open_chats), "queries") as ticker:
@@ -231,7 +231,7 @@ async def ask(
 def _refuse_where_futile(
     store: AnswerStore, revisions: Revisions, missing: int, wanted: int
 ) -> None:
-    if store.frozen is not None:
+    if store.frozen is not None and missing:
         raise UserError(
             str(store.path),
             f"is frozen, and lacks answers to {missing} of {wanted} chats",

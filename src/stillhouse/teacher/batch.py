@@ -24,6 +24,8 @@ CUSTOM_ID_CHARS: Final = NAME_DIGITS + 1 + _KEY_DIGITS + 1 + _FIRST_DIGITS
 
 # A request that was not run, or not to its end: another try can fare better.
 NOT_RUN: Final = frozenset({"batch_expired", "batch_cancelled", "expired", "canceled"})
+UNREADABLE: Final = "unreadable"
+MISSING: Final = "missing"
 _NO_MONEY: Final = ("insufficient_quota", "billing_", "credit balance")
 _AGAIN_STATUS: Final = frozenset({408, 409, 429})
 
@@ -91,7 +93,8 @@ class Outcome(NamedTuple):
 
     `answers` are in the order of the samples; `worst_usd` is the most they can have cost. Where
     samples are missing, `verdict` says whether to ask again, and `reason` and `detail` why; then
-    `custom_id` is the request's that is worst off.
+    `custom_id` is the request's that is worst off. `unread_usd` is the most that answers cost which
+    cannot be read, `missing_usd` that requests without a row did if they were answered.
     """
 
     key: AnswerKey
@@ -103,6 +106,8 @@ class Outcome(NamedTuple):
     reason: str = ""
     detail: str = ""
     custom_id: str = ""
+    unread_usd: float = 0.0
+    missing_usd: float = 0.0
 
 
 def custom_id(batch: str, key: AnswerKey, first: int) -> str:
@@ -210,7 +215,7 @@ class _Answer(NamedTuple):
     detail: str = ""
 
 
-_MISSING: Final = _Answer((), "again", "missing", "the results hold no row for this request")
+_MISSING: Final = _Answer((), "again", MISSING, "the results hold no row for this request")
 
 
 def _key(teacher: str, item: Item) -> AnswerKey:
@@ -224,7 +229,7 @@ def _answer(
         try:
             return _Answer(tuple(read(item, row.body))[: item.n])
         except (UnreadableAnswerError, ValueError, TypeError, AttributeError) as error:
-            return _Answer((), "again", "unreadable", str(error))
+            return _Answer((), "again", UNREADABLE, str(error))
     verdict, reason = verdict_of(row.status, row.code, row.message)
     return _Answer((), verdict, reason, row.message or row.code or f"HTTP {row.status}")
 
@@ -270,4 +275,10 @@ def _outcome(key: AnswerKey, items: Sequence[Item], answers: Sequence[_Answer]) 
         reason=worst.reason,
         detail=worst.detail,
         custom_id=bad.custom_id,
+        unread_usd=_lost(pairs, UNREADABLE),
+        missing_usd=_lost(pairs, MISSING),
     )
+
+
+def _lost(pairs: Sequence[tuple[Item, _Answer]], reason: str) -> float:
+    return sum(item.worst_usd for item, answer in pairs if answer.reason == reason)

@@ -9,7 +9,7 @@ live client's own. Knows one batch at a time: when to ask is the caller's.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +38,9 @@ from stillhouse.teacher.retry import UnreadableAnswerError
 # The call's own frame around the requests is kept out of the 256 MB.
 LIMITS: Final = Limits(100_000, 256 * MB - 1_000)
 _PAGE: Final = 100
+_OPENING: Final = b'{"requests":['
+_CLOSING: Final = b"]}"
+_BLOCK: Final = 1 << 20
 _STATUS: Final[Mapping[str, int]] = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -103,15 +106,16 @@ class AnthropicBatches:
     async def create(self, name: str, file: str, requests: Path) -> str:
         """Send all requests."""
         with disk_errors(requests):
-            lines = requests.read_bytes().removesuffix(b"\n").replace(b"\n", b",")
+            size = requests.stat().st_size
+        length = str(len(_OPENING) + size - 1 + len(_CLOSING))
 
         async def attempt() -> str:
-            # The lines as they were weighed, instead of reading and writing each once more.
+            # The lines as they were weighed, a block at a time: 256 MB are not held at once.
             made = await self._live.client.post(
                 "/v1/messages/batches",
                 cast_to=MessageBatch,
-                content=b'{"requests":[' + lines + b"]}",
-                options={"headers": {"Content-Type": "application/json"}},
+                content=_call(requests),
+                options={"headers": {"Content-Type": "application/json", "Content-Length": length}},
             )
             return _checked(made).id
 
@@ -209,6 +213,18 @@ class AnthropicBatches:
 
     async def tidy(self, name: str, file: str) -> None:
         """Nothing was uploaded apart."""
+
+
+async def _call(requests: Path) -> AsyncIterator[bytes]:
+    """The lines of a file as one JSON object; each ends with a newline, and is free of others."""
+    yield _OPENING
+    with requests.open("rb") as handle:
+        block = handle.read(_BLOCK)
+        while block:
+            following = handle.read(_BLOCK)
+            yield (block if following else block.removesuffix(b"\n")).replace(b"\n", b",")
+            block = following
+    yield _CLOSING
 
 
 def _when(batch: MessageBatch) -> datetime:

@@ -10,35 +10,35 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from stillhouse.core.errors import BudgetError, StillhouseError, TeacherError
-from stillhouse.core.progress import Progress, Ticker
+from stillhouse.core.errors import BudgetError, TeacherError
+from stillhouse.core.progress import Progress, Silent, Ticker
 from stillhouse.core.recipe_asking import BatchSection
-from stillhouse.core.recipe_teacher import PricesSection
+from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Query
 from stillhouse.models.completer import Sampling
 from stillhouse.teacher.answers import none_usable
-from stillhouse.teacher.ask import ask
+from stillhouse.teacher.ask_as import ask_as
 from stillhouse.teacher.batch import (
     CUSTOM_ID_CHARS,
     MB,
     Ask,
-    Item,
     Limits,
     Part,
     asks,
     take,
 )
-from stillhouse.teacher.batch_journal import BatchJournal, OpenBatch, Piloted, Piloting
+from stillhouse.teacher.batch_journal import BatchJournal, OpenBatch
 from stillhouse.teacher.batch_provider import BatchProvider
 from stillhouse.teacher.batch_settle import Settled, Settling, settle
 from stillhouse.teacher.batch_submit import Submitting, submit
 from stillhouse.teacher.budget import Budget
 from stillhouse.teacher.futility import FIRST_UNUSABLE
 from stillhouse.teacher.retry import TeacherFailure
+from stillhouse.teacher.revisions import Revisions
 from stillhouse.teacher.store import AnswerKey, AnswerStore
 
 FIRST_FAILED: Final = 5
@@ -69,12 +69,12 @@ class BatchAsking:
 
     provider: BatchProvider
     teacher: str
-    section: BatchSection
+    asked_as: TeacherSection
     sampling: Sampling
     store: AnswerStore
     journal: BatchJournal
     budget: Budget
-    budget_usd: float | None
+    revisions: Revisions
     prices: PricesSection
     share: float  # of the list price
     progress: Progress
@@ -91,6 +91,11 @@ class BatchAsking:
     vanished: int = 0
     piloted: bool = False
     usable: bool = False
+
+    @property
+    def section(self) -> BatchSection:
+        """The recipe's `teacher.batch`; its defaults where batches are only collected."""
+        return self.asked_as.batch or BatchSection()
 
     async def run(self, queries: Mapping[AnswerKey, Query], ticker: Ticker) -> None:
         """Answer every query by batch, as far as it goes.
@@ -162,12 +167,22 @@ class BatchAsking:
             self.pending[key] = self.queries[key]
         if settled.stop is not None:
             raise settled.stop
+        self._count_revisions(settled.usd_by_key)
         self._look_at(settled)
         if self.deferred > MOST_DEFERRED or self.vanished > MOST_VANISHED:
             raise TeacherError(
                 f"{self.teacher}: {max(self.deferred, self.vanished)} batches in a row came to "
                 f"nothing: {settled.reason}; run the same command again later"
             )
+
+    def _count_revisions(self, keys: Iterable[AnswerKey]) -> None:
+        for key in keys:
+            said = self.revisions.add(self.store.revisions_of(key))
+            if said is not None:
+                self.progress.say(said)
+        problem = self.revisions.problem()
+        if problem is not None:
+            raise problem
 
     def _look_at(self, settled: Settled) -> None:
         """Stop before more is paid where no answer of a whole batch can be used."""
@@ -228,23 +243,17 @@ class BatchAsking:
         """
         await self.provider.marker()
         known = sum(bool(self.store.get(key)) for key in self.queries)
+        few_at_a_time = min(PILOTS_AT_A_TIME, self.asked_as.concurrency)
+        live = self.asked_as.model_copy(update={"concurrency": few_at_a_time})
         wanted, answered, failed = max(1, self.section.pilot - known), 0, 0
         while self.pending and wanted > 0:
             few = dict(list(self.pending.items())[:wanted])
-            left = self.budget_usd
-            if left is not None:
-                left = max(0.0, left - self.journal.open_usd())
-            self.journal.write(Piloting(teacher=self.teacher, items=tuple(self._live_items(few))))
-            try:
-                result = await ask(
-                    self.provider.completer, list(few.values()), self.sampling, self.store,
-                    concurrency=PILOTS_AT_A_TIME, prices=self.prices, problem_of=self.problem_of,
-                    budget_usd=left,
-                )  # fmt: skip
-            except StillhouseError:
-                self.journal.write(Piloted())
-                raise
-            self.journal.write(Piloted())
+            result = await ask_as(
+                live, self.provider.completer, list(few.values()), self.sampling, self.store,
+                budget_usd=self.journal.held.budget_left(self.asked_as.budget_usd),
+                prices=self.prices, progress=Silent(), title="", problem_of=self.problem_of,
+            )  # fmt: skip
+            self._count_revisions(few)
             details = {failure.query_id: failure.detail for failure in result.failures}
             for key, query in few.items():
                 self.pending.pop(key)
@@ -258,15 +267,6 @@ class BatchAsking:
                 last = result.failures[-1].detail
                 raise TeacherError(f"the first {failed} queries got no answer; the last: {last}")
         self.piloted = True
-
-    def _live_items(self, few: Mapping[AnswerKey, Query]) -> Iterator[Item]:
-        n = self.sampling.n
-        for key, query in few.items():
-            worst = self.budget.worst_usd(query, self.sampling, requests=n)
-            yield Item(
-                custom_id="", chat=key.chat, sampling=key.sampling, query_id=query.id, first=0, n=n,
-                worst_usd=worst,
-            )  # fmt: skip
 
     def _parts(self) -> list[Part]:
         """What is to be sent now; queries that went into enough batches are left to live asking."""
@@ -330,10 +330,10 @@ class BatchAsking:
         return Limits(requests, size)
 
     def _room(self) -> float | None:
-        if self.budget_usd is None:
+        if self.asked_as.budget_usd is None:
             return None
         spent = self.store.paid_usd + self.store.unpriced_usd(self.prices)
-        return self.budget_usd - spent - self.journal.open_usd()
+        return self.asked_as.budget_usd - spent - self.journal.open_usd()
 
     def _out_of_budget(self, part: Part) -> BudgetError:
         room, worst = self._room() or 0.0, sum(ask.worst_usd for ask in part.asks)
@@ -341,8 +341,9 @@ class BatchAsking:
         in_flight = f", ${held:.4f} held for batches that are open or lost" if held else ""
         return BudgetError(
             f"teacher.budget_usd: asking on would cross the budget (${max(0.0, room):.4f} of "
-            f"${self.budget_usd:.4f} left{in_flight}, the next query can cost up to ${worst:.4f}); "
-            "every answer so far is kept: raise budget_usd and run the same command again"
+            f"${self.asked_as.budget_usd:.4f} left{in_flight}, the next query can cost up to "
+            f"${worst:.4f}); every answer so far is kept: raise budget_usd and run the same "
+            "command again"
         )
 
     def _missing(self, key: AnswerKey) -> bool:

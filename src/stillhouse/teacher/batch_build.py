@@ -10,12 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.money import batch_share
 from stillhouse.core.progress import Progress
-from stillhouse.core.recipe_asking import BatchSection
 from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Query, Rejection
 from stillhouse.models.completer import Completer, Sampling
@@ -23,19 +21,18 @@ from stillhouse.teacher.anthropic_client import AnthropicCompleter
 from stillhouse.teacher.ask import NO_ANSWER, AskResult
 from stillhouse.teacher.batch_anthropic import AnthropicBatches
 from stillhouse.teacher.batch_ask import BatchAsking, Clock
-from stillhouse.teacher.batch_journal import JOURNAL, BatchJournal, Piloted
+from stillhouse.teacher.batch_journal import JOURNAL, NOTHING_HELD, BatchJournal, Held
 from stillhouse.teacher.batch_openai import OpenAIBatches
 from stillhouse.teacher.batch_provider import BatchProvider
 from stillhouse.teacher.budget import Budget
 from stillhouse.teacher.openai_client import OpenAICompleter
+from stillhouse.teacher.revisions import Revisions
 from stillhouse.teacher.store import AnswerKey, AnswerStore, answer_key
-
-FOLDER: Final = "batches"
 
 
 @dataclass(slots=True)
 class BatchResult:
-    """What asking by batch brought. `held_usd` is what batches open or lost may cost.
+    """What asking by batch brought. `held` is what batches open or lost may cost.
 
     `failures` are queries that no asking would help; `usd_by_key` is what was paid now for each
     that got an answer, `batched` how many of them did so in a batch.
@@ -45,11 +42,7 @@ class BatchResult:
     usd_by_key: dict[AnswerKey, float] = field(default_factory=dict)
     batched: int = 0
     seconds: float = 0.0
-    held_usd: float = 0.0
-
-    def budget_left(self, budget_usd: float | None) -> float | None:
-        """The budget without what is held for open batches."""
-        return None if budget_usd is None else max(0.0, budget_usd - self.held_usd)
+    held: Held = NOTHING_HELD
 
     def to_ask(
         self, completer: Completer, queries: Sequence[Query], sampling: Sampling
@@ -153,7 +146,6 @@ async def ask_batches(
         return BatchResult()
     started = time.perf_counter()
     with BatchJournal(folder) as journal:
-        _settle_pilot(journal, store)
         info = completer.info
         teacher = f"{info.name}@{info.revision}"
         running = journal.open_of(teacher)
@@ -161,17 +153,20 @@ async def ask_batches(
         for other in sorted(others):
             progress.say(f"batches of {other} are still open: run with that teacher to fetch them")
         if not missing and not running:
-            return BatchResult(held_usd=journal.open_usd())
+            return BatchResult(held=journal.held)
         spent = store.paid_usd + store.unpriced_usd(prices)
+        revisions = Revisions(info.name, stop=section.on_revision_change == "stop")
+        for key in wanted:
+            revisions.add(store.revisions_of(key))
         asking = BatchAsking(
             provider=open_provider(completer),
             teacher=teacher,
-            section=section.batch or BatchSection(),
+            asked_as=section,
             sampling=sampling,
             store=store,
             journal=journal,
             budget=Budget(section.budget_usd, spent, info, prices),
-            budget_usd=section.budget_usd,
+            revisions=revisions,
             prices=prices,
             share=batch_share(prices, info.name),
             progress=progress,
@@ -185,17 +180,5 @@ async def ask_batches(
             asking.usd_by_key,
             asking.batched,
             time.perf_counter() - started,
-            journal.open_usd(),
+            journal.held,
         )
-
-
-def _settle_pilot(journal: BatchJournal, store: AnswerStore) -> None:
-    """Count a pilot that was cut short: an answer that is not here may have been billed."""
-    pilot = journal.pilot
-    if pilot is not None:
-        lost = [
-            item
-            for item in pilot.items
-            if len(store.get(AnswerKey(pilot.teacher, item.chat, item.sampling))) < item.n
-        ]
-        journal.write(Piloted(usd=sum(item.worst_usd for item in lost)))

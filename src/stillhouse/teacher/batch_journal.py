@@ -12,16 +12,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from stillhouse.core.errors import DataError
+from stillhouse.core.errors import DataError, UserError
 from stillhouse.core.jsonl import AppendOnlyFile, disk_errors, read_records, write_records
 from stillhouse.core.records import Record
 from stillhouse.teacher.batch import Item
 
+FOLDER: Final = "batches"  # beside the answer store
 JOURNAL: Final = "journal.jsonl"
+ITEMS_SUFFIX: Final = ".items.jsonl"
 
 
 class Intended(Record):
@@ -55,15 +57,20 @@ class Submitted(Record):
 
 
 class Fetched(Record):
-    """Its results are on this disk."""
+    """Its results are on this disk: all of them, or (`whole`: false) fewer than were billed."""
 
     event: Literal["fetched"] = "fetched"
     batch: str
     status: str
+    whole: bool = True
 
 
 class Joined(Record):
-    """Every answer of it is in the store: the batch is done with."""
+    """Every answer of it is in the store: the batch is done with.
+
+    `lost_usd` is what those of its answers may have cost that are not in the store: they could not
+    be read, did not come, or are of a user who was forgotten.
+    """
 
     event: Literal["joined"] = "joined"
     batch: str
@@ -71,6 +78,7 @@ class Joined(Record):
     again: int
     failed: int
     usd: float
+    lost_usd: float = 0.0
 
 
 class Dropped(Record):
@@ -86,21 +94,6 @@ class Dropped(Record):
     usd: float = 0.0
 
 
-class Piloting(Record):
-    """Queries are about to be asked live: should a kill come, what was in flight may be billed."""
-
-    event: Literal["piloting"] = "piloting"
-    teacher: str
-    items: tuple[Item, ...]
-
-
-class Piloted(Record):
-    """They were asked; `usd` is what those may have cost whose answers a kill lost."""
-
-    event: Literal["piloted"] = "piloted"
-    usd: float = 0.0
-
-
 class ErrorRow(Record):
     """A request of a batch that brought no answer, and why."""
 
@@ -112,7 +105,7 @@ class ErrorRow(Record):
 
 
 Event = Annotated[
-    Intended | Sending | Submitted | Fetched | Joined | Dropped | Piloting | Piloted,
+    Intended | Sending | Submitted | Fetched | Joined | Dropped,
     Field(discriminator="event"),
 ]
 _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Event)
@@ -125,12 +118,62 @@ class OpenBatch:
     intended: Intended
     sending: Sending | None = None
     id: str | None = None
-    fetched: str | None = None
+    fetched: Fetched | None = None
 
     @property
     def name(self) -> str:
         """Our own name of it."""
         return self.intended.batch
+
+
+class Held(NamedTuple):
+    """What batches hold of a budget, at most, and whose are in flight (name@revision)."""
+
+    usd: float
+    teachers: frozenset[str]
+
+    def budget_left(self, budget_usd: float | None) -> float | None:
+        """The budget without what is held."""
+        return None if budget_usd is None else max(0.0, budget_usd - self.usd)
+
+    def refuse_in_flight(self, models: Iterable[str]) -> None:
+        """Refuse to ask what may be in a batch: it would be paid for twice.
+
+        Raises:
+            UserError: one of the models has batches in flight.
+        """
+        for model in models:
+            if any(teacher.startswith(f"{model}@") for teacher in self.teachers):
+                raise UserError(
+                    f"batches of {model}",
+                    "are still in flight, and what they ask would be paid for twice",
+                    action="fetch them first: stillhouse ask RECIPE",
+                )
+
+
+NOTHING_HELD: Final = Held(0.0, frozenset())
+
+
+def held_by_batches(folder: Path) -> Held:
+    """What the batches of a run folder hold, open or lost; nothing where none was ever sent.
+
+    Raises:
+        RunFolderError: another process holds the journal.
+    """
+    if not (folder / JOURNAL).exists():
+        return NOTHING_HELD
+    with BatchJournal(folder) as journal:
+        return journal.held
+
+
+def items_in(folder: Path) -> Iterator[Item]:
+    """What all open batches of a folder asked.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    for path in sorted(folder.glob(f"*{ITEMS_SUFFIX}")):
+        yield from read_records(path, Item)
 
 
 class BatchJournal:
@@ -145,7 +188,6 @@ class BatchJournal:
         self.folder = folder
         self._open: dict[str, OpenBatch] = {}
         self.lost_usd = 0.0
-        self.pilot: Piloting | None = None
         self.known_ids: set[str] = set()
         self._file = AppendOnlyFile(folder / JOURNAL)
         try:
@@ -179,6 +221,12 @@ class BatchJournal:
         """The most that all open batches can cost, of whatever teacher, and lost ones have."""
         return self.lost_usd + sum(batch.intended.worst_usd for batch in self._open.values())
 
+    @property
+    def held(self) -> Held:
+        """What is held now, and by whose batches."""
+        whose = frozenset(batch.intended.teacher for batch in self._open.values())
+        return Held(self.open_usd(), whose)
+
     def intend(self, event: Intended, items: Iterable[Item]) -> OpenBatch:
         """Remember what a batch asks, before anything of it is sent."""
         write_records(self.items_path(event.batch), items)
@@ -211,7 +259,7 @@ class BatchJournal:
 
     def items_path(self, batch: str) -> Path:
         """What an open batch asked: keys of answers, no text."""
-        return self.folder / f"{batch}.items.jsonl"
+        return self.folder / f"{batch}{ITEMS_SUFFIX}"
 
     def requests_path(self, batch: str) -> Path:
         """The requests themselves, while they are being sent."""
@@ -240,13 +288,6 @@ class BatchJournal:
                     ) from None
 
     def _follow(self, event: Event) -> None:
-        if isinstance(event, Piloting):
-            self.pilot = event
-            return
-        if isinstance(event, Piloted):
-            self.pilot = None
-            self.lost_usd += event.usd
-            return
         if isinstance(event, Intended):
             self._open[event.batch] = OpenBatch(event)
             return
@@ -259,11 +300,10 @@ class BatchJournal:
             batch.id = event.id
             self.known_ids.add(event.id)
         elif isinstance(event, Fetched):
-            batch.fetched = event.status
+            batch.fetched = event
         else:
             del self._open[event.batch]
-            if isinstance(event, Dropped):
-                self.lost_usd += event.usd
+            self.lost_usd += event.usd if isinstance(event, Dropped) else event.lost_usd
 
     def _sweep(self) -> None:
         """Remove files of batches that are done with, which a kill left behind."""

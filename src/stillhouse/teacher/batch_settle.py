@@ -110,8 +110,9 @@ async def settle(to: Settling, batch: OpenBatch) -> Settled | None:
     if not whole and to.section.when_lost == "stop":
         raise _stopped(batch, f"its results hold fewer than the {look.answers:,} answers it has")
     status = "cancelled" if look.cancelled else look.status
-    to.journal.write(Fetched(batch=batch.name, status=status))
-    return await _join(to, batch, status)
+    fetched = Fetched(batch=batch.name, status=status, whole=whole)
+    to.journal.write(fetched)
+    return await _join(to, batch, fetched)
 
 
 async def _find(to: Settling, batch: OpenBatch) -> Literal["found", "waiting", "nowhere"]:
@@ -165,10 +166,13 @@ async def _drop(
     return Settled(requests=batch.intended.requests, keys=keys, reason=detail)
 
 
-async def _join(to: Settling, batch: OpenBatch, status: str) -> Settled:
+async def _join(to: Settling, batch: OpenBatch, fetched: Fetched) -> Settled:
     """Put the answers into the store, those that are not there yet, and keep the errors."""
-    settled = Settled(requests=batch.intended.requests)
-    items = to.journal.items(batch.name)
+    settled, status = Settled(requests=batch.intended.requests), fetched.status
+    items = list(to.journal.items(batch.name))
+    lost = 0.0
+    if len(items) < batch.intended.requests:  # a user was forgotten, and it was billed all the same
+        lost = max(0.0, batch.intended.worst_usd - sum(item.worst_usd for item in items))
     rows = to.provider.rows(to.journal.results_path(batch.name))
     errors: list[ErrorRow] = []
     puts: list[Awaitable[None]] = []
@@ -182,6 +186,7 @@ async def _join(to: Settling, batch: OpenBatch, status: str) -> Settled:
             if len(to.store.get(key)) <= outcome.first:
                 puts.append(to.store.put(key, outcome.answers, outcome.worst_usd))
             to.ticker.advance()
+        lost += outcome.unread_usd + (0.0 if fetched.whole else outcome.missing_usd)
         if outcome.verdict != "whole":
             _note_error(to, settled, outcome, errors)
         if len(puts) >= PUT_TOGETHER:
@@ -197,6 +202,7 @@ async def _join(to: Settling, batch: OpenBatch, status: str) -> Settled:
             again=len(settled.again),
             failed=len(settled.failures),
             usd=paid,
+            lost_usd=lost,
         )
     )
     to.journal.close_files(batch.name)

@@ -17,7 +17,7 @@ import numpy as np
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe_data import ExpandSection
-from stillhouse.core.records import Completion, Query, Rejection
+from stillhouse.core.records import EXPANDING, Completion, Query, Rejection
 from stillhouse.core.split import unit_hash
 from stillhouse.core.tasks import Task
 from stillhouse.models.embedders import Embedder
@@ -150,7 +150,7 @@ def _requests(
             messages = request_messages(
                 task, section.method, texts, section.per_request, round_ + part
             )
-            query = Query(id=f"expand:{turn}", messages=messages, task="expand")
+            query = Query(id=f"{EXPANDING}{turn}", messages=messages, task="expand")
             found.append(Request(query, cluster, seeds))
     return found
 

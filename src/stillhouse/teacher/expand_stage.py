@@ -28,8 +28,9 @@ from stillhouse.core.selection import Vectors
 from stillhouse.models.clusters import Clusters, cluster, default_clusters, mean_directions
 from stillhouse.models.completer import Sampling
 from stillhouse.models.embedders import embed_all, open_embedder
-from stillhouse.teacher.ask import ask
-from stillhouse.teacher.build import open_teacher, queries_in_flight
+from stillhouse.teacher.ask_as import ask_as
+from stillhouse.teacher.batch_journal import FOLDER, held_by_batches
+from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.expand import Answered, Expansion, expand
 from stillhouse.teacher.expand_prompts import reply_schema
 from stillhouse.teacher.expand_sieve import Ground
@@ -69,6 +70,7 @@ def run_expand(
         ]
     ground = Ground(queries, vectors, clusters, labelled, golden)
     usd: dict[Any, float] = {}  # by answer key
+    budget_usd = held_by_batches(store_path / FOLDER).budget_left(recipe.teacher.budget_usd)
 
     async def grow() -> Expansion:
         completer = open_teacher(recipe.teacher, recipe.prices)
@@ -82,18 +84,16 @@ def run_expand(
             with AnswerStore(store_path / STORE_FILE) as store:
 
                 async def ask_all(requests: Sequence[Query]) -> Answered:
-                    result = await ask(
+                    result = await ask_as(
+                        recipe.teacher,
                         completer,
                         requests,
                         sampling,
                         store,
-                        concurrency=queries_in_flight(recipe.teacher, completer.info),
-                        budget_usd=recipe.teacher.budget_usd,
+                        budget_usd=budget_usd,
                         prices=recipe.prices,
                         progress=progress,
                         title="asking for new queries",
-                        deadline_s=recipe.teacher.deadline_s,
-                        outage_s=recipe.teacher.outage_s,
                     )
                     usd.update(result.usd_by_key)
                     return Answered(result.completions_by_query, result.failures)

@@ -123,4 +123,12 @@ def _gold_answer(where: str, raw: dict[str, object], task: Task) -> GoldAnswer:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise DataError(where, f"{field}: {first['msg']}", value=first.get("input")) from None
-    return GoldAnswer(query, answer, good)
+    return GoldAnswer(query, _canonical(task, answer), good)
+
+
+def _canonical(task: Task, answer: str) -> str:
+    """In the form in which answers of the traffic are judged; as it is where it has none."""
+    value = task.parse(answer).value
+    if value is None:
+        return answer.strip()
+    return value if isinstance(value, str) else canonical_json(value)

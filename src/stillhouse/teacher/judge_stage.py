@@ -28,13 +28,14 @@ from stillhouse.core.judging import (
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_quality import JudgeSection
-from stillhouse.core.records import Completion, Query
+from stillhouse.core.records import LABELLED, Completion, Query
 from stillhouse.core.runfolder import Outcome
 from stillhouse.core.statistics import wilson
+from stillhouse.core.tasks import GenerationTask
 from stillhouse.models.completer import Completer, Sampling
 from stillhouse.models.judge import Answer, Judge, JudgeForm, Pair, win_shares
-from stillhouse.teacher.ask import AskResult, ask
-from stillhouse.teacher.build import open_teacher, queries_in_flight
+from stillhouse.teacher.ask_as import ask_as
+from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.judge_gold import GoldAnswer, gold_pairs, read_gold
 from stillhouse.teacher.judge_trial import (
     PairTrial,
@@ -46,22 +47,21 @@ from stillhouse.teacher.judge_trial import (
 from stillhouse.teacher.store import AnswerKey, AnswerStore
 
 STORE_FILE: Final = "judge.jsonl"
-Valid = Callable[[Query, Completion], bool]
+# What is kept of an answer, in its canonical form; `None` where the checks reject it.
+Kept = Callable[[Query, Completion], str | None]
 
 
 class Candidates(NamedTuple):
-    """The valid answers to one query, by sample."""
+    """The valid answers to one query, by sample, and what is kept of each: that is judged."""
 
     query: Query
     completions: list[Completion]
+    texts: list[str]
 
     @property
     def distinct(self) -> dict[str, int]:
         """Text -> number, of the answers that differ."""
-        return {
-            text: number
-            for number, text in enumerate(dict.fromkeys(c.text.strip() for c in self.completions))
-        }
+        return {text: number for number, text in enumerate(dict.fromkeys(self.texts))}
 
 
 def run_judge(  # noqa: PLR0917 - one signature for all stages
@@ -71,7 +71,7 @@ def run_judge(  # noqa: PLR0917 - one signature for all stages
     store_path: Path,
     work: Path,
     progress: Progress,
-    valid: Valid,
+    kept: Kept,
 ) -> Outcome:
     """Test the judge, then judge every valid answer.
 
@@ -82,7 +82,8 @@ def run_judge(  # noqa: PLR0917 - one signature for all stages
         store_path: the run's folder of paid answers.
         work: where the judgements go.
         progress: bars and lines.
-        valid: whether an answer passes the checks; others are not worth a verdict.
+        kept: what is kept of an answer that passes the checks; others are not worth a verdict.
+            Answers that differ in form alone are one, and paid once.
 
     Raises:
         UserError: the gold set cannot be used, or the judge is no better than chance on it.
@@ -91,7 +92,7 @@ def run_judge(  # noqa: PLR0917 - one signature for all stages
     section = recipe.dataset.judge
     assert section is not None
     gold = read_gold(Path(section.gold), recipe.task)
-    candidates = _candidates(traffic_dir, ask_dir, valid)
+    candidates = _candidates(recipe, traffic_dir, ask_dir, kept)
     with _named_for_the_judge():
         completer = open_teacher(section.as_teacher(), recipe.prices)
         sitting = asyncio.run(
@@ -183,12 +184,12 @@ class _Desk:
     async def ask(
         self, queries: Sequence[Query], sampling: Sampling
     ) -> Mapping[str, Sequence[Completion]]:
-        result: AskResult = await ask(
+        result = await ask_as(
+            self._section.as_teacher(),
             self._completer,
             queries,
             sampling,
             self._store,
-            concurrency=queries_in_flight(self._section.as_teacher(), self._completer.info),
             budget_usd=self._section.budget_usd,
             prices=self._recipe.prices,
             progress=self._progress,
@@ -203,27 +204,27 @@ class _Desk:
         return result.completions_by_query
 
 
-def _candidates(traffic_dir: Path, ask_dir: Path, valid: Valid) -> list[Candidates]:
+def _candidates(recipe: Recipe, traffic_dir: Path, ask_dir: Path, kept: Kept) -> list[Candidates]:
+    """Valid answers by query; not of queries whose true answer takes the place of the teacher's."""
+    replaced = not isinstance(recipe.task, GenerationTask)
     by_query: dict[str, list[Completion]] = {}
     for completion in read_records(ask_dir / "completions.jsonl", Completion):
         by_query.setdefault(completion.query_id, []).append(completion)
     found = []
     for query in read_records(traffic_dir / "queries.jsonl", Query):
+        if replaced and query.id.startswith(LABELLED):
+            continue
         samples = sorted(by_query.get(query.id, ()), key=lambda c: c.sample)
-        good = [completion for completion in samples if valid(query, completion)]
+        good = [(one, text) for one in samples if (text := kept(query, one)) is not None]
         if good:
-            found.append(Candidates(query, good))
+            found.append(Candidates(query, *map(list, zip(*good, strict=True))))
     return found
 
 
 async def _score(
     judge: Judge, candidates: Sequence[Candidates], min_score: float
 ) -> list[Judgement]:
-    answers = [
-        Answer(one.query, completion.text.strip())
-        for one in candidates
-        for completion in one.completions
-    ]
+    answers = [Answer(one.query, text) for one in candidates for text in one.texts]
     scores = iter(await judge.score(answers))
     return [
         _judgement(completion, "pointwise", score, score is not None and score >= min_score)
@@ -252,8 +253,8 @@ async def _rank(
     for one, table in zip(candidates, tables, strict=True):
         distinct = one.distinct
         shares = win_shares(table, len(distinct)) if table else [0.5] * len(distinct)
-        for completion in one.completions:
-            share = shares[distinct[completion.text.strip()]]
+        for completion, text in zip(one.completions, one.texts, strict=True):
+            share = shares[distinct[text]]
             judgements.append(_judgement(completion, "pairwise", share, None))
     noise: list[PairOutcome] = []
     where = {id(one): index for index, one in enumerate(candidates)}
@@ -275,11 +276,13 @@ def _own_pairs(candidates: Sequence[Candidates]) -> list[_OwnPair]:
     """The first two valid answers of one model to each query, where there are two."""
     found = []
     for one in candidates:
-        first = one.completions[0]
-        second = next((c for c in one.completions[1:] if c.model == first.model), None)
-        if second is not None:
-            pair = Pair(one.query, first.text.strip(), second.text.strip())
-            found.append(_OwnPair(one, pair))
+        same = [
+            text
+            for completion, text in zip(one.completions, one.texts, strict=True)
+            if completion.model == one.completions[0].model
+        ]
+        if len(same) > 1:
+            found.append(_OwnPair(one, Pair(one.query, same[0], same[1])))
     return found
 
 

@@ -36,7 +36,7 @@ class PointTrial(NamedTuple):
     quality: JudgeQuality
 
     def as_json(self) -> dict[str, object]:
-        """Quality, and the same at every other threshold, for choosing `min_score`."""
+        """Quality, and the same between every two scores, for choosing `min_score`."""
         return {
             "good": self.counts.good,
             "bad": self.counts.bad,
@@ -45,7 +45,7 @@ class PointTrial(NamedTuple):
             "specificity": self.quality.specificity.to_json(),
             "youden": self.quality.youden.to_json(),
             "p_value": self.quality.p_value,
-            "thresholds": [self._at(float(score)) for score in SCORES[1:]],
+            "thresholds": [self._at(int(score) - 0.5) for score in SCORES[1:]],
         }
 
     def _at(self, least: float) -> dict[str, object]:

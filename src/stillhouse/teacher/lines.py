@@ -20,8 +20,8 @@ from stillhouse.models.completer import ModelInfo
 from stillhouse.teacher.keys import AnswerKey
 
 SUM_DIGITS: Final = 16
-_HEAD: Final = b'{"sum":"'
-_REST_AT: Final = len(_HEAD) + SUM_DIGITS + len(b'",')
+HEAD: Final = b'{"sum":"'
+_REST_AT: Final = len(HEAD) + SUM_DIGITS + len(b'",')
 _ANSWERS: Final = b',"completions":['
 _INFO_FIELDS: Final = ("name", "revision", "gives_label_logprobs", "gives_logprobs", "takes_seed")
 
@@ -140,13 +140,18 @@ def ledger_line(line: LedgerLine) -> bytes:
     return _summed(f'"ledger":{json.dumps(value)}}}'.encode())
 
 
+def checksum_of(raw: bytes) -> bytes:
+    """The checksum that a line bears: what a frozen store's digest is over."""
+    return raw[len(HEAD) : len(HEAD) + SUM_DIGITS]
+
+
 def frozen_line(line: FrozenLine) -> bytes:
     """The mark of a frozen store, with its newline."""
     return _summed(f'"frozen":{json.dumps(line._asdict())}}}'.encode())
 
 
 def _summed(rest: bytes) -> bytes:
-    return b"".join((_HEAD, _sum(rest), b'",', rest, b"\n"))
+    return b"".join((HEAD, _sum(rest), b'",', rest, b"\n"))
 
 
 def _sum(rest: bytes) -> bytes:
@@ -212,8 +217,8 @@ def completions_of(raw: bytes) -> list[Completion]:
 
 def _checked(raw: bytes) -> tuple[bytes, bytes]:
     rest = raw[_REST_AT:].removesuffix(b"\n")
-    claimed = raw[len(_HEAD) : len(_HEAD) + SUM_DIGITS]
-    separator = raw[len(_HEAD) + SUM_DIGITS : _REST_AT]
-    if not raw.startswith(_HEAD) or separator != b'",' or claimed != _sum(rest):
+    claimed = checksum_of(raw)
+    separator = raw[len(HEAD) + SUM_DIGITS : _REST_AT]
+    if not raw.startswith(HEAD) or separator != b'",' or claimed != _sum(rest):
         raise ValueError("checksum")
     return rest, claimed

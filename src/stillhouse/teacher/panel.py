@@ -21,8 +21,10 @@ from stillhouse.core.recipe_teacher import TeacherSection
 from stillhouse.core.records import Query
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
 from stillhouse.teacher.answers import problem_of
-from stillhouse.teacher.ask import AskResult, ask
-from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
+from stillhouse.teacher.ask import AskResult
+from stillhouse.teacher.ask_as import ask_as
+from stillhouse.teacher.batch_journal import FOLDER, held_by_batches
+from stillhouse.teacher.build import open_teacher, teacher_sampling
 from stillhouse.teacher.ensemble import Ensemble, Member, combine_results
 from stillhouse.teacher.store import AnswerStore
 
@@ -94,28 +96,38 @@ async def check_openable(recipe: Recipe, candidates: Sequence[Candidate]) -> Non
             await open_teacher(section, recipe.prices).aclose()
 
 
-async def ask_panel(  # noqa: PLR0917 - what asking needs
-    recipe: Recipe,
-    candidates: Sequence[Candidate],
-    tuned: Path | None,
-    store: AnswerStore,
-    sets: Mapping[str, Sequence[Query]],
-    progress: Progress,
-    *,
-    budget_usd: float | None,
-    timer: Timer[T],
-) -> Panel[T]:
-    """Ask all candidates all sets.
+def budget_left(
+    recipe: Recipe, compare: CompareSection, candidates: Sequence[Candidate], store: Path
+) -> float | None:
+    """The comparison's budget without what batches hold of it; `store` is the store's folder.
 
-    Args:
-        recipe: task, prices and seed.
-        candidates: who; what one shares with another is asked once.
-        tuned: the recipe's own teacher, where it was tuned.
-        store: of the run folder.
-        sets: queries by title.
-        progress: bars.
-        budget_usd: limit on what all answers in the store may have cost.
-        timer: times an opened local teacher.
+    Raises:
+        UserError: a teacher that is compared has batches in flight.
+    """
+    held = held_by_batches(store / FOLDER)
+    held.refuse_in_flight([section.model for one in candidates for _, section in one.members])
+    return held.budget_left(compare.budget_usd or recipe.teacher.budget_usd)
+
+
+class Asking(NamedTuple, Generic[T]):
+    """How a panel is asked.
+
+    `tuned` is the recipe's own teacher, where it was tuned; `sets` are queries by title;
+    `budget_usd` limits what all answers in the store may have cost; `timer` times an opened local
+    teacher.
+    """
+
+    recipe: Recipe
+    tuned: Path | None
+    store: AnswerStore
+    sets: Mapping[str, Sequence[Query]]
+    progress: Progress
+    budget_usd: float | None
+    timer: Timer[T]
+
+
+async def ask_panel(to: Asking[T], candidates: Sequence[Candidate]) -> Panel[T]:
+    """Ask all candidates all sets; what one shares with another is asked once.
 
     Raises:
         BudgetError, RunFolderError: no teacher could go on.
@@ -126,41 +138,30 @@ async def ask_panel(  # noqa: PLR0917 - what asking needs
     first: StillhouseError | None = None
     for candidate in candidates:
         try:
-            panel.answered[candidate.name] = await _candidate(
-                recipe, candidate, tuned, store, sets, progress, asked, budget_usd, timer
-            )
+            panel.answered[candidate.name] = await _candidate(to, candidate, asked)
         except (BudgetError, RunFolderError):
             raise
         except StillhouseError as error:
             first = first or error
             panel.failed[candidate.name] = str(error)
-            progress.say(f"{candidate.name} is left out: {error}")
+            to.progress.say(f"{candidate.name} is left out: {error}")
     if not panel.answered:
         assert first is not None, "there is at least one candidate"
         raise first
     return panel
 
 
-async def _candidate(  # noqa: PLR0917
-    recipe: Recipe,
+async def _candidate(
+    to: Asking[T],
     candidate: Candidate,
-    tuned: Path | None,
-    store: AnswerStore,
-    sets: Mapping[str, Sequence[Query]],
-    progress: Progress,
     asked: dict[TeacherSection, Answered[T] | StillhouseError],
-    budget_usd: float | None,
-    timer: Timer[T],
 ) -> Answered[T]:
     found: list[Answered[T]] = []
     for name, section in candidate.members:
         if section not in asked:
-            own = tuned if section is recipe.teacher else None
             alone = Candidate(name, section.model, ((name, section),), (1.0,), None)
             try:
-                asked[section] = await _ask_one(
-                    recipe, alone, own, store, sets, progress, budget_usd, timer
-                )
+                asked[section] = await _ask_one(to, alone)
             except (BudgetError, RunFolderError):
                 raise
             except StillhouseError as error:
@@ -176,48 +177,39 @@ async def _candidate(  # noqa: PLR0917
     members = zip(candidate.members, candidate.weights, found, strict=True)
     ensemble = Ensemble(
         f"{ENSEMBLE}:{candidate.name}",
-        recipe.task,
+        to.recipe.task,
         candidate.how,
         tuple(Member(section, weight, one.info) for (_, section), weight, one in members),
     )
     results = [
         combine_results(ensemble, [one.results[number] for one in found], queries)
-        for number, queries in enumerate(sets.values())
+        for number, queries in enumerate(to.sets.values())
     ]
     return Answered(candidate, ensemble.info, results, None, tuple(found))
 
 
-async def _ask_one(  # noqa: PLR0917
-    recipe: Recipe,
-    candidate: Candidate,
-    tuned: Path | None,
-    store: AnswerStore,
-    sets: Mapping[str, Sequence[Query]],
-    progress: Progress,
-    budget_usd: float | None,
-    timer: Timer[T],
-) -> Answered[T]:
-    section = candidate.members[0][1]
-    one = recipe.model_copy(update={"teacher": section})
-    completer = open_teacher(section, recipe.prices, tuned)
+async def _ask_one(to: Asking[T], candidate: Candidate) -> Answered[T]:
+    recipe, section = to.recipe, candidate.members[0][1]
+    own = to.tuned if section is recipe.teacher else None
+    completer = open_teacher(section, recipe.prices, own)
     async with aclosing(completer):
-        sampling = teacher_sampling(one, completer.info)
+        sampling = teacher_sampling(recipe.model_copy(update={"teacher": section}), completer.info)
         results: list[AskResult] = []
-        for title, queries in sets.items():
-            result = await ask(
+        for title, queries in to.sets.items():
+            result = await ask_as(
+                section,
                 completer,
                 queries,
                 sampling,
-                store,
-                concurrency=queries_in_flight(section, completer.info),
-                budget_usd=budget_usd,
+                to.store,
+                budget_usd=to.budget_usd,
                 prices=recipe.prices,
-                progress=progress,
+                progress=to.progress,
                 title=f"{candidate.name}: {title}",
                 problem_of=None if results else partial(problem_of, recipe.task),
             )
             if queries and not result.completions_by_query:
                 raise TeacherError(f"no query got an answer: {result.failures[0].detail}")
             results.append(result)
-        timing = await timer(completer, sampling) if completer.info.local else None
+        timing = await to.timer(completer, sampling) if completer.info.local else None
         return Answered(candidate, completer.info, results, timing)

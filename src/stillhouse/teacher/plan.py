@@ -73,9 +73,11 @@ def make(known: Known) -> Plan:
     accepted = _accepted(known)
     examples = _examples(accepted, known.near_repeats, len(known.traffic))
     seconds, limited_by = _seconds(known, prompt, completion)
-    per_query = None
-    if usd is not None and known.waiting:
-        per_query = usd.times(1.0 / len(known.waiting))
+    asked_at = _asked_at(known, usd)
+    per_query, budgeted = (
+        None if total is None or not known.waiting else total.times(1.0 / len(known.waiting))
+        for total in (usd, asked_at)
+    )
     counts = Counts(
         len(known.waiting),
         len(known.traffic),
@@ -112,7 +114,7 @@ def make(known: Known) -> Plan:
         disk_free_bytes=known.disk_free_bytes,
         accepted=accepted,
         examples=examples,
-        budget=plan_budget(counts, usd, per_query, examples),
+        budget=plan_budget(counts, asked_at, budgeted, examples),
         targets=plan_targets(counts, per_query, batch, examples),
         cheapest=_cheapest(known, usd, batch, seconds),
         student=known.student,
@@ -214,8 +216,20 @@ def _batch(known: Known, price: ModelPrice | None, usd: Estimate | None) -> Esti
     return None if share == 1.0 else usd.times(share)
 
 
+def _asked_at(known: Known, usd: Estimate | None) -> Estimate | None:
+    """USD of what is waiting as the recipe asks it: by batch, but for the pilot."""
+    batch = known.recipe.teacher.batch
+    if usd is None or batch is None or not known.waiting:
+        return usd
+    share = batch_share(known.recipe.prices, known.info.name)
+    live = min(1.0, batch.pilot / len(known.waiting))
+    return usd.times(live + (1.0 - live) * share)
+
+
 def _seconds(known: Known, prompt: Estimate, completion: Estimate) -> tuple[Estimate | None, str]:
     sample = known.sample
+    if known.recipe.teacher.batch is not None:
+        return None, f"as long as the provider's batches take, within {BATCH_HOURS} hours each"
     if known.info.local:
         pieces = sample.pieces[1:] if len(sample.pieces) > 2 else sample.pieces
         if len(pieces) < 2:

@@ -23,11 +23,11 @@ class Counts(NamedTuple):
 def plan_budget(
     plan: Counts, usd: Estimate | None, per_query: Estimate | None, examples: Estimate
 ) -> BudgetPlan | None:
-    """What the budget is good for, at list price; `None` without one.
+    """What the budget is good for, at the price that is asked at; `None` without one.
 
     Args:
         plan: counts, and the money.
-        usd: list price of all that is waiting; `None`: not known.
+        usd: of all that is waiting, as the recipe asks (live or by batch); `None`: not known.
         per_query: the same for one query; `None` also where none is waiting.
         examples: what the whole traffic is expected to give.
     """

@@ -253,7 +253,26 @@ def lifecycle_of(section: TeacherSection) -> Lifecycle:
     """
     if section.local:
         return Lifecycle(model=section.model, exists=True, source="its weights are on this machine")
+    if section.kind == "replay":  # no provider is asked for what lies in a file
+        return Lifecycle(model=section.model, exists=True, source="its answers are in a file")
+    if section.members:
+        return _of_members(section)
     return _merged(section, asyncio.run(ask_provider(section)))
+
+
+def _of_members(section: TeacherSection) -> Lifecycle:
+    """The member that goes first: one that is gone, else the earliest date, else deprecated."""
+    if section.retires_on is not None:
+        return announced(section)
+    found = [lifecycle_of(member) for member in section.member_sections]
+    first = min(
+        found,
+        key=lambda one: (one.exists is not False, one.retires_on or date.max, not one.deprecated),
+    )
+    if first.exists is False or first.retires_on is not None or first.deprecated:
+        return first
+    exists = True if all(one.exists for one in found) else None
+    return Lifecycle(model=section.model, exists=exists, source="as its members do")
 
 
 def _merged(section: TeacherSection, asked: Lifecycle) -> Lifecycle:
@@ -267,12 +286,13 @@ def _merged(section: TeacherSection, asked: Lifecycle) -> Lifecycle:
 
 def warn_of_retirement(section: TeacherSection, progress: Progress) -> None:
     """Say before asking what is announced; a provider that does not answer now is no news here."""
-    if section.local:
-        return
-    try:
-        found = lifecycle_of(section)
-    except StillhouseError:  # advice alone: what is wrong with the teacher, asking it will say
-        found = announced(section)
-    warning = found.warning(datetime.now(UTC).date())
-    if warning is not None:
-        progress.say(f"WARNING: teacher {warning}")
+    for one in section.member_sections or (section,):
+        if one.local:
+            continue
+        try:
+            found = lifecycle_of(one)
+        except StillhouseError:  # advice alone: what is wrong with the teacher, asking it will say
+            found = announced(one)
+        warning = found.warning(datetime.now(UTC).date())
+        if warning is not None:
+            progress.say(f"WARNING: teacher {warning}")

@@ -16,9 +16,9 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Query, message_key
 from stillhouse.core.split import unit_hash
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
-from stillhouse.teacher.ask import ask
+from stillhouse.teacher.ask_as import ask_as
+from stillhouse.teacher.batch_journal import Held
 from stillhouse.teacher.budget import Budget
-from stillhouse.teacher.build import queries_in_flight
 from stillhouse.teacher.rate_limits import RateLimits, rate_limits
 from stillhouse.teacher.store import AnswerStore, answer_key
 
@@ -97,17 +97,20 @@ async def ask_sample(  # noqa: PLR0917 - what asking needs
     sampling: Sampling,
     store: AnswerStore,
     chosen: Sequence[Query],
+    held: Held,
     progress: Progress,
 ) -> Sample:
     """Ask the chosen queries, those in the store excepted.
 
     Raises:
-        UserError: it can cost more than what is left of teacher.budget_usd.
+        UserError: it can cost more than what is left of teacher.budget_usd, or batches of this
+            teacher are in flight: what is in them would be paid for twice.
         StillhouseError: as `ask`.
     """
     info, section = completer.info, recipe.teacher
+    held.refuse_in_flight([info.name])
     new = [q for q in chosen if len(store.get(answer_key(info, q, sampling))) < sampling.n]
-    worst = _worst_usd(recipe, info, sampling, store, new)
+    worst = _worst_usd(recipe, info, sampling, store, held.usd, new)
     if info.local:
         progress.say(f"sample: asking {len(new)} queries of {info.name}, on this machine")
     else:
@@ -119,13 +122,13 @@ async def ask_sample(  # noqa: PLR0917 - what asking needs
         if not part:
             continue
         started = time.perf_counter()
-        asked = await ask(
+        asked = await ask_as(
+            section,
             completer,
             part,
             sampling,
             store,
-            concurrency=queries_in_flight(section, info),
-            budget_usd=section.budget_usd,
+            budget_usd=held.budget_left(section.budget_usd),
             prices=recipe.prices,
             progress=progress,
             title="sampling the teacher",
@@ -159,11 +162,12 @@ def _dealt(queries: Sequence[Query], hands: int) -> list[list[Query]]:
     return [list(queries[start::hands]) for start in range(hands)]
 
 
-def _worst_usd(
+def _worst_usd(  # noqa: PLR0917 - what a sum needs
     recipe: Recipe,
     info: ModelInfo,
     sampling: Sampling,
     store: AnswerStore,
+    held_usd: float,
     new: Sequence[Query],
 ) -> float:
     """The most that the sample can cost.
@@ -174,7 +178,7 @@ def _worst_usd(
     limit = recipe.teacher.budget_usd
     if info.local:
         return 0.0
-    spent = store.paid_usd + store.unpriced_usd(recipe.prices)
+    spent = store.paid_usd + store.unpriced_usd(recipe.prices) + held_usd
     budget = Budget(limit, spent, info, recipe.prices)
     worst, fits = 0.0, 0
     for query in new:

@@ -27,9 +27,11 @@ from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import tune_check_split
 from stillhouse.models.completer import ModelInfo
 from stillhouse.teacher.answers import blind_problem, problem_of, require_usable
-from stillhouse.teacher.ask import AskResult, ask
-from stillhouse.teacher.batch_build import FOLDER, BatchResult, ask_batches
-from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
+from stillhouse.teacher.ask import AskResult
+from stillhouse.teacher.ask_as import ask_as
+from stillhouse.teacher.batch_build import BatchResult, ask_batches
+from stillhouse.teacher.batch_journal import FOLDER
+from stillhouse.teacher.build import open_teacher, teacher_sampling
 from stillhouse.teacher.check import check_teacher, has_truth
 from stillhouse.teacher.ensemble import (
     combine_results,
@@ -235,20 +237,17 @@ async def _ask_all(  # noqa: PLR0917 - the arguments of the stages
                         )
                     )
                     continue
-                result = await ask(
+                result = await ask_as(
+                    recipe.teacher,
                     completer,
                     batched.to_ask(completer, queries, sampling),
                     sampling,
                     store,
-                    concurrency=queries_in_flight(recipe.teacher, completer.info),
-                    budget_usd=batched.budget_left(recipe.teacher.budget_usd),
+                    budget_usd=batched.held.budget_left(recipe.teacher.budget_usd),
                     prices=recipe.prices,
                     progress=progress,
                     title=title,
                     problem_of=unusable,
-                    deadline_s=recipe.teacher.deadline_s,
-                    outage_s=recipe.teacher.outage_s,
-                    stop_on_revision_change=recipe.teacher.on_revision_change == "stop",
                 )
                 results.append(batched.added_to(result, completer, queries, sampling))
         told = from_headers(completer.info.name, getattr(completer, "headers", {}))

@@ -31,6 +31,7 @@ from stillhouse.teacher.lines import (
     LedgerLine,
     Line,
     answer_line,
+    checksum_of,
     completions_of,
     frozen_line,
     head_of,
@@ -272,7 +273,7 @@ class AnswerStore:
         if isinstance(line, FrozenLine):
             self.frozen = line
             return
-        self._sums.update(raw[8:24])
+        self._sums.update(checksum_of(raw))
         row = self._rows.add(line, offset, len(raw), self._revision_row(line.revisions))
         bound = line.bound_usd
         if bound is None:
@@ -337,7 +338,8 @@ class AnswerStore:
             except (ValueError, KeyError, TypeError):
                 raise DataError(
                     f"{self.path} line {number}",
-                    "is damaged: it does not match its checksum",
+                    "is damaged: it does not match its checksum"
+                    + (", or the file is no answer store" if number == 1 else ""),
                     action="delete this line; its answer will be asked for again"
                     if self.frozen is None
                     else "a frozen store must not change: take another copy of it",

@@ -26,6 +26,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.recipe_teacher import TEACHER_FORMS, Price, PricesSection, TeacherSection
 from stillhouse.models.embedders import HASHING
 from stillhouse.traffic.call import Call
+from stillhouse.traffic.earlier import PAGE, REJECTS, REPORT, file_hashes, require_replaceable
 from stillhouse.traffic.formats import FORMATS, LogFormat
 from stillhouse.traffic.group import assignment, find_tasks
 from stillhouse.traffic.logs import LogReader, Reject
@@ -42,9 +43,6 @@ from stillhouse.traffic.task_recipe import UNKNOWN_SERVER, canonical_model, pric
 from stillhouse.traffic.tasks_page import render_tasks
 from stillhouse.traffic.tasks_report import TasksReport
 
-REPORT: Final = "tasks.json"
-PAGE: Final = "tasks.html"
-REJECTS: Final = "rejects.jsonl"
 REJECT_CHARS: Final = 2000
 
 
@@ -80,7 +78,8 @@ def mine(options: MineOptions, progress: Progress) -> Mined:
     """Find, rank and write the tasks of some logs.
 
     Raises:
-        UserError: a log is missing or nothing of it can be read, or `out` holds other files.
+        UserError: a log is missing or nothing of it can be read, or `out` holds other files, or
+            an earlier result in which somebody has worked.
         RedactionError: personal data could not be looked for. Nothing is stored then.
     """
     _check(options)
@@ -91,6 +90,7 @@ def mine(options: MineOptions, progress: Progress) -> Mined:
         work.mkdir(parents=True)
     try:
         mined = _mine(options, redactor, work, progress)
+        require_replaceable(options.out)  # somebody may have worked there meanwhile
         with disk_errors(options.out):
             shutil.rmtree(options.out, ignore_errors=True)
             work.rename(options.out)
@@ -105,12 +105,9 @@ def _check(options: MineOptions) -> None:
         raise UserError("--min-requests", "must be at least 1", value=options.min_requests)
     if options.days is not None and not options.days > 0:
         raise UserError("--days", "must be above 0", value=options.days)
-    out = options.out
-    if out.exists() and not (out / REPORT).exists():
-        if not out.is_dir() or any(out.iterdir()):
-            raise UserError(
-                str(out), "exists and is no earlier result of mining", action="choose another --out"
-            )
+    if options.top < 1:
+        raise UserError("--top", "must be at least 1", value=options.top)
+    require_replaceable(options.out)
 
 
 def _mine(options: MineOptions, redactor: Redactor, work: Path, progress: Progress) -> Mined:
@@ -138,6 +135,7 @@ def _mine(options: MineOptions, redactor: Redactor, work: Path, progress: Progre
         labels = assignment(len(spool), [tasks[index].found.calls for index in order])
     finally:
         spool.close()
+    report = report.model_copy(update={"files": file_hashes(work)})
     text = report.model_dump_json(indent=2) + "\n"
     recipes = {
         task.name: (work / task.recipe).read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import unit_hash
 from stillhouse.core.tasks import Task
 from stillhouse.traffic.read import read_labelled, read_queries
-from stillhouse.traffic.redact import Redactor
+from stillhouse.traffic.redact import Redactor, pseudonym
 from stillhouse.traffic.select import select_queries
 
 Q = TypeVar("Q", bound=Query)
@@ -147,7 +147,12 @@ def redacted(queries: list[Q], redactor: Redactor) -> list[Q]:
 
 
 def _of_others(queries: Sequence[Q], forgotten: Container[str]) -> list[Q]:
-    return [query for query in queries if query.user is None or query.user not in forgotten]
+    """Without those of forgotten users, who may be known by the name that redaction gave them."""
+    return [
+        query
+        for query in queries
+        if query.user is None or not (query.user in forgotten or pseudonym(query.user) in forgotten)
+    ]
 
 
 def distinct(

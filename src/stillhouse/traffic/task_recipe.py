@@ -1,4 +1,4 @@
-"""The recipe and the traffic file of a mined task: `stillhouse run` works on them as they stand.
+"""The recipe and the traffic file of a mined task: `stillhouse run` takes them once terms are set.
 
 The recipe names the model that answers today as the teacher, the prompt as recovered, and a student
 for the task's kind. The traffic file holds each distinct redacted request once, as `traffic.read`

@@ -24,6 +24,7 @@ from stillhouse.traffic.tasks_report import MinedTask, TasksReport
 SHOWN_LABELS: Final = 12
 SHOWN_ROWS: Final = 40
 TABLE_WIDTH: Final = 120
+TO_FILL_IN: Final = "teacher.terms, and what its comments ask for"
 PARTS: Final = ("closedness", "agreement", "brevity", "narrowness", "volume")
 
 
@@ -40,6 +41,8 @@ def render_tasks(report: TasksReport, recipes: Mapping[str, str]) -> str:
             top_value=max((task.value or 0.0 for task in report.tasks), default=0.0),
             parts=PARTS,
             shown_labels=SHOWN_LABELS,
+            to_fill_in=TO_FILL_IN,
+            known=known_usd(report),
         )
     )
 
@@ -60,6 +63,19 @@ def sentence(report: TasksReport) -> str:
     return (
         f"Distil {best.name} first. {spent}, {100 * best.share:.0f}% of all requests, and {what}."
     )
+
+
+def known_usd(report: TasksReport) -> str | None:
+    """`at least $2.10 a month` where the price of only a part is known; `None` of none or all."""
+    monthly = report.window.days is not None
+    known = [
+        value
+        for task in report.tasks
+        if (value := task.usd_per_month if monthly else task.usd) is not None
+    ]
+    if report.usd is not None or not known:
+        return None
+    return f"at least {usd(sum(known))}"
 
 
 def usd(value: float | None) -> str:
@@ -135,7 +151,10 @@ def show_tasks(report: TasksReport, out: Path, as_json: bool) -> None:
     console.print(f"page: {out / 'tasks.html'}", markup=False)
     best = next((task for task in report.tasks if task.recommended), None)
     if best is not None and best.recipe is not None:
-        console.print(f"next: stillhouse run {out / best.recipe}", markup=False)
+        recipe = out / best.recipe
+        console.print(f"next: fill in {recipe}: {TO_FILL_IN}; then", markup=False)
+        console.print(f"      stillhouse plan {recipe}", markup=False)
+        console.print(f"      stillhouse run {recipe}", markup=False)
 
 
 def label_rows(task: MinedTask) -> list[tuple[str, float]]:

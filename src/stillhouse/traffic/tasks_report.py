@@ -147,3 +147,6 @@ class TasksReport(Record):
     tasks: tuple[MinedTask, ...]
     other: int
     notes: tuple[str, ...]
+    files: Mapping[str, str] = Field(
+        default_factory=dict, description="Hash of each recipe and traffic file as it was written."
+    )

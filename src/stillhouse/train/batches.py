@@ -32,6 +32,7 @@ OTHER: Final = "other_"  # before the keys that hold another tokenizer's rows
 PAIRS: Final = "pairs"  # of an item: its targets that are paired, (student's, teacher's)
 DOMAIN: Final = "domain"  # number of what an item is about
 GROUPED_BATCHES: Final = 50  # batches that are sorted by length together
+SIGNAL_ROWS: Final = "signal_rows"  # of a batch: numbers of its examples in a signal cache
 Item = Mapping[str, Any]
 
 
@@ -76,6 +77,8 @@ def without_targets(item: Item) -> Item:
     found = {**item, "labels": none}
     if PAIRS in item:
         found |= {PAIRS: [], OTHER + "labels": [IGNORE_INDEX] * len(item[OTHER + "labels"])}
+    if "signal_row" in item and not isinstance(labels, int):
+        found["signal_row"] = -1 - item["signal_row"]  # has no targets for it to speak of
     return found
 
 
@@ -148,8 +151,9 @@ class Collator:
     """Pads a list of items on the right to the longest of them.
 
     Gives `input_ids` [B, T], `attention_mask` [B, T], `labels` ([B] or [B, T]); where the items
-    hold the teacher's belief, `teacher_logits` [B, C] (log-probabilities, nats); and where they
-    hold `hidden` states, `inputs_embeds` [B, T, H]. Where a teacher has a tokenizer of its own,
+    hold the teacher's belief, `teacher_logits` [B, C] (log-probabilities, nats); where they hold
+    `hidden` states, `inputs_embeds` [B, T, H]; and where they hold a `signal_row`, `signal_rows`
+    [B] in their order, which is that of the targets. Where a teacher has a tokenizer of its own,
     its rows are `other_input_ids`, `other_attention_mask` and `other_labels` [B, T'], and `aligned`
     [P, 2] pairs the student's targets with the teacher's. `domain` [B] numbers what rows are about.
     """
@@ -168,6 +172,8 @@ class Collator:
         if all("teacher_probabilities" in item for item in items):
             beliefs = [item["teacher_probabilities"] for item in items]
             batch["teacher_logits"] = from_class_probabilities(beliefs).logits
+        if "signal_row" in items[0]:
+            batch[SIGNAL_ROWS] = torch.tensor([item["signal_row"] for item in items])
         if "hidden" in items[0]:
             batch["inputs_embeds"] = pad_sequence([i["hidden"] for i in items], batch_first=True)
         if DOMAIN in items[0]:

@@ -19,6 +19,7 @@ from stillhouse.core.errors import DataError
 from stillhouse.core.jsonl import read_json, read_records, write_json
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_train import TrainSection
 from stillhouse.core.records import Example
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.loading import folder_size, pick_device
@@ -31,11 +32,14 @@ from stillhouse.train.batches import (
     encode_labels,
     padding_share,
 )
+from stillhouse.train.cached_teacher import with_head
 from stillhouse.train.checkpoints import weight_errors
+from stillhouse.train.features_wiring import Learned
 from stillhouse.train.fit import Fitted, fit
 from stillhouse.train.history import EarlyStop, Report, curve, write_rows
 from stillhouse.train.lora import merged, save_adapter, with_adapters
 from stillhouse.train.packing import PackingCollator, check_packing, packed_padding_share
+from stillhouse.train.parts import detach
 from stillhouse.train.ranks import is_main, wait_for_all, world_size
 from stillhouse.train.reading import Reading, rows_for_readers
 from stillhouse.train.schedule import (
@@ -45,6 +49,7 @@ from stillhouse.train.schedule import (
     training_arguments,
     uses_bf16,
 )
+from stillhouse.train.signal_binding import Learnt, bind_signals
 from stillhouse.train.students import (
     CUT_BASE,
     Student,
@@ -75,13 +80,15 @@ class Data(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Job:
     """One student to train. `alpha` overrides the recipe's; `tuned` is the tuned teacher's folder,
-    if it was tuned; `title` is shown beside the bar."""
+    if it was tuned; `title` is shown beside the bar; `signals` is the capture stage's folder, where
+    soft targets come from there."""
 
     recipe: Recipe
     data: Data
     tuned: Path | None
     alpha: float
     title: str
+    signals: Path | None = None
 
     @property
     def teacher(self) -> str:
@@ -107,13 +114,20 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     student = _build(job)
     use_cache = student.model.config.to_dict().get("use_cache")
     train, held_out = (_encode(job, student, part) for part in job.data)
+    texts = _texts(job) if student.head == "label" else ()
+    reading = Reading(job.alpha, job.teacher, device, bf16, Learned(train.rows, texts))
+    if job.signals is not None:
+        sets = (Learnt(job.data.train, train), Learnt(job.data.held_out, held_out))
+        bound = bind_signals(job.recipe, student, job.teacher, job.signals, sets)
+        train, held_out = bound.train, bound.held_out
+        reading = reading._replace(signals=with_head(bound.signals, job.teacher, device))
     if train.cut:
         progress.say(
             f"{job.title}: {train.cut:,} of {len(train.rows):,} inputs are longer than "
             f"{student.plan.max_tokens:,} tokens and were cut"
         )
     best_by = DIVERGENCE if job.alpha > 0 else CROSS_ENTROPY
-    objective = build_objective(job.recipe, student, Reading(job.alpha, job.teacher, device, bf16))
+    objective = build_objective(job.recipe, student, reading)
     schedule = plan_schedule(
         len(train.rows),
         section.batch_size,
@@ -154,6 +168,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
             head_learning_rate=section.head_learning_rate if student.head == "label" else None,
         )
         fitted = fit(trainer, best_by, section.patience)
+    detach(model)
     whole = trainer.whole_weights()
     if not is_main():
         wait_for_all()
@@ -189,6 +204,8 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
             "held_out_cut": held_out.cut,
         },
         "alpha": job.alpha,
+        "signals": "live" if reading.signals is None else "cache",
+        **_terms(section),
         "distillation_temperature": section.distillation_temperature,
         "divergence": section.divergence,
         "divergence_beta": section.divergence_beta,
@@ -260,6 +277,16 @@ def _encode(job: Job, student: Student, examples: Sequence[Example]) -> Encoded:
         return encoded
     rows = rows_for_readers(job.recipe, student, job.teacher, encoded.rows, examples)
     return encoded._replace(rows=rows)
+
+
+def _terms(section: TrainSection) -> dict[str, object]:
+    """The terms beside the response, as the recipe has them, where it has any."""
+    if section.terms is None:
+        return {}
+    plain = section.model_dump(
+        mode="json", include={"terms", "balance", "balancing", "progressive"}
+    )
+    return dict(plain)
 
 
 def _course(fitted: Fitted, best_by: str) -> dict[str, object]:

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from stillhouse.core.jsonl import void, write_atomic
 from stillhouse.core.progress import Ticker
+from stillhouse.train.balanced import log_of
 from stillhouse.train.trainer import AGREEMENT, CROSS_ENTROPY, DIVERGENCE, metric
 
 Log = Sequence[Mapping[str, Any]]
@@ -24,8 +25,10 @@ Log = Sequence[Mapping[str, Any]]
 class CurveRow(NamedTuple):
     """One step of a learning curve; `None` where nothing was measured there.
 
-    `loss` is the mean training loss since the row before; the others are means over the held-out
-    set (nats, nats, share).
+    `loss` is the mean training loss since the row before; the held-out ones are means over the
+    held-out set (nats, nats, share). `terms`, where a student is trained on several, holds each
+    one's own mean `loss` since the row before, unweighted, and its `weight` and `gradient_norm`
+    (of the weighted loss) at the step.
     """
 
     step: int
@@ -34,6 +37,7 @@ class CurveRow(NamedTuple):
     held_out_divergence: float | None
     held_out_cross_entropy: float | None
     held_out_agreement: float | None
+    terms: Mapping[str, Mapping[str, float | None]] | None = None
 
 
 def curve(log: Log) -> list[CurveRow]:
@@ -50,6 +54,7 @@ def curve(log: Log) -> list[CurveRow]:
             held_out_divergence=_finite(metric(entry, DIVERGENCE)),
             held_out_cross_entropy=_finite(metric(entry, CROSS_ENTROPY)),
             held_out_agreement=_finite(metric(entry, AGREEMENT)),
+            terms=_terms(entry),
         )
         for step, entry in sorted(steps.items())
     ]
@@ -60,9 +65,17 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
+def _terms(entry: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | None]] | None:
+    found = log_of(entry)
+    if found is None:
+        return None
+    return {name: {k: _finite(v) for k, v in row.items()} for name, row in found.items()}
+
+
 def write_rows(path: Path, rows: Sequence[CurveRow]) -> None:
     """Write a learning curve as a JSON list, a row a line."""
-    lines = ",\n ".join(json.dumps(row._asdict(), allow_nan=False) for row in rows)
+    plain = ({k: v for k, v in row._asdict().items() if k != "terms" or v} for row in rows)
+    lines = ",\n ".join(json.dumps(row, allow_nan=False) for row in plain)
     write_atomic(path, lambda handle: void(handle.write(f"[{lines}]\n")))
 
 

@@ -22,12 +22,19 @@ from transformers import PreTrainedTokenizerBase
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Example
 from stillhouse.models.divergence import cross_entropy, divergence
-from stillhouse.models.divergence_kind import FORWARD_KL, Divergence, infinite_at_zero
+from stillhouse.models.divergence_kind import (
+    CROSS_ENTROPY,
+    FORWARD_KL,
+    Divergence,
+    infinite_at_zero,
+)
+from stillhouse.models.drawing import sampled_cross_entropy
 from stillhouse.models.fused_divergence import fused_measures
+from stillhouse.models.signals import SampledSignal
 from stillhouse.train.finite import not_finite
 from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader, StepAt
-from stillhouse.train.teachers import StoredBeliefs, TeacherSource
-from stillhouse.train.terms import Response, Term, View, over_shared_ids
+from stillhouse.train.teachers import StoredBeliefs, TeacherSource, TeacherView
+from stillhouse.train.terms import Response, Shared, Term, View, over_shared_ids
 
 
 class HeldOutSums(NamedTuple):
@@ -104,8 +111,14 @@ class TermsObjective:
         view = self._view(model, batch, Needs(last_hidden=True), Needs(last_hidden=True))
         student = view.student
         if student.last_hidden is not None and student.head is not None:
-            found = fused_measures(student.last_hidden, student.head, view.targets, view.signal)
+            drawn = isinstance(view.signal, SampledSignal) and view.information is not None
+            of = CROSS_ENTROPY if drawn else FORWARD_KL
+            found = fused_measures(
+                student.last_hidden, student.head, view.targets, view.signal, of=of
+            )
             soft = found.cross_entropy if view.signal is None else found.divergence
+            if drawn and view.information is not None:
+                soft = soft + view.information.sum()
             self._check(soft, view)
             return HeldOutSums(soft, found.cross_entropy, found.agreed, found.items)
         shared = over_shared_ids(
@@ -114,7 +127,7 @@ class TermsObjective:
         hard = cross_entropy(shared.student_logits, view.targets)
         soft = hard.total
         if shared.signal is not None:
-            soft = divergence(shared.signal, shared.student_logits).total
+            soft = _held_out_divergence(shared, view.information)
         self._check(soft, view)
         agreed = (shared.student_logits.argmax(-1) == view.targets).sum()
         return HeldOutSums(soft, hard.total, agreed, hard.items)
@@ -129,16 +142,26 @@ class TermsObjective:
         raise not_finite(loss, student.class_logits() if known else None, view.signal)
 
     def _view(self, model: Any, batch: Batch, student: Needs, teacher: Needs) -> View:
-        signal = insides = None
+        seen = TeacherView(None, None)
         if self.teacher is not None and teacher.anything:
-            signal, insides = self.teacher.view(batch, teacher)
+            seen = self.teacher.view(batch, teacher)
         return View(
             batch,
             self.reader.targets(batch),
             self.reader.read(model, batch, student),
-            signal,
-            insides,
+            seen.signal,
+            seen.outputs,
+            seen.information,
         )
+
+
+def _held_out_divergence(shared: Shared, information: Tensor | None) -> Tensor:
+    """Sum of KL(teacher || student) at T = 1; of draws, its unbiased estimate."""
+    signal = shared.signal
+    assert signal is not None
+    if isinstance(signal, SampledSignal) and information is not None:
+        return (sampled_cross_entropy(signal, shared.student_logits) + information).sum()
+    return divergence(signal, shared.student_logits).total
 
 
 def label_objective(

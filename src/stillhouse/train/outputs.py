@@ -10,7 +10,8 @@ A attention heads, D width of a head.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from stillhouse.models.divergence import IGNORE_INDEX
 from stillhouse.models.head import Head, head_input, head_of, without_head
 from stillhouse.models.signals import accepts
+from stillhouse.train.insides import Caught, Projections, insides_wanted, watch
 
 Batch = Mapping[str, Tensor]
 POSITIONS: Final = "position_ids"  # of a batch with several examples to a row [B, T]
@@ -84,14 +86,10 @@ class Needs:
         """Whether a forward pass is needed at all."""
         return self != Needs()
 
-
-@dataclass(frozen=True, slots=True)
-class Projections:
-    """Queries, keys and values of one layer, before attention, heads apart."""
-
-    queries: Tensor  # [B, A, T, D]
-    keys: Tensor  # [B, A', T, D]; A' key heads under grouped queries
-    values: Tensor  # [B, A', T, D]
+    @property
+    def insides(self) -> Needs:
+        """Without what belongs to the head."""
+        return replace(self, logits=False, last_hidden=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +134,19 @@ class LabelReader:
     def read(self, model: Any, batch: Batch, needs: Needs) -> Outputs:
         """See `Reader`. Logits are given whether or not they are asked for."""
         mask = batch["attention_mask"]
-        out = model(
-            input_ids=batch["input_ids"],
-            attention_mask=mask,
-            **token_types(model, batch),
-            output_hidden_states=needs.hidden_states,
-            output_attentions=needs.attentions,
-        )
+        wanted = insides_wanted(needs.hidden_states, needs.attentions)
+        with watching(model, needs) as caught:
+            out = model(
+                input_ids=batch["input_ids"],
+                attention_mask=mask,
+                **token_types(model, batch),
+                **wanted,
+            )
         return Outputs(
             logits=out.logits,
             hidden_states=out.hidden_states if needs.hidden_states else None,
             attentions=out.attentions if needs.attentions else None,
+            projections=caught.projections(),
             mask=mask.bool(),
         )
 
@@ -182,18 +182,15 @@ class CausalReader:
         inner = getattr(model, "module", model)  # under data-parallel wrapping
         if POSITIONS in batch:
             asked[POSITIONS] = batch[POSITIONS]
-        if needs.hidden_states:
-            asked["output_hidden_states"] = True
-        if needs.attentions:
-            asked["output_attentions"] = True
+        asked |= insides_wanted(needs.hidden_states, needs.attentions)
         narrowed = "logits_to_keep" in accepts(inner)
         if narrowed:
             asked["logits_to_keep"] = columns
         head = head_of(inner) if needs.last_hidden else None
         if head is not None:
-            with without_head(inner) as caught:
+            with without_head(inner) as skipped, watching(model, needs) as caught:
                 out = model(**asked)
-            hidden = head_input(inner, head, caught, out.logits)
+            hidden = head_input(inner, head, skipped, out.logits)
             if hidden is None:  # so from now on: `head_of` gives none
                 return self.read(model, batch, needs)
             hidden = hidden if narrowed else hidden[:, columns]
@@ -201,15 +198,48 @@ class CausalReader:
             if needs.logits:
                 found["logits"] = head.logits(found["last_hidden"])
         else:
-            out = model(**asked)
+            with watching(model, needs) as caught:
+                out = model(**asked)
             found = {"logits": (out.logits if narrowed else out.logits[:, columns])[kept]}
         mask = batch.get("attention_mask")
         return Outputs(
             **found,
             hidden_states=out.hidden_states if needs.hidden_states else None,
             attentions=out.attentions if needs.attentions else None,
+            projections=caught.projections(),
             mask=None if mask is None else mask.bool(),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class BodyReader:
+    """Any model without its head: what its layers compute for the student's tokens."""
+
+    def targets(self, batch: Batch) -> Tensor:
+        """The labels, as they stand."""
+        return batch["labels"]
+
+    def read(self, model: Any, batch: Batch, needs: Needs) -> Outputs:
+        """See `Reader`; no logits."""
+        mask = batch["attention_mask"]
+        body = model.base_model
+        asked: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": mask}
+        if "use_cache" in accepts(body):
+            asked["use_cache"] = False
+        asked |= insides_wanted(needs.hidden_states, needs.attentions)
+        with watching(model, needs) as caught:
+            out = body(**asked)
+        return Outputs(
+            hidden_states=out.hidden_states if needs.hidden_states else None,
+            attentions=out.attentions if needs.attentions else None,
+            projections=caught.projections(),
+            mask=mask.bool(),
+        )
+
+
+def watching(model: Any, needs: Needs) -> AbstractContextManager[Caught]:
+    """Inside, a forward pass of `model` gives what of `needs` is not given by itself."""
+    return watch(model, attentions=needs.attentions, projections=needs.queries_keys_values)
 
 
 class NextTokens(NamedTuple):

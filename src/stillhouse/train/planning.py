@@ -11,6 +11,8 @@ from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_readers import OWN
 from stillhouse.models.divergence_kind import divergence_of, infinite_at_zero
+from stillhouse.train.planning_signals import check_signals
+from stillhouse.train.planning_terms import check_terms
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -24,7 +26,11 @@ def check_recipe(recipe: Recipe) -> None:
     _check_on_policy(recipe)
     _check_readers(recipe)
     _check_packing(recipe)
+    check_signals(recipe)
+    check_terms(recipe)
     if recipe.train.alpha == 0:
+        if recipe.train.insides:
+            return
         if recipe.train.hard_label_twin:
             raise RecipeError(
                 "train.hard_label_twin",
@@ -52,14 +58,16 @@ def check_recipe(recipe: Recipe) -> None:
                 "or train.alpha: 0",
             )
         return
-    if recipe.train.teachers is None and not recipe.teacher.trainable:
+    live = recipe.train.teachers is None and recipe.train.signals == "live"
+    if live and not recipe.teacher.trainable:
         raise RecipeError(
             "train.alpha",
             f"soft targets for text need the teacher's logits, which {recipe.teacher.kind} "
             "does not give",
             value=recipe.train.alpha,
-            action="set train.alpha: 0 (fine-tuning on the teacher's answers), or name models that "
-            "can read along in train.teachers",
+            action="set train.alpha: 0 (fine-tuning on the teacher's answers), name models that "
+            "can read along in train.teachers, or, where it gives logprobs, set "
+            "teacher.token_logprobs: 20 and train.signals: cache",
         )
     readers = recipe.train.teachers
     if readers is not None and readers.tokenizers == "universal":

@@ -20,7 +20,9 @@ from stillhouse.core.records import Example
 from stillhouse.models.loading import Loaded, load_causal_lm, locate
 from stillhouse.models.quiet import quiet_transformers
 from stillhouse.train.batches import DOMAIN, Rows
+from stillhouse.train.cached_teacher import CachedSignals
 from stillhouse.train.ensemble import EnsembleSource, Member
+from stillhouse.train.features_wiring import Learned
 from stillhouse.train.objectives import check_one_tokenizer
 from stillhouse.train.other_tokenizer import with_other_tokens
 from stillhouse.train.outputs import CausalReader
@@ -37,6 +39,13 @@ class Reading(NamedTuple):
     teacher: str
     device: torch.device
     bf16: bool
+    learned: Learned
+    signals: CachedSignals | None = None  # in the teacher's place
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the teacher's weights."""
+        return torch.bfloat16 if self.bf16 else torch.float32
 
 
 def open_reader(member: ReaderSection, reading: Reading) -> Loaded:
@@ -49,7 +58,7 @@ def open_reader(member: ReaderSection, reading: Reading) -> Loaded:
     return load_causal_lm(
         source,
         device=str(reading.device),
-        dtype=torch.bfloat16 if reading.bf16 else torch.float32,
+        dtype=reading.dtype,
     )
 
 

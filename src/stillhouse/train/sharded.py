@@ -36,7 +36,7 @@ def whole_weights(model: Any) -> dict[str, torch.Tensor]:
 
 def load_weights(model: Any, folder: Path) -> None:
     """Read what `save_pretrained` wrote of these weights into their parts. Called by all."""
-    weights: dict[str, torch.Tensor] = {}
+    weights: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if path.name.startswith(("model", "adapter_model")):
             weights |= load_file(path)

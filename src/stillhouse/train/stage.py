@@ -26,7 +26,13 @@ TWIN: Final = "twin"
 
 
 def run_train(
-    recipe: Recipe, dataset_dir: Path, tuned: Path | None, work: Path, progress: Progress
+    recipe: Recipe,
+    dataset_dir: Path,
+    tuned: Path | None,
+    work: Path,
+    progress: Progress,
+    *,
+    signals: Path | None = None,
 ) -> Outcome:
     """Train the recipe's student.
 
@@ -37,6 +43,7 @@ def run_train(
         work: gets `student/`, `adapter/` (LoRA), `history.json`, `train.json`, and `twin/` with the
             same layout.
         progress: bars.
+        signals: what the capture stage wrote, where `train.signals` is cache.
 
     Raises:
         UserError: a student, label, belief or tokenizer that does not fit.
@@ -48,11 +55,13 @@ def run_train(
     if recipe.student.head == "label":
         check_beliefs([*data.train, *data.held_out], recipe.train.alpha)
         check_finite(data.train, recipe.train.alpha, divergence_in(recipe.train))
-    job = Job(recipe, data, tuned, recipe.train.alpha, "train student")
+    job = Job(recipe, data, tuned, recipe.train.alpha, "train student", signals)
     result = _distil(job, dataset_dir, work, progress)
     twin: dict[str, Any] | None = None
     if recipe.train.hard_label_twin:
-        hard = Job(recipe, data, tuned, 0.0, "train hard-label twin")
+        bare = {"terms": None, "balance": "fixed", "progressive": None}
+        alone = recipe.model_copy(update={"train": recipe.train.model_copy(update=bare)})
+        hard = Job(alone, data, tuned, 0.0, "train hard-label twin")
         twin = _distil(hard, dataset_dir, work / TWIN, progress)
     write_json(work / FACTS, {**result, "twin": twin})
     for folder in (work, work / TWIN):
@@ -76,6 +85,7 @@ def _distil(job: Job, dataset_dir: Path, folder: Path, progress: Progress) -> di
             "tuned": None if job.tuned is None else str(job.tuned.resolve()),
             "alpha": job.alpha,
             "title": job.title,
+            "signals": None if job.signals is None else str(job.signals.resolve()),
         }
         train_in_processes(section, said, folder, progress)
     return distil(job, folder, progress)

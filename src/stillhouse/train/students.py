@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -94,6 +95,32 @@ def reads_plain(recipe: Recipe) -> bool:
 def teacher_source(recipe: Recipe) -> str:
     """The recipe's teacher, as `models.loading` reads sources."""
     return recipe.teacher.model
+
+
+class Reads(NamedTuple):
+    """How a student cuts its input, known without its weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens: int
+    vocabulary: int  # rows of its head
+
+
+def student_reads(section: StudentSection, source: str, *, plain: bool = False) -> Reads:
+    """What `build_student` would read with, its vocabulary being whole.
+
+    Raises:
+        UserError: a source that cannot be used.
+    """
+    folder = str(locate(source).folder)
+    with quiet_transformers():
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True
+        )
+    if plain:
+        tokenizer.chat_template = None
+    most = int(getattr(config, "max_position_embeddings", section.max_tokens))
+    return Reads(tokenizer, min(section.max_tokens, most), int(config.vocab_size))
 
 
 def build_student(

@@ -57,7 +57,7 @@ class Mapped:
 
     def view(self, batch: Batch, needs: Needs) -> TeacherView:
         """See `TeacherSource`."""
-        signal, outputs = self.source.view(batch, needs)
+        signal, outputs, _ = self.source.view(batch, needs)
         match signal:
             case None:
                 return TeacherView(None, outputs)

@@ -8,14 +8,15 @@ Legend: B batch, N targets, C classes, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from stillhouse.models.signals import DenseSignal, HiddenSignal, TeacherSignal
-from stillhouse.train.outputs import Batch, Needs, Outputs, Reader
+from stillhouse.train.outputs import Batch, BodyReader, Needs, Outputs, Reader
 
 BELIEFS = "teacher_logits"  # a batch's own beliefs [B, C], log-probabilities
 
@@ -25,6 +26,8 @@ class TeacherView(NamedTuple):
 
     signal: TeacherSignal | None  # positions [N]
     outputs: Outputs | None  # insides, where terms asked for them and the teacher is here
+    # [N] nats, with a sampled signal: cross-entropy + information estimates the divergence
+    information: Tensor | None = None
 
 
 class TeacherSource(Protocol):
@@ -67,3 +70,43 @@ class LiveTeacher:
 
     def _sharded(self) -> bool:
         return any(isinstance(weight, DTensor) for weight in self.model.parameters())
+
+
+@dataclass(frozen=True, slots=True)
+class LiveInsides:
+    """A model whose layers read along with the student's tokens, without its head.
+
+    `ids` [student pieces] gives the teacher's id of each of the student's, where its vocabulary was
+    trimmed.
+    """
+
+    model: Any
+    ids: torch.Tensor | None = None
+    reader: BodyReader = field(default_factory=BodyReader)
+
+    @torch.no_grad()
+    def view(self, batch: Batch, needs: Needs) -> TeacherView:
+        """See `TeacherSource`; never a signal."""
+        needs = needs.insides
+        if not needs.anything:
+            return TeacherView(None, None)
+        if self.ids is not None:
+            ids = self.ids.to(batch["input_ids"].device)
+            batch = {**batch, "input_ids": ids[batch["input_ids"]]}
+        return TeacherView(None, self.reader.read(self.model, batch, needs))
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Beliefs from one source, insides from another."""
+
+    beliefs: TeacherSource | None
+    insides: TeacherSource
+
+    def view(self, batch: Batch, needs: Needs) -> TeacherView:
+        """See `TeacherSource`."""
+        signal = None
+        asked = Needs(logits=needs.logits, last_hidden=needs.last_hidden)
+        if self.beliefs is not None and asked.anything:
+            signal = self.beliefs.view(batch, asked).signal
+        return TeacherView(signal, self.insides.view(batch, needs).outputs)

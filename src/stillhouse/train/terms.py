@@ -39,6 +39,7 @@ class View(NamedTuple):
     student: Outputs
     signal: TeacherSignal | None  # positions [N]
     teacher: Outputs | None
+    information: Tensor | None = None  # [N], see `TeacherView`
 
     @property
     def targets_are_classes(self) -> bool:
@@ -201,9 +202,7 @@ def _cut(signal: TeacherSignal, width: int) -> TeacherSignal:
         case DenseSignal():
             return DenseSignal(signal.logits[..., :width])
         case HiddenSignal():
-            head = signal.head
-            bias = None if head.bias is None else head.bias[:width]
-            return replace(signal, head=replace(head, weight=head.weight[:width], bias=bias))
+            return replace(signal, head=signal.head.narrowed(width))
         case SparseSignal() | SampledSignal():
             raise UserError(
                 "student",

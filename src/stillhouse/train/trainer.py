@@ -24,12 +24,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from stillhouse.core.errors import StillhouseError
+from stillhouse.core.errors import StillhouseError, UserError
+from stillhouse.train.balanced import BalancedObjective, Moment
 from stillhouse.train.batches import LengthGroupedSampler, Rows
 from stillhouse.train.checkpoints import load_optimizer, load_random, save_optimizer, save_random
 from stillhouse.train.module_weights import save_module
 from stillhouse.train.objectives import Objective
 from stillhouse.train.outputs import Batch, Counts, StepAt, count
+from stillhouse.train.parts import attach, load_parts, save_parts, set_aside
 from stillhouse.train.sharded import (
     load_weights,
     load_whole_optimizer,
@@ -76,6 +78,9 @@ class DistillationTrainer(Trainer):
         head_learning_rate: float | None = None,
         counter: Callable[[Batch], torch.Tensor] = count,
     ) -> None:
+        self.balanced = objective if isinstance(objective, BalancedObjective) else None
+        if self.balanced is not None:
+            attach(model, self.balanced.parts)
         args._n_gpu = min(
             args.n_gpu, 1
         )  # several GPUs are for torchrun, never DataParallel threads
@@ -91,6 +96,12 @@ class DistillationTrainer(Trainer):
         self.objective = objective
         self.head_learning_rate = head_learning_rate
         self.counter = counter
+        if self.is_fsdp_enabled and self.balanced is not None:
+            raise UserError(
+                "train.terms",
+                "are not trained with weights that are spread over processes (FSDP)",
+                action="train in one process or with DDP, or leave the terms out",
+            )
         self.model_accepts_loss_kwargs = True  # has the valid targets of a step counted
 
     def compute_loss(
@@ -106,6 +117,33 @@ class DistillationTrainer(Trainer):
         # Data-parallel training averages gradients over ranks; the count is of all ranks.
         loss = loss * self.accelerator.num_processes
         return (loss, None) if return_outputs else loss
+
+    def training_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """One micro-batch, forward and backward; then what several terms need of a step."""
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.balanced is not None:
+            self.balanced.end_micro(model)
+            if self.accelerator.sync_gradients:
+                self.balanced.end_step(self._summed)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The library's log; beside a training loss, each term's."""
+        if self.balanced is not None and "loss" in logs:
+            logs |= self.balanced.take_log()
+        super().log(logs, start_time)
+
+    def _summed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks."""
+        if self.args.world_size == 1:
+            return tensor
+        summed: torch.Tensor = self.accelerator.reduce(tensor)
+        return summed
 
     def evaluate(
         self,
@@ -160,7 +198,25 @@ class DistillationTrainer(Trainer):
                     group["params"] = [w for w in group["params"] if id(w) not in head]
                     own = {**group, "params": chosen, "lr": self.head_learning_rate}
                     optimizer.add_param_group(own)
+        if self.balanced is not None:
+            self._own_rates(optimizer)
         return optimizer
+
+    def _own_rates(self, optimizer: Any) -> None:
+        """Give what is learned beside the student groups of its own, after all others."""
+        assert self.balanced is not None
+        rates = self.balanced.parts.rates()
+        moved = {id(weight) for rate in rates for weight in rate.weights}
+        for group in optimizer.param_groups:
+            group["params"] = [w for w in group["params"] if id(w) not in moved]
+        for rate in rates:
+            for decays in (True, False):
+                chosen = [w for w in rate.weights if (rate.decays and w.ndim > 1) == decays]
+                if chosen:
+                    decay = self.args.weight_decay if decays else 0.0
+                    optimizer.add_param_group(
+                        {"params": chosen, "lr": rate.learning_rate, "weight_decay": decay}
+                    )
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """The library's clipping; weights are not moved by a gradient that is NaN or infinite."""
@@ -181,13 +237,17 @@ class DistillationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:
             load_weights(self.model, Path(resume_from_checkpoint))
-        else:
+            return
+        with set_aside(self.model if model is None else model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.balanced is not None:
+            load_parts(Path(resume_from_checkpoint), self.balanced.parts)
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled:
             load_weights(self.model, Path(str(self.state.best_model_checkpoint)))
-        else:
+            return
+        with set_aside(self.model):
             super()._load_best_model()
 
     def whole_weights(self) -> dict[str, torch.Tensor] | None:
@@ -207,6 +267,10 @@ class DistillationTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Micro-batches of a step, as the objective wants them, and the counts of their units."""
+        if self.balanced is not None:
+            state, next_step = self.state, self.state.global_step + 1
+            logged = next_step % state.logging_steps == 0 or next_step >= state.max_steps
+            self.balanced.begin_step(Moment(state.global_step, state.max_steps, logged))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = [
             self.objective.prepare(
@@ -234,12 +298,17 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:
             model: Any = self.accelerator.unwrap_model(self.model)
             folder = str(output_dir or self.args.output_dir)
-            if isinstance(model, PeftModel):  # `auto` would ask the hub about the base model
-                model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
-            elif isinstance(model, PreTrainedModel):
-                model.save_pretrained(folder, state_dict=state_dict)
-            else:
-                save_module(model, Path(folder))
+            with set_aside(model):
+                if isinstance(model, PeftModel):  # `auto` would ask the hub about the base model
+                    model.save_pretrained(
+                        folder, state_dict=state_dict, save_embedding_layers=False
+                    )
+                elif isinstance(model, PreTrainedModel):
+                    model.save_pretrained(folder, state_dict=state_dict)
+                else:
+                    save_module(model, Path(folder))
+            if self.balanced is not None:
+                save_parts(Path(folder), self.balanced.parts)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_fsdp_enabled:

@@ -14,6 +14,8 @@ from stillhouse.core.recipe_readers import ReaderSection, ReadersSection
 from stillhouse.core.recipe_train import TrainSection
 from stillhouse.models.chat import end_ids
 from stillhouse.models.divergence_kind import Divergence, divergence_of
+from stillhouse.train.cached_teacher import CachedTeacher
+from stillhouse.train.features_wiring import Reads, with_terms
 from stillhouse.train.objectives import (
     Objective,
     TermsObjective,
@@ -23,7 +25,7 @@ from stillhouse.train.objectives import (
 )
 from stillhouse.train.on_policy import OnPolicy, Writing
 from stillhouse.train.other_tokenizer import UniversalLogits
-from stillhouse.train.outputs import CausalReader
+from stillhouse.train.outputs import CausalReader, LabelReader
 from stillhouse.train.reading import Opened, Reading, open_reader, open_readers
 from stillhouse.train.students import Student
 from stillhouse.train.terms import Response
@@ -35,13 +37,26 @@ def divergence_in(train: TrainSection) -> Divergence:
 
 
 def build_objective(recipe: Recipe, student: Student, reading: Reading) -> Objective:
-    """The objective; a text student with soft targets has its teachers read along.
+    """The objective; a text student with soft targets, and a student whose insides are compared,
+    has its teachers read along.
 
     Raises:
         UserError: student and teacher do not share what the objective compares.
     """
+    base = _response(recipe, student, reading)
+    if recipe.train.terms is None:
+        return base
+    assert isinstance(base, TermsObjective), "planning refuses terms beside what writes"
+    reads = Reads(reading.teacher, reading.device, reading.dtype)
+    return with_terms(base, recipe, student, reading.learned, reads)
+
+
+def _response(recipe: Recipe, student: Student, reading: Reading) -> Objective:
+    """The response alone."""
     temperature = recipe.train.distillation_temperature
     divergence = divergence_in(recipe.train)
+    if reading.signals is not None:
+        return _from_cache(student, reading, Response(reading.alpha, temperature, divergence))
     if student.head == "label":
         return label_objective(reading.alpha, temperature, divergence)
     if reading.alpha == 0:
@@ -63,6 +78,13 @@ def _universal(member: ReaderSection, temperature: float, reading: Reading) -> O
     if reading.alpha < 1.0:
         terms.append(Weighted(Response(0.0), 1.0 - reading.alpha))
     return TermsObjective(CausalReader(), terms)
+
+
+def _from_cache(student: Student, reading: Reading, response: Response) -> Objective:
+    """The same term, its teacher a cache: no teacher is loaded."""
+    assert reading.signals is not None
+    reader = LabelReader() if student.head == "label" else CausalReader()
+    return TermsObjective(reader, (Weighted(response),), CachedTeacher(reading.signals))
 
 
 def _on_policy(

@@ -35,6 +35,7 @@ def main(folder: Path) -> int:
         None if found["tuned"] is None else Path(found["tuned"]),
         float(found["alpha"]),
         str(found["title"]),
+        None if found["signals"] is None else Path(found["signals"]),
     )
     try:
         distil(job, folder, Lines() if is_main() else Silent())

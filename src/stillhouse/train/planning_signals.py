@@ -1,0 +1,125 @@
+"""What can be known of a signal cache before anything is paid for. Imports no torch.
+
+Refuses captures and trainings from a cache that could not work. Knows the recipe only.
+"""
+
+from __future__ import annotations
+
+from stillhouse.core.errors import RecipeError
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_signals import CaptureFormat, CaptureSection
+
+
+def captures(recipe: Recipe) -> bool:
+    """Whether the recipe has a capture stage."""
+    return recipe.capture is not None or recipe.train.signals == "cache"
+
+
+def reads_logprobs(recipe: Recipe) -> bool:
+    """Whether a text teacher's signals are those that it gave with its answers."""
+    section = recipe.capture or CaptureSection()
+    if recipe.student.head != "text" or section.read_from == "teacher":
+        return False
+    return section.read_from == "logprobs" or not recipe.teacher.trainable
+
+
+def capture_format(recipe: Recipe) -> CaptureFormat:
+    """The format that `auto` stands for, or the one that is named."""
+    section = recipe.capture or CaptureSection()
+    if section.format != "auto":
+        return section.format
+    if recipe.student.head == "label":
+        return "dense"
+    return "top_k" if reads_logprobs(recipe) else "sampled"
+
+
+def check_signals(recipe: Recipe) -> None:
+    """Refuse a capture, or a training from it, that cannot be.
+
+    Raises:
+        RecipeError: names the key and what to do.
+    """
+    if recipe.train.signals == "cache":
+        _check_training(recipe)
+    if captures(recipe):
+        _check_capture(recipe)
+
+
+def _check_training(recipe: Recipe) -> None:
+    if recipe.train.alpha == 0:
+        raise RecipeError(
+            "train.signals",
+            "with train.alpha: 0 nothing is read from the cache",
+            value="cache",
+            action="set an alpha above 0, or signals: live",
+        )
+    if recipe.train.on_policy is not None:
+        raise RecipeError(
+            "train.on_policy",
+            "what the student writes on the way is in no cache",
+            action="set train.signals: live, or leave on_policy out",
+        )
+
+
+def _check_capture(recipe: Recipe) -> None:
+    section, chosen = recipe.capture or CaptureSection(), capture_format(recipe)
+    if recipe.student.head == "label":
+        if chosen != "dense" or section.read_from == "logprobs":
+            raise RecipeError(
+                "capture.format",
+                "a label student learns from beliefs over classes, which are stored whole",
+                value=chosen,
+                action="use format: dense, or auto, and leave read_from out",
+            )
+        return
+    if recipe.student.vocabulary != "full":
+        raise RecipeError(
+            "student.vocabulary",
+            "signals are over the teacher's whole vocabulary",
+            value=recipe.student.vocabulary,
+            action="set vocabulary: full, or leave capture out",
+        )
+    if reads_logprobs(recipe):
+        _check_logprobs(recipe, chosen)
+    elif not recipe.teacher.trainable:
+        raise RecipeError(
+            "capture.read_from",
+            f"{recipe.teacher.kind} is no teacher whose weights can read along here",
+            value="teacher",
+            action="use read_from: logprobs with teacher.token_logprobs: 20",
+        )
+    elif chosen == "sampled":
+        _check_temperature(recipe, section)
+
+
+def _check_logprobs(recipe: Recipe, chosen: CaptureFormat) -> None:
+    teacher = recipe.teacher
+    if teacher.token_logprobs == 0 or teacher.members or teacher.kind == "anthropic":
+        shows = "shows no logprobs of tokens" if teacher.token_logprobs else "stores none"
+        raise RecipeError(
+            "teacher.token_logprobs",
+            f"signals of a teacher whose weights are not here are its tokens' logprobs, and "
+            f"{teacher.kind} {shows}",
+            value=teacher.token_logprobs,
+            action="set teacher.token_logprobs: 20 where the teacher is one that gives them, or "
+            "train.alpha: 0 and signals: live",
+        )
+    if chosen != "top_k":
+        raise RecipeError(
+            "capture.format",
+            "logprobs that came with the answers are the likeliest tokens and no more",
+            value=chosen,
+            action="use format: top_k, or auto",
+        )
+
+
+def _check_temperature(recipe: Recipe, section: CaptureSection) -> None:
+    drawn, wanted = section.distillation_temperature, recipe.train.distillation_temperature
+    if recipe.train.signals == "cache" and drawn is not None and drawn != wanted:
+        raise RecipeError(
+            "capture.distillation_temperature",
+            f"targets drawn at T = {drawn:g} cannot stand for train.distillation_temperature: "
+            f"{wanted:g}",
+            value=drawn,
+            action="set both alike, or leave it out",
+        )
