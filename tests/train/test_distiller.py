@@ -29,6 +29,7 @@ from stillhouse.core.errors import RunFolderError, UserError
 from stillhouse.models.divergence_kind import Divergence
 from stillhouse.train.kinds import kind_of
 from stillhouse.train.module_weights import load_module, save_module
+from stillhouse.train.objectives import Weighted
 from stillhouse.train.outputs import Needs
 from stillhouse.train.readers import ModuleReader
 from stillhouse.train.teacher_forms import Mapped, Mixture, as_source
@@ -415,11 +416,20 @@ def test_texts_that_cannot_be_read_are_named() -> None:
         Distiller(masked(), masked(), tokenizer=tokenizer, teacher_tokenizer=byte_bpe())
 
 
-def test_options_reach_the_objective() -> None:
-    with pytest.raises(ValueError, match="beta"):
-        Divergence("jsd", 2.0)
-    distiller = Distiller(net(), net(), divergence=Divergence("jsd", 0.3), alpha=0.2, terms=())
-    assert Response(distiller.alpha, 2.0, distiller.divergence).divergence.kind == "jsd"
+def test_the_divergence_and_further_terms_reach_the_objective(tmp_path) -> None:
+    hard = Weighted(Response(0.0), 0.5)
+    found = []
+    for number, more in enumerate(
+        ({}, {"divergence": Divergence("reverse_kl")}, {"terms": [hard]})
+    ):
+        student = net()
+        distiller = Distiller(student, net(8, 2), epochs=1, folder=tmp_path / str(number), **more)
+        distiller.fit(points())
+        found.append(student(X))
+    assert not torch.allclose(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+    with pytest.raises(RunFolderError, match="other divergence"):
+        Distiller(net(), net(8, 2), epochs=1, folder=tmp_path / "1").fit(points())
 
 
 def test_a_module_of_another_shape_does_not_load(tmp_path) -> None:

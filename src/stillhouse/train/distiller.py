@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -44,7 +44,14 @@ from stillhouse.train.objectives import TermsObjective, Weighted, check_one_toke
 from stillhouse.train.read_once import read_once, with_columns
 from stillhouse.train.readers import LABELS
 from stillhouse.train.schedule import Schedule, plan_schedule, training_arguments
-from stillhouse.train.teacher_forms import Mapped, Teacher, as_source, label_mapping, modules_of
+from stillhouse.train.teacher_forms import (
+    Mapped,
+    Teacher,
+    as_source,
+    evaluating,
+    label_mapping,
+    modules_of,
+)
 from stillhouse.train.teachers import BELIEFS, StoredBeliefs, TeacherSource
 from stillhouse.train.terms import Response
 from stillhouse.train.token_rows import Encoder, TokenCollator
@@ -53,6 +60,21 @@ from stillhouse.train.trainer import CROSS_ENTROPY, DIVERGENCE, DistillationTrai
 RUN_FILE: Final = "distiller.json"
 MODULE_RATE: Final = 1e-3  # of a module with no pretrained weights that one knows of
 ADAPTER_RATE: Final = 2e-4
+_NUMBERS: Final = (  # what is said as in a recipe's `train`
+    "alpha",
+    "distillation_temperature",
+    "epochs",
+    "batch_size",
+    "micro_batch_size",
+    "schedule",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "evals",
+    "patience",
+    "precision",
+    "device",
+)
 
 
 class Distilled(NamedTuple):
@@ -159,7 +181,7 @@ class Distiller:
         """
         device = pick_device(self.device)
         with ExitStack() as stack:
-            stack.enter_context(_evaluating(modules_of(self.teacher), device))
+            stack.enter_context(evaluating(modules_of(self.teacher), device))
             self.student.to(device)
             ready = self._ready(train_data, held_out, device)
             if self.folder is None:
@@ -323,8 +345,7 @@ class Distiller:
             rate = MODULE_RATE
         elif rate is None and hasattr(self.student, "peft_config"):
             rate = ADAPTER_RATE
-        names = [name for name in TrainSection.model_fields if name in self.__slots__]
-        given = {name: getattr(self, name) for name in names} | {"learning_rate": rate}
+        given = {name: getattr(self, name) for name in _NUMBERS} | {"learning_rate": rate}
         try:
             return TrainSection(**given)
         except ValidationError as error:
@@ -343,6 +364,7 @@ class Distiller:
         """One folder is one run: what decides its weights is written down and compared."""
         held_out = ready.held_out
         facts: dict[str, object] = {
+            **self._section().model_dump(mode="json"),
             "kind": self._kind,
             "student": {name: list(w.shape) for name, w in self.student.named_parameters()},
             "divergence": [self.divergence.kind, self.divergence.beta],
@@ -352,7 +374,6 @@ class Distiller:
             "train_rows": len(ready.train),
             "held_out_rows": 0 if held_out is None else len(held_out),
             "tokens": sum(ready.train.lengths),
-            **self._section().model_dump(mode="json"),
         }
         facts = json.loads(json.dumps(facts))
         path = folder / RUN_FILE
@@ -371,17 +392,3 @@ class Distiller:
     def _kind(self) -> Kind:
         assert self.kind is not None
         return self.kind
-
-
-@contextmanager
-def _evaluating(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Teachers on the device, in evaluation mode; as they were afterwards."""
-    modes = [model.training for model in models]
-    for model in models:
-        model.to(device)
-        model.eval()
-    try:
-        yield
-    finally:
-        for model, mode in zip(models, modes, strict=True):
-            model.train(mode)

@@ -8,7 +8,8 @@ Legend: N targets, V vocabulary or classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,20 @@ def modules_of(teacher: Teacher | None) -> list[nn.Module]:
     if isinstance(teacher, LiveTeacher):
         return [teacher.model]
     return [] if teacher is None else modules_of(_inner(teacher))
+
+
+@contextmanager
+def evaluating(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Teachers on the device, in evaluation mode; as they were afterwards."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.to(device)
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
 
 
 def label_mapping(student: Any, teacher: Any) -> list[int] | None:
