@@ -3,6 +3,7 @@
 python peer_distill_anything.py '["kd", NAME, FOLDER, [SIZE...], THREADS, KEPT]'
 """
 
+import ctypes
 import json
 import resource
 import sys
@@ -47,6 +48,7 @@ def resident_mib(field: str) -> float:
     return next(float(x.split()[1]) for x in lines if x.startswith(f"{field}:")) / 1024
 
 
+ctypes.CDLL(None).malloc_trim(0)
 Path("/proc/self/clear_refs").write_text("5")
 start = resident_mib("VmRSS")
 print("answer " + json.dumps({"ready": start}), flush=True)
