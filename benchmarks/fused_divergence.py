@@ -183,7 +183,8 @@ def compare(folder: Path, other: str) -> dict[str, float]:
 
 def measure(size: tuple[int, int, int], arguments: argparse.Namespace) -> dict[str, Any]:
     """All contenders at one size."""
-    needed = size[0] * size[2] * 4 * DENSE_BUFFERS
+    # twice: the others' inputs are in memory too, and one that swaps is not measured
+    needed = 2 * size[0] * size[2] * 4 * DENSE_BUFFERS
     left_out = [] if needed < psutil.virtual_memory().available else ["dense"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -21,6 +21,7 @@ from stillhouse.models.draws import draw
 from stillhouse.models.head import Head
 from stillhouse.models.signals import DenseSignal, HiddenSignal, TeacherSignal, sparsify
 from stillhouse.train.batches import Collator, Rows, encode_labels
+from stillhouse.train.features_wiring import Learned
 from stillhouse.train.finite import not_finite, unusable_positions
 from stillhouse.train.objectives import (
     HeldOutSums,
@@ -86,7 +87,7 @@ def test_the_recipe_s_divergence_is_trained_on_and_forward_kl_is_measured() -> N
     recipe = _recipe(alpha=0.3, divergence="jsd", divergence_beta=0.2)
     model = _classifier().eval()
     student = Student(model, wordpiece(), "label", None)  # type: ignore[arg-type]
-    reading = Reading(0.3, "hf:m", torch.device("cpu"), False)
+    reading = Reading(0.3, "hf:m", torch.device("cpu"), False, Learned(Rows([]), ()))
     objective = build_objective(recipe, student, reading)
     rows, batch = _label_batch()
     with torch.no_grad():

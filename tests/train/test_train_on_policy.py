@@ -65,7 +65,8 @@ def _policy(model: Any, teacher: Any, **section: Any) -> OnPolicy:
 
 
 def test_shares_of_micro_batches_are_those_asked_for() -> None:
-    policy = _policy(None, None, student_fraction=0.5, teacher_fraction=0.2)
+    model = _loud(1)
+    policy = _policy(model, model, student_fraction=0.5, teacher_fraction=0.2)
     n = 4000
     found = Counter(policy.writer(StepAt(i // 2, i % 2)) for i in range(n))
     for writer, share in (("student", 0.5), ("teacher", 0.2), ("data", 0.3)):

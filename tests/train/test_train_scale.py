@@ -197,7 +197,9 @@ def test_two_processes_train_as_one_does(
     assert not (tmp_path / "two/workers.log").exists()
 
 
-@pytest.mark.parametrize(("strategy", "then"), [("ddp", 1), ("fsdp2", 2)])
+@pytest.mark.parametrize(
+    ("strategy", "then"), [("ddp", 1), pytest.param("fsdp2", 2, marks=pytest.mark.full)]
+)
 def test_a_run_goes_on_with_another_number_of_processes(
     given_: Path, alone: Any, tmp_path: Path, strategy: str, then: int
 ) -> None:
@@ -253,6 +255,11 @@ def test_a_workers_error_is_the_stages(given_: Path, tmp_path: Path) -> None:
     spread = {"processes": 2}
     with pytest.raises(UserError, match=r"train\.batch_size: cannot be dealt out to 2 processes"):
         _run(given_, tmp_path / "w", micro_batch_size=4, distributed=spread)
+
+
+@pytest.mark.full
+def test_training_that_goes_off_in_a_worker_is_said(given_: Path, tmp_path: Path) -> None:
+    spread = {"processes": 2}
     with pytest.raises(StillhouseError, match="training went off"):
         _run(given_, tmp_path / "o", micro_batch_size=2, learning_rate=1e30, distributed=spread)
 

@@ -33,6 +33,7 @@ from stillhouse.train.outputs import CausalReader, Counts, Needs
 from stillhouse.train.signal_binding import Learnt, bind_signals
 from stillhouse.train.stage import run_train
 from stillhouse.train.students import Student, build_student
+from stillhouse.train.teachers import LiveTeacher
 from stillhouse.train.terms import Response
 from stillhouse.train.verify_signals import verify_signals
 from tiny_models import TEXTS, byte_bpe, review_examples, tiny_llama, write_jsonl
@@ -120,7 +121,7 @@ class Opened:
         return TermsObjective(CausalReader(), terms, CachedTeacher(self.signals))
 
     def live(self, temperature: float = 1.0) -> TermsObjective:
-        return text_objective(0.7, temperature, self.teacher)
+        return text_objective(0.7, temperature, LiveTeacher(self.teacher, CausalReader()))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +313,7 @@ def test_training_from_the_cache_loads_no_teacher_and_resumes(
     recipe, cache = capture(format="hidden")
     work = tmp_path / "whole"
     with monkeypatch.context() as patched:
-        patched.setattr("stillhouse.train.wiring.load_causal_lm", None)
+        patched.setattr("stillhouse.train.reading.load_causal_lm", None)
         run_train(recipe, dataset_folder, None, work, Silent(), signals=cache)
     assert json.loads((work / "train.json").read_text())["signals"] == "cache"
     live = recipe.model_copy(update={"train": recipe.train.model_copy(update={"signals": "live"})})
@@ -498,7 +499,7 @@ def test_a_batch_without_a_divergence_at_hand_is_not_silently_wrong(
     opened = Opened(*capture(format="sampled"), dataset_folder)
     batch = opened.batch(1, 2)
     assert batch[SIGNAL_ROWS].tolist() == [1, 2]
-    with pytest.raises(ValueError, match="drawn at T"):
+    with pytest.raises(ValueError, match="draws are of the teacher at 2"):
         opened.cached(1.0).loss(opened.student.model, batch, Counts(1, 1, 1))
     with pytest.raises(ValueError, match="insides"):
         CachedTeacher(opened.signals).view(batch, Needs(hidden_states=True))
