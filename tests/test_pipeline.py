@@ -161,11 +161,18 @@ def stored_keys(root: Path) -> Counter[tuple[str, ...]]:
     return Counter((row["teacher"], row["chat"], row["sampling"]) for row in rows)
 
 
-def test_killed_in_every_stage_it_ends_the_same_and_asks_once(
-    project: Path, finished: Path
+EVERYWHERE = ("traffic", "tune", "check:5", "check", "ask:40", *STAGE_NAMES[3:])
+SOME = ("tune", "ask:40", "dataset", "train", "evaluate")
+
+
+@pytest.mark.parametrize(
+    "moments", [SOME, pytest.param(EVERYWHERE, marks=pytest.mark.full)], ids=["some", "every"]
+)
+def test_killed_in_its_stages_it_ends_the_same_and_asks_once(
+    project: Path, finished: Path, moments: tuple[str, ...]
 ) -> None:
-    root = project / "killed"
-    for where in ("traffic", "tune", "check:5", "check", "ask:40", *STAGE_NAMES[3:]):
+    root = project / f"killed{len(moments)}"
+    for where in moments:
         done = subprocess.run(
             [
                 sys.executable,

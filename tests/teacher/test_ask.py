@@ -533,7 +533,9 @@ CHILD = """
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.full)]
+)
 def test_killed_and_started_again_nothing_kept_is_asked_again(
     tmp_path: Path, how: signal.Signals
 ) -> None:

@@ -174,7 +174,7 @@ BALANCES = [Balance, lambda: Uncertainty(4), lambda: GradientNorm(4, 1.5, 0.025)
 
 
 @pytest.mark.parametrize("make", BALANCES, ids=["fixed", "uncertainty", "gradient_norm"])
-@pytest.mark.parametrize("over", ["last_shared", "all"])
+@pytest.mark.parametrize("over", [pytest.param("last_shared", marks=pytest.mark.full), "all"])
 def test_any_micro_batch_split_gives_the_same_run(make: Any, over: str, tmp_path: Any) -> None:
     """Weights, losses, learned weights and gradient norms alike."""
     whole, log, objective = _train(8, make(), tmp_path / "8", norms_over=over)

@@ -198,7 +198,8 @@ def test_two_processes_train_as_one_does(
 
 
 @pytest.mark.parametrize(
-    ("strategy", "then"), [("ddp", 1), pytest.param("fsdp2", 2, marks=pytest.mark.full)]
+    ("strategy", "then"),
+    [("ddp", 1), pytest.param("fsdp2", 2, marks=pytest.mark.full)],
 )
 def test_a_run_goes_on_with_another_number_of_processes(
     given_: Path, alone: Any, tmp_path: Path, strategy: str, then: int

@@ -269,7 +269,13 @@ def test_a_head_has_its_own_rate_on_the_same_schedule(
     assert read(tmp_path / "train.json")["head_learning_rate"] == 5e-3
 
 
-@pytest.mark.parametrize("rates", [{}, {"learning_rate": 1e-3, "head_learning_rate": 1e-2}])
+@pytest.mark.parametrize(
+    "rates",
+    [
+        pytest.param({}, marks=pytest.mark.full),
+        {"learning_rate": 1e-3, "head_learning_rate": 1e-2},
+    ],
+)
 def test_a_killed_run_ends_with_the_same_bytes(
     encoder_folder: Path, dataset_folder: Path, tmp_path: Path, rates: dict[str, float]
 ) -> None:
