@@ -308,7 +308,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         lambda r: {
             "task": _dump(r.task),
             "student": _dump(r.student),
-            "train": _dump(r.train),
+            "train": _dump(r.train, without={"distributed"}),
             "teacher": r.teacher.model,
             "chat_template": r.teacher.chat_template,
         },

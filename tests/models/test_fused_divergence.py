@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stillhouse.core.errors import UserError
 from stillhouse.models import fused_op
-from stillhouse.models.divergence import IGNORE_INDEX
+from stillhouse.models.divergence import IGNORE_INDEX, soft_target_loss
 from stillhouse.models.divergence_kind import Divergence
 from stillhouse.models.fused_divergence import fused_measures, fused_soft_target_loss
 from stillhouse.models.head import Head, LowRank
@@ -348,11 +348,35 @@ def test_nothing_valid_is_zero_with_zero_gradients() -> None:
             HiddenSignal(torch.zeros(count, H, dtype=torch.float64), _head(grad=False)),
             alpha=0.5,
             distillation_temperature=2.0,
-            num_items=1,
+            num_items=0 if count else torch.tensor(0),
         ).loss
         assert loss == 0
         grads = torch.autograd.grad(loss, _leaves(hidden, head))
         assert all(float(grad.abs().sum()) == 0.0 for grad in grads)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "cross_entropy"])
+def test_an_id_that_both_rule_out(kind: Any) -> None:
+    hidden, teacher = _hidden(), torch.randn(N, V, dtype=torch.float64)
+    bias = torch.zeros(V, dtype=torch.float64)
+    bias[3] = teacher[:, 3] = -math.inf
+    head = Head(_head(grad=False).weight, bias)
+    targets = torch.zeros(N, dtype=torch.int64)
+    numbers: dict[str, Any] = {
+        "alpha": 0.5,
+        "distillation_temperature": 1.0,
+        "num_items": N,
+        "of": Divergence(kind),
+    }
+    signal = DenseSignal(teacher)
+    fused = fused_soft_target_loss(hidden, head, targets, signal, **numbers).loss
+    dense = soft_target_loss(head.logits(hidden), targets, signal, **numbers).loss
+    assert torch.isfinite(fused)
+    torch.testing.assert_close(fused, dense)
+    for one, two in zip(
+        torch.autograd.grad(fused, hidden), torch.autograd.grad(dense, hidden), strict=True
+    ):
+        torch.testing.assert_close(one, two)
 
 
 def test_an_id_the_teacher_rules_out() -> None:

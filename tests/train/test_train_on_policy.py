@@ -109,6 +109,15 @@ def test_no_row_is_longer_than_the_student_reads() -> None:
     assert got["input_ids"].shape[1] <= longest
 
 
+def test_a_row_that_fills_up_a_batch_gets_no_targets() -> None:
+    batch = _batch(3)
+    batch["labels"][1] = -100
+    got = rewritten(_loud(), {**batch, "domain": torch.tensor([4, 5, 6])}, _writing(), seed=1)
+    assert (got["labels"][1] == -100).all()
+    assert (got["labels"][[0, 2]] != -100).any(-1).all()
+    assert got["domain"].tolist() == [4, 5, 6]
+
+
 def test_draws_follow_the_models_distribution() -> None:
     """Two tokens at a time, cached and left-padded, against the exact joint distribution."""
     model, draws = _loud().double(), 3000

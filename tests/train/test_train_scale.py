@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,12 +200,12 @@ def test_two_processes_train_as_one_does(
 
 @pytest.mark.parametrize(
     ("strategy", "then"),
-    [("ddp", 1), pytest.param("fsdp2", 2, marks=pytest.mark.full)],
+    [("fsdp2", 1), pytest.param("ddp", 1, marks=pytest.mark.full)],
 )
 def test_a_run_goes_on_with_another_number_of_processes(
     given_: Path, alone: Any, tmp_path: Path, strategy: str, then: int
 ) -> None:
-    """Two processes, all killed after a checkpoint; then one (DDP), or two with files for any."""
+    """Two processes, all killed after a checkpoint; then one."""
     work = tmp_path / "cut"
     work.mkdir()
     spread = {"processes": 2, "strategy": strategy}
@@ -254,8 +255,13 @@ def _wait_for_workers(work: Path) -> None:
 
 def test_a_workers_error_is_the_stages(given_: Path, tmp_path: Path) -> None:
     spread = {"processes": 2}
-    with pytest.raises(UserError, match=r"train\.batch_size: cannot be dealt out to 2 processes"):
+    with pytest.raises(RecipeError, match=r"train\.batch_size: cannot be dealt out to 2 proc"):
         _run(given_, tmp_path / "w", micro_batch_size=4, distributed=spread)
+    shutil.copytree(given_ / "model", tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").unlink()
+    recipe = _recipe(tmp_path / "broken", micro_batch_size=2, distributed=spread)
+    with pytest.raises(UserError, match="broken"):
+        run_train(recipe, given_ / "data", None, tmp_path / "b", Silent())
 
 
 @pytest.mark.full
@@ -287,6 +293,17 @@ def test_commands_of_one_and_of_several_machines() -> None:
     several = DistributedSection(processes=8, nodes=2, rendezvous="box1:29400")
     many = arguments(several, Path("/run/train"))
     assert {"--nnodes=2", "--rdzv-endpoint=box1:29400", "--rdzv-backend=c10d"} <= set(many)
+
+
+def test_what_processes_cannot_share_is_refused(tmp_path: Path) -> None:
+    spread = {"processes": 2, "strategy": "fsdp2"}
+    with pytest.raises(RecipeError, match=r"strategy: adapters are small"):
+        check_recipe(_recipe(tmp_path, distributed=spread, lora={}))
+    with pytest.raises(RecipeError, match=r"strategy: train\.terms are not"):
+        check_recipe(_recipe(tmp_path, distributed=spread, terms=[{"kind": "hidden"}]))
+    nodes = {"processes": 2, "nodes": 2, "rendezvous": "h:1"}
+    with pytest.raises(RecipeError, match=r"hard_label_twin.*one student"):
+        check_recipe(_recipe(tmp_path, distributed=nodes, hard_label_twin=True))
 
 
 def test_packing_that_cannot_be_is_refused(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_a_server_says_what_the_model_would_say_here() -> None:
     server = _Vllm(model, TOKENIZER)
     with _serving(server) as loopback:
         client = openai.OpenAI(base_url=f"{loopback.url}/v1", api_key="none", max_retries=0)
-        got = PromptLogprobs(client, "m", 5, TOKENIZER).view(batch, LOGITS).signal
+        got = PromptLogprobs(client, "m", 5, len(TOKENIZER), TOKENIZER).view(batch, LOGITS).signal
     here = LiveTeacher(model, CausalReader()).view(batch, LOGITS).signal
     assert isinstance(got, SparseSignal)
     assert isinstance(here, DenseSignal)
@@ -315,7 +315,7 @@ def test_what_a_server_lacks_is_said_in_one_line() -> None:
     def ask(server: _Vllm, k: int = 3) -> None:
         with _serving(server) as loopback:
             client = openai.OpenAI(base_url=f"{loopback.url}/v1", api_key="none", max_retries=0)
-            PromptLogprobs(client, "m", k, TOKENIZER).view(batch, LOGITS)
+            PromptLogprobs(client, "m", k, len(TOKENIZER), TOKENIZER).view(batch, LOGITS)
 
     with pytest.raises(UserError, match="another tokenizer: token"):
         ask(_Vllm(model, _OTHER))
@@ -327,7 +327,7 @@ def test_what_a_server_lacks_is_said_in_one_line() -> None:
         ask(down)
     client = openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key="none", max_retries=0)
     with pytest.raises(StillhouseError, match="does not answer"):
-        PromptLogprobs(client, "m", 3, TOKENIZER).view(batch, LOGITS)
+        PromptLogprobs(client, "m", 3, len(TOKENIZER), TOKENIZER).view(batch, LOGITS)
 
 
 # Recipes

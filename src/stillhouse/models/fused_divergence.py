@@ -74,7 +74,8 @@ def fused_soft_target_loss(
     run = _Run(of, t, alpha, 1.0 - alpha, measure=False)
     loss, parts = run(hidden, head, targets, signal if alpha > 0.0 else None)
     items = (targets != IGNORE_INDEX).sum()
-    return SoftTargetLoss(loss / num_items, parts[0], parts[1], items)
+    count = num_items.clamp_min(1) if isinstance(num_items, Tensor) else max(num_items, 1)
+    return SoftTargetLoss(loss / count, parts[0], parts[1], items)
 
 
 @torch.no_grad()

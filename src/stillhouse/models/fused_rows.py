@@ -182,12 +182,19 @@ def _forward(
     p.mul_(1.0 / whole_p)
     if weighing.divergence.kind == "forward_kl":
         # -inf, where the teacher rules an id out, as a number: times p = 0 it is then 0.
-        apart = y.clamp_min_(-1e30).sub_(x).mul_(p).sum(-1)
+        apart = y.clamp_min_(-1e30).sub_(_ruled_out(x, p)).mul_(p).sum(-1)
         rows = apart + (whole.log() - whole_p.log()).squeeze(-1)
     else:
-        rows = whole.log().squeeze(-1) - torch.mul(x, p, out=y).sum(-1)
+        rows = whole.log().squeeze(-1) - torch.mul(_ruled_out(x, p), p, out=y).sum(-1)
     torch.sub(q.mul_((soft + tied) / whole), p, alpha=soft, out=x)
     return rows
+
+
+def _ruled_out(x: Tensor, p: Tensor) -> Tensor:
+    """x with 0 for -inf where p is 0 too: neither side holds it possible, and it adds nothing."""
+    if bool(x.amin() > -torch.inf):
+        return x
+    return torch.where((x == -torch.inf) & (p == 0.0), 0.0, x)
 
 
 def _drawn(student: _Softmax, drawn: Drawn, weighing: Weighing, soft: float, tied: float) -> Tensor:

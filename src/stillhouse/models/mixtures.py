@@ -85,7 +85,7 @@ def _log_p(logits: Tensor) -> Tensor:
 def _mean(log_p: Tensor, w: Tensor, how: Combine) -> Tensor:
     """Unnormalised log of the mean over the last dimension, teachers; weight 0 does not count."""
     if how == "mean_probabilities":
-        return (log_p + w.log()).logsumexp(-1)
+        return (torch.where(w > 0, log_p, 0.0) + w.log()).logsumexp(-1)
     return torch.where(w > 0, w * log_p, 0.0).sum(-1)
 
 

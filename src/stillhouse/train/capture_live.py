@@ -17,12 +17,14 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from stillhouse.core.errors import UserError
 from stillhouse.core.progress import Ticker
 from stillhouse.models.drawing import uniforms
 from stillhouse.models.signal_codec import Arrays, encode_belief, encode_hidden, joined, split
 from stillhouse.models.signal_layout import Layout
 from stillhouse.models.signal_writer import Named, digest
 from stillhouse.train.batches import Collator, Rows
+from stillhouse.train.finite import unusable
 from stillhouse.train.outputs import CausalReader, Needs
 
 CHUNK: Final = 128  # targets whose whole vocabulary is held at a time
@@ -79,6 +81,12 @@ class LiveBeliefs:
         drawn = self._numbers(members) if layout.format == "sampled" else None
         at = 0
         for chunk in self.chunks(members):
+            if bool(unusable(chunk.logits).any()):
+                raise UserError(
+                    "teacher",
+                    "its logits are not numbers for some of the examples",
+                    action="capture in float32 (train.precision: fp32), or check its weights",
+                )
             if layout.format == "hidden":
                 assert chunk.hidden is not None, "the plan looked for a head"
                 parts.append(encode_hidden(layout, chunk.hidden))

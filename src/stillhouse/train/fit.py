@@ -5,14 +5,22 @@ Knows trainers and checkpoints; knows no recipe and no student.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stillhouse.core.errors import StillhouseError
 from stillhouse.models.quiet import quiet_transformers
-from stillhouse.train.checkpoints import latest, trainer_state, weight_errors
+from stillhouse.train.checkpoints import (
+    PREFIX,
+    TRAINER_STATE,
+    latest,
+    trainer_state,
+    weight_errors,
+)
 from stillhouse.train.history import held_out_values, should_stop
+from stillhouse.train.ranks import first_says, is_main
 from stillhouse.train.trainer import DistillationTrainer
 
 
@@ -40,7 +48,7 @@ def fit(trainer: DistillationTrainer, best_by: str | None, patience: int | None)
     """
     folder = Path(str(trainer.args.output_dir))
     with weight_errors(folder), quiet_transformers():
-        checkpoint = latest(folder) if folder.exists() else None
+        checkpoint = _newest(folder)
         if checkpoint is None:
             trainer.train()
         else:
@@ -60,11 +68,27 @@ def fit(trainer: DistillationTrainer, best_by: str | None, patience: int | None)
     )
 
 
+def _newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint: the first process looks, clears torn ones away and has the file
+    name its best one where it lies now; the others take its word."""
+    step = -1
+    if is_main() and folder.exists():
+        found = latest(folder)
+        if found is not None:
+            state = trainer_state(found)
+            whole = found / TRAINER_STATE
+            beside = whole.with_suffix(".partial")
+            state.save_to_json(str(beside))
+            os.replace(beside, whole)
+            step = int(found.name.removeprefix(PREFIX))
+    step = first_says(step)
+    return None if step < 0 else folder / f"{PREFIX}{step}"
+
+
 def _resume(
     trainer: DistillationTrainer, checkpoint: Path, best_by: str | None, patience: int | None
 ) -> None:
     state = trainer_state(checkpoint)
-    state.save_to_json(str(checkpoint / "trainer_state.json"))
     looks = held_out_values(state.log_history, best_by) if best_by is not None else []
     if state.global_step < state.max_steps and not should_stop(looks, patience):
         trainer.train(resume_from_checkpoint=str(checkpoint))

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Example
-from stillhouse.models.divergence import cross_entropy, divergence
+from stillhouse.models.divergence import IGNORE_INDEX, cross_entropy, divergence
 from stillhouse.models.divergence_kind import (
     CROSS_ENTROPY,
     FORWARD_KL,
@@ -127,7 +127,8 @@ class TermsObjective:
         hard = cross_entropy(shared.student_logits, view.targets)
         soft = hard.total
         if shared.signal is not None:
-            soft = _held_out_divergence(shared, view.information)
+            there = view.targets != IGNORE_INDEX  # a row that fills up a batch has no target
+            soft = _held_out_divergence(shared, view.information, there)
         self._check(soft, view)
         agreed = (shared.student_logits.argmax(-1) == view.targets).sum()
         return HeldOutSums(soft, hard.total, agreed, hard.items)
@@ -155,13 +156,15 @@ class TermsObjective:
         )
 
 
-def _held_out_divergence(shared: Shared, information: Tensor | None) -> Tensor:
-    """Sum of KL(teacher || student) at T = 1; of draws, its unbiased estimate."""
+def _held_out_divergence(shared: Shared, information: Tensor | None, there: Tensor) -> Tensor:
+    """Sum of KL(teacher || student) at T = 1 over the targets that are `there`; of draws, its
+    unbiased estimate."""
     signal = shared.signal
     assert signal is not None
     if isinstance(signal, SampledSignal) and information is not None:
-        return (sampled_cross_entropy(signal, shared.student_logits) + information).sum()
-    return divergence(signal, shared.student_logits).total
+        rows = sampled_cross_entropy(signal, shared.student_logits) + information
+        return rows[there].sum()
+    return divergence(signal, shared.student_logits, mask=there).total
 
 
 def label_objective(

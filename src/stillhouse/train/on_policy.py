@@ -26,6 +26,7 @@ from transformers import GenerationConfig
 from stillhouse.core.recipe_on_policy import OnPolicySection
 from stillhouse.models.divergence import IGNORE_INDEX
 from stillhouse.models.quiet import quiet_transformers
+from stillhouse.train.batches import DOMAIN
 from stillhouse.train.objectives import HeldOutSums, Objective
 from stillhouse.train.outputs import Batch, Counts, StepAt
 
@@ -105,11 +106,14 @@ def rewritten(model: Any, batch: Batch, writing: Writing, seed: int) -> Batch:
     """
     prompts = _prompts(batch)
     tokens = sample(model, prompts, writing, seed)
+    there = (batch["labels"] != IGNORE_INDEX).any(-1).tolist()
     rows, labels = [], []
-    for prompt, new in zip(prompts, tokens, strict=True):
+    for prompt, new, counts in zip(prompts, tokens, there, strict=True):
         rows.append(torch.cat([prompt, new]))
-        labels.append(torch.cat([torch.full_like(prompt, IGNORE_INDEX), new]))
+        targets = new if counts else torch.full_like(new, IGNORE_INDEX)  # else it fills up a batch
+        labels.append(torch.cat([torch.full_like(prompt, IGNORE_INDEX), targets]))
     return {
+        **{name: batch[name] for name in (DOMAIN,) if name in batch},
         "input_ids": pad_sequence(rows, batch_first=True, padding_value=writing.pad_token_id),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
         "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
@@ -157,9 +161,11 @@ def sample(
 
 
 def _prompts(batch: Batch) -> list[Tensor]:
-    """What each row of a batch [B, T] is asked: its tokens before the first label."""
-    labels = batch["labels"]
-    first = (labels != IGNORE_INDEX).int().argmax(-1)  # [B]
+    """What each row of a batch [B, T] is asked: its tokens before the first label; all of a row
+    without labels."""
+    targets = batch["labels"] != IGNORE_INDEX
+    whole = batch["attention_mask"].sum(-1)
+    first = torch.where(targets.any(-1), targets.int().argmax(-1), whole)  # [B]
     return [row[:end] for row, end in zip(batch["input_ids"], first.tolist(), strict=True)]
 
 

@@ -26,6 +26,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_on_policy(recipe)
     _check_readers(recipe)
     _check_packing(recipe)
+    _check_distributed(recipe)
     check_signals(recipe)
     check_terms(recipe)
     if recipe.train.alpha == 0:
@@ -175,6 +176,38 @@ def _check_readers(recipe: Recipe) -> None:
             "the first of train.teachers writes, and a server only reads along",
             value=policy.teacher_fraction,
             action="name a local teacher first, or set teacher_fraction: 0",
+        )
+
+
+def _check_distributed(recipe: Recipe) -> None:
+    """What several processes cannot share, before anything is paid."""
+    train = recipe.train
+    section = train.distributed
+    if section is None or section.world_size == 1:
+        return
+    world = section.world_size
+    micro = train.micro_batch_size or max(1, train.batch_size // world)
+    if train.batch_size % (micro * world):
+        raise RecipeError(
+            "train.batch_size",
+            f"cannot be dealt out to {world} processes in micro-batches of {micro}",
+            value=train.batch_size,
+            action=f"use a multiple of {micro * world}",
+        )
+    problem = ""
+    if section.strategy == "fsdp2" and train.terms is not None:
+        problem = "train.terms are not trained with weights spread over processes"
+    elif section.strategy == "fsdp2" and train.lora is not None:
+        problem = "adapters are small enough for every process, and are not spread"
+    if problem:
+        raise RecipeError(
+            "train.distributed.strategy", problem, value="fsdp2", action="use strategy: ddp"
+        )
+    if section.nodes > 1 and train.hard_label_twin:
+        raise RecipeError(
+            "train.hard_label_twin",
+            "the other machines are started for one student",
+            action="set hard_label_twin: false, or train on one machine",
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_signals import CaptureFormat, CaptureSection
+from stillhouse.models.divergence_kind import SAMPLED_KINDS, divergence_of, infinite_at_zero
 
 
 def captures(recipe: Recipe) -> bool:
@@ -58,6 +59,29 @@ def _check_training(recipe: Recipe) -> None:
             "train.on_policy",
             "what the student writes on the way is in no cache",
             action="set train.signals: live, or leave on_policy out",
+        )
+    if recipe.train.teachers is not None:
+        raise RecipeError(
+            "train.teachers",
+            "with train.signals: cache no teacher reads along",
+            action="set train.signals: live, or leave teachers out",
+        )
+    chosen = capture_format(recipe)
+    of = divergence_of(recipe.train.divergence, recipe.train.divergence_beta)
+    if reads_logprobs(recipe) and infinite_at_zero(of):
+        raise RecipeError(
+            "train.divergence",
+            "is infinite at the hard labels that stand for answers without logprobs",
+            value=recipe.train.divergence,
+            action="use forward_kl, jsd or total_variation",
+        )
+    if chosen == "sampled" and recipe.train.divergence not in SAMPLED_KINDS:
+        raise RecipeError(
+            "train.divergence",
+            "draws of a belief say nothing without bias of any but "
+            f"{' and '.join(sorted(SAMPLED_KINDS))}",
+            value=recipe.train.divergence,
+            action="use capture.format: hidden or top_k, or one of these",
         )
 
 

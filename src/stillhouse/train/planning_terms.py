@@ -34,9 +34,27 @@ def check_terms(recipe: Recipe) -> None:
             "no term compares layers, so there are none to learn one after another",
             action="add a hidden, attention, activation or relation term, or remove it",
         )
+    if train.terms is not None:
+        _response_is_one(recipe)
     if train.insides:
         _teacher_can_be_read(recipe)
         _samples_meet(recipe)
+
+
+def _response_is_one(recipe: Recipe) -> None:
+    """Weights and schedules are of one response; other objectives have several parts."""
+    train = recipe.train
+    for key, beside in (
+        ("train.on_policy", train.on_policy is not None),
+        (
+            "train.teachers with tokenizers: universal",
+            train.teachers is not None and train.teachers.tokenizers == "universal",
+        ),
+    ):
+        if beside:
+            raise RecipeError(
+                "train.terms", f"are not weighed beside {key}", action="leave one of the two out"
+            )
 
 
 def _teacher_can_be_read(recipe: Recipe) -> None:
@@ -70,7 +88,8 @@ def _teacher_can_be_read(recipe: Recipe) -> None:
 
 def _samples_meet(recipe: Recipe) -> None:
     train = recipe.train
-    together = train.micro_batch_size or train.batch_size
+    world = 1 if train.distributed is None else train.distributed.world_size
+    together = train.micro_batch_size or max(1, train.batch_size // world)
     for number, term in enumerate(train.terms or ()):
         if not isinstance(term, SampleTerm):
             continue

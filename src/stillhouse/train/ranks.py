@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 import torch.distributed as dist
 
 
@@ -22,6 +23,16 @@ def is_main() -> bool:
     if dist.is_initialized():
         return dist.get_rank() == 0
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def first_says(number: int) -> int:
+    """The first process's number, on every process."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return number
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    said = torch.tensor([number], device=device)
+    dist.broadcast(said, 0)
+    return int(said)
 
 
 def wait_for_all() -> None:

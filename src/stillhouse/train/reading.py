@@ -26,6 +26,7 @@ from stillhouse.train.features_wiring import Learned
 from stillhouse.train.objectives import check_one_tokenizer
 from stillhouse.train.other_tokenizer import with_other_tokens
 from stillhouse.train.outputs import CausalReader
+from stillhouse.train.packing import check_packing
 from stillhouse.train.remote_teacher import PromptLogprobs
 from stillhouse.train.students import Student
 from stillhouse.train.teachers import LiveTeacher, TeacherSource
@@ -69,7 +70,9 @@ class Opened(NamedTuple):
     writer: Any
 
 
-def open_readers(readers: ReadersSection, student: Student, reading: Reading) -> Opened:
+def open_readers(
+    readers: ReadersSection, student: Student, reading: Reading, *, packing: bool = False
+) -> Opened:
     """All members over the student's tokenizer, as one source.
 
     Raises:
@@ -82,10 +85,13 @@ def open_readers(readers: ReadersSection, student: Student, reading: Reading) ->
         if section.local:
             loaded = open_reader(section, reading)
             check_one_tokenizer(student.tokenizer, loaded.tokenizer)
+            if packing:
+                pad = int(student.tokenizer.pad_token_id)
+                check_packing(loaded.model, reading.learned.rows, pad)
             source: TeacherSource = LiveTeacher(loaded.model, CausalReader())
             writer = loaded.model if writer is None else writer
         else:
-            source = _server(section, student.tokenizer)
+            source = _server(section, student.tokenizer, int(student.model.config.vocab_size))
         own = None
         if section.domains is not None:
             own = frozenset(numbers[name] for name in section.domains)
@@ -96,7 +102,9 @@ def open_readers(readers: ReadersSection, student: Student, reading: Reading) ->
     return Opened(EnsembleSource(members, readers.combine, width), writer)
 
 
-def _server(section: ReaderSection, tokenizer: PreTrainedTokenizerBase) -> PromptLogprobs:
+def _server(
+    section: ReaderSection, tokenizer: PreTrainedTokenizerBase, width: int
+) -> PromptLogprobs:
     variable = section.api_key_env
     key = os.environ.get(variable, "").strip() if variable else "none"
     if not key:
@@ -109,7 +117,7 @@ def _server(section: ReaderSection, tokenizer: PreTrainedTokenizerBase) -> Promp
         base_url=section.base_url, api_key=key, timeout=section.timeout_s, max_retries=5
     )
     name = section.model.partition(":")[2]
-    return PromptLogprobs(client, name, section.prompt_logprobs, tokenizer)
+    return PromptLogprobs(client, name, section.prompt_logprobs, width, tokenizer)
 
 
 def rows_for_readers(

@@ -41,6 +41,7 @@ class PromptLogprobs:
     client: openai.OpenAI
     model: str
     k: int
+    width: int  # ids of the student's head
     tokenizer: PreTrainedTokenizerBase
     checked: bool = field(default=False)
 
@@ -56,7 +57,7 @@ class PromptLogprobs:
             for column, wanted in enumerate(row)
             if wanted
         ]
-        return TeacherView(_sparse(at, self.k).to(batch["input_ids"].device), None)
+        return TeacherView(_sparse(at, self.k, self.width).to(batch["input_ids"].device), None)
 
     def _ask(self, rows: list[list[int]]) -> list[list[Entries]]:
         try:
@@ -67,6 +68,17 @@ class PromptLogprobs:
                 temperature=0.0,
                 extra_body={"prompt_logprobs": self.k},
             )
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise UserError(
+                "train.teachers",
+                f"the server of {self.model} refuses the key ({error.status_code})",
+                action="check the variable that api_key_env names",
+            ) from None
+        except openai.InternalServerError as error:
+            raise StillhouseError(
+                f"train.teachers: the server of {self.model} fails ({error.status_code}); run "
+                "again when it is well: training goes on from its last checkpoint"
+            ) from None
         except openai.APIStatusError as error:
             raise UserError(
                 "train.teachers",
@@ -118,13 +130,14 @@ class PromptLogprobs:
                         )
 
 
-def _sparse(at: Sequence[Entries], k: int) -> SparseSignal:
+def _sparse(at: Sequence[Entries], k: int, width: int) -> SparseSignal:
     """The K likeliest entries of each place; the row's own token may make one more and is left
-    out."""
+    out. So are ids that only pad the server's head: the student has none for them."""
     ids = torch.zeros(len(at), k, dtype=torch.int64)
     log_probs = torch.full((len(at), k), -math.inf)
     for number, entries in enumerate(at):
-        ranked = sorted(entries.items(), key=lambda entry: -float(entry[1]["logprob"]))[:k]
+        shared = [entry for entry in entries.items() if int(entry[0]) < width]
+        ranked = sorted(shared, key=lambda entry: -float(entry[1]["logprob"]))[:k]
         if len(ranked) < k:
             raise UserError(
                 "train.teachers.prompt_logprobs",
@@ -136,4 +149,4 @@ def _sparse(at: Sequence[Entries], k: int) -> SparseSignal:
         log_probs[number] = torch.tensor([float(entry["logprob"]) for _, entry in ranked])
     kept = log_probs.double().exp().sum(-1).clamp(max=1.0)
     tail = torch.log1p(-kept).float()  # -inf where nothing is left
-    return SparseSignal(ids, log_probs, tail)
+    return SparseSignal(ids, log_probs, tail, vocabulary_size=width)

@@ -65,6 +65,11 @@ def save_whole_optimizer(folder: Path, model: Any, optimizer: Any, scheduler: An
     )
 
 
+def holds_whole_optimizer(folder: Path) -> bool:
+    """Whether a checkpoint was written by several processes."""
+    return (folder / f"{OPTIMIZER}.json").exists()
+
+
 def load_whole_optimizer(folder: Path, model: Any, optimizer: Any, scheduler: Any) -> None:
     """Read what `save_whole_optimizer` wrote into the parts of this process. Called by all."""
     plain: dict[str, Any] = read_json(folder / f"{OPTIMIZER}.json")

@@ -40,7 +40,9 @@ class SharedPrefix:
         self._model = model
         self._ids = torch.empty(0, dtype=torch.int64)
         self._key_values: KeyValues = []
-        self._plain = {"position_ids", "past_key_values"} <= accepts(model)
+        takes = accepts(model)
+        self._plain = {"position_ids", "past_key_values"} <= takes
+        self._narrow = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
     def split(self, batch: Batch) -> Rest | None:
         """The rest of a batch, and the model for it; `None` where that does not pay or hold."""
@@ -65,7 +67,7 @@ class SharedPrefix:
         if known > len(prefix) - SLACK and known <= len(prefix):
             if torch.equal(self._ids, prefix[:known]):
                 return known
-        out = self._model(input_ids=prefix[None], use_cache=True)
+        out = self._model(input_ids=prefix[None], use_cache=True, **self._narrow)
         found = plain_key_values(out)
         if found is None:
             self._plain = False

@@ -58,10 +58,18 @@ def token_names(examples: Sequence[Example], items: Sequence[Item]) -> list[Name
 
 
 def class_names(examples: Sequence[Example], task: ClassificationTask) -> list[Named]:
-    """Examples of a classifier: one row, for this chat and these labels in this order."""
+    """Examples of a classifier: one row, for this chat, these labels in this order, this belief."""
     labels = json.dumps(task.labels, ensure_ascii=False).encode()
     return [
-        Named(_id(example), digest(labels, message_key(example.prompt).encode()), 1)
+        Named(
+            _id(example),
+            digest(
+                labels,
+                message_key(example.prompt).encode(),
+                json.dumps(example.label_probabilities).encode(),
+            ),
+            1,
+        )
         for example in examples
     ]
 

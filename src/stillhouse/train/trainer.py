@@ -33,6 +33,7 @@ from stillhouse.train.objectives import Objective
 from stillhouse.train.outputs import Batch, Counts, StepAt, count
 from stillhouse.train.parts import attach, load_parts, save_parts, set_aside
 from stillhouse.train.sharded import (
+    holds_whole_optimizer,
     load_weights,
     load_whole_optimizer,
     save_whole_optimizer,
@@ -311,7 +312,7 @@ class DistillationTrainer(Trainer):
                 save_parts(Path(folder), self.balanced.parts)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_fsdp_enabled:
+        if self.args.world_size > 1 and not self.is_deepspeed_enabled:
             folder = Path(output_dir)
             save_whole_optimizer(folder, self.model, self.optimizer, self.lr_scheduler)
         elif self.is_deepspeed_enabled:  # its own format
@@ -322,11 +323,18 @@ class DistillationTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        if self.is_fsdp_enabled:
-            folder = Path(checkpoint)
+        folder = Path(checkpoint)
+        if holds_whole_optimizer(folder):
             load_whole_optimizer(folder, self.model, self.optimizer, self.lr_scheduler)
         elif self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
+        elif self.is_fsdp_enabled:
+            raise UserError(
+                "train.distributed.strategy",
+                "one process wrote the checkpoint that is there",
+                value="fsdp2",
+                action="go on with ddp, or remove the run's train folder to begin anew",
+            )
         else:
             load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
 

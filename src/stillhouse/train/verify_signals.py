@@ -155,7 +155,10 @@ def _compared(
         at = 0
         for chunk in beliefs.chunks(members):
             rows = torch.arange(at, at + len(chunk.logits))
-            logits = chunk.logits.float().cpu() / part.layout.distillation_temperature
+            live = chunk.logits.float().cpu()
+            if part.layout.format != "hidden":  # what is stored is over the ids that both have
+                live = live[:, : part.layout.width]
+            logits = live / part.layout.distillation_temperature
             errors.append(reconstruction_kl(stored.select(rows), logits))
             at += len(rows)
     error = torch.cat(errors)

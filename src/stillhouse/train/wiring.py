@@ -64,7 +64,7 @@ def _response(recipe: Recipe, student: Student, reading: Reading) -> Objective:
     readers = recipe.train.teachers or ReadersSection(members=(ReaderSection(),))
     if readers.tokenizers == "universal":
         return _universal(readers.members[0], temperature, reading)
-    opened = open_readers(readers, student, reading)
+    opened = open_readers(readers, student, reading, packing=recipe.train.packing)
     given = text_objective(reading.alpha, temperature, opened.source, divergence)
     if recipe.train.on_policy is None:
         return given

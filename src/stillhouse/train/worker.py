@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from stillhouse.core.errors import StillhouseError, UserError
@@ -28,17 +29,10 @@ from stillhouse.train.ranks import is_main
 def main(folder: Path) -> int:
     """Train; the exit status."""
     die_with_parent(os.getppid(), signal.SIGKILL)
-    found: dict[str, Any] = read_json(folder / JOB)
-    job = Job(
-        Recipe.model_validate(found["recipe"]),
-        read_data(Path(found["dataset"])),
-        None if found["tuned"] is None else Path(found["tuned"]),
-        float(found["alpha"]),
-        str(found["title"]),
-        None if found["signals"] is None else Path(found["signals"]),
-    )
+    if torch.cuda.is_available():  # before a teacher is put anywhere
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        distil(job, folder, Lines() if is_main() else Silent())
+        distil(_job(folder), folder, Lines() if is_main() else Silent())
     except StillhouseError as error:
         if is_main() or not (folder / ERROR).exists():
             write_json(folder / ERROR, {"user": isinstance(error, UserError), "text": str(error)})
@@ -47,6 +41,18 @@ def main(folder: Path) -> int:
         if dist.is_initialized():
             dist.destroy_process_group()
     return 0
+
+
+def _job(folder: Path) -> Job:
+    found: dict[str, Any] = read_json(folder / JOB)
+    return Job(
+        Recipe.model_validate(found["recipe"]),
+        read_data(Path(found["dataset"])),
+        None if found["tuned"] is None else Path(found["tuned"]),
+        float(found["alpha"]),
+        str(found["title"]),
+        None if found["signals"] is None else Path(found["signals"]),
+    )
 
 
 if __name__ == "__main__":
