@@ -201,6 +201,9 @@ def test_too_many_unaligned_answers_are_refused(lm_folder: Path, tmp_path: Path)
         ({"capture": {"read_from": "teacher"}}, r"capture\.read_from"),
         ({"train": {"alpha": 0}}, r"train\.signals"),
         ({"train": {"on_policy": {}}}, r"train\.on_policy"),
+        ({"train": {"teachers": {"members": [{"model": "hf:x"}]}}}, r"train\.teachers"),
+        ({"train": {"divergence": "reverse_kl"}}, r"train\.divergence"),
+        ({"capture": {"samples": 8}}, r"capture\.samples.*does nothing for format top_k"),
         ({"student": {"head": "text", "from": "hf:x", "vocabulary": "task"}}, "vocabulary"),
     ],
 )

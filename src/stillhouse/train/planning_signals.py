@@ -5,10 +5,22 @@ Refuses captures and trainings from a cache that could not work. Knows the recip
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_signals import CaptureFormat, CaptureSection
 from stillhouse.models.divergence_kind import SAMPLED_KINDS, divergence_of, infinite_at_zero
+
+_KEYS_OF: Final[Mapping[str, CaptureFormat]] = {
+    "samples": "sampled",
+    "held_out_samples": "sampled",
+    "draws": "sampled",
+    "proposal_temperature": "sampled",
+    "distillation_temperature": "sampled",
+    "k": "top_k",
+}
 
 
 def captures(recipe: Recipe) -> bool:
@@ -87,6 +99,7 @@ def _check_training(recipe: Recipe) -> None:
 
 def _check_capture(recipe: Recipe) -> None:
     section, chosen = recipe.capture or CaptureSection(), capture_format(recipe)
+    _check_keys(section, chosen)
     if recipe.student.head == "label":
         if chosen != "dense" or section.read_from == "logprobs":
             raise RecipeError(
@@ -114,6 +127,20 @@ def _check_capture(recipe: Recipe) -> None:
         )
     elif chosen == "sampled":
         _check_temperature(recipe, section)
+
+
+def _check_keys(section: CaptureSection, chosen: CaptureFormat) -> None:
+    """A key of another format would do nothing."""
+    plain = CaptureSection()
+    for name, of in _KEYS_OF.items():
+        value = getattr(section, name)
+        if of != chosen and value != getattr(plain, name):
+            raise RecipeError(
+                f"capture.{name}",
+                f"does nothing for format {chosen}",
+                value=value,
+                action=f"leave it out, or use format: {of}",
+            )
 
 
 def _check_logprobs(recipe: Recipe, chosen: CaptureFormat) -> None:
