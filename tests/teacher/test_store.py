@@ -216,6 +216,7 @@ def test_any_changed_byte_of_a_whole_line_is_named(data: st.DataObject) -> None:
             AnswerStore(path)
 
 
+@pytest.mark.full
 def test_a_hundred_thousand_lines_load_in_seconds(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
 

@@ -117,6 +117,7 @@ def test_a_taught_module_comes_nearer_to_its_teacher(tmp_path) -> None:
     torch.testing.assert_close(again(x), student(x), rtol=0, atol=0)
 
 
+@pytest.mark.full
 def test_a_killed_run_of_a_module_ends_with_the_same_bytes(tmp_path) -> None:
     killed_distiller.run(tmp_path / "a", tmp_path / "whole")
     command = [sys.executable, killed_distiller.__file__, tmp_path / "b", tmp_path / "killed", "17"]

@@ -85,7 +85,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (_raw({"terms": HIDDEN}, teacher=MEMBERS), "insides are read from one local"),
     (_raw({"terms": HIDDEN, "alpha": 0}, student={**STUDENT, "vocabulary": "task"}), "whole vocab"),
     (_raw({"terms": HIDDEN, "packing": True}, "text"), "not with train.packing"),
-    (_raw({"terms": HIDDEN, "on_policy": {}}, "text"), "not with train.on_policy"),
+    (_raw({"terms": HIDDEN, "on_policy": {}}, "text"), "not weighed beside train.on_policy"),
     (
         _raw({"terms": HIDDEN, "teachers": {"members": [{"model": "hf:m"}]}}, "text"),
         "not with train.teachers",

@@ -183,7 +183,7 @@ def test_packing_and_checkpointing_change_no_loss(given_: Path, alone: Any, tmp_
     _same(kept, alone[0])
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.full), "fsdp2"])
 def test_two_processes_train_as_one_does(
     given_: Path, alone: Any, tmp_path: Path, strategy: str
 ) -> None:

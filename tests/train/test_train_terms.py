@@ -95,7 +95,9 @@ def _stopped_run(recipe: Recipe, dataset: Path, work: Path, step: int) -> None:
             run_train(recipe, dataset, None, work, Silent())
 
 
-@pytest.mark.parametrize("balance", ["fixed", "uncertainty", "gradient_norm"])
+@pytest.mark.parametrize(
+    "balance", ["fixed", "uncertainty", pytest.param("gradient_norm", marks=pytest.mark.full)]
+)
 def test_a_killed_run_with_terms_ends_with_the_same_bytes(
     encoder_folder: Path, classifier: Path, dataset_folder: Path, tmp_path: Path, balance: str
 ) -> None:
