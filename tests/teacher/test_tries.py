@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import subprocess
 import sys
 import time
@@ -27,6 +28,9 @@ from stillhouse.teacher import breaker
 from stillhouse.teacher.ask import AskResult, ask
 from stillhouse.teacher.budget import Budget
 from stillhouse.teacher.build import open_teacher
+from stillhouse.teacher.gate import Gate, StoppedError
+from stillhouse.teacher.limiter import Limiter, Outcome
+from stillhouse.teacher.limits import Cost
 from stillhouse.teacher.revisions import Revisions, model_part
 from stillhouse.teacher.store import UNCLEAN_END, AnswerStore
 from teacher_servers import KEY, Answer, Loopback, Truncated, error, openai_answer, serve
@@ -159,7 +163,7 @@ def test_a_key_revoked_midway_stops_cleanly_and_the_run_goes_on_later(
         with pytest.raises(UserError, match=r"revoked.*check the key in MY_KEY") as caught:
             asked(server, path, 200, section=section, prices=PRICES, budget_usd=1.0)
         assert "\n" not in str(caught.value)
-        assert len(server.bodies) <= 25 + 2 * 4  # what was in flight, and what slots it freed
+        assert len(server.bodies) <= 25 + 4
         server.answer = good
         result = asked(server, path, 200, section=section, prices=PRICES, budget_usd=1.0)
         assert (result.asked, result.reused) == (175, 25)
@@ -309,3 +313,21 @@ def test_fingerprints_are_no_change_of_the_model() -> None:
     assert revisions.problem() is None
     assert revisions.add(["b@fp_1"]) is not None
     assert revisions.problem() is not None
+
+
+def test_leave_that_was_given_before_the_end_is_taken_back() -> None:
+    """One slot: the request that came back frees it for the next, and then ends the run."""
+
+    async def main() -> int:
+        gate = Gate(Limiter(1, random.uniform), breaker.Breaker(60.0, random.uniform))
+        cost = Cost(1.0, 1.0)
+        first = await gate.enter(cost)
+        waiting = asyncio.create_task(gate.enter(cost))
+        await asyncio.sleep(0)
+        gate.leave(first, Outcome("refused"))
+        gate.stop()
+        with pytest.raises(StoppedError):
+            await waiting
+        return gate.limiter.in_flight
+
+    assert asyncio.run(main()) == 0

@@ -43,6 +43,11 @@ class Gate:
         self._timer: asyncio.TimerHandle | None = None
         self._stopped: asyncio.Future[None] = self._loop.create_future()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is to be sent."""
+        return self._stopped.done()
+
     def now(self) -> float:
         """Seconds on the event loop's clock."""
         return self._loop.time()
@@ -58,7 +63,7 @@ class Gate:
             StoppedError: the gate was stopped.
             TimeoutError: no leave came until then.
         """
-        if self._stopped.done():
+        if self.stopped:
             raise StoppedError
         if not self._waiting and self._wait_s(cost) <= 0:
             return self._let_go(cost)
@@ -67,7 +72,10 @@ class Gate:
         self._pump()
         try:
             async with asyncio.timeout_at(until):
-                return await future
+                let = await future
+            if self.stopped:  # between the leave and the waking
+                raise StoppedError
+            return let
         except BaseException:
             if future.done() and not future.cancelled() and future.exception() is None:
                 self.leave(future.result(), Outcome("dropped"))
@@ -94,12 +102,12 @@ class Gate:
         """
         if seconds > 0:
             await asyncio.wait({self._stopped}, timeout=seconds)
-        if self._stopped.done():
+        if self.stopped:
             raise StoppedError
 
     def stop(self) -> None:
         """Send all that wait, and all that come, away."""
-        if not self._stopped.done():
+        if not self.stopped:
             self._stopped.set_result(None)
         for waiting in self._waiting:
             if not waiting.future.done():

@@ -17,7 +17,7 @@ from stillhouse.core.records import Completion, Query
 from stillhouse.models.completer import Sampling
 from stillhouse.teacher.api import ApiTeacher, Attempt
 from stillhouse.teacher.budget import Budget
-from stillhouse.teacher.gate import Gate
+from stillhouse.teacher.gate import Gate, StoppedError
 from stillhouse.teacher.limiter import Kind, Outcome
 from stillhouse.teacher.limits import Cost, read_limits
 from stillhouse.teacher.retry import TeacherFailure, Verdict, judge
@@ -80,6 +80,10 @@ class Tries:
             except BaseException:
                 gate.leave(let, Outcome("dropped"))
                 raise
+            if gate.stopped:  # while the money was set aside
+                gate.leave(let, Outcome("dropped"))
+                await budget.settle(worst, 0.0)
+                raise StoppedError
             tried += 1
             try:
                 attempt = await self._send(query, sampling, until)
