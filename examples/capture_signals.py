@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 
 from stillhouse.models.divergence import forward_kl
-from stillhouse.models.drawing import sampled_cross_entropy, uniforms
+from stillhouse.models.divergence_kind import CROSS_ENTROPY
+from stillhouse.models.drawing import uniforms
 from stillhouse.models.signal_cache import SignalCache
 from stillhouse.models.signal_codec import encode_belief
 from stillhouse.models.signal_layout import CacheKey, Layout
+from stillhouse.models.signal_rows import signal_rows
 from stillhouse.models.signal_writer import Named, SignalWriter, digest
 
 torch.manual_seed(0)
@@ -33,7 +35,7 @@ with tempfile.TemporaryDirectory() as folder:
     stored = cache.read([2, 0])  # the third answer's rows, then the first's
 
 student = torch.zeros(100, 1000, requires_grad=True)
-cross_entropy = sampled_cross_entropy(stored.signal, student)  # a row each, nats
+cross_entropy = signal_rows(stored.signal, student, 1.0, CROSS_ENTROPY)  # a row each, nats
 cross_entropy.sum().backward()
 kl = (cross_entropy.detach() + stored.information).mean()
 exact = forward_kl(torch.cat([teacher[2], teacher[0]]), student.detach()).total / 100

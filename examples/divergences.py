@@ -5,7 +5,7 @@ import torch
 from stillhouse.core.divergence_names import DivergenceKind
 from stillhouse.models.divergence import divergence
 from stillhouse.models.divergence_kind import Divergence, divergence_of
-from stillhouse.models.draws import draw
+from stillhouse.models.drawing import draw_signal
 from stillhouse.models.signals import DenseSignal, sparsify, without_tail
 
 generator = torch.Generator().manual_seed(0)
@@ -43,7 +43,7 @@ exact = mean_gradient(one, 1)
 uniforms = torch.rand(5000, 12, generator=generator, dtype=torch.float64)
 print("\nforward KL's gradient at one position: distance from the dense one, relative")
 for name, found in {
-    "5,000 times 12 draws, averaged": mean_gradient(draw(many, uniforms), 5000),
+    "5,000 times 12 draws, averaged": mean_gradient(draw_signal(many, uniforms), 5000),
     "top-12 and tail": mean_gradient(sparsify(one, 12), 1),
     "top-12, renormalised": mean_gradient(without_tail(sparsify(one, 12)), 1),
 }.items():

@@ -14,7 +14,7 @@ import naive_divergences as naive
 from stillhouse.core.errors import UserError
 from stillhouse.models.divergence import divergence, soft_target_loss
 from stillhouse.models.divergence_kind import SAMPLED_KINDS, Divergence
-from stillhouse.models.draws import draw
+from stillhouse.models.drawing import draw_signal
 from stillhouse.models.head import Head
 from stillhouse.models.signals import (
     DenseSignal,
@@ -44,7 +44,7 @@ def signals(seed: int, *positions: int, t: float) -> dict[str, TeacherSignal]:
     return {
         "dense": hidden.dense(),
         "sparse": sparsify(hidden.dense(), 3),
-        "sampled": draw(hidden, uniforms, distillation_temperature=t),
+        "sampled": draw_signal(hidden, uniforms, distillation_temperature=t),
         "hidden": hidden,
     }
 

@@ -17,7 +17,7 @@ from stillhouse.core.recipe_train import TrainSection
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.divergence import divergence
 from stillhouse.models.divergence_kind import Divergence
-from stillhouse.models.draws import draw
+from stillhouse.models.drawing import draw_signal
 from stillhouse.models.head import Head
 from stillhouse.models.signals import DenseSignal, HiddenSignal, TeacherSignal, sparsify
 from stillhouse.train.batches import Collator, Rows, encode_labels
@@ -173,7 +173,7 @@ def _forms(width: int) -> dict[str, TeacherSignal]:
         "dense": hidden.dense(),
         "hidden": hidden,
         "sparse": sparsify(hidden.dense(), 3),
-        "sampled": draw(hidden, uniforms),
+        "sampled": draw_signal(hidden, uniforms),
     }
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.models.signals import SampledSignal
+from stillhouse.models.divergence_rows import tempered
+from stillhouse.models.signals import DenseSignal, HiddenSignal, SampledSignal
 
 Spread = Literal["systematic", "independent"]
 
@@ -56,6 +57,12 @@ def draw(
     weighs c / S * p / g. For every t the mean of sum_k weights_k onehot(token_k) is p; at t = 1 the
     weights of a row sum to one.
     """
+    drawn = _draw(log_probs, numbers, proposal_temperature)
+    return drawn._replace(weights=drawn.weights.float(), information=drawn.information.float())
+
+
+def _draw(log_probs: Tensor, numbers: Tensor, proposal_temperature: float) -> Draws:
+    """`draw`, its weights and information in float64."""
     log_p = log_probs.double()
     log_g = log_p if proposal_temperature == 1.0 else (log_p / proposal_temperature).log_softmax(-1)
     mass = log_g.exp().cumsum(-1)  # [N, V]
@@ -76,29 +83,66 @@ def draw(
     log_w = log_p[row, token_ids] - log_g[row, token_ids]
     weights = counts / samples * log_w.exp()
     information = torch.zeros_like(mass[:, 0]).index_add_(0, row, weights * log_p[row, token_ids])
-    return Draws(first.sum(-1), token_ids, counts, weights.float(), information.float())
+    return Draws(first.sum(-1), token_ids, counts, weights, information)
 
 
-def sampled_cross_entropy(
-    signal: SampledSignal,  # positions [...]
-    student_logits: Tensor,  # [..., V]
+@torch.no_grad()
+def draw_signal(
+    signal: DenseSignal | HiddenSignal,
+    numbers: Tensor,  # [..., S] within [0, 1); float64 reaches the rarest tokens
+    *,
     distillation_temperature: float = 1.0,
-) -> Tensor:
-    """-sum_k weights_k log q_T(token_k) at each position [...], in nats: its mean over draws is the
-    cross-entropy to the whole soft targets, and its gradient's mean is theirs. No factor T^2.
+    proposal_temperature: float = 1.0,
+) -> SampledSignal:
+    """`draw` at each position of a belief, as a signal: S slots, ids rise, unused ones (weight 0)
+    last.
 
-    With a row's `information` added (at T = 1) it is sum_k weights_k log(p_k / q_k): an unbiased
-    estimate of KL(p || q) whose noise shrinks with the divergence itself.
+    E[sum_k weights_k onehot_k] = p_T = softmax(logits / T), so the gradient of
+    -sum_k weights_k log q_T(k) is an unbiased estimate of that of cross-entropy and forward KL from
+    p_T. The signal serves this T alone. At t = 1 every draw weighs 1/S, and the variance of the
+    estimate of p_T(v) is p_T(v) (1 - p_T(v)) / S; t > 1 looks more at the tail.
 
     Raises:
-        ValueError: T is not the temperature the targets were drawn at.
+        ValueError: T or t not positive, or no draw.
     """
-    if signal.distillation_temperature != distillation_temperature:
-        raise ValueError(
-            f"targets drawn at T = {signal.distillation_temperature:g} cannot stand for "
-            f"T = {distillation_temperature:g}"
-        )
-    scaled = student_logits if student_logits.dtype == torch.float64 else student_logits.float()
-    scaled = scaled / distillation_temperature
-    log_q = scaled.gather(-1, signal.token_ids) - scaled.logsumexp(-1, keepdim=True)
-    return -(signal.weights * torch.where(signal.weights > 0, log_q, 0.0)).sum(-1)
+    for name, value in (
+        ("distillation_temperature", distillation_temperature),
+        ("proposal_temperature", proposal_temperature),
+    ):
+        if not value > 0.0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    samples = numbers.shape[-1]
+    if samples < 1:
+        raise ValueError("a sampled signal needs at least one draw a position")
+    logits = signal.dense().logits if isinstance(signal, HiddenSignal) else signal.logits
+    log_p = tempered(logits, distillation_temperature)  # [..., V]
+    drawn = _draw(log_p.flatten(0, -2), numbers.flatten(0, -2).double(), proposal_temperature)
+    rows = torch.arange(len(drawn.in_row), device=log_p.device)
+    row = torch.repeat_interleave(rows, drawn.in_row)  # [E]
+    slot = torch.arange(len(row), device=log_p.device)
+    slot = slot - (drawn.in_row.cumsum(0) - drawn.in_row)[row]
+    token_ids = torch.zeros(len(rows), samples, dtype=torch.int64, device=log_p.device)
+    weights = torch.zeros(len(rows), samples, dtype=log_p.dtype, device=log_p.device)
+    token_ids[row, slot] = drawn.token_ids
+    weights[row, slot] = drawn.weights.to(log_p.dtype)
+    return SampledSignal(
+        token_ids.reshape(numbers.shape),
+        weights.reshape(numbers.shape),
+        distillation_temperature,
+        vocabulary_size=log_p.shape[-1],
+    )
+
+
+def merged(signal: SampledSignal) -> SampledSignal:
+    """The same with equal ids of a position in one slot: ids rise, unused slots (weight 0) last."""
+    ids, order = signal.token_ids.sort(-1)
+    weights = signal.weights.gather(-1, order)
+    starts = torch.ones_like(ids)
+    starts[..., 1:] = ids[..., 1:] != ids[..., :-1]
+    slot = starts.cumsum(-1) - 1
+    return SampledSignal(
+        torch.zeros_like(ids).scatter(-1, slot, ids),
+        torch.zeros_like(weights).scatter_add(-1, slot, weights),
+        signal.distillation_temperature,
+        signal.vocabulary_size,
+    )

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stillhouse.models.draws import merged
+from stillhouse.models.drawing import merged
 from stillhouse.models.signals import (
     DenseSignal,
     HiddenSignal,

@@ -90,7 +90,7 @@ class SampledSignal:
     `distillation_temperature`: draws of p say nothing of p_T, so a signal serves one T only. Equal
     draws are merged (gradients do not need that, the value of a KL does), and a slot that is not
     used has weight 0. Random sampling knowledge distillation: Anshumann et al. 2025,
-    arXiv:2503.16870. `models.draws` makes them.
+    arXiv:2503.16870. `models.drawing` makes them.
     """
 
     token_ids: Tensor  # [..., K] int64

@@ -28,8 +28,8 @@ from stillhouse.models.divergence_kind import (
     Divergence,
     infinite_at_zero,
 )
-from stillhouse.models.drawing import sampled_cross_entropy
 from stillhouse.models.fused_divergence import fused_measures
+from stillhouse.models.signal_rows import signal_rows
 from stillhouse.models.signals import SampledSignal
 from stillhouse.train.finite import not_finite
 from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader, StepAt
@@ -162,7 +162,7 @@ def _held_out_divergence(shared: Shared, information: Tensor | None, there: Tens
     signal = shared.signal
     assert signal is not None
     if isinstance(signal, SampledSignal) and information is not None:
-        rows = sampled_cross_entropy(signal, shared.student_logits) + information
+        rows = signal_rows(signal, shared.student_logits, 1.0, CROSS_ENTROPY) + information
         return rows[there].sum()
     return divergence(signal, shared.student_logits, mask=there).total
 
