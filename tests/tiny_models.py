@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example, Message, Record
 
 TEXTS = [
@@ -120,6 +122,29 @@ def tiny_llama(tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> LlamaForC
             eos_token_id=tokenizer.eos_token_id,
         )
     ).eval()
+
+
+def loud_llama(tokenizer: PreTrainedTokenizerFast, layers: int, std: float) -> LlamaForCausalLM:
+    """A tiny Llama whose next-token distributions are far from uniform."""
+    model = tiny_llama(tokenizer, layers)
+    draw = torch.manual_seed(layers)
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=std, generator=draw)
+    return model
+
+
+def text_recipe(folder: Path, **train: Any) -> Recipe:
+    """A student of two layers that learns to write from the model in a folder."""
+    return Recipe.model_validate(
+        {
+            "name": "t",
+            "seed": 7,
+            "task": {"kind": "generation"},
+            "traffic": {"path": "x"},
+            "teacher": {"model": f"hf:{folder}"},
+            "student": {"head": "text", "from": f"hf:{folder}", "layers": 2, "max_tokens": 100},
+            "train": {"batch_size": 4, "epochs": 2, "evals": 2, "learning_rate": 1e-3, **train},
+        }
+    )
 
 
 def review_examples(count: int, offset: int = 0, beliefs: bool = True) -> list[Example]:

@@ -28,10 +28,9 @@ from stillhouse.train.batches import Collator, encode_chats
 from stillhouse.train.objectives import text_objective
 from stillhouse.train.on_policy import WRITERS, WRITTEN_BY, OnPolicy, Writing, rewritten, sample
 from stillhouse.train.outputs import CausalReader, Counts, StepAt, count
-from stillhouse.train.planning import check_recipe
 from stillhouse.train.stage import run_train
 from stillhouse.train.teachers import LiveTeacher
-from tiny_models import byte_bpe, review_examples, tiny_llama, write_jsonl
+from tiny_models import byte_bpe, loud_llama, review_examples, text_recipe, write_jsonl
 
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
 TOKENIZER = byte_bpe()
@@ -48,12 +47,7 @@ def _batch(count: int = 4) -> dict[str, torch.Tensor]:
 
 
 def _loud(layers: int = 2) -> Any:
-    """A model whose next-token distributions are far from uniform."""
-    model = tiny_llama(TOKENIZER, layers)
-    torch.nn.init.normal_(
-        model.model.embed_tokens.weight, std=0.7, generator=torch.manual_seed(layers)
-    )
-    return model
+    return loud_llama(TOKENIZER, layers, 0.7)
 
 
 def _policy(model: Any, teacher: Any, **section: Any) -> OnPolicy:
@@ -215,27 +209,13 @@ def test_a_student_learns_from_its_own_samples() -> None:
     assert divergence() < 0.5 * before
 
 
-def _recipe(folder: Path, **train: Any) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "name": "t",
-            "seed": 7,
-            "task": {"kind": "generation"},
-            "traffic": {"path": "x"},
-            "teacher": {"model": f"hf:{folder}"},
-            "student": {"head": "text", "from": f"hf:{folder}", "layers": 2, "max_tokens": 100},
-            "train": {"batch_size": 4, "epochs": 2, "evals": 2, "learning_rate": 1e-3, **train},
-        }
-    )
-
-
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     _loud(4).save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     write_jsonl(tmp_path / "data/train.jsonl", [*review_examples(12)])
     write_jsonl(tmp_path / "data/held_out.jsonl", [*review_examples(4, 12)])
-    recipe = _recipe(folder, on_policy={"max_new_tokens": 5}, micro_batch_size=2)
+    recipe = text_recipe(folder, on_policy={"max_new_tokens": 5}, micro_batch_size=2)
     (tmp_path / "whole").mkdir()
     run_train(recipe, tmp_path / "data", None, tmp_path / "whole", Silent())
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json(by_alias=True))
@@ -247,7 +227,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
     run_train(recipe, tmp_path / "data", None, tmp_path / "cut", Silent())
     assert hash_folder(tmp_path / "cut") == hash_folder(tmp_path / "whole")
-    plain = _recipe(folder, micro_batch_size=2)
+    plain = text_recipe(folder, micro_batch_size=2)
     (tmp_path / "plain").mkdir()
     run_train(plain, tmp_path / "data", None, tmp_path / "plain", Silent())
     losses = [json.loads((tmp_path / n / "history.json").read_text()) for n in ("whole", "plain")]
@@ -256,8 +236,8 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
 
 def test_impossible_recipes_are_refused_before_anything_is_paid(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"train\.on_policy.*alpha: 0"):
-        check_recipe(_recipe(tmp_path, on_policy={}, alpha=0))
-    label = _recipe(tmp_path, on_policy={}).model_dump(mode="json", by_alias=True)
+        check_recipe(text_recipe(tmp_path, on_policy={}, alpha=0))
+    label = text_recipe(tmp_path, on_policy={}).model_dump(mode="json", by_alias=True)
     label["task"] = {"kind": "classification", "labels": ["a", "b"]}
     label["student"]["head"] = "label"
     with pytest.raises(RecipeError, match=r"train\.on_policy.*writes no text"):

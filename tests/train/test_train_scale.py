@@ -33,7 +33,7 @@ from stillhouse.train.planning import check_recipe
 from stillhouse.train.schedule import plan_schedule
 from stillhouse.train.stage import run_train
 from stillhouse.train.teachers import LiveTeacher
-from tiny_models import byte_bpe, review_examples, tiny_llama, write_jsonl
+from tiny_models import byte_bpe, loud_llama, review_examples, text_recipe, write_jsonl
 
 TOKENIZER = byte_bpe()
 PAD = int(TOKENIZER.pad_token_id)
@@ -56,10 +56,7 @@ def _rows(n: int = 9) -> Rows:
 
 
 def _loud(layers: int) -> Any:
-    model = tiny_llama(TOKENIZER, layers)
-    draw = torch.manual_seed(layers)
-    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.5, generator=draw)
-    return model
+    return loud_llama(TOKENIZER, layers, 0.5)
 
 
 # Packing
@@ -121,24 +118,7 @@ def test_no_packed_example_sees_another() -> None:
 
 
 def _recipe(folder: Path, **train: Any) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "name": "t",
-            "seed": 7,
-            "task": {"kind": "generation"},
-            "traffic": {"path": "x"},
-            "teacher": {"model": f"hf:{folder}"},
-            "student": {"head": "text", "from": f"hf:{folder}", "layers": 2, "max_tokens": 100},
-            "train": {
-                "batch_size": 4,
-                "epochs": 2,
-                "evals": 2,
-                "learning_rate": 5e-3,
-                "patience": None,
-                **train,
-            },
-        }
-    )
+    return text_recipe(folder, **{"learning_rate": 5e-3, "patience": None, **train})
 
 
 @pytest.fixture(scope="module")

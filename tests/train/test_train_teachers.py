@@ -36,7 +36,15 @@ from stillhouse.train.remote_teacher import PromptLogprobs
 from stillhouse.train.stage import run_train
 from stillhouse.train.teachers import LiveTeacher
 from teacher_servers import serve
-from tiny_models import TEMPLATE, TEXTS, byte_bpe, review_examples, tiny_llama, write_jsonl
+from tiny_models import (
+    TEMPLATE,
+    TEXTS,
+    byte_bpe,
+    loud_llama,
+    review_examples,
+    text_recipe,
+    write_jsonl,
+)
 
 TOKENIZER = byte_bpe()
 PAD = int(TOKENIZER.pad_token_id)
@@ -65,10 +73,7 @@ def _other_tokenizer(size: int = 300) -> PreTrainedTokenizerFast:
 
 
 def _loud(layers: int, tokenizer: Any = TOKENIZER) -> Any:
-    model = tiny_llama(tokenizer, layers)
-    draw = torch.manual_seed(layers)
-    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.5, generator=draw)
-    return model.eval()
+    return loud_llama(tokenizer, layers, 0.5).eval()
 
 
 def _batch(count: int = 6, domains: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
@@ -334,24 +339,7 @@ def test_what_a_server_lacks_is_said_in_one_line() -> None:
 
 
 def _recipe(folder: Path, teachers: dict[str, Any] | None, **train: Any) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "name": "t",
-            "seed": 7,
-            "task": {"kind": "generation"},
-            "traffic": {"path": "x"},
-            "teacher": {"model": f"hf:{folder}"},
-            "student": {"head": "text", "from": f"hf:{folder}", "layers": 2, "max_tokens": 100},
-            "train": {
-                "batch_size": 4,
-                "epochs": 2,
-                "evals": 2,
-                "learning_rate": 1e-3,
-                "teachers": teachers,
-                **train,
-            },
-        }
-    )
+    return text_recipe(folder, teachers=teachers, **train)
 
 
 def _folders(tmp_path: Path) -> tuple[Path, Path]:

@@ -38,14 +38,19 @@ class Layered:
         return "tokens"
 
     @property
+    def compared(self) -> Needs:
+        """What is read of both models."""
+        return HIDDEN
+
+    @property
     def student_needs(self) -> Needs:
         """See `Term`."""
-        return HIDDEN
+        return self.compared
 
     @property
     def teacher_needs(self) -> Needs:
         """See `Term`."""
-        return HIDDEN
+        return self.compared
 
     @property
     def reach(self) -> int:
@@ -97,13 +102,8 @@ class Attention(Layered):
     mean_heads: bool
 
     @property
-    def student_needs(self) -> Needs:
-        """See `Term`."""
-        return Needs(attentions=True)
-
-    @property
-    def teacher_needs(self) -> Needs:
-        """See `Term`."""
+    def compared(self) -> Needs:
+        """See `Layered`."""
         return Needs(attentions=True)
 
     @property
@@ -156,13 +156,8 @@ class Relation(Layered):
     relation_heads: int
 
     @property
-    def student_needs(self) -> Needs:
-        """See `Term`."""
-        return Needs(queries_keys_values=True)
-
-    @property
-    def teacher_needs(self) -> Needs:
-        """See `Term`."""
+    def compared(self) -> Needs:
+        """See `Layered`."""
         return Needs(queries_keys_values=True)
 
     @property

@@ -7,7 +7,6 @@ Legend: N targets, V vocabulary or classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.core.errors import UserError
+from stillhouse.models.mixtures import combined
 from stillhouse.models.signals import DenseSignal, HiddenSignal
 from stillhouse.train.outputs import Batch, Needs, Reader
 from stillhouse.train.teachers import LiveTeacher, TeacherSource, TeacherView
@@ -43,8 +43,9 @@ class Mixture:
                 value=[belief.shape[-1] for belief in beliefs],
                 action="give each its own mapping (teacher_forms.Mapped)",
             )
-        mixed = torch.stack(beliefs).logsumexp(0) - math.log(len(beliefs))
-        return TeacherView(DenseSignal(mixed), views[0].outputs)
+        signals = [DenseSignal(belief) for belief in beliefs]
+        mixed = combined(signals, torch.ones(len(signals)), "mean_probabilities")
+        return TeacherView(mixed, views[0].outputs)
 
 
 @dataclass(frozen=True, slots=True)
