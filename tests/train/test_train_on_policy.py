@@ -28,6 +28,7 @@ from stillhouse.train.batches import Collator, encode_chats
 from stillhouse.train.objectives import text_objective
 from stillhouse.train.on_policy import WRITERS, WRITTEN_BY, OnPolicy, Writing, rewritten, sample
 from stillhouse.train.outputs import CausalReader, Counts, StepAt, count
+from stillhouse.train.planning import check_recipe
 from stillhouse.train.stage import run_train
 from stillhouse.train.teachers import LiveTeacher
 from tiny_models import byte_bpe, loud_llama, review_examples, text_recipe, write_jsonl
