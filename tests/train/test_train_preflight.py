@@ -62,3 +62,21 @@ def test_what_cannot_be_built_is_named(
 def test_a_device_that_is_not_there_is_named(encoder_folder: Path) -> None:
     with pytest.raises(UserError, match=r"precision|bf16"):
         check_student(recipe(f"hf:{encoder_folder}", train={"precision": "bf16", "device": "cpu"}))
+
+
+def test_terms_over_layers_that_are_not_there_are_named(encoder_folder: Path) -> None:
+    def over(layers: list[list[int]], kind: str = "hidden") -> Recipe:
+        one: Any = layers if kind == "hidden" else layers[0]
+        plain = recipe(
+            f"hf:{encoder_folder}",
+            train={"alpha": 0.5, "terms": [{"kind": kind, "layers": one}]},
+            layers=1,
+        ).model_dump(by_alias=True)
+        return Recipe.model_validate({**plain, "teacher": {"model": f"hf:{encoder_folder}"}})
+
+    check_student(over([[0, 0], [0, 1]]))
+    check_student(over([[0, 1]], "rkd_distance"))
+    for kind in ("hidden", "rkd_distance"):
+        for pair in ([1, 0], [0, 7]):
+            with pytest.raises(UserError, match=r"train.terms.0.layers.*the student has layers 0"):
+                check_student(over([pair], kind))

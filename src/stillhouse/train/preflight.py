@@ -16,17 +16,19 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_readers import OWN
 from stillhouse.models.loading import locate, pick_device
 from stillhouse.models.quiet import quiet_transformers
-from stillhouse.train.layers import cut_layers
+from stillhouse.train.features_layers import check_layers
+from stillhouse.train.layers import cut_layers, depth
 from stillhouse.train.lora import target_layers
 from stillhouse.train.schedule import uses_bf16
-from stillhouse.train.students import student_source
+from stillhouse.train.students import student_source, teacher_source
 
 
 def check_student(recipe: Recipe) -> None:
     """Refuse a student that could not be built or trained on this machine.
 
     Raises:
-        UserError: no such model, no tokenizer, layers or adapter targets it does not have, a device
+        UserError: no such model, no tokenizer, layers or adapter targets it does not have, terms
+            over layers that it or its teacher does not have, a device
             or precision that this machine does not have.
     """
     uses_bf16(recipe.train.precision, pick_device(recipe.train.device))
@@ -42,9 +44,7 @@ def check_student(recipe: Recipe) -> None:
                 f"its tokenizer cannot be loaded: {error}",
                 action="give a folder with tokenizer.json",
             ) from None
-        with torch.device("meta"):  # shapes only
-            builder: Any = AutoModel
-            model = builder.from_config(config)
+    model = _shapes(config)
     for member in () if recipe.train.teachers is None else recipe.train.teachers.members:
         if member.local and member.model != OWN:
             locate(member.model)
@@ -52,3 +52,15 @@ def check_student(recipe: Recipe) -> None:
         cut_layers(model, recipe.student.layers)
     if recipe.train.lora is not None:
         target_layers(model, recipe.train.lora)
+    if recipe.train.insides:
+        there = str(locate(teacher_source(recipe)).folder)
+        with quiet_transformers():
+            teacher = _shapes(AutoConfig.from_pretrained(there, local_files_only=True))
+        check_layers(recipe.train.terms or (), depth(model), depth(teacher))
+
+
+def _shapes(config: Any) -> Any:
+    """A model of this configuration without its weights."""
+    builder: Any = AutoModel
+    with quiet_transformers(), torch.device("meta"):
+        return builder.from_config(config)
