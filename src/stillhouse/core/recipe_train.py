@@ -135,6 +135,7 @@ class TrainSection(Section):
 
     terms: tuple[Terms, ...] | None = Field(
         default=None,
+        min_length=1,
         description="What is compared beyond answers: a local teacher's insides (docs/objectives.md"
         "); null: the response alone.",
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import Recipe
@@ -19,6 +19,8 @@ from stillhouse.models.quiet import quiet_transformers
 from stillhouse.train.features_layers import check_layers
 from stillhouse.train.layers import cut_layers, depth
 from stillhouse.train.lora import target_layers
+from stillhouse.train.objectives import check_one_tokenizer
+from stillhouse.train.planning_signals import reads_logprobs
 from stillhouse.train.schedule import uses_bf16
 from stillhouse.train.students import student_source, teacher_source
 
@@ -36,18 +38,12 @@ def check_student(recipe: Recipe) -> None:
     folder = str(locate(source).folder)
     with quiet_transformers():
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-        try:
-            AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"student.from {source}",
-                f"its tokenizer cannot be loaded: {error}",
-                action="give a folder with tokenizer.json",
-            ) from None
+    own = _tokenizer("student.from", source)
     model = _shapes(config)
-    for member in () if recipe.train.teachers is None else recipe.train.teachers.members:
-        if member.local and member.model != OWN:
-            locate(member.model)
+    for teacher in _readers(recipe):
+        there = _tokenizer("train.teachers", teacher)
+        if recipe.train.teachers is None or recipe.train.teachers.tokenizers == "same":
+            check_one_tokenizer(own, there)
     if recipe.student.layers is not None:
         cut_layers(model, recipe.student.layers)
     if recipe.train.lora is not None:
@@ -55,8 +51,36 @@ def check_student(recipe: Recipe) -> None:
     if recipe.train.insides:
         there = str(locate(teacher_source(recipe)).folder)
         with quiet_transformers():
-            teacher = _shapes(AutoConfig.from_pretrained(there, local_files_only=True))
-        check_layers(recipe.train.terms or (), depth(model), depth(teacher))
+            known = AutoConfig.from_pretrained(there, local_files_only=True)
+        check_layers(recipe.train.terms or (), depth(model), depth(_shapes(known)))
+
+
+def _readers(recipe: Recipe) -> list[str]:
+    """The local models that read along, as `models.loading` reads sources."""
+    train = recipe.train
+    if train.teachers is not None:
+        local = [member.model for member in train.teachers.members if member.local]
+        return [teacher_source(recipe) if model == OWN else model for model in local]
+    stored = train.signals == "cache" and reads_logprobs(recipe)
+    if recipe.student.head == "label" or train.alpha == 0 or stored:
+        return []
+    return [teacher_source(recipe)] if recipe.teacher.trainable else []
+
+
+def _tokenizer(field: str, source: str) -> PreTrainedTokenizerBase:
+    folder = str(locate(source).folder)
+    with quiet_transformers():
+        try:
+            loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{field} {source}",
+                f"its tokenizer cannot be loaded: {error}",
+                action="give a folder with tokenizer.json",
+            ) from None
+    return loaded
 
 
 def _shapes(config: Any) -> Any:
