@@ -45,7 +45,7 @@ def look(step: int, divergence: float, right: int, seed: int = 0) -> Look:
 
 def course(**changes: Any) -> Convergence:
     """A course without fault, but for the changes."""
-    looks = [look(10 * k, 0.05 + 0.5 * 0.3**k, 150 + 8 * k) for k in range(1, 7)]
+    looks = [look(10 * k, 0.05 + 0.5 * 0.1**k, 150 + 8 * k) for k in range(1, 7)]
     plain: dict[str, Any] = {
         "rows": [row(5 * k, 0.2 + 0.8**k) for k in range(1, 13)],
         "looks": looks,
@@ -188,7 +188,7 @@ def trained(folder: Path, source: Path, count: int, flips: float, **train: Any) 
 
 
 def test_a_task_that_fits_is_said_to_be_learned(encoder_folder: Path, tmp_path: Path) -> None:
-    said = trained(tmp_path, encoder_folder, 320, 0.0, epochs=12)
+    said = trained(tmp_path, encoder_folder, 256, 0.0, epochs=6)
     names = {one["name"] for one in said["findings"] if one["found"]}
     assert not names & {"rate_too_high", "capacity_ceiling", "too_little_data"}
 
