@@ -66,11 +66,13 @@ def write_course(
     kept = next((look for look in looks if look.step == fitted.best_step), None)
     beliefs = [example.label_probabilities for example in course.examples]
     soft = course.alpha > 0 and classes is not None and all(b is not None for b in beliefs)
+    # Stored beliefs of training examples may be draws at the temperature that is trained at.
+    unseen = kept is None or section.signals == "cache"
     evidence = Evidence(
         rows=curve(fitted.log),
         looks=looks,
         kept=kept,
-        lesson=None if kept is None else _lesson(course, trainer, fitted.best_step),
+        lesson=None if unseen else _lesson(course, trainer, fitted.best_step),
         best_step=fitted.best_step,
         learning_rate=section.effective_learning_rate,
         distillation_temperature=section.distillation_temperature,
