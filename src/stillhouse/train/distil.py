@@ -34,6 +34,7 @@ from stillhouse.train.batches import (
 )
 from stillhouse.train.cached_teacher import with_head
 from stillhouse.train.checkpoints import weight_errors
+from stillhouse.train.course import CONVERGENCE, Course, watch_course, write_course
 from stillhouse.train.features_wiring import Learned
 from stillhouse.train.fit import Fitted, fit
 from stillhouse.train.history import EarlyStop, Report, curve, write_rows
@@ -97,8 +98,8 @@ class Job:
 
 
 def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Train a student and write `student/`, `adapter/` (LoRA), `history.json` and, last,
-    `train.json`.
+    """Train a student and write `student/`, `adapter/` (LoRA), `history.json`, `convergence.json`
+    and, last, `train.json`.
 
     Returns what `train.json` holds. A finished folder is only read.
 
@@ -167,7 +168,11 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
             callbacks=[EarlyStop(best_by, section.patience), Report(ticker)],
             head_learning_rate=section.head_learning_rate if student.head == "label" else None,
         )
+        parts = (train.rows, held_out.rows)
+        watched = Course(job.recipe, job.alpha, *parts, job.data.held_out, folder)
+        watch_course(watched, trainer)
         fitted = fit(trainer, best_by, section.patience)
+    verdict = write_course(watched, trainer, fitted, folder / CONVERGENCE) if is_main() else {}
     detach(model)
     whole = trainer.whole_weights()
     if not is_main():
@@ -217,6 +222,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         "precision": "bf16" if bf16 else "fp32",
         "device": device.type,
         **_course(fitted, best_by),
+        "convergence": verdict["state"],
     }
     write_json(folder / FACTS, facts)
     wait_for_all()
