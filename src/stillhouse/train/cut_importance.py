@@ -72,7 +72,7 @@ def measure_importance(
     seen = _Seen(model, layout)
     device = model.device
     training = model.training
-    model.eval()
+    model.train(False)
     try:
         with torch.no_grad():
             chosen = sorted(texts[::step][:samples], key=len)
@@ -109,7 +109,7 @@ class _Seen:
         self._norms: dict[str, NormSeen] = {}
         modules = dict(model.named_modules())
         body = {id(module) for module in model.base_model.modules()}
-        self._hooks = []
+        self._hooks: list[Any] = []
         for item in layout.table:
             owner, _, kind = item.name.rpartition(".")
             module = modules[owner]
@@ -158,7 +158,7 @@ class _Seen:
         def see(given: Tensor, _: object) -> None:
             rows = self._valid(given)  # [N, Q] or [N, I]
             if item.axes == "HQ":
-                rows = rows.unflatten(-1, (-1, self._layout.shape.head_dim)).norm(dim=-1)
+                rows = rows.view(len(rows), -1, self._layout.shape.head_dim).norm(dim=-1)
             self._sums[f"{item.axes}{item.layer}"] = self._sums[
                 f"{item.axes}{item.layer}"
             ] + rows.abs().sum(0)

@@ -82,7 +82,8 @@ def with_low_rank(
         to.embeddings_project.weight.copy_(weight)
         to.embeddings_project.bias.copy_(bias)
         to.encoder.load_state_dict(body.encoder.state_dict())
-    return made.train(model.training)
+    made.train(model.training)
+    return made
 
 
 def _read(
@@ -139,4 +140,5 @@ def electra_like(model: PreTrainedModel, rank: int) -> PreTrainedModel:
     kind: Any = ElectraForMaskedLM if masked else ElectraForSequenceClassification
     with quiet_transformers():
         made: PreTrainedModel = kind(config)
-    return made.to(model.dtype)
+    made.to(dtype=model.dtype)  # type: ignore[call-arg]
+    return made

@@ -27,7 +27,7 @@ TOLERANCE: Final = 0.02  # of the budget
 FIELD: Final = "student.size"
 LEAST_ROWS: Final = 512  # a vocabulary that is free is not made smaller than this
 # Exponents of what is lost: layers, hidden, heads, neurons, rows.
-_BALANCED: Final = (1.5, 1.2, 0.6, 0.6, 0.4)
+_BALANCED: Final = (1.0, 2.0, 0.6, 0.6, 0.4)
 _WEIGHTS: Final = {
     "balanced": _BALANCED,
     "depth": (0.2, *_BALANCED[1:]),

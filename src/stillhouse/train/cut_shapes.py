@@ -11,6 +11,7 @@ E low-rank embedding, T token types, C classes.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -186,9 +187,11 @@ def layout_of(config: PreTrainedConfig, form: Form, classes: int = 2) -> Layout:
         "text": AutoModelForCausalLM,
         "masked": AutoModelForMaskedLM,
     }[form]
-    settings = {"num_labels": classes} if form == "label" else {}
+    config = copy.deepcopy(config)
+    if form == "label":
+        config.num_labels = classes
     with torch.device("meta"), quiet_transformers():
-        model = auto.from_config(type(config).from_dict(config.to_dict()), **settings)
+        model = auto.from_config(config)
     return layout_from(model, family, classes if form == "label" else 0)
 
 
@@ -241,7 +244,7 @@ def shape_of(model: PreTrainedModel, classes: int) -> Shape:
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
-        neurons=int(getattr(config, "intermediate_size", None) or getattr(config, "hidden_dim", 0)),
+        neurons=neurons_of(config),
         vocabulary=int(config.vocab_size),
         positions=int(getattr(config, "max_position_embeddings", 0)),
         classes=classes,
@@ -249,6 +252,12 @@ def shape_of(model: PreTrainedModel, classes: int) -> Shape:
         tied=bool(config.tie_word_embeddings),
         embedding=0 if rank == hidden else rank,
     )
+
+
+def neurons_of(config: Any) -> int:
+    """Neurons of a layer's MLP (DistilBERT calls them `hidden_dim`)."""
+    name = "hidden_dim" if config.model_type == "distilbert" else "intermediate_size"
+    return int(getattr(config, name))
 
 
 def low_rank(layout: Layout, rank: int) -> Layout:

@@ -7,10 +7,9 @@ is trained on a corpus, say).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.recipe_cut import share_of
 from stillhouse.core.recipe_train import StudentSection
@@ -23,7 +22,7 @@ from stillhouse.train.embeddings import keep_rows
 from stillhouse.train.vocabulary import Trimmed
 
 # What a label student's task is taken to use while its texts are not there yet.
-GUESSED_ROWS = 8192
+GUESSED_ROWS: Final = 8192
 
 
 class Cut(NamedTuple):
@@ -36,7 +35,7 @@ class Cut(NamedTuple):
 
 
 def plan_student(
-    config: object, section: StudentSection, classes: int, rows: Rows | None = None
+    config: PreTrainedConfig, section: StudentSection, classes: int, rows: Rows | None = None
 ) -> CutPlan:
     """The plan of a recipe's student, before its texts are read where `rows` is `None`.
 
@@ -50,14 +49,14 @@ def plan_student(
         UserError: as `plan_cut`.
     """
     assert section.size is not None
-    total = int(getattr(config, "vocab_size", 0))
+    total = int(config.vocab_size)
     if rows is None and section.vocabulary == "task":
         rows = Rows(min(total, GUESSED_ROWS), free=True)
     elif rows is None and section.vocabulary != "full":
         assert isinstance(section.vocabulary, int)
         rows = Rows(min(total, section.vocabulary))
     return plan_cut(
-        config,  # type: ignore[arg-type]
+        config,
         share_of(section.size),
         form=section.head,
         classes=classes,
@@ -105,7 +104,14 @@ def sized(
             plan = plan_student(model.config, section, classes, Rows(len(trimmed.kept)))
     kept = None if trimmed is None else trimmed.kept
     cut = cut_model(
-        model, tokenizer, plan, section.head, texts, samples=section.cut.samples, kept=kept, fresh=fresh
+        model,
+        tokenizer,
+        plan,
+        section.head,
+        texts,
+        samples=section.cut.samples,
+        kept=kept,
+        fresh=fresh,
     )
     return cut if trimmed is None else cut._replace(tokenizer=trimmed.tokenizer)
 
@@ -160,5 +166,6 @@ def _drawn(model: PreTrainedModel, plan: CutPlan) -> PreTrainedModel:
     set_width(config, plan.after)
     if plan.after.embedding and not plan.before.embedding:
         return electra_like(type(model)(config), plan.after.embedding)
-    drawn: PreTrainedModel = type(model)(config)
-    return drawn.to(torch.float32)
+    kind: Any = type(model)
+    drawn: PreTrainedModel = kind(config)
+    return drawn

@@ -51,7 +51,7 @@ def narrowed(
     """
     before, after = plan.before, plan.after
     chosen = _Chosen(layout, after, importance)
-    small = _empty(model, after)
+    small: PreTrainedModel = _empty(model, after)
     held: dict[str, Tensor] = {name: weight.detach() for name, weight in model.named_parameters()}
     with torch.no_grad():
         for name, weight in small.named_parameters():
@@ -66,7 +66,8 @@ def narrowed(
         _mend_norms(small, layout, chosen.hidden, importance)
         if layout.family in ROOT_SCALED:
             _keep_scale(small, sqrt(before.hidden / after.hidden))
-    return small.train(model.training)
+    small.train(model.training)
+    return small
 
 
 def deepened(model: PreTrainedModel, kept: Sequence[int]) -> None:
@@ -111,7 +112,7 @@ class _Chosen:
 
     def _heads(self, layer: int) -> tuple[Tensor, Tensor]:
         """Key-value groups that stay, and in each as many of its query heads."""
-        scores = self._importance.heads[layer].unflatten(0, (self._before.kv_heads, -1))
+        scores = self._importance.heads[layer].view(self._before.kv_heads, -1)
         groups = _most(scores.sum(1), self._after.kv_heads)
         each = self._after.heads // self._after.kv_heads
         size = scores.shape[1]
@@ -134,7 +135,8 @@ def _empty(model: PreTrainedModel, after: Shape) -> PreTrainedModel:
     kind: Any = type(model)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         small: PreTrainedModel = kind(config)
-    return small.to(model.dtype)
+    small.to(dtype=model.dtype)  # type: ignore[call-arg]
+    return small
 
 
 def set_width(config: Any, after: Shape) -> None:

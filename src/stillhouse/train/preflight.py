@@ -20,7 +20,7 @@ from stillhouse.train.cut_student import plan_student
 from stillhouse.train.layers import cut_layers
 from stillhouse.train.lora import target_layers
 from stillhouse.train.schedule import uses_bf16
-from stillhouse.train.students import student_source
+from stillhouse.train.students import classes_of, student_source
 
 
 def check_student(recipe: Recipe) -> None:
@@ -50,8 +50,7 @@ def check_student(recipe: Recipe) -> None:
         if member.local and member.model != OWN:
             locate(member.model)
     if recipe.student.size is not None:
-        labels = recipe.task.labels if recipe.task.kind == "classification" else ()
-        plan_student(config, recipe.student, len(labels))
+        plan_student(config, recipe.student, classes_of(recipe.task))
     if recipe.student.layers is not None:
         cut_layers(model, recipe.student.layers)
     if recipe.train.lora is not None:

@@ -177,7 +177,7 @@ def build_student(
                 model,
                 tokenizer,
                 section,
-                len(task.labels) if section.head == "label" else 0,
+                classes_of(task),
                 texts,
                 trim=trim,
                 fresh=source.startswith(SCRATCH),
@@ -189,7 +189,8 @@ def build_student(
         if section.layers is not None:
             kept = cut_layers(model, section.layers)
         if trim is not None:
-            tokenizer, rows = trim(None if section.vocabulary == "task" else section.vocabulary)
+            limit = section.vocabulary if isinstance(section.vocabulary, int) else None
+            tokenizer, rows = trim(limit)
             keep_rows(model, rows)
     keep_positions(model, max_tokens)
     tokenizer.model_max_length = max_tokens
@@ -211,6 +212,11 @@ def build_student(
             said=() if cut is None else tuple(cut.lines()),
         ),
     )
+
+
+def classes_of(task: Task) -> int:
+    """How many labels a task has; 0 if it has none."""
+    return len(task.labels) if isinstance(task, ClassificationTask) else 0
 
 
 def most_tokens(config: Any, otherwise: int) -> int:
@@ -294,7 +300,7 @@ def _random(auto: Any, folder: str, source: str, plain: dict[str, Any]) -> PreTr
         ) from None
     if "problem_type" in plain:
         model.config.problem_type = plain["problem_type"]
-    return model.to(torch.float32)
+    return model
 
 
 def _draw_head(model: PreTrainedModel) -> None:
