@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from stillhouse.core.errors import UserError
-from stillhouse.core.progress import SilentProgress
+from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_train import StudentSection
 from stillhouse.core.tasks import ClassificationTask, GenerationTask, Task
@@ -114,7 +114,7 @@ def test_from_scratch_needs_a_shape_and_a_tokenizer_only(
     assert not torch.equal(weights[0], weights[2])
     share = 1 if size is None else 0.25
     assert one.plan.parameters / one.plan.parameters_before == pytest.approx(share, rel=0.02)
-    with pytest.raises(UserError, match="no .safetensors"):
+    with pytest.raises(UserError, match=r"no \.safetensors"):
         _student(f"hf:{tmp_path / 'shape'}", 1, task, head=head)
 
 
@@ -172,7 +172,7 @@ def test_a_student_of_a_size_is_trained_and_its_plan_is_shown(
 ) -> None:
     lines: list[str] = []
 
-    class Heard(SilentProgress):
+    class Heard(Silent):
         def say(self, text: str) -> None:
             lines.append(text)
 
