@@ -22,7 +22,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_train import StudentSection
 from stillhouse.core.tasks import ClassificationTask, GenerationTask, Task
-from stillhouse.train.preflight import check_student
+from stillhouse.train.preflight import check_student, planned_shape
 from stillhouse.train.stage import run_train
 from stillhouse.train.students import Student, adapter_base, build_student, save_student
 from stillhouse.train.vocabulary import trim_tokenizer
@@ -165,6 +165,8 @@ def test_a_size_is_refused_before_the_teacher_is_paid(folders: dict[str, Path]) 
         check_student(recipe.model_copy(update={"student": student}))
     fits = student.model_copy(update={"size": "medium"})
     check_student(recipe.model_copy(update={"student": fits}))
+    said = "\n".join(planned_shape(recipe.model_copy(update={"student": fits})))
+    assert "asked for 25.0%" in said
 
 
 def test_a_student_of_a_size_is_trained_and_its_plan_is_shown(
@@ -202,7 +204,7 @@ def test_minilm_is_cut_to_each_size(size: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.model
-def test_half_of_smollm2_still_knows_its_language() -> None:
+def test_three_quarters_of_smollm2_still_know_their_language() -> None:
     """Better than the shape alone: what is inherited is worth something before any training."""
     section = {"task": WRITTEN, "head": "text", "size": 0.75}
     losses = []

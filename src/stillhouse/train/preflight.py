@@ -16,11 +16,30 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_readers import OWN
 from stillhouse.models.loading import locate, pick_device
 from stillhouse.models.quiet import quiet_transformers
-from stillhouse.train.cut_student import plan_student
+from stillhouse.train.cut_student import GUESSED_ROWS, plan_student
 from stillhouse.train.layers import cut_layers
 from stillhouse.train.lora import target_layers
 from stillhouse.train.schedule import uses_bf16
 from stillhouse.train.students import classes_of, student_source
+
+
+def planned_shape(recipe: Recipe) -> tuple[str, ...]:
+    """How a student of a size will be cut, line by line, from its source's config alone.
+
+    Raises:
+        UserError: no such source, one that cannot be cut, or a size that no cut meets.
+    """
+    folder = str(locate(student_source(recipe, None)).folder)
+    with quiet_transformers():
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    plan = plan_student(config, recipe.student, classes_of(recipe.task))
+    lines = tuple(plan.lines())
+    if recipe.student.vocabulary == "task":
+        lines += (
+            f"this takes the task to use {min(GUESSED_ROWS, plan.before.vocabulary):,} rows of the "
+            "vocabulary; they are counted, and the cut planned again, when its texts are there",
+        )
+    return lines
 
 
 def check_student(recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -27,6 +28,7 @@ from stillhouse.core.errors import UserError
 
 COUNT_BLOCK: Final = 1024
 FIELD: Final = "student.vocabulary"
+BYTE: Final = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Trimmed(NamedTuple):
@@ -46,7 +48,7 @@ def trim_tokenizer(
     """Keep the special tokens, the characters or bytes, and the pieces that `texts` use.
 
     Args:
-        tokenizer: a WordPiece or byte-level BPE tokenizer.
+        tokenizer: a WordPiece tokenizer, or BPE by bytes or with a fallback to them (Gemma, Phi-3).
         texts: the task's text, as the student will read it.
         limit: so many pieces: the task's, the most frequent first, then the source's other pieces
             in its own order, which in both kinds of vocabulary is roughly by frequency (another
@@ -129,14 +131,20 @@ def _label_pieces(
 
 def _pieces(spec: Mapping[str, Any]) -> dict[str, int]:
     kind = spec["model"]["type"]
-    if kind == "WordPiece" or (kind == "BPE" and "ByteLevel" in json.dumps(spec["decoder"])):
+    if kind == "WordPiece" or (kind == "BPE" and _all_bytes(spec)):
         return dict(spec["model"]["vocab"])
     raise UserError(
         FIELD,
-        "only WordPiece and byte-level BPE vocabularies can be trimmed",
+        "only WordPiece vocabularies, and those of BPE that fall back to bytes, can be trimmed",
         value=kind,
         action="use full",
     )
+
+
+def _all_bytes(spec: Mapping[str, Any]) -> bool:
+    """Whether BPE spells any text: by bytes alone, or in bytes where a character is not known."""
+    falls_back = bool(spec["model"].get("byte_fallback"))
+    return falls_back or "ByteLevel" in json.dumps(spec["decoder"])
 
 
 def _count(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Counter[int]:
@@ -164,6 +172,10 @@ def _needs(
     if spec["model"]["type"] == "BPE":
         ranks = {_pair(merge): rank for rank, merge in enumerate(spec["model"]["merges"])}
         alphabet = {piece for piece in pieces if len(piece) == 1}
+        if spec["model"].get("byte_fallback"):  # other characters are spelt in bytes
+            seen = {char for number in counts for char in names[number]}
+            alphabet = {piece for piece in alphabet if piece.isascii() or piece in seen}
+            alphabet |= {piece for piece in pieces if BYTE.fullmatch(piece)}
         return _Needs(lambda piece: merge_steps(piece, ranks) & pieces.keys(), alphabet)
     prefix = str(spec["model"]["continuing_subword_prefix"])
     seen = {char for number in counts for char in names[number].removeprefix(prefix)}
