@@ -18,6 +18,7 @@ from stillhouse.core.duplicates import groups_of, repeats
 from stillhouse.core.errors import DataError, RecipeError
 from stillhouse.core.jsonl import read_records, write_json
 from stillhouse.core.money import machine_usd_per_hour, model_price
+from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, LabelledQuery, Query, Rejection
@@ -189,6 +190,10 @@ def _near_repeats(recipe: Recipe, traffic: Sequence[Query]) -> int:
 
 def _student(recipe: Recipe, run: RunFolder) -> StudentPlan:
     machine = machine_usd_per_hour(recipe.prices)
+    shape: tuple[str, ...] = ()
+    if recipe.student.size is not None:
+        module = require("stillhouse.train.preflight", "train", "planning a student of a size")
+        shape = module.planned_shape(recipe)
     trained, dataset = run.manifest("train"), run.manifest("dataset")
     count = dataset.summary.get("train") if dataset is not None else None
     if trained is None or not isinstance(count, int):
@@ -197,6 +202,7 @@ def _student(recipe: Recipe, run: RunFolder) -> StudentPlan:
             machine=machine.name,
             how=f"{recipe.train.epochs:g} passes over the training examples; how long that takes "
             "here is not known before a first training in this folder",
+            shape=shape,
         )
     return StudentPlan(
         machine_usd_per_hour=machine.usd_per_hour,
@@ -204,6 +210,7 @@ def _student(recipe: Recipe, run: RunFolder) -> StudentPlan:
         train_seconds=trained.seconds,
         train_usd=trained.seconds / 3600 * machine.usd_per_hour,
         how=f"the last training in this folder, on {count:,} examples; time grows with examples",
+        shape=shape,
     )
 
 
@@ -269,6 +276,8 @@ def plan_lines(planned: Planned) -> Iterator[tuple[str, str]]:
     known = "" if student.train_seconds is None else f"{student.train_seconds:,.0f} s, "
     known += "" if student.train_usd is None else f"${student.train_usd:,.4g}, "
     yield "student", f"{known}{student.how}; machine ${student.machine_usd_per_hour:g} an hour"
+    for line in student.shape:
+        yield "student cut", line
     for note in plan.notes:
         yield "note", note
 

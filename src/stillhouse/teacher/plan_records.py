@@ -36,6 +36,9 @@ class StudentPlan(Record):
     train_seconds: float | None = None
     train_usd: float | None = None
     how: str
+    shape: tuple[str, ...] = Field(
+        default=(), description="A student of a size: what is kept of its source, line by line."
+    )
 
 
 class SamplePlan(Record):

@@ -16,13 +16,33 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_readers import OWN
 from stillhouse.models.loading import locate, pick_device
 from stillhouse.models.quiet import quiet_transformers
+from stillhouse.train.cut_student import GUESSED_ROWS, plan_student
 from stillhouse.train.features_layers import check_layers
 from stillhouse.train.layers import cut_layers, depth
 from stillhouse.train.lora import target_layers
 from stillhouse.train.objectives import check_one_tokenizer
 from stillhouse.train.planning_signals import reads_logprobs
 from stillhouse.train.schedule import uses_bf16
-from stillhouse.train.students import student_source, teacher_source
+from stillhouse.train.students import classes_of, student_source, teacher_source
+
+
+def planned_shape(recipe: Recipe) -> tuple[str, ...]:
+    """How a student of a size will be cut, line by line, from its source's config alone.
+
+    Raises:
+        UserError: no such source, one that cannot be cut, or a size that no cut meets.
+    """
+    folder = str(locate(student_source(recipe, None)).folder)
+    with quiet_transformers():
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    plan = plan_student(config, recipe.student, classes_of(recipe.task))
+    lines = tuple(plan.lines())
+    if recipe.student.vocabulary == "task":
+        lines += (
+            f"this takes the task to use {min(GUESSED_ROWS, plan.before.vocabulary):,} rows of the "
+            "vocabulary; they are counted, and the cut planned again, when its texts are there",
+        )
+    return lines
 
 
 def check_student(recipe: Recipe) -> None:
@@ -44,11 +64,13 @@ def check_student(recipe: Recipe) -> None:
         there = _tokenizer("train.teachers", teacher)
         if recipe.train.teachers is None or recipe.train.teachers.tokenizers == "same":
             check_one_tokenizer(own, there)
+    if recipe.student.size is not None:
+        plan_student(config, recipe.student, classes_of(recipe.task))
     if recipe.student.layers is not None:
         cut_layers(model, recipe.student.layers)
     if recipe.train.lora is not None:
         target_layers(model, recipe.train.lora)
-    if recipe.train.insides:
+    if recipe.train.insides and recipe.student.size is None:  # else its depth is not known yet
         there = str(locate(teacher_source(recipe)).folder)
         with quiet_transformers():
             known = AutoConfig.from_pretrained(there, local_files_only=True)
