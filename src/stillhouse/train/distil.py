@@ -113,6 +113,8 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     device = pick_device(section.device)
     bf16 = uses_bf16(section.precision, device)
     student = _build(job)
+    for line in student.plan.said:
+        progress.say(f"{job.title}: {line}")
     use_cache = student.model.config.to_dict().get("use_cache")
     train, held_out = (_encode(job, student, part) for part in job.data)
     texts = _texts(job) if student.head == "label" else ()

@@ -16,10 +16,11 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_readers import OWN
 from stillhouse.models.loading import locate, pick_device
 from stillhouse.models.quiet import quiet_transformers
+from stillhouse.train.cut_student import plan_student
 from stillhouse.train.layers import cut_layers
 from stillhouse.train.lora import target_layers
 from stillhouse.train.schedule import uses_bf16
-from stillhouse.train.students import student_source
+from stillhouse.train.students import classes_of, student_source
 
 
 def check_student(recipe: Recipe) -> None:
@@ -48,6 +49,8 @@ def check_student(recipe: Recipe) -> None:
     for member in () if recipe.train.teachers is None else recipe.train.teachers.members:
         if member.local and member.model != OWN:
             locate(member.model)
+    if recipe.student.size is not None:
+        plan_student(config, recipe.student, classes_of(recipe.task))
     if recipe.student.layers is not None:
         cut_layers(model, recipe.student.layers)
     if recipe.train.lora is not None:

@@ -41,6 +41,7 @@ def trim_tokenizer(
     texts: Sequence[str],
     limit: int | None = None,
     max_tokens: int | None = None,
+    labels: Sequence[str] = (),
 ) -> Trimmed:
     """Keep the special tokens, the characters or bytes, and the pieces that `texts` use.
 
@@ -51,9 +52,11 @@ def trim_tokenizer(
             in its own order, which in both kinds of vocabulary is roughly by frequency (another
             text of the task uses words that these texts do not); `None` keeps all that are used.
         max_tokens: the new tokenizer's `model_max_length`; `None` keeps the old one.
+        labels: texts that the student has to write: their pieces stay, however rare.
 
     Raises:
-        UserError: another kind of tokenizer, no text, or a limit below what must be kept.
+        UserError: another kind of tokenizer, no text, a limit below what must be kept, or a label
+            that the vocabulary cannot spell.
     """
     if not texts:
         raise UserError(FIELD, "there is no text to count pieces in", action="use full")
@@ -79,6 +82,15 @@ def trim_tokenizer(
             value=limit,
             action=f"use at least {len(keep)}, or task",
         )
+    for label in labels:
+        keep |= _label_pieces(label, tokenizer, names, needs)
+        if limit is not None and len(keep) > limit:
+            raise UserError(
+                FIELD,
+                f"would lose tokens of the label {label!r}",
+                value=limit,
+                action="use more, or task",
+            )
     ranked = sorted(counts, key=lambda n: (-counts[n], n))
     if limit is not None:
         ranked += sorted(n for n, name in names.items() if not name.startswith("[unused"))
@@ -93,6 +105,26 @@ def trim_tokenizer(
         _plain_tokenizer(spec, tokenizer, max_tokens),
         tuple(pieces[piece] if piece in pieces else added[piece] for piece in kept),
     )
+
+
+def _label_pieces(
+    label: str,
+    tokenizer: PreTrainedTokenizerBase,
+    names: Mapping[int, str],
+    needs: Callable[[str], set[str]],
+) -> set[str]:
+    """What a label is spelt from at the start of a text and inside one, and what that needs."""
+    kept: set[str] = set()
+    for text in (label, f" {label}", f"\n{label}"):
+        for number in tokenizer(text, add_special_tokens=False)["input_ids"]:
+            if number == tokenizer.unk_token_id:
+                raise UserError(
+                    FIELD,
+                    f"the source's vocabulary cannot spell the label {label!r}",
+                    action="use other characters in the label",
+                )
+            kept |= {names[number]} | needs(names[number])
+    return kept
 
 
 def _pieces(spec: Mapping[str, Any]) -> dict[str, int]:
