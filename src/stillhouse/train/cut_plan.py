@@ -164,6 +164,8 @@ def plan_cut(
             lost = _lost(before, start, fits, weights)
             if best is None or lost < best[0]:
                 best = lost, fits
+    if best is None and rows.free:
+        best = _filled(layout, replace(start, layers=max(depths)), budget)
     if best is None:
         said = f"{share:g}, {budget:,} of {source:,} parameters"
         if budget < least:
@@ -260,7 +262,7 @@ def _shapes(layout: Layout, start: Shape, rows: Rows, cut: CutSection) -> Iterat
             f"does not go with heads of {start.head_dim} channels in a source of {start.heads} "
             f"heads and hidden size {start.hidden}",
             value=cut.hidden if cut.hidden is not None else cut.heads,
-            action="leave it out, or use a multiple of the head size within the source's",
+            action="leave it out, or use a multiple of heads and head size within the source's",
         )
     for table, tied, (hidden, heads, groups) in itertools.product(
         _row_counts(rows, start.vocabulary, layout.shape.vocabulary), ties, widths
@@ -273,6 +275,16 @@ def _shapes(layout: Layout, start: Shape, rows: Rows, cut: CutSection) -> Iterat
             vocabulary=table,
             tied=tied,
         )
+
+
+def _filled(layout: Layout, whole: Shape, budget: int) -> tuple[float, Shape] | None:
+    """All of the body, and as many rows as fill the budget."""
+    bare = layout.count(replace(whole, vocabulary=0))
+    each = layout.count(replace(whole, vocabulary=1)) - bare
+    count = min(layout.shape.vocabulary, round((budget - bare) / each))
+    if count < whole.vocabulary or abs(bare + count * each - budget) > TOLERANCE * budget:
+        return None
+    return 0.0, replace(whole, vocabulary=count)
 
 
 def _row_counts(rows: Rows, wanted: int, whole: int) -> list[int]:
@@ -291,17 +303,23 @@ def _widths(layout: Layout, start: Shape, cut: CutSection) -> Iterator[tuple[int
             if cut.hidden in (None, hidden) and cut.heads in (None, heads):
                 yield hidden, heads, heads
         return
-    step = next(s for s in (64, 32, 16, 8, 4, 2) if start.hidden >= 8 * s or s == 2)
-    hiddens = [cut.hidden] if cut.hidden is not None else [*range(step, start.hidden, step)]
-    if cut.hidden is None:
-        hiddens.append(start.hidden)
-    hiddens = [hidden for hidden in hiddens if hidden <= start.hidden and hidden % 2 == 0]
     in_group = start.heads // start.kv_heads
-    for hidden in hiddens:
-        for groups in range(1, start.kv_heads + 1):
-            for each in range(1, in_group + 1):
-                if cut.heads in (None, groups * each):
-                    yield hidden, groups * each, groups
+    for groups, each in itertools.product(range(1, start.kv_heads + 1), range(1, in_group + 1)):
+        heads = groups * each
+        if cut.heads not in (None, heads):
+            continue
+        for hidden in [cut.hidden] if cut.hidden is not None else _hidden_sizes(start, heads):
+            if hidden <= start.hidden and (hidden % heads == 0 or heads == start.heads):
+                yield hidden, heads, groups
+
+
+def _hidden_sizes(start: Shape, heads: int) -> Iterator[int]:
+    """Multiples of the number of heads, which the configs of some families demand, and of 8 (small
+    models: 2)."""
+    step = math.lcm(heads, 8 if start.hidden >= 256 else 2)
+    step *= max(1, round(start.hidden / step / 48))  # 48 of them are enough to choose from
+    yield from range(step, start.hidden, step)
+    yield start.hidden
 
 
 def _neurons(budget: int, fixed: int, each: int, low: int, high: int) -> int | None:
