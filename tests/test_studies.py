@@ -200,6 +200,19 @@ def test_a_frontier_orders_students_and_leaves_out_what_cannot_be(
     assert (folder / "frontier.svg").read_text().count("<circle") == 3
 
 
+def test_a_size_is_cut_from_the_student_and_shares_the_answers(
+    recipe: Recipe, root: Path, curve: CurveStudy
+) -> None:
+    (sized,) = sized_variants(recipe, ["60%"], [])
+    assert sized.recipe.student.size == pytest.approx(0.6)
+    assert sized.recipe.student.vocabulary == "task"  # it was left out: a size's own default
+    found = run_frontier(recipe, root, [sized], Silent())
+    plan = json.loads((root / "frontier" / "60%" / "train" / "train.json").read_text())
+    cut = plan["student"]["plan"]["cut"]
+    assert cut["parameters"] == pytest.approx(0.6 * cut["source_parameters"], rel=0.02)
+    assert [one.name for one in found.students] == ["60%"]
+
+
 def test_a_variant_is_a_run_that_can_be_gone_on_with(curve: CurveStudy, root: Path) -> None:
     folder = root / "curve" / curve.points[0].folder
     from_disk = load_recipe_of(folder)
@@ -211,6 +224,7 @@ def load_recipe_of(folder: Path) -> Recipe:
     return Recipe.model_validate_json((folder / "recipe.json").read_text())
 
 
+@pytest.mark.full
 def test_killed_between_students_it_goes_on(
     recipe: Recipe, root: Path, curve: CurveStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +238,7 @@ def test_killed_between_students_it_goes_on(
     assert changed == {str((victim / "train/manifest.json").relative_to(root))}
 
 
+@pytest.mark.full
 def test_new_traffic_reaches_every_variant(
     recipe: Recipe, root: Path, curve: CurveStudy, tmp_path: Path
 ) -> None:
