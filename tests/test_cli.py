@@ -39,6 +39,8 @@ OPTIONS = {
         "as_json",
     },
     "plan": {*STAGE_OPTIONS, "sample"},
+    "curve": {*STAGE_OPTIONS, "sizes", "repeats", "same_steps", "point_usd"},
+    "frontier": {*STAGE_OPTIONS, "sizes", "students"},
     "forget": {"folders", "user", "dry_run", "as_json"},
     "teacher": set(),
     "signals": set(),

@@ -20,6 +20,7 @@ from rich.table import Table
 from stillhouse import __version__
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.cli_signals import signals_app
+from stillhouse.cli_study import curve, frontier
 from stillhouse.cli_teacher import teacher_app
 from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.progress import Progress, Silent, Terminal
@@ -54,6 +55,8 @@ app = typer.Typer(
 )
 app.add_typer(teacher_app)
 app.add_typer(signals_app)
+app.command()(curve)
+app.command()(frontier)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]

@@ -25,6 +25,7 @@ TOP = {
     "scaffold",
 }
 TOP |= {"stages", "teacher_compare", "teacher_probe"}
+TOP |= {"cli_study", "study_curve", "study_frontier", "variants"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}
 

@@ -164,6 +164,19 @@ class TrainSection(Section):
     distributed: DistributedSection | None = Field(
         default=None, description="Several training processes; batch_size is of all together."
     )
+    examples: int | None = Field(
+        default=None,
+        ge=2,
+        description="Train on so many of the training examples, chosen by hash: more hold all of "
+        "fewer. What is held out stays whole; null: all.",
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**32,
+        description="Of the training alone (weights, order, choice of examples); null: the "
+        "recipe's, which draws the split and the samples too.",
+    )
     hard_label_twin: bool = Field(
         default=False,
         description="Also train the same student on hard teacher labels alone, for comparison.",

@@ -21,6 +21,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_train import TrainSection
 from stillhouse.core.records import Example
+from stillhouse.core.split import part_of
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.loading import folder_size, pick_device
 from stillhouse.train.batches import (
@@ -231,13 +232,22 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     return facts
 
 
-def read_data(dataset_dir: Path) -> Data:
-    """The examples of a dataset's folder.
+def read_data(dataset_dir: Path, recipe: Recipe) -> Data:
+    """The examples of a dataset's folder, as many of the training part as the recipe says.
 
     Raises:
-        DataError: a file without examples.
+        DataError: a file without examples, or a part of one class alone.
     """
-    return Data(*(_examples(dataset_dir / f"{part}.jsonl") for part in Data._fields))
+    data = Data(*(_examples(dataset_dir / f"{part}.jsonl") for part in Data._fields))
+    train = part_of(data.train, recipe.train.examples, recipe.seed)
+    if recipe.student.head == "label" and len({one.label for one in train}) == 1:
+        raise DataError(
+            "train.examples",
+            f"the {len(train):,} training examples that it leaves are all of one class",
+            value=recipe.train.examples,
+            action="train on more",
+        )
+    return data._replace(train=train)
 
 
 def _examples(path: Path) -> list[Example]:

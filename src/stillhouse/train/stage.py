@@ -52,7 +52,8 @@ def run_train(
     """
     require_may_train(recipe.teacher)
     check_recipe(recipe)
-    data = read_data(dataset_dir)
+    recipe = recipe.model_copy(update={"seed": recipe.training_seed})
+    data = read_data(dataset_dir, recipe)
     if recipe.student.head == "label":
         check_beliefs([*data.train, *data.held_out], recipe.train.alpha)
         check_finite(data.train, recipe.train.alpha, divergence_in(recipe.train))
