@@ -196,6 +196,31 @@ def test_a_teacher_without_a_language_head_must_be_adapted(encoder: Path, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"student": {"layers": 9}}, "the source has 4 layers"),
+        ({"objective": {"terms": [{"kind": "hidden", "layers": "last", "count": 3}]}}, "at most 2"),
+        (
+            {"student": {"from": "scratch", "layers": None, "config": {"hiden_size": 8}}},
+            "is no setting of a bert model",
+        ),
+    ],
+)
+def test_a_student_that_cannot_be_is_refused_before_the_teacher_is_trained(
+    changes: dict[str, Any], said: str, encoder: Path, tmp_path: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl")
+    adapt = {"teacher": {"adapt": {}}}
+    with pytest.raises(UserError, match=said):
+        run_pretrain(
+            corpus_recipe(corpus, encoder, "masked_lm", **adapt, **changes),
+            tmp_path / "run",
+            Silent(),
+        )
+    assert not (tmp_path / "run" / "teacher.partial" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
         ({"objective": {"soft": 0, "hard": 0}}, "one of them must be above 0"),
         ({"objective": {"sofd": 1}}, "did you mean 'soft'"),
         ({"objective": {"terms": [{"kind": "hidden", "lose": "mse"}]}}, "did you mean 'loss'"),

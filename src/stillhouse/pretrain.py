@@ -66,6 +66,10 @@ def _train_module() -> Any:
     return require(_MODULE, "train", "training on a corpus")
 
 
+def _models() -> Any:
+    return require("stillhouse.train.corpus_models", "train", "training on a corpus")
+
+
 def _adapt(c: CorpusContext) -> Outcome:
     found: Outcome = _train_module().run_adapt(c.recipe, c.run.stage("corpus"), c.work, c.progress)
     return found
@@ -180,6 +184,7 @@ def run_pretrain(
     run = RunFolder(root)
     results: list[CorpusResult] = []
     with run.locked(), reproducible_threads():
+        checked = False
         write_json(root / RECIPE_FILE, recipe.model_dump(mode="json", by_alias=True))
         for number, stage in enumerate(plan[: names.index(last) + 1], start=1):
             key = _key(stage, recipe, run)
@@ -189,6 +194,9 @@ def run_pretrain(
                 progress.say(f"{count}: up to date")
                 results.append(CorpusResult(stage.name, True, current))
                 continue
+            if stage.name in ("teacher", "train") and not checked:
+                _models().check_corpus_student(recipe)
+                checked = True
             progress.say(f"{count}: {stage.caption}")
             started = time.monotonic()
             outcome = stage.run(CorpusContext(recipe, run, run.open_partial(key), progress))

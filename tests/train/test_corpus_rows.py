@@ -31,7 +31,7 @@ def passages(texts: list[str]) -> list[Passage]:
 
 def cutter(kind: str, most: int) -> Cutter:
     tokenizer = BPE if kind == "causal_lm" else PIECES
-    return Cutter(tokenizer, kind, most, seed=1, mask_share=0.15)
+    return Cutter(tokenizer, kind, most, vocabulary=len(tokenizer), seed=1, mask_share=0.15)
 
 
 def masked_model() -> BertForMaskedLM:

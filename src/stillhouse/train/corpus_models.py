@@ -23,8 +23,10 @@ from transformers import (
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe_corpus import FROM_SCRATCH, CorpusRecipe
+from stillhouse.core.recipe_features import LayeredTerm
 from stillhouse.models.loading import count_parameters, locate
 from stillhouse.models.quiet import quiet_transformers
+from stillhouse.train.features_layers import layer_pairs
 from stillhouse.train.layers import cut_layers, depth
 from stillhouse.train.objectives import check_one_tokenizer
 
@@ -158,6 +160,44 @@ def build_corpus_student(recipe: CorpusRecipe, teacher: Read) -> CorpusStudent:
     )
 
 
+def check_corpus_student(recipe: CorpusRecipe) -> None:
+    """Refuse, from configurations alone, a student that could not be built or compared.
+
+    Raises:
+        UserError: no such teacher, layers or a configuration that cannot be had, layers of a term
+            that are not there, or a tokenizer that cannot hide tokens.
+    """
+    section, kind = recipe.student, recipe.objective.kind
+    folder = str(locate(recipe.teacher.model).folder)
+    with quiet_transformers(), torch.device("meta"):  # shapes only
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True
+        )
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        try:
+            teacher = auto_class(kind).from_config(config)
+        except ValueError as error:
+            raise UserError("teacher.model", f"is no {kind}: {error}") from None
+        depths = depth(teacher)
+        if section.source == FROM_SCRATCH:
+            student = _from_scratch(recipe, Read(teacher, tokenizer, "", ()))
+        elif section.source == "teacher":
+            student = auto_class(kind).from_config(config)
+        else:
+            own = str(locate(section.source).folder)
+            student = auto_class(kind).from_config(
+                AutoConfig.from_pretrained(own, local_files_only=True)
+            )
+        if section.layers is not None:
+            cut_layers(student, section.layers)
+    if kind == "masked_lm" and tokenizer.mask_token_id is None:
+        raise UserError("teacher.model", "has a tokenizer without a mask token")
+    for number, term in enumerate(recipe.objective.terms):
+        if isinstance(term, LayeredTerm):
+            field = f"objective.terms.{number}"
+            layer_pairs(term.layers, term.count, depth(student), depths, field=field)
+
+
 def _copy(model: PreTrainedModel) -> PreTrainedModel:
     config = type(model.config).from_dict(model.config.to_dict())
     with torch.random.fork_rng(devices=[]):
@@ -184,10 +224,12 @@ def _from_scratch(recipe: CorpusRecipe, teacher: Read) -> PreTrainedModel:
     try:
         with torch.random.fork_rng(devices=[]), quiet_transformers():
             torch.manual_seed(recipe.seed)
-            config = auto.for_model(kind, **given)
-            unknown = [name for name in wanted if name not in config.to_dict()]
+            known = auto.for_model(kind)
+            named = {*known.to_dict(), *known.attribute_map}
+            unknown = [name for name in wanted if name not in named]
             if unknown:
                 raise UserError(f"student.config.{unknown[0]}", f"is no setting of a {kind} model")
+            config = auto.for_model(kind, **given)
             model: PreTrainedModel = auto_class(recipe.objective.kind).from_config(config)
     except UserError:
         raise

@@ -33,6 +33,7 @@ class Cutter:
         tokenizer: the teacher's, and so the student's.
         kind: causal_lm or masked_lm.
         max_tokens: of a row, with its special tokens.
+        vocabulary: rows of the model's table: random tokens in place of hidden ones are below.
         seed: of the masks.
         mask_share: of the tokens that are hidden.
 
@@ -46,6 +47,7 @@ class Cutter:
         kind: str,
         max_tokens: int,
         *,
+        vocabulary: int,
         seed: int,
         mask_share: float,
     ) -> None:
@@ -61,7 +63,7 @@ class Cutter:
                 )
             self._masking = Masking(
                 mask_token_id=int(mask),
-                vocabulary=len(tokenizer),
+                vocabulary=min(vocabulary, len(tokenizer)),
                 never=frozenset(tokenizer.all_special_ids),
                 seed=seed,
                 share=mask_share,

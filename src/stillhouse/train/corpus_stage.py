@@ -233,6 +233,7 @@ def _cutter(recipe: CorpusRecipe, teacher: Read) -> Cutter:
         teacher.tokenizer,
         recipe.objective.kind,
         min(recipe.corpus.max_tokens, most),
+        vocabulary=int(config.vocab_size),
         seed=recipe.seed,
         mask_share=recipe.objective.mask_share,
     )

@@ -71,6 +71,8 @@ def train_on_corpus(job: CorpusJob, folder: Path, progress: Progress) -> dict[st
         StillhouseError: training went off.
     """
     if (folder / FACTS).exists():
+        with weight_errors(folder):  # killed before they were removed
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return read_json(folder / FACTS)
     section, way = job.section, way_of(job.kind)
     device = pick_device(section.device)
