@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
+from stillhouse.core.recipe_corpus_file import load_corpus_recipe
 from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
 from stillhouse.stages import STAGE_NAMES
 
@@ -39,6 +40,7 @@ OPTIONS = {
         "as_json",
     },
     "plan": {*STAGE_OPTIONS, "sample"},
+    "pretrain": {*STAGE_OPTIONS, "until"},
     "forget": {"folders", "user", "dry_run", "as_json"},
     "teacher": set(),
     "signals": set(),
@@ -156,7 +158,8 @@ def test_the_schema_in_docs_is_the_schema() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_in_the_tree_loads(path: Path) -> None:
-    assert load_recipe(path).name
+    load = load_corpus_recipe if "\ncorpus:" in path.read_text() else load_recipe
+    assert load(path).name
 
 
 def test_mine_finds_the_task_and_writes_its_recipe(tmp_path: Path) -> None:

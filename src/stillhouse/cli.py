@@ -19,6 +19,7 @@ from rich.table import Table
 
 from stillhouse import __version__
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.cli_pretrain import pretrain
 from stillhouse.cli_signals import signals_app
 from stillhouse.cli_teacher import teacher_app
 from stillhouse.core.errors import StillhouseError, UserError
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 app.add_typer(teacher_app)
 app.add_typer(signals_app)
+app.command()(pretrain)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]

@@ -16,12 +16,14 @@ FILES = sorted(SRC.rglob("*.py"))
 TOP = {
     "cli",
     "cli_options",
+    "cli_pretrain",
     "cli_signals",
     "cli_teacher",
     "doctor",
     "forget",
     "pipeline",
     "plan",
+    "pretrain",
     "scaffold",
 }
 TOP |= {"stages", "teacher_compare", "teacher_probe"}
