@@ -1,4 +1,4 @@
-"""The LoRA recipes on a real API over loopback, with tiny models of the same families as students."""
+"""The LoRA recipes on a real API over loopback; tiny models of their families are students."""
 
 from __future__ import annotations
 
@@ -100,6 +100,4 @@ def test_the_recipe_trains_adapters_on_the_answers_of_an_api(
     assert len(lora) == 2 * weights  # A and B
     ids = AutoTokenizer.from_pretrained(train / "student")("a dull film", return_tensors="pt")
     with torch.no_grad():
-        torch.testing.assert_close(
-            plain(**ids).logits, wrapped(**ids).logits, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(plain(**ids).logits, wrapped(**ids).logits, rtol=1e-4, atol=1e-5)

@@ -85,9 +85,7 @@ def test_what_does_not_fit_is_said_with_what_does(tmp_path: Path) -> None:
 
 
 def test_a_price_of_ones_own_goes_before_the_table(tmp_path: Path) -> None:
-    plan = student(
-        planned("llama-3.2-3b-lora", tmp_path, "prices.machine_usd_per_hour=2")
-    ).training
+    plan = student(planned("llama-3.2-3b-lora", tmp_path, "prices.machine_usd_per_hour=2")).training
     assert plan is not None
     for device in plan.devices:
         assert device.usd_per_hour == 2

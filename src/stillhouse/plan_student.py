@@ -1,7 +1,7 @@
-"""The student's side of `stillhouse plan`: parameters, memory, time and USD of its training, device by
-device, from published shapes. Nothing is downloaded and no weight is read.
+"""The student's side of `stillhouse plan`: parameters, memory, time and USD of its training.
 
-Knows the recipe, the traffic and what a sample of answers says of their length; the arithmetic is in
+Device by device, from published shapes: nothing is downloaded and no weight is read. Knows the
+recipe, the traffic and what a sample of answers says of their length; the arithmetic is in
 `train.footprint`.
 """
 
@@ -24,8 +24,8 @@ from stillhouse.train.footprint import GIB, Job, Memory, Work, memory_of, operat
 
 BYTES_PER_TOKEN: Final = 4  # English text, by the providers' own rule of thumb
 MARKUP_TOKENS: Final = 8  # a chat template's, a message
-# Share of a device's peak that training reaches: an assumption, from what users of transformers and peft
-# report; large models with long rows are at the upper end, a 135M one below the lower.
+# Share of a device's peak that training reaches: an assumption. Large models with long rows are
+# near the upper end, a 135M one below the lower.
 BUSY: Final = (0.20, 0.45)
 HOUR_S: Final = 3600.0
 
@@ -99,8 +99,8 @@ def _training(
     job = job_of(recipe)
     if job is None:
         return None, (
-            f"the shape of {recipe.student.source} is not known, so neither are its memory and time: "
-            f"give a folder with its config.json (of {', '.join(FAMILIES)})"
+            f"the shape of {recipe.student.source} is not known, so neither are its memory and "
+            f"time: give a folder with its config.json (of {', '.join(FAMILIES)})"
         )
     lengths = _lengths(recipe, traffic, sample)
     count = examples.estimate if examples.estimate is not None else examples.high or 0.0

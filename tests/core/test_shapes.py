@@ -1,4 +1,4 @@
-"""Shapes: the arithmetic against published parameter counts and against real models of each family."""
+"""Shapes: the arithmetic against published counts and against real models of each family."""
 
 from __future__ import annotations
 
@@ -84,7 +84,10 @@ def test_where_a_shape_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_adapters_are_counted_and_wrong_ones_named() -> None:
-    llama, phi = shape_of("hf:meta-llama/Llama-3.2-3B"), shape_of("hf:microsoft/Phi-3-mini-4k-instruct")
+    llama, phi = (
+        shape_of("hf:meta-llama/Llama-3.2-3B"),
+        shape_of("hf:microsoft/Phi-3-mini-4k-instruct"),
+    )
     assert llama is not None
     assert phi is not None
     assert llama.adapters(16, ("q_proj", "v_proj")) == 28 * 16 * (2 * 3072 + 3072 + 1024)

@@ -1,4 +1,4 @@
-"""Memory and operations of training: against what autograd really keeps, and torch's own counter."""
+"""Memory and operations of training: against what autograd keeps, and torch's own counter."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def kept(model: nn.Module, bf16: bool) -> int:
     ids = torch.randint(3, 300, (ROWS, TOKENS))
     mask = torch.ones_like(ids)
     mask[1, 50:] = 0
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            model(input_ids=ids, attention_mask=mask)
+    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), half:
+        model(input_ids=ids, attention_mask=mask)
     return sum(storage.nbytes() for storage in seen.values())
 
 

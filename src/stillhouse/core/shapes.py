@@ -1,8 +1,8 @@
 """Shapes of transformers models by id, and what follows from them: parameters and products.
 
-A dated download is not needed: `shapes.yaml` has the published config of models that recipes name, and
-any other model's `config.json` is read where it lies on this disk. Knows six families (llama,
-mistral, qwen2, qwen3, phi3, bert); knows no weights and imports no torch.
+No download is needed: `shapes.yaml` has the published config of models that recipes name, and any
+other model's `config.json` is read where it lies on this disk. Knows six families (llama, mistral,
+qwen2, qwen3, phi3, bert); knows no weights and imports no torch.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Shape(BaseModel):
 
     @property
     def block_weights(self) -> int:
-        """Weights in the products of one block: a forward pass takes two operations a token each."""
+        """Weights in the products of one block: each takes two operations a token, forward."""
         return sum(product.weights for product in self.linear().values())
 
     def count(self, *, head: Literal["label", "text"] = "text", labels: int = 0) -> int:

@@ -1,12 +1,10 @@
 """What training a student takes: memory in bytes, floating-point operations, from shapes alone.
 
 Memory is counted from what autograd keeps when transformers' own blocks run under this trainer
-(tests/train/test_footprint.py holds it against the saved tensors of real blocks). Operations: 2 a weight
-and token forward, as many again for the gradient of the inputs, and as many for that of the weights
-that are trained (Kaplan et al. 2020, arXiv:2001.08361, appendix B; Hu et al. 2021 for what LoRA leaves
-out). Knows shapes and the recipe's sections; knows no device, and imports no torch.
-
-Symbols in comments: H hidden width, Q width of all queries, I width between the two halves of an MLP.
+(tests/train/test_footprint.py holds it against the saved tensors of real blocks). Operations: 2 a
+weight and token forward, as many again for the gradient of the inputs, and as many for that of the
+weights that are trained (Kaplan et al. 2020, arXiv:2001.08361, section 2.1). Knows shapes and the
+recipe's sections; knows no device, and imports no torch.
 """
 
 from __future__ import annotations
@@ -55,8 +53,8 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A student to be trained. `shape` is the student's after layers were cut; `teacher` is who reads
-    along, if anyone does."""
+    """A student to be trained. `shape` is the student's after layers were cut; `teacher` is who
+    reads along, if anyone does."""
 
     shape: Shape
     train: TrainSection
@@ -143,7 +141,7 @@ def activation_bytes(job: Job, *, bf16: bool = True) -> int:
     attention = size * 4 * q  # q, k and v repeated to all heads, and the result
     middle = size * 3 * i  # gate, its activation, up
     if lora is None:
-        norms += 2 * FP32 * h + size * h * (4 if bf16 else 1)  # normalised, and cast for the products
+        norms += 2 * FP32 * h + size * h * (4 if bf16 else 1)  # normalised, cast
         return norms + attention + middle + size * (q + i)  # inputs of the last products
     wanted = [p for n, p in shape.linear().items() if n in lora.target_modules]
     read = [product.inputs for product in wanted]  # under autocast each adapter has a copy
