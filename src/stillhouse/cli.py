@@ -25,6 +25,7 @@ from stillhouse.cli_signals import signals_app
 from stillhouse.cli_teacher import teacher_app
 from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.progress import Progress, Silent, Terminal
+from stillhouse.core.recipe_corpus_file import corpus_schema_text
 from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
 from stillhouse.doctor import advice, examine
 from stillhouse.evaluate.report import Report
@@ -187,9 +188,11 @@ def forget(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    corpus: Annotated[bool, typer.Option("--corpus", help="Of corpus recipes.")] = False,
+) -> None:
     """Print the JSON Schema of recipes, for editors."""
-    typer.echo(recipe_schema_text(), nl=False)
+    typer.echo(corpus_schema_text() if corpus else recipe_schema_text(), nl=False)
 
 
 @app.command()

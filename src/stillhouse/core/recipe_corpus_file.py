@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,8 @@ def parse_corpus_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Corpus
         RecipeError: the first mistake, as one line.
     """
     return parse_as(CorpusRecipe, raw, where)
+
+
+def corpus_schema_text() -> str:
+    """The JSON Schema of corpus recipes; docs/corpus_recipe.schema.json is this."""
+    return json.dumps(CorpusRecipe.model_json_schema(by_alias=True), indent=2) + "\n"

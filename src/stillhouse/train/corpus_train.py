@@ -77,7 +77,8 @@ def train_on_corpus(job: CorpusJob, folder: Path, progress: Progress) -> dict[st
     schedule = plan_schedule(
         len(job.train), section.batch_size, section.micro_batch_size, section.epochs, section.evals
     )
-    model: Any = job.model.to(device)
+    model: Any = job.model
+    model.to(device)
     use_cache = model.config.to_dict().get("use_cache")
     collator = TokenCollator(int(job.tokenizer.pad_token_id))
     if job.trained is not None:
@@ -143,7 +144,8 @@ def _objective(job: CorpusJob, device: torch.device, collator: TokenCollator) ->
     section, way = job.section, way_of(job.kind)
     source = None
     if job.teacher is not None:
-        source = LiveTeacher(job.teacher.to(device).eval(), way.reader)  # type: ignore[arg-type]
+        teacher: Any = job.teacher
+        source = LiveTeacher(teacher.to(device).eval(), way.reader)
     response = Response(
         section.alpha,
         section.distillation_temperature,
@@ -156,8 +158,7 @@ def _objective(job: CorpusJob, device: torch.device, collator: TokenCollator) ->
         lengths = job.train.lengths
         shortest = min(range(len(lengths)), key=lengths.__getitem__)
         batch = {name: t.to(device) for name, t in collator([job.train[shortest]]).items()}
-        job.model.eval()
-        pair = read_one(
-            job.model, Live(source.model, source), way.reader, batch, section.terms or ()
-        )
+        student: Any = job.model
+        student.eval()
+        pair = read_one(student, Live(source.model, source), way.reader, batch, section.terms or ())
     return assembled(base, section, job.seed, pair, len(job.train), field=TERMS)
