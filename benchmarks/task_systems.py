@@ -2,7 +2,7 @@
 
     python benchmarks/task_systems.py ensemble | hf-bert | hf-llama | smollm2-lora
 
-First: python recipes/quickstart_data.py, and for ensemble and hf-bert python recipes/classifiers.py.
+First: recipes/quickstart_data.py, and for ensemble and hf-bert recipes/classifiers.py.
 Saves results/NAME.json and fills the part of the page that is marked as measured.
 """
 
