@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import read_json
@@ -166,4 +166,4 @@ def logits_of(net: nn.Module, pixels: Tensor, batch: int = 256) -> Tensor:
     """[N, classes], float32 on the CPU, in evaluation mode."""
     net.eval()
     device = next(net.parameters()).device
-    return torch.cat([net(part.to(device)).float().cpu() for part in pixels.split(batch)])
+    return torch.cat([net(part.to(device)).float().cpu() for part in torch.split(pixels, batch)])

@@ -122,7 +122,7 @@ def run_image_evaluate(recipe: ImageRecipe, teacher: Path, students: Path, work:
     rows: Any = known["rows"]
     beliefs = load_file(teacher / BELIEFS)["test"]
     best, labels = known["chosen_T"], parts.test.labels
-    guard = {"resamples": recipe.evaluate.resamples, "seed": recipe.seed}
+    guard: dict[str, Any] = {"resamples": recipe.evaluate.resamples, "seed": recipe.seed}
     sure = recipe.evaluate.confidence
     right = {
         "teacher": [float(x) for x in beliefs.argmax(-1) == labels],
