@@ -49,7 +49,7 @@ def answer(body: dict[str, Any], _: int) -> web.Response:
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 @pytest.mark.parametrize(
     ("name", "build", "weights"),
-    [("llama-3.2-3b-lora", tiny_llama, 8), ("phi-3-mini-lora", tiny_phi, 4)],
+    [("llama-3.2-3b-lora", tiny_llama, 8), ("phi-3-mini-lora", tiny_phi, 2)],
 )
 def test_the_recipe_trains_adapters_on_the_answers_of_an_api(
     name: str, build: Any, weights: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
