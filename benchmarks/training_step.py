@@ -264,10 +264,9 @@ def held_out(folder: Path, kept: Path) -> dict[str, float]:
     return {"cross_entropy": float(sums[0] / sums[2]), "divergence": float(sums[1] / sums[2])}
 
 
-def commands(
-    task: str, folder: Path, size: Size, threads: int, names: Sequence[str], seed: int
-) -> dict[str, list[str]]:
-    """How each contender is started."""
+def commands(first: Run, threads: int, names: Sequence[str]) -> dict[str, list[str]]:
+    """How each contender is started, as the first is."""
+    task, _, folder, size, seed = first
     found = {}
     for name in names:
         kept = folder / f"{task}-{name}"
@@ -284,7 +283,7 @@ def measure(task: str, folder: Path, size: Size, arguments: argparse.Namespace) 
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     losses: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(arguments.rounds):
-        started = commands(task, folder, size, arguments.threads, names, number)
+        started = commands(Run(task, names[0], folder, size, number), arguments.threads, names)
         for name, answers in interleaved(started, 1, warm_up=0, seed=number).items():
             found[name] += answers
             losses[name].append(held_out(folder, folder / f"{task}-{name}"))

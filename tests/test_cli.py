@@ -23,6 +23,7 @@ OPTIONS = {
     "init": {"kind", "out"},
     "doctor": {"as_json"},
     "run": STAGE_OPTIONS,
+    "images": STAGE_OPTIONS,
     "report": {"folder", "as_json"},
     "schema": {"corpus"},
     "store": set(),

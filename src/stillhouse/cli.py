@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stillhouse import __version__
+from stillhouse.cli_images import images
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.cli_pretrain import pretrain
 from stillhouse.cli_signals import signals_app
@@ -60,6 +61,7 @@ app.add_typer(signals_app)
 app.command()(curve)
 app.command()(frontier)
 app.command()(pretrain)
+app.command()(images)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]

@@ -15,14 +15,17 @@ FILES = sorted(SRC.rglob("*.py"))
 # Modules beside the folders.
 TOP = {
     "cli",
+    "cli_images",
     "cli_options",
     "cli_pretrain",
     "cli_signals",
     "cli_teacher",
     "doctor",
     "forget",
+    "images",
     "pipeline",
     "plan",
+    "plan_student",
     "pretrain",
     "scaffold",
 }

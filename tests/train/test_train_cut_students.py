@@ -22,7 +22,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_train import StudentSection
 from stillhouse.core.tasks import ClassificationTask, GenerationTask, Task
-from stillhouse.train.preflight import check_student, planned_shape
+from stillhouse.train.preflight import check_student, planned_cut
 from stillhouse.train.stage import run_train
 from stillhouse.train.students import Student, adapter_base, build_student, save_student
 from stillhouse.train.vocabulary import trim_tokenizer
@@ -165,7 +165,7 @@ def test_a_size_is_refused_before_the_teacher_is_paid(folders: dict[str, Path]) 
         check_student(recipe.model_copy(update={"student": student}))
     fits = student.model_copy(update={"size": "medium"})
     check_student(recipe.model_copy(update={"student": fits}))
-    said = "\n".join(planned_shape(recipe.model_copy(update={"student": fits})))
+    said = "\n".join(planned_cut(recipe.model_copy(update={"student": fits})).lines)
     assert "asked for 25.0%" in said
 
 

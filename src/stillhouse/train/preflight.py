@@ -6,7 +6,7 @@ and model configurations; trains nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_readers import OWN
 from stillhouse.models.loading import locate, pick_device
 from stillhouse.models.quiet import quiet_transformers
+from stillhouse.train.cut_shapes import Shape
 from stillhouse.train.cut_student import GUESSED_ROWS, plan_student
 from stillhouse.train.features_layers import check_layers
 from stillhouse.train.layers import cut_layers, depth
@@ -26,8 +27,15 @@ from stillhouse.train.schedule import uses_bf16
 from stillhouse.train.students import classes_of, student_source, teacher_source
 
 
-def planned_shape(recipe: Recipe) -> tuple[str, ...]:
-    """How a student of a size will be cut, line by line, from its source's config alone.
+class PlannedCut(NamedTuple):
+    """How a student of a size will be cut: for people, and as a shape."""
+
+    lines: tuple[str, ...]
+    after: Shape
+
+
+def planned_cut(recipe: Recipe) -> PlannedCut:
+    """How a student of a size will be cut, from its source's config alone.
 
     Raises:
         UserError: no such source, one that cannot be cut, or a size that no cut meets.
@@ -42,7 +50,7 @@ def planned_shape(recipe: Recipe) -> tuple[str, ...]:
             f"this takes the task to use {min(GUESSED_ROWS, plan.before.vocabulary):,} rows of the "
             "vocabulary; they are counted, and the cut planned again, when its texts are there",
         )
-    return lines
+    return PlannedCut(lines, plan.after)
 
 
 def check_student(recipe: Recipe) -> None:
