@@ -21,7 +21,7 @@ def tune(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search rate, T, alpha, loss weights, layers and rank; choose on a split of the training set."""
+    """Search the training settings; choose on a part of the training set, report on held-out."""
     loaded = load_recipe(recipe, overrides or [])
     root = run_dir or Path("runs") / loaded.name
     found = tune_recipe(loaded, root, Silent() if as_json else Terminal())

@@ -4,8 +4,8 @@ examples, and say on the held-out sets what the choice was worth.
 The stages up to the dataset (and the capture, where the recipe has one) are run where they are not
 up to date, in the run's own folder; trials never open what is held out. At the end the recipe as it
 is and the best trial, both trained on the same examples, answer the held-out sets once. Writes
-tune/study.db, tune.json, tune.html and tuned.yaml below `tuning/`. Knows stages and files; trials are
-in `train.search_run`, figures in `evaluate`.
+study.db, tune.json, tune.html and tuned.yaml in the run's folder `tuning/`. Knows stages and files;
+trials are in `train.search_run`, figures in `evaluate`.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def _study_name(
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
 
 
-def _judged(
+def _judged(  # noqa: PLR0917
     recipe: Recipe, run: RunFolder, trials: Path, found: _Found, runs: Any, progress: Progress
 ) -> tuple[HeldOutResult, ...]:
     """The recipe's own student and the best one on the sets that nothing was chosen by."""

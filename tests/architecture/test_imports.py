@@ -18,13 +18,14 @@ TOP = {
     "cli_options",
     "cli_signals",
     "cli_teacher",
+    "cli_tune",
     "doctor",
     "forget",
     "pipeline",
     "plan",
     "scaffold",
 }
-TOP |= {"stages", "teacher_compare", "teacher_probe"}
+TOP |= {"stages", "teacher_compare", "teacher_probe", "tuning"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}
 

@@ -114,8 +114,8 @@ def lines(result: TuneResult) -> list[str]:
     found = [
         sentence(result),
         f"{len(states)} trials ({counted}) in {result.seconds:,.0f} s of training, "
-        f"{summary.usd(result.usd)}; chosen by {measure_name(result)} on {result.tuning:,} examples "
-        "of the training set",
+        f"{summary.usd(result.usd)}; chosen by {measure_name(result)} on {result.tuning:,} "
+        "examples of the training set",
     ]
     return [*found, *(f"note: {note}" for note in result.notes)]
 

@@ -8,6 +8,7 @@ students and the study; never sees what is held out.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from stillhouse.core.errors import (
     StillhouseError,
     UserError,
 )
-from stillhouse.core.jsonl import read_json, read_records
+from stillhouse.core.jsonl import read_records
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_tune import SearchSection
@@ -239,7 +240,7 @@ def _check_examples(ground: Ground) -> None:
 
 def _value(folder: Path, step: int, name: str) -> float:
     """The measure at the step whose weights were kept; lower is better."""
-    rows: Any = read_json(folder / HISTORY)
+    rows = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
     row = next(row for row in rows if row["step"] == step)
     return _lower(float(row[name]), name)
 

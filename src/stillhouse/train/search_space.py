@@ -22,6 +22,7 @@ from stillhouse.core.recipe_tune import RangeSection, SearchSection
 from stillhouse.train.planning import check_recipe
 
 DIGITS: Final = 4  # significant ones of a number that was drawn: the recipe that comes out is read
+BETWEEN: Final = 0.382  # of a range: no whole number, where its ends are
 RATE, HEAD_RATE = "train.learning_rate", "train.head_learning_rate"
 TEMPERATURE, ALPHA = "train.distillation_temperature", "train.alpha"
 RANK, LORA_ALPHA = "train.lora.r", "train.lora.alpha"
@@ -43,8 +44,9 @@ class Parameter:
 
     @property
     def tried(self) -> tuple[JsonValue, ...]:
-        """What shows whether all of it fits: every choice, or both ends."""
-        return self.choices or (self.low, self.high)
+        """What shows whether all of it fits: every choice, or both ends and what is between."""
+        between = self.low + BETWEEN * (self.high - self.low)
+        return self.choices or (self.low, self.decoded(between), self.high)
 
     def encoded(self, value: JsonValue) -> float | str:
         """As a study stores it: a number, or a choice as JSON."""
