@@ -50,7 +50,7 @@ def write_project(folder: Path, **tune: Any) -> Path:
         },
         "dataset": {"near_duplicate": 1.0, "min_examples": 20, "held_out": 0.2},
         "student": {"head": "label", "from": f"hf:{encoder}", "max_tokens": 32},
-        "train": {"epochs": 2, "learning_rate": 1e-3, "batch_size": 16, "evals": 4},
+        "train": {"epochs": 2, "learning_rate": 1e-3, "batch_size": 16, "evals": 3},
         "evaluate": {"resamples": 200},
         "tune": {
             "search": {
@@ -58,9 +58,9 @@ def write_project(folder: Path, **tune: Any) -> Path:
                 "train.distillation_temperature": {"low": 1, "high": 8},
                 "student.layers": [1, 2],
             },
-            "trials": 6,
+            "trials": 5,
             "split": 0.25,
-            "startup": 3,
+            "startup": 2,
             **tune,
         },
     }

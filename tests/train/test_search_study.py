@@ -22,7 +22,7 @@ SPACE = (
     Parameter("idle", 0.5, low=0.0, high=1.0),
 )
 SECTION = SearchSection(startup=4)
-TRIALS = 10
+TRIALS = 8
 
 
 class Killed(BaseException):
@@ -76,7 +76,7 @@ def test_a_search_prunes_and_finds(whole: list[Any]) -> None:
     assert best.value < whole[0].value
 
 
-@pytest.mark.parametrize("draw", [1, 2])
+@pytest.mark.parametrize("draw", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_killed_after_a_few_calls_again_and_again_the_search_is_the_same(
     draw: int, whole: list[Any], tmp_path: Path
 ) -> None:
@@ -113,6 +113,7 @@ def test_killed_between_a_trial_and_its_values(whole: list[Any], tmp_path: Path)
     search.close()
 
 
+@pytest.mark.full
 def test_killed_before_the_first_values(whole: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "s.db"
     first = Search(file, "s", SPACE, SECTION, seed=11)
@@ -123,6 +124,7 @@ def test_killed_before_the_first_values(whole: list[Any], tmp_path: Path) -> Non
     search.close()
 
 
+@pytest.mark.full
 def test_more_trials_go_on(whole: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "s.db"
     search_in(file, 6, never).close()
@@ -131,6 +133,7 @@ def test_more_trials_go_on(whole: list[Any], tmp_path: Path) -> None:
     search.close()
 
 
+@pytest.mark.full
 def test_studies_share_a_file_and_nothing_else(whole: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "s.db"
     search_in(file, 3, never, name="other").close()
@@ -140,14 +143,14 @@ def test_studies_share_a_file_and_nothing_else(whole: list[Any], tmp_path: Path)
 
 
 def test_importance_is_of_what_matters(tmp_path: Path) -> None:
-    section = SearchSection(startup=40, pruning="none")
+    section = SearchSection(startup=24, pruning="none")
     search = Search(tmp_path / "s.db", "s", SPACE, section, seed=2)
-    for number in range(40):
+    for number in range(24):
         trial = search.next()
         trial.complete(worth(trial.tried.values, 1), {})
         if number == 8:
             assert search.importance() is None
-    found = search.importance(resamples=8)
+    found = search.importance(resamples=3)
     search.close()
     assert found is not None
     assert found["rate"].estimate > 0.6
