@@ -318,7 +318,8 @@ def _open(recipe: Recipe, folder: Path) -> Completer:
 
 def _count_look(path: Path, study: str, best: int) -> int:
     """How many different students were judged on the held-out sets of this run, this one too."""
-    seen: list[str] = list(read_json(path)["judged"]) if path.exists() else []
+    stored: Any = read_json(path) if path.exists() else {"judged": []}
+    seen: list[str] = list(stored["judged"])
     mark = f"{study} {best}"
     if mark not in seen:
         seen.append(mark)

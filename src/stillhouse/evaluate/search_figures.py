@@ -73,8 +73,8 @@ def at_edge(value: float, ends: tuple[float, float], *, log: bool) -> bool:
     """Whether a value lies within 2% of a range's width of one of its ends."""
     low, high = ends
     if log:
-        width = high / low
-        return value <= low * width**EDGE or value >= high / width**EDGE
+        step = float((high / low) ** EDGE)
+        return value <= low * step or value >= high / step
     margin = EDGE * (high - low)
     return value <= low + margin or value >= high - margin
 

@@ -179,8 +179,9 @@ def _place(raw: dict[str, Any], key: str) -> tuple[Any, Any]:
     node: Any = raw
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
+        name: str | int = part
         if isinstance(node, list):
-            part = _numbered(node, part, key)
+            name = _numbered(node, part, key)
         elif not isinstance(node, dict):
             where = ".".join(parts[:depth])
             raise RecipeError(
@@ -190,8 +191,8 @@ def _place(raw: dict[str, Any], key: str) -> tuple[Any, Any]:
             known = ", ".join(known_keys(parts[:depth])) or ", ".join(sorted(node))
             raise RecipeError(f"tune.search.{key}", "unknown key", action=f"known keys: {known}")
         if last:
-            return node, part
-        node = node[part]
+            return node, name
+        node = node[name]
     raise AssertionError("a key has parts")
 
 
