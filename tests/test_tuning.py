@@ -22,7 +22,13 @@ from typer.testing import CliRunner
 
 from stillhouse import tuning
 from stillhouse.cli import app
-from stillhouse.core.errors import BudgetError, DataError, RecipeError, UserError
+from stillhouse.core.errors import (
+    BudgetError,
+    DataError,
+    RecipeError,
+    StillhouseError,
+    UserError,
+)
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.evaluate.search import TuneResult
@@ -211,18 +217,29 @@ def test_too_few_examples_to_judge_by(project: Path, finished: TuneResult, tmp_p
         tune(project, root, "tune.split=0.05")
 
 
-def test_a_combination_that_goes_off_does_not_end_the_search(
-    project: Path, finished: TuneResult, tmp_path: Path
+def test_trials_that_go_off_or_cannot_be_run_do_not_end_the_search(
+    project: Path, finished: TuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = copied(project, tmp_path / "run")
-    found = tune(
-        project, root, "tune.trials=3", "tune.search={train.learning_rate: [1.0e+30, 2.0e+30]}"
-    )
-    off = [trial for trial in found.trials if trial.state == "pruned"]
-    assert off
-    assert all("went off" in (trial.why or "") for trial in off)
+    distil = search_run.distil
+
+    def fragile(job: Any, folder: Path, progress: Any) -> Any:
+        if folder.name == "0001":
+            raise StillhouseError("training went off")
+        if folder.name == "0002":
+            raise UserError("train", "does not fit")
+        return distil(job, folder, progress)
+
+    monkeypatch.setattr(search_run, "distil", fragile)
+    found = tune(project, root, "tune.trials=3")
+    assert [(trial.state, trial.why) for trial in found.trials] == [
+        ("complete", None),
+        ("pruned", "training went off"),
+        ("failed", "train: does not fit"),
+    ]
     assert found.best == 0
     assert any("no trial was better" in note for note in found.notes)
+    assert any("could not be run" in note for note in found.notes)
     tuned = yaml.safe_load((root / "tuning" / "tuned.yaml").read_text())
     assert tuned["train"]["learning_rate"] == 1e-3
 
