@@ -51,7 +51,11 @@ OPTIONS = {
 }
 
 
-TEACHER_OPTIONS = {"compare": STAGE_OPTIONS, "check": {"recipe", "overrides", "as_json"}}
+TEACHER_OPTIONS = {
+    "compare": STAGE_OPTIONS,
+    "check": {"recipe", "overrides", "as_json"},
+    "tune": STAGE_OPTIONS,
+}
 SIGNALS_OPTIONS = {"verify": {"folder", "sample", "most", "as_json"}}
 
 

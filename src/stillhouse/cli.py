@@ -24,6 +24,7 @@ from stillhouse.cli_pretrain import pretrain
 from stillhouse.cli_signals import signals_app
 from stillhouse.cli_study import curve, frontier
 from stillhouse.cli_teacher import teacher_app
+from stillhouse.cli_tune import tune
 from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.progress import Progress, Silent, Terminal
 from stillhouse.core.recipe_corpus_file import corpus_schema_text
@@ -62,6 +63,7 @@ app.command()(curve)
 app.command()(frontier)
 app.command()(pretrain)
 app.command()(images)
+app.command()(tune)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]
@@ -235,7 +237,7 @@ def mine(
     show_tasks(run_mine(options, _progress(as_json)).report, out, as_json)
 
 
-def _stage_command(name: str, caption: str) -> None:
+def _stage_command(group: typer.Typer, name: str, caption: str) -> None:
     def command(
         recipe: RecipePath,
         run_dir: RunDir = None,
@@ -258,7 +260,7 @@ def _stage_command(name: str, caption: str) -> None:
                 }
             )
 
-    app.command(name, help=f"Run up to this stage: {caption}.")(command)
+    group.command(name, help=f"Run up to this stage: {caption}.")(command)
 
 
 store = typer.Typer(help="Freeze, export and import the answers of a run.", no_args_is_help=True)
@@ -291,8 +293,8 @@ def store_import(
     typer.echo(archive.import_answers(source, place))
 
 
-for _stage in STAGES:
-    _stage_command(_stage.name, _stage.caption)
+for _stage in STAGES:  # `stillhouse tune` is about the student
+    _stage_command(teacher_app if _stage.name == "tune" else app, _stage.name, _stage.caption)
 
 
 @app.callback(invoke_without_command=True)

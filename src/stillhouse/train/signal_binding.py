@@ -46,7 +46,13 @@ class Bound(NamedTuple):
 
 
 def bind_signals(
-    recipe: Recipe, student: Student, teacher: str, folder: Path, sets: tuple[Learnt, Learnt]
+    recipe: Recipe,
+    student: Student,
+    teacher: str,
+    folder: Path,
+    sets: tuple[Learnt, Learnt],
+    *,
+    split: bool = False,
 ) -> Bound:
     """Open a cache, compare everything it depends on, and find each example's rows in it.
 
@@ -56,6 +62,7 @@ def bind_signals(
         teacher: its weights, as `models.loading` reads sources; looked at only if they are here.
         folder: what the capture stage wrote.
         sets: what is learnt from, and what is held out.
+        split: what is held out is a part of the dataset's training examples.
 
     Raises:
         UserError: it is of another teacher, tokenizer, template or length, or an example is not in
@@ -71,7 +78,7 @@ def bind_signals(
                 part.encoded.rows,
                 _named(recipe, student, part),
                 [example.id for example in part.examples],
-                held_out=number == 1,
+                held_out=number == 1 and not split,
             )
         )
         for number, part in enumerate(sets)
