@@ -115,7 +115,7 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
 
 def decoder_blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     """The blocks of an encoder-decoder's decoder."""
-    decoder: nn.Module = model.get_decoder()
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
     found = [module for module in decoder.children() if isinstance(module, nn.ModuleList)]
     if len(found) != 1:
         raise UserError(

@@ -152,7 +152,11 @@ class DistillationTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Mean divergence (nats), cross-entropy (nats) and agreement on the held-out set."""
+        """Mean divergence (nats), cross-entropy (nats) and agreement on the held-out set.
+
+        Raises:
+            StillhouseError: it has no targets.
+        """
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
@@ -163,6 +167,8 @@ class DistillationTrainer(Trainer):
                 total += torch.stack([part.double() for part in sums])
         model.train(was_training)
         divergence, cross_entropy, agreed, items = self.accelerator.reduce(total).tolist()
+        if not items:
+            raise StillhouseError("the held-out set has no targets, so nothing can be measured")
         metrics = {
             f"{metric_key_prefix}_{DIVERGENCE}": divergence / items,
             f"{metric_key_prefix}_{CROSS_ENTROPY}": cross_entropy / items,
