@@ -20,7 +20,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from stillhouse.core.errors import UserError
+from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.recipe_train import TrainSection
 from stillhouse.train.batches import LengthGroupedSampler, Rows
 from stillhouse.train.features_layers import LayerPair
@@ -314,6 +314,30 @@ def test_any_micro_batch_split_gives_the_same_step(name: str, tmp_path) -> None:
     for other in found[1:]:
         for key, gradient in found[0].items():
             torch.testing.assert_close(other[key], gradient, rtol=1e-9, atol=1e-12, msg=key)
+
+
+def test_a_held_out_set_without_targets_cannot_be_measured(tmp_path) -> None:
+    kind, build, make, collator = CASES["bert"]
+    rows = make()
+    trainer = DistillationTrainer(
+        build(0),
+        objective=objective_of(kind, build(1)),
+        args=training_arguments(
+            TrainSection(),
+            plan_schedule(len(rows), 8, 8, 1, 1),
+            folder=tmp_path,
+            seed=0,
+            device=torch.device("cpu"),
+            best_by=None,
+        ),
+        collator=collator,
+        rows=rows,
+        held_out=Rows([row | {"labels": [-100] * len(row["labels"])} for row in make()]),
+        callbacks=[],
+        counter=way_of(kind).counter,
+    )
+    with pytest.raises(StillhouseError, match="the held-out set has no targets"):
+        trainer.evaluate()
 
 
 @BY_NAME
