@@ -385,12 +385,12 @@ def test_classes_are_matched_whatever_form_the_teacher_has(form: str) -> None:
     """Teachers of mixed orders all say "bad"; a student of the other order learns "bad"."""
     reader = LabelReader()
     first, second = always("bad", ("bad", "good")), always("bad", ("good", "bad"))
-    live = [LiveTeacher(model, reader) for model in (first, second)]
+    live = [LiveTeacher(model, reader) for model in (first, second, first)]
     ensemble = EnsembleSource([Member(one) for one in live], "mean_probabilities", 2)
     teacher = {
         "one": first,
-        "list": [first, second],
-        "lists": [[first], live[1]],
+        "list": [first, second, first],
+        "lists": [[first], live[1], first],
         "live": live[0],
         "mixture": Mixture(live),
         "ensemble": ensemble,
