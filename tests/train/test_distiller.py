@@ -27,11 +27,14 @@ import stillhouse
 from stillhouse import Distiller
 from stillhouse.core.errors import RunFolderError, UserError
 from stillhouse.models.divergence_kind import Divergence
+from stillhouse.train.ensemble import EnsembleSource, Member
+from stillhouse.train.features_layers import LayerPair
+from stillhouse.train.features_terms import Contrastive, Hidden
 from stillhouse.train.kinds import kind_of
 from stillhouse.train.module_weights import load_module, save_module
 from stillhouse.train.objectives import Weighted
-from stillhouse.train.outputs import Needs
-from stillhouse.train.readers import ModuleReader
+from stillhouse.train.outputs import LabelReader, Needs
+from stillhouse.train.readers import ModuleReader, Seq2SeqReader
 from stillhouse.train.teacher_forms import Mapped, Mixture, as_source
 from stillhouse.train.teachers import LiveTeacher
 from stillhouse.train.terms import Response
@@ -359,6 +362,157 @@ def test_classes_named_in_another_order_are_matched() -> None:
     assert distiller.mapping == [1, 2, 0]
     with pytest.raises(UserError, match=r"names other classes than the student's.*mapping="):
         Distiller(classifier(), classifier(("bad", "fine")))
+
+
+def says(model: Any, rows: Any) -> str:
+    """The class that a classifier gives all rows."""
+    with torch.no_grad():
+        means = model(input_ids=torch.tensor([row["input_ids"] for row in rows])).logits.mean(0)
+    return str(model.config.id2label[int(means.argmax())])
+
+
+def always(label: str, labels: tuple[str, ...]) -> Any:
+    """A teacher that always says `label`."""
+    model = classifier(labels)
+    with torch.no_grad():
+        model.classifier.bias.fill_(-3.0)
+        model.classifier.bias[labels.index(label)] = 3.0
+    return model
+
+
+@pytest.mark.parametrize("form", ["one", "list", "lists", "live", "mixture", "ensemble"])
+def test_classes_are_matched_whatever_form_the_teacher_has(form: str) -> None:
+    """Teachers of mixed orders all say "bad"; a student of the other order learns "bad"."""
+    reader = LabelReader()
+    first, second = always("bad", ("bad", "good")), always("bad", ("good", "bad"))
+    live = [LiveTeacher(model, reader) for model in (first, second, first)]
+    ensemble = EnsembleSource([Member(one) for one in live], "mean_probabilities", 2)
+    teacher = {
+        "one": first,
+        "list": [first, second, first],
+        "lists": [[first], live[1], first],
+        "live": live[0],
+        "mixture": Mixture(live),
+        "ensemble": ensemble,
+    }[form]
+    rows = [{"input_ids": [2, 5 + n % 9, 3], "labels": 0} for n in range(16)]
+    student = classifier(("good", "bad"))  # all labels are "good": the teacher alone says "bad"
+    options = {"alpha": 1.0, "epochs": 20, "batch_size": 16, "learning_rate": 1e-2}
+    Distiller(student, teacher, **options).fit(rows)
+    assert says(student, rows) == "bad"
+
+
+def test_other_classes_are_refused_in_every_form() -> None:
+    reader = LabelReader()
+    other, same = classifier(("bad", "fine")), classifier()
+    for teacher in (
+        [same, other],
+        LiveTeacher(other, reader),
+        Mixture([LiveTeacher(other, reader)]),
+    ):
+        with pytest.raises(UserError, match=r"names other classes than the student's.*mapping="):
+            Distiller(classifier(), teacher)
+        assert Distiller(classifier(), teacher, mapping=[0, 1]).mapping == [0, 1], "as was said"
+    turned = LiveTeacher(classifier(("good", "bad")), reader)
+    with pytest.raises(UserError, match=r"in another order, within a _Wrapping.*mapping="):
+        Distiller(classifier(), _Wrapping(turned))
+    Distiller(classifier(), Mapped(turned, torch.tensor([0, 1])))  # by hand
+
+
+class _Wrapping:
+    """A source of the user's own around another."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def view(self, batch: Any, needs: Needs) -> Any:
+        return self.source.view(batch, needs)
+
+
+@pytest.mark.parametrize("which", ["train_data", "held_out"])
+def test_data_without_a_target_is_refused(which: str) -> None:
+    labels = torch.randint(0, 3, (6, 4))
+    labels[0] = -100  # the first row has none, and that is allowed
+    data = {"train_data": (points(6)[0][:, None].expand(6, 4, 6), labels)}
+    data["held_out"] = data["train_data"]
+    Distiller(net(), net(8), epochs=1).fit(**data)
+    data[which] = (data[which][0], torch.full_like(labels, -100))
+    with pytest.raises(UserError, match=rf"{which}: has no target in any of its 6 rows"):
+        Distiller(net(), net(8), epochs=1).fit(**data)
+
+
+def test_a_teacher_of_fewer_token_ids_is_named() -> None:
+    """Before it is asked, whatever form it has."""
+    row = {"input_ids": [5, 17], "labels": [6]}
+    written = [{"input_ids": [5], "labels": [6]}, {"input_ids": [5], "labels": [16]}]
+    ids = list(range(16))
+    for teacher in (t5(0, 16), [t5(0, 18), t5(1, 16)], LiveTeacher(t5(0, 16), Seq2SeqReader())):
+        student = t5(0, 18)
+        with pytest.raises(UserError, match=r"teacher: knows 16 token ids.*row 0 holds 17"):
+            Distiller(student, teacher, mapping=[*ids, 0, 0], epochs=1).fit([row])
+        with pytest.raises(UserError, match=r"held_out row 1 holds 16"):
+            Distiller(student, teacher, mapping=[*ids, 0, 0], epochs=1).fit(written[:1], written)
+    config = masked().config
+    config.vocab_size -= 1
+    smaller = BertForMaskedLM(config)
+    with pytest.raises(UserError, match=r"train_data, once masked, holds"):
+        Distiller(
+            masked(), smaller, tokenizer=wordpiece(), mapping=[*range(config.vocab_size), 0]
+        ).fit(TEXTS)
+
+
+def test_maps_within_terms_are_learned_and_dropped(tmp_path) -> None:
+    """As they are handed over; in checkpoints, from which a stopped run goes on; not in the
+    student."""
+    pair, pairs = LayerPair(0, 0), (LayerPair(0, 0),)
+    rows = [{"input_ids": [5 + n % 5, 6, 7, 2], "labels": n % 2} for n in range(24)]
+    teacher = classifier(seed=4)
+    found = []
+    for stop in (None, 4):
+        width = teacher.config.hidden_size
+        torch.manual_seed(3)
+        maps = [nn.Linear(width, width) for _ in range(3)]
+        still = nn.Linear(width, width).requires_grad_(False)
+        before = [weights(one) for one in (*maps, still, teacher)]
+        terms = [
+            Weighted(Hidden("hidden", pairs, "mse", {pair: maps[0]}), 2.0),
+            Weighted(Contrastive("pairs", pair, "mean", maps[1], maps[2], 0.1, 24, False)),
+            Weighted(Hidden("hidden", pairs, "mse", {pair: still})),
+        ]
+        student = classifier()
+        names = set(weights(student))
+        folder = tmp_path / str(stop)
+        distiller = Distiller(
+            student, teacher, terms=terms, epochs=2, batch_size=8, learning_rate=1e-3, evals=3,
+            folder=folder,
+        )  # fmt: skip
+        if stop is not None:
+            distiller.progress = _StopsAt(stop)
+            with pytest.raises(KeyboardInterrupt):
+                distiller.fit(rows)
+            assert set(weights(student)) == names
+            for one, kept in zip(maps, before, strict=False):
+                one.load_state_dict(kept)
+        distiller.progress = None
+        distiller.fit(rows)
+        assert set(weights(student)) == names
+        moved = [
+            any((weights(one)[k] != v).any() for k, v in kept.items())
+            for one, kept in zip((*maps, still, teacher), before, strict=True)
+        ]
+        assert moved == [True, True, True, False, False]
+        distiller.save(folder / "student")
+        again = BertForSequenceClassification.from_pretrained(folder / "student")
+        torch.testing.assert_close(weights(again), weights(student), rtol=0, atol=0)
+        assert list(folder.glob("checkpoints/*/distillation.safetensors"))
+        found.append([weights(one) for one in (student, *maps)])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    terms[0] = Weighted(Hidden("hidden", pairs, "mse", {pair: nn.Sequential(maps[0])}), 2.0)
+    with pytest.raises(RunFolderError, match="other maps"):
+        Distiller(
+            classifier(), teacher, terms=terms, epochs=2, batch_size=8, learning_rate=1e-3,
+            evals=3, folder=folder,
+        ).fit(rows)  # fmt: skip
 
 
 X, Y = points(9)

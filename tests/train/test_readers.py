@@ -20,9 +20,11 @@ from transformers import (
     TrainerCallback,
 )
 
-from stillhouse.core.errors import UserError
+from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.recipe_train import TrainSection
 from stillhouse.train.batches import LengthGroupedSampler, Rows
+from stillhouse.train.features_layers import LayerPair
+from stillhouse.train.features_terms import Attention, Hidden, Relation
 from stillhouse.train.kinds import Kind, way_of
 from stillhouse.train.masking import MaskedRows, Masking
 from stillhouse.train.module_rows import ItemRows, ModuleCollator, TensorRows
@@ -36,6 +38,12 @@ from stillhouse.train.token_rows import TokenCollator
 from stillhouse.train.trainer import DistillationTrainer
 
 V = 24
+FIRST = (LayerPair(0, 0),)
+LAYERED = (
+    Hidden("hidden", FIRST, "mse", {}),
+    Attention("attention", FIRST, "kl", False),
+    Relation("relation", FIRST, ("queries", "keys", "values"), 2),
+)
 ALPHA, T = 0.6, 2.5
 
 
@@ -179,6 +187,77 @@ def test_hidden_states_under_the_head_give_the_same_logits(name: str) -> None:
     assert more.hidden_states[-1].shape[:2] == more.mask.shape
 
 
+def _own_projections(name: str, model: Any, hidden: Any) -> list[tuple[torch.Tensor, ...]]:
+    """Queries, keys and values [B, T, H] of each layer, from the hidden states before it."""
+    found = []
+    for n, states in enumerate(hidden[:-1]):
+        if name == "bert":
+            own = model.bert.encoder.layer[n].attention.self
+            parts = (own.query, own.key, own.value)
+        elif name == "t5":
+            layer = model.decoder.block[n].layer[0]
+            states = layer.layer_norm(states)
+            parts = (layer.SelfAttention.q, layer.SelfAttention.k, layer.SelfAttention.v)
+        else:
+            own = model.model.decoder.layers[n].self_attn
+            parts = (own.q_proj, own.k_proj, own.v_proj)
+        found.append(tuple(part(states) for part in parts))
+    return found
+
+
+@pytest.mark.parametrize("last_hidden", [False, True])
+@pytest.mark.parametrize("name", ["bert", "t5", "bart"])
+@torch.no_grad()
+def test_attention_and_projections_are_the_models_own(name: str, last_hidden: bool) -> None:
+    """Of an encoder-decoder the decoder's, whatever kernel the model was loaded with."""
+    kind, build, make, collator = CASES[name]
+    reader, batch, model = way_of(kind).reader, whole(make(), collator), build(0)
+    plain = reader.read(model, batch, Needs(logits=True))
+    needs = Needs(
+        logits=True, last_hidden=last_hidden, hidden_states=True, attentions=True,
+        queries_keys_values=True,
+    )  # fmt: skip
+    read = reader.read(model, batch, needs)
+    torch.testing.assert_close(read.class_logits(), plain.class_logits())
+    model.set_attn_implementation("eager")
+    asked = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    if kind == "seq2seq":
+        asked["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    out = model(**asked, output_attentions=True)
+    wanted = out.attentions if kind == "masked_lm" else out.decoder_attentions
+    assert len(read.attentions) == len(wanted) == 1
+    rows = read.mask[:, None, :, None].expand_as(wanted[0])
+    torch.testing.assert_close(read.attentions[0][rows], wanted[0][rows])
+    assert len(read.projections) == 1
+    own = _own_projections(name, model, read.hidden_states)[0]
+    for got, projected in zip(
+        (read.projections[0].queries, read.projections[0].keys, read.projections[0].values),
+        own,
+        strict=True,
+    ):
+        assert got.shape[1] == 2, "heads"
+        torch.testing.assert_close(got.transpose(1, 2).flatten(2), projected)
+
+
+@pytest.mark.parametrize("term", LAYERED, ids=lambda term: term.name)
+@pytest.mark.parametrize("name", ["bert", "t5", "bart"])
+def test_terms_over_layers_bring_the_student_nearer(name: str, term: Any) -> None:
+    kind, build, make, collator = CASES[name]
+    student, teacher, batch = build(0).train(), build(1), whole(make(), collator)
+    way = way_of(kind)
+    objective = TermsObjective(way.reader, (Weighted(term),), LiveTeacher(teacher, way.reader))
+    counts = Counts(*way.counter(batch).unbind())
+    optimizer = torch.optim.Adam(student.parameters(), 1e-2)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = objective.loss(student, batch, counts)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
 def test_the_head_is_evaluated_at_targets_alone() -> None:
     model, batch = bert(0), whole(masked_rows(), TokenCollator(0))
     seen: list[torch.Size] = []
@@ -235,6 +314,30 @@ def test_any_micro_batch_split_gives_the_same_step(name: str, tmp_path) -> None:
     for other in found[1:]:
         for key, gradient in found[0].items():
             torch.testing.assert_close(other[key], gradient, rtol=1e-9, atol=1e-12, msg=key)
+
+
+def test_a_held_out_set_without_targets_cannot_be_measured(tmp_path) -> None:
+    kind, build, make, collator = CASES["bert"]
+    rows = make()
+    trainer = DistillationTrainer(
+        build(0),
+        objective=objective_of(kind, build(1)),
+        args=training_arguments(
+            TrainSection(),
+            plan_schedule(len(rows), 8, 8, 1, 1),
+            folder=tmp_path,
+            seed=0,
+            device=torch.device("cpu"),
+            best_by=None,
+        ),
+        collator=collator,
+        rows=rows,
+        held_out=Rows([row | {"labels": [-100] * len(row["labels"])} for row in make()]),
+        callbacks=[],
+        counter=way_of(kind).counter,
+    )
+    with pytest.raises(StillhouseError, match="the held-out set has no targets"):
+        trainer.evaluate()
 
 
 @BY_NAME

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,59 @@ def test_a_family_with_logits_of_its_own_is_found_out() -> None:
     read_by_head = head_input(plain, head, caught, out.logits)
     assert read_by_head is not None
     torch.testing.assert_close(read_by_head, caught[0])
+
+
+class _Finishing(LlamaForCausalLM):
+    """Finishes its logits as `finish` says."""
+
+    def __init__(self, config: LlamaConfig, finish: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(config)
+        self.finishing = finish
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        out.logits = self.finishing(out.logits)
+        return out
+
+
+@pytest.mark.parametrize(
+    "finish",
+    [
+        lambda x: x * 3,
+        lambda x: x + 1e-3,
+        lambda x: x.clamp(-50, 50),
+        lambda x: x - x.mean(-1, keepdim=True),
+        lambda x: 30 * torch.tanh(x / 30),
+    ],
+    ids=["factor", "shift", "cut", "centred", "cap"],
+)
+@pytest.mark.parametrize("first_norm", [1.0, 1e-4, 0.0])
+def test_what_logits_go_through_is_seen_whatever_the_hidden_states_are(
+    finish: Callable[[torch.Tensor], torch.Tensor], first_norm: float
+) -> None:
+    """A first column of hidden states near 0, and a first pass without targets, hide nothing."""
+    torch.manual_seed(1)
+    model: Any = _Finishing(LlamaConfig(**SHAPE), finish).eval()
+    model.model.norm.weight.data[0] = first_norm
+    batch = _batch()
+    reader = CausalReader()
+    with torch.no_grad():
+        empty = batch | {"labels": torch.full_like(batch["labels"], -100)}
+        assert not len(reader.read(model, empty, Needs(last_hidden=True)).class_logits())
+        wanted = reader.read(model, batch, Needs(logits=True)).class_logits()
+        for _ in range(2):
+            read = reader.read(model, batch, Needs(last_hidden=True))
+            assert read.last_hidden is None
+            torch.testing.assert_close(read.class_logits(), wanted)
+
+
+def test_one_target_at_a_time_shows_a_factor() -> None:
+    model: Any = _Finishing(LlamaConfig(**SHAPE), lambda x: x * 3).eval()
+    labels = torch.full((1, 9), -100)
+    labels[0, 8] = 5
+    one = {name: value[:1] for name, value in _batch().items()} | {"labels": labels}
+    read = CausalReader().read(model, one, Needs(last_hidden=True))
+    assert read.last_hidden is None
 
 
 def test_a_sharded_model_has_the_gradients_of_the_whole_one(tmp_path: Path) -> None:

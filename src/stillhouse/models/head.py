@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -74,6 +74,9 @@ class Head:
 
 # Models that do more to their logits than their configuration says here: read as a whole.
 _odd: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+# What a model is asked to finish, to see what it does to its logits: sizes that show a factor, a
+# shift, a cap and a cut. What the model itself computes may be too near to 0 to show any.
+_PROBES: Final = (2.0, -60.0, 0.02, 15.0, -0.1, 0.5, -1.0, -5.0)
 
 
 def head_of(model: Any) -> Head | None:
@@ -106,10 +109,15 @@ def without_head(model: Any) -> Iterator[list[Tensor]]:
     """
     module = model.get_output_embeddings()
     caught: list[Tensor] = []
+    known = model in _odd
 
     def skip(hidden: Tensor) -> Tensor:
         caught.append(hidden)
-        return hidden[..., :1].clone()
+        first = hidden[..., :1].clone()
+        if known:
+            return first
+        # Through `where`, as a part of the graph: see `head_input`.
+        return torch.where(torch.ones_like(first, dtype=torch.bool), _probes(first), first)
 
     module.forward = skip
     try:
@@ -126,13 +134,15 @@ def head_input(
 ) -> Tensor | None:  # [..., H]
     """What the head would have read in a forward pass `without_head`.
 
-    `None` if the model did something else to its first column than the head's finish does: a family
-    that scales, shifts or cuts its logits in a way that `head_of` does not know is told by this, on
-    its first pass, and has no head from then on.
+    `None` if the model did something else to its column than the head's finish does: a family that
+    scales, shifts or cuts its logits in a way that `head_of` does not know is told by this, and has
+    no head from then on. It is asked until one pass had positions enough for every probe.
     """
     if model not in _odd:
-        _odd[model] = len(caught) != 1 or not _finishes(head, caught[0], returned)
-    if _odd[model]:
+        odd = len(caught) != 1 or not _finishes(head, caught[0], returned)
+        if odd or caught[0][..., 0].numel() >= len(_PROBES):
+            _odd[model] = odd
+    if _odd.get(model, False):
         return None
     (hidden,) = caught
     if torch.is_grad_enabled() and returned.requires_grad:
@@ -147,8 +157,14 @@ def _finishes(head: Head, hidden: Tensor, returned: Any) -> bool:
     first = hidden[..., :1]
     if not isinstance(returned, Tensor) or returned.shape != first.shape:
         return False
-    wanted = head.finish(first).float()
-    return torch.allclose(wanted, returned.float(), rtol=1e-2, atol=1e-3, equal_nan=True)
+    wanted = head.finish(_probes(first)).float()
+    return torch.allclose(wanted, returned.float(), rtol=1e-2, atol=0.0)
+
+
+def _probes(column: Tensor) -> Tensor:
+    """`_PROBES` over and over, shaped as a column [..., 1]."""
+    numbers = torch.arange(column.numel(), device=column.device) % len(_PROBES)
+    return column.new_tensor(_PROBES)[numbers].reshape(column.shape)
 
 
 def whole(weight: Tensor) -> Tensor:

@@ -12,9 +12,8 @@ data in memory; knows no task and no recipe.
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,22 +24,31 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stillhouse.core.errors import RunFolderError, UserError
-from stillhouse.core.jsonl import read_json, write_json
+from stillhouse.core.errors import UserError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.recipe_train import TrainSection
 from stillhouse.models.divergence_kind import FORWARD_KL, Divergence
 from stillhouse.models.loading import pick_device
 from stillhouse.models.quiet import quiet_transformers
 from stillhouse.train.batches import Rows
-from stillhouse.train.distiller_checks import check_fit, check_ids, check_labels
+from stillhouse.train.distiller_checks import (
+    check_fit,
+    check_ids,
+    check_labelled,
+    check_labels,
+    check_targets,
+    check_teacher_ids,
+    claim,
+)
+from stillhouse.train.distiller_terms import learned_in, objective_of, shapes_of
 from stillhouse.train.fit import fit
 from stillhouse.train.history import CurveRow, EarlyStop, Report, curve
 from stillhouse.train.kinds import Kind, kind_of, one_target_a_sample, way_of
 from stillhouse.train.masking import MaskedRows, Masking
 from stillhouse.train.module_rows import ModuleCollator, module_rows
 from stillhouse.train.module_weights import save_module
-from stillhouse.train.objectives import TermsObjective, Weighted, check_one_tokenizer
+from stillhouse.train.objectives import Weighted, check_one_tokenizer
+from stillhouse.train.parts import detach
 from stillhouse.train.read_once import read_once, with_columns
 from stillhouse.train.readers import LABELS
 from stillhouse.train.schedule import Schedule, plan_schedule, training_arguments
@@ -48,6 +56,7 @@ from stillhouse.train.teacher_forms import (
     Mapped,
     Teacher,
     as_source,
+    by_name,
     evaluating,
     label_mapping,
     modules_of,
@@ -57,7 +66,6 @@ from stillhouse.train.terms import Response
 from stillhouse.train.token_rows import Encoder, TokenCollator
 from stillhouse.train.trainer import CROSS_ENTROPY, DIVERGENCE, DistillationTrainer
 
-RUN_FILE: Final = "distiller.json"
 MODULE_RATE: Final = 1e-3  # of a module with no pretrained weights that one knows of
 ADAPTER_RATE: Final = 2e-4
 _NUMBERS: Final = (  # what is said as in a recipe's `train`
@@ -107,7 +115,7 @@ class Distiller:
         kind: what the student is; `None` tells by its class.
         alpha, distillation_temperature, divergence: the loss is alpha * T^2 * D(teacher_T,
             student_T) + (1 - alpha) * CE, in nats a target (`terms.Response`).
-        terms: further weighted terms, added to it.
+        terms: further weighted terms, added to it; linear maps in them are learned.
         mapping: the teacher's id for each output of the student, where they are not the same.
         teacher_once: read the teacher once before the first step and keep its beliefs: for
             classifiers and modules whose inputs are the same in every epoch.
@@ -166,6 +174,7 @@ class Distiller:
             check_one_tokenizer(self.tokenizer, self.teacher_tokenizer)
         if self.mapping is None and isinstance(self.teacher, nn.Module):
             self.mapping = label_mapping(self.student, self.teacher)
+        self._source()
 
     def fit(self, train_data: Any, held_out: Any = None) -> Distilled:
         """Train the student, from wherever a killed run in `folder` left off.
@@ -209,6 +218,8 @@ class Distiller:
         if ready.held_out is not None:
             best_by = DIVERGENCE if self.alpha > 0 else CROSS_ENTROPY
         response = Response(self.alpha, self.distillation_temperature, self.divergence)
+        terms = (Weighted(response), *self.terms)
+        objective = objective_of(way.reader, terms, ready.source, self._models())
         config = getattr(self.student, "config", None)
         use_cache = getattr(config, "use_cache", None)
         schedule = self._schedule(len(ready.train))
@@ -216,9 +227,7 @@ class Distiller:
         with progress.bar("distil", schedule.steps, "steps") as ticker:
             trainer = DistillationTrainer(
                 self.student,
-                objective=TermsObjective(
-                    way.reader, (Weighted(response), *self.terms), ready.source
-                ),
+                objective=objective,
                 args=training_arguments(
                     section,
                     schedule,
@@ -234,7 +243,11 @@ class Distiller:
                 callbacks=[EarlyStop(best_by or DIVERGENCE, self.patience), Report(ticker)],
                 counter=way.counter,
             )
-            done = fit(trainer, best_by, self.patience)
+            try:
+                done = fit(trainer, best_by, self.patience)
+            finally:
+                if trainer.balanced is not None:
+                    detach(self.student)
         if use_cache is not None and config is not None:
             config.use_cache = use_cache  # switched off for training
         self.student.eval()
@@ -246,14 +259,16 @@ class Distiller:
         train = self._rows(train_data, "train_data")
         watch = None if held_out is None else self._rows(held_out, "held_out", held_out=True)
         parts = [(train, "train_data"), *([] if watch is None else [(watch, "held_out")])]
+        live = self._source()
         if self._kind != "module":
             for rows, where in parts:
                 check_ids(rows, self.student, where)
-        live = None if self.teacher is None else as_source(self.teacher, way.reader)
+                if live is not None:
+                    check_teacher_ids(rows, self._kind, live, where)
         source = live or StoredBeliefs()
         mapping = None if self.mapping is None else torch.as_tensor(self.mapping)
         for rows, where in parts:
-            self._check_labelled(rows, live is not None, where)
+            check_labelled(rows, live is not None, where)
             classes = check_fit(
                 self.student,
                 way.reader,
@@ -269,9 +284,20 @@ class Distiller:
         for rows, where in parts:
             kept.append(self._answered(rows, source, device))
             check_labels(kept[-1], self._kind, classes, where)
+            check_targets(kept[-1], collator, way.counter, where)
         if self.teacher_once:
             source = StoredBeliefs()
         return _Ready(kept[0], kept[1] if len(kept) > 1 else None, source)
+
+    def _source(self) -> TeacherSource | None:
+        """The teacher, its classes in the student's order where nobody said otherwise."""
+        if self.teacher is None:
+            return None
+        source = as_source(self.teacher, way_of(self._kind).reader)
+        return by_name(source, self.student) if self.mapping is None else source
+
+    def _models(self) -> list[nn.Module]:
+        return [self.student, *modules_of(self.teacher)]
 
     def _rows(self, data: Any, where: str, *, held_out: bool = False) -> Rows:
         if self._kind == "module":
@@ -285,10 +311,9 @@ class Distiller:
             return rows
         if self.tokenizer is None or self.tokenizer.mask_token_id is None:
             raise UserError(
-                "tokenizer",
-                "with a mask token is needed to hide tokens",
+                "tokenizer", "with a mask token is needed to hide tokens",
                 action="give tokenizer=, or rows with labels (-100 where nothing is hidden)",
-            )
+            )  # fmt: skip
         masking = Masking(
             mask_token_id=self.tokenizer.mask_token_id,
             vocabulary=min(len(self.tokenizer), int(config.vocab_size)),
@@ -306,14 +331,6 @@ class Distiller:
                 action="leave them out",
             )
         return masked
-
-    def _check_labelled(self, rows: Rows, has_teacher: bool, where: str) -> None:
-        if LABELS not in rows[0] and not has_teacher:
-            raise UserError(
-                where,
-                "has no labels, and there is no teacher to answer instead",
-                action="give labels, or a teacher",
-            )
 
     def _answered(self, rows: Rows, source: TeacherSource, device: torch.device) -> Rows:
         """Labels where there are none, and the teacher's beliefs where they are read once."""
@@ -361,7 +378,6 @@ class Distiller:
         return min(found, default=None)
 
     def _claim(self, folder: Path, ready: _Ready) -> None:
-        """One folder is one run: what decides its weights is written down and compared."""
         held_out = ready.held_out
         facts: dict[str, object] = {
             **self._section().model_dump(mode="json"),
@@ -375,18 +391,8 @@ class Distiller:
             "held_out_rows": 0 if held_out is None else len(held_out),
             "tokens": sum(ready.train.lengths),
         }
-        facts = json.loads(json.dumps(facts))
-        path = folder / RUN_FILE
-        if not path.exists():
-            write_json(path, facts)
-            return
-        before: Mapping[str, object] = read_json(path)
-        other = sorted(key for key in facts if before.get(key) != facts[key])
-        if other:
-            raise RunFolderError(
-                f"{folder}: holds a run with other {', '.join(other)}; give another folder, or "
-                "remove this one to start anew"
-            )
+        facts |= shapes_of(learned_in(self.terms, self._models()))
+        claim(folder, facts)
 
     @property
     def _kind(self) -> Kind:

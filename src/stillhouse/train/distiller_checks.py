@@ -7,13 +7,16 @@ Legend: C classes or vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from stillhouse.core.errors import UserError
+from stillhouse.core.errors import RunFolderError, UserError
+from stillhouse.core.jsonl import read_json, write_json
 from stillhouse.models.divergence import IGNORE_INDEX
 from stillhouse.models.signals import (
     DenseSignal,
@@ -24,10 +27,34 @@ from stillhouse.models.signals import (
 )
 from stillhouse.train.batches import Rows
 from stillhouse.train.kinds import Kind, one_target_a_sample
+from stillhouse.train.masking import MaskedRows
 from stillhouse.train.module_rows import TensorRows
-from stillhouse.train.outputs import Needs, Reader
+from stillhouse.train.outputs import Batch, Needs, Reader
 from stillhouse.train.readers import LABELS
+from stillhouse.train.teacher_forms import read_along
 from stillhouse.train.teachers import BELIEFS, TeacherSource
+
+RUN_FILE: Final = "distiller.json"
+
+
+def claim(folder: Path, facts: Mapping[str, object]) -> None:
+    """One folder is one run: what decides its weights is written down and compared.
+
+    Raises:
+        RunFolderError: the folder holds a run with other facts; says which.
+    """
+    facts = json.loads(json.dumps(facts))
+    path = folder / RUN_FILE
+    if not path.exists():
+        write_json(path, facts)
+        return
+    before: Mapping[str, object] = read_json(path)
+    other = sorted(key for key in facts if before.get(key) != facts[key])
+    if other:
+        raise RunFolderError(
+            f"{folder}: holds a run with other {', '.join(other)}; give another folder, or "
+            "remove this one to start anew"
+        )
 
 
 def check_ids(rows: Rows, student: Any, where: str) -> None:
@@ -45,6 +72,64 @@ def check_ids(rows: Rows, student: Any, where: str) -> None:
                 f"holds token id {most:,}, and the student knows {known:,}",
                 action="tokenise with the student's tokenizer",
             )
+
+
+def check_teacher_ids(rows: Rows, kind: Kind, source: TeacherSource, where: str) -> None:
+    """Token ids, and those that masks put in their place, are known to each teacher that reads
+    them; of an encoder-decoder also those it is to write.
+
+    Raises:
+        UserError: one is past a teacher's vocabulary.
+    """
+    read = ("input_ids", LABELS) if kind == "seq2seq" else ("input_ids",)
+    most = [max((max(item[name], default=0) for name in read), default=0) for item in rows.items]
+    highest = max(most, default=0)
+    what = f"{where} row {most.index(highest)}" if most else where
+    if isinstance(rows, MaskedRows) and rows.highest > highest:
+        highest, what = rows.highest, f"{where}, once masked,"
+    for model in read_along(source):
+        embedding = getattr(model, "get_input_embeddings", lambda: None)()
+        known = getattr(embedding, "num_embeddings", None)
+        if known is not None and highest >= known:
+            raise UserError(
+                "teacher",
+                f"knows {known:,} token ids, and {what} holds {highest:,}",
+                action="give a teacher with the student's tokenizer; one with another can only "
+                "teach by its answers (alpha=0)",
+            )
+
+
+def check_targets(
+    rows: Rows,
+    collator: Callable[[Any], Batch],
+    counter: Callable[[Batch], Tensor],
+    where: str,
+) -> None:
+    """Some row has a target; rows are looked at up to the first that has.
+
+    Raises:
+        UserError: none has.
+    """
+    if not any(int(counter(collator([rows[number]]))[0]) for number in range(len(rows))):
+        raise UserError(
+            where,
+            f"has no target in any of its {len(rows):,} rows",
+            action=f"give labels that are not {IGNORE_INDEX}",
+        )
+
+
+def check_labelled(rows: Rows, has_teacher: bool, where: str) -> None:
+    """There are labels, or a teacher to answer instead.
+
+    Raises:
+        UserError: neither.
+    """
+    if LABELS not in rows[0] and not has_teacher:
+        raise UserError(
+            where,
+            "has no labels, and there is no teacher to answer instead",
+            action="give labels, or a teacher",
+        )
 
 
 def check_labels(rows: Rows, kind: Kind, classes: int, where: str) -> None:

@@ -2,8 +2,9 @@
 
 Nothing is changed in a model but inside `watch`: there hooks on its projections keep what they
 give, and attention is taken step by step where its probabilities are wanted, which the fast kernels
-do not have. Knows the BERT, DistilBERT, Llama, Qwen, Phi-3, GPT-2 and GPT-NeoX families' names of
-projections, also under adapters; knows no loss.
+do not have. Of an encoder-decoder it is the decoder's self-attention. Knows the BERT, DistilBERT,
+Llama, Qwen, Phi-3, GPT-2, GPT-NeoX, T5 and BART families' names of projections, also under
+adapters; knows no loss.
 
 Legend: B batch, T tokens, A attention heads, D width of a head.
 """
@@ -22,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from stillhouse.core.errors import UserError
-from stillhouse.train.layers import blocks_of
+from stillhouse.train.layers import blocks_of, decoder_blocks_of
 
 STEP_BY_STEP: Final = "stillhouse_probabilities"
 APART: Final = (
@@ -34,7 +35,7 @@ APART: Final = (
 JOINED: Final = ("qkv_proj", "c_attn", "Wqkv")  # Phi-3, GPT-2, ModernBERT: queries, keys, values
 PER_HEAD: Final = "query_key_value"  # GPT-NeoX: the three of each head together
 CROSS: Final = ("cross", "encoder_attn", "EncDec")
-HEADS: Final = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+HEADS: Final = ("decoder_attention_heads", "num_attention_heads", "n_head", "n_heads", "num_heads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,8 @@ def _hooks(base: Any, caught: Caught) -> Iterator[None]:
     heads = next(int(n) for name in HEADS if (n := getattr(base.config, name, None)))
     width = getattr(base.config, "head_dim", None)
     with ExitStack() as stack:
-        for block in blocks_of(base):
+        of = decoder_blocks_of if base.config.is_encoder_decoder else blocks_of
+        for block in of(base):
             part: dict[str, Tensor] = {}
             caught.parts.append(part)
             for name, module in _projections_of(base, block).items():

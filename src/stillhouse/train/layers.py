@@ -113,6 +113,19 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     return found[0]
 
 
+def decoder_blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The blocks of an encoder-decoder's decoder."""
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    found = [module for module in decoder.children() if isinstance(module, nn.ModuleList)]
+    if len(found) != 1:
+        raise UserError(
+            "train.terms",
+            f"no single stack of layers was found in the decoder of a {type(model).__name__}",
+            action="compare logits, or use a T5- or BART-like model",
+        )
+    return found[0]
+
+
 def _mend_config(config: PreTrainedConfig, total: int, chosen: Sequence[int]) -> None:
     """Set the depth, and thin out what the config lists layer by layer (`layer_types`, say)."""
     per_layer = {

@@ -54,6 +54,11 @@ class MaskedRows(Rows):
         if self._stream == _TRAIN:
             self._epoch = epoch
 
+    @property
+    def highest(self) -> int:
+        """The highest id that may be put in place of a token."""
+        return max(self._masking.mask_token_id, int(self._ordinary.max(initial=0)))
+
     def hideable(self, index: int) -> int:
         """How many tokens of a row may be hidden."""
         return int(self._can_hide[np.asarray(self.items[index]["input_ids"])].sum())

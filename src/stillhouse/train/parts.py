@@ -46,6 +46,11 @@ class Parts(nn.Module):
         self._rates.append((made, rate, True))
         return made
 
+    def hold(self, name: str, module: nn.Module, rate: float) -> None:
+        """Modules of the user's own, to be learned as they are handed over."""
+        self.maps[name] = module
+        self._rates.append((module, rate, True))
+
     def add_balance(self, balance: nn.Module, rate: float) -> None:
         """The balance of terms; what it learns by gradient has a rate of its own and no decay."""
         self.balance = balance

@@ -19,6 +19,7 @@ from torch import Tensor
 from stillhouse.core.errors import UserError
 from stillhouse.models.divergence import IGNORE_INDEX
 from stillhouse.models.head import Head, head_at, head_input, head_of, without_head
+from stillhouse.train.insides import insides_wanted
 from stillhouse.train.outputs import Batch, Needs, Outputs, token_types, watching
 from stillhouse.train.teachers import BELIEFS
 
@@ -52,13 +53,11 @@ class MaskedReader:
         mask = batch["attention_mask"]
         asked: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": mask}
         asked |= token_types(model, batch)
-        with watching(model, needs) as caught:
-            out, found = _at_targets(model, asked, batch[LABELS] != IGNORE_INDEX, needs)
+        out, found = _at_targets(model, asked, batch[LABELS] != IGNORE_INDEX, needs)
         return Outputs(
             **found,
             hidden_states=out.hidden_states if needs.hidden_states else None,
             attentions=out.attentions if needs.attentions else None,
-            projections=caught.projections(),
             mask=mask.bool(),
         )
 
@@ -149,27 +148,23 @@ class ModuleReader:
 def _at_targets(
     model: Any, asked: Mapping[str, Any], positions: Tensor, needs: Needs
 ) -> tuple[Any, dict[str, Any]]:
-    """A forward pass, and logits [N, V] or the hidden states [N, H] under the head."""
+    """A forward pass; logits [N, V] or the hidden states [N, H] under the head, and projections."""
     inner = getattr(model, "module", model)
-    asked = {**asked}
-    if needs.hidden_states:
-        asked["output_hidden_states"] = True
-    if needs.attentions:
-        asked["output_attentions"] = True
+    asked = {**asked, **insides_wanted(needs.hidden_states, needs.attentions)}
     head = _linear_head(inner) if needs.last_hidden else None
     if head is not None:
-        with without_head(inner) as caught:
+        with without_head(inner) as skipped, watching(model, needs) as caught:
             out = model(**asked)
-        hidden = head_input(inner, head, caught, out.logits)
+        hidden = head_input(inner, head, skipped, out.logits)
         if hidden is not None:
             found: dict[str, Any] = {"last_hidden": hidden[positions], "head": head}
             if needs.logits:
                 found["logits"] = head.logits(found["last_hidden"])
-            return out, found
-    with head_at(inner, positions):
+            return out, found | {"projections": caught.projections()}
+    with head_at(inner, positions), watching(model, needs) as caught:
         out = model(**asked)
-    logits = out.logits
-    return out, {"logits": logits if logits.ndim == 2 else logits[positions]}
+    logits = out.logits if out.logits.ndim == 2 else out.logits[positions]
+    return out, {"logits": logits, "projections": caught.projections()}
 
 
 def _linear_head(model: Any) -> Head | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from stillhouse.core.errors import UserError
 from stillhouse.models.mixtures import combined
 from stillhouse.models.signals import DenseSignal, HiddenSignal
+from stillhouse.train.ensemble import EnsembleSource
 from stillhouse.train.outputs import Batch, Needs, Reader
-from stillhouse.train.teachers import LiveTeacher, TeacherSource, TeacherView
+from stillhouse.train.teachers import Beside, LiveTeacher, TeacherSource, TeacherView
 
 Teacher = nn.Module | TeacherSource | Sequence["nn.Module | TeacherSource"]
 
@@ -85,6 +86,59 @@ def as_source(teacher: Teacher, reader: Reader) -> TeacherSource:
             raise UserError("teacher", "is an empty list", action="give one or more, or None")
         return Mixture([as_source(one, reader) for one in teacher])
     return teacher
+
+
+def by_name(source: TeacherSource, student: Any) -> TeacherSource:
+    """The source with the classes of each of its models in the student's order (`label_mapping`).
+
+    What is mapped already stays as it is.
+
+    Raises:
+        UserError: a model names other classes; or the same ones in another order, inside a source
+            that is none of ours and may or may not see to it.
+    """
+    match source:
+        case Mapped():
+            return source
+        case LiveTeacher():
+            ids = label_mapping(student, source.model)
+            return source if ids is None else Mapped(source, torch.tensor(ids))
+        case Mixture():
+            return Mixture([by_name(one, student) for one in source.sources])
+        case EnsembleSource():
+            members = [
+                member._replace(source=by_name(member.source, student)) for member in source.members
+            ]
+            return replace(source, members=members)
+        case Beside():
+            beliefs = None if source.beliefs is None else by_name(source.beliefs, student)
+            return replace(source, beliefs=beliefs)
+    for model in modules_of(source):
+        if label_mapping(student, model) is not None:
+            raise UserError(
+                "teacher id2label",
+                f"names the student's classes in another order, within a {type(source).__name__}",
+                value=_class_names(model),
+                action="wrap the model inside (teacher_forms.Mapped), or give mapping=[0, 1, ...] "
+                "where its beliefs come by the student's ids",
+            )
+    return source
+
+
+def read_along(source: TeacherSource) -> list[nn.Module]:
+    """The models of a source that read the student's own tokens."""
+    match source:
+        case LiveTeacher():
+            return [source.model]
+        case Mapped():
+            return read_along(source.source)
+        case Mixture():
+            return [model for one in source.sources for model in read_along(one)]
+        case EnsembleSource():
+            return [model for member in source.members for model in read_along(member.source)]
+        case Beside():
+            return [] if source.beliefs is None else read_along(source.beliefs)
+    return []
 
 
 def modules_of(teacher: Teacher | None) -> list[nn.Module]:

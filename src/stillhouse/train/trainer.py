@@ -153,7 +153,11 @@ class DistillationTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Mean divergence (nats), cross-entropy (nats) and agreement on the held-out set."""
+        """Mean divergence (nats), cross-entropy (nats) and agreement on the held-out set.
+
+        Raises:
+            StillhouseError: it has no targets.
+        """
         total = torch.zeros(4, dtype=torch.float64, device=self.args.device)
         looks: list[HeldOutSums] = []
         for sums in self.measured(eval_dataset):
@@ -162,6 +166,8 @@ class DistillationTrainer(Trainer):
         if self.on_look is not None:
             self.on_look(self.state.global_step, looks)
         divergence, cross_entropy, agreed, items = self.accelerator.reduce(total).tolist()
+        if not items:
+            raise StillhouseError("the held-out set has no targets, so nothing can be measured")
         metrics = {
             f"{metric_key_prefix}_{DIVERGENCE}": divergence / items,
             f"{metric_key_prefix}_{CROSS_ENTROPY}": cross_entropy / items,
