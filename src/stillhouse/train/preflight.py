@@ -69,9 +69,9 @@ def check_student(recipe: Recipe) -> None:
     own = _tokenizer("student.from", source)
     model = _shapes(config)
     for teacher in _readers(recipe):
-        there = _tokenizer("train.teachers", teacher)
+        other = _tokenizer("train.teachers", teacher)
         if recipe.train.teachers is None or recipe.train.teachers.tokenizers == "same":
-            check_one_tokenizer(own, there)
+            check_one_tokenizer(own, other)
     if recipe.student.size is not None:
         plan_student(config, recipe.student, classes_of(recipe.task))
     if recipe.student.layers is not None:
