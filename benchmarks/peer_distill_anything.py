@@ -1,6 +1,6 @@
 """Train with distill-anything; run by its own environment, see training_step.
 
-python peer_distill_anything.py '["kd", NAME, FOLDER, [SIZE...], THREADS, KEPT]'
+python peer_distill_anything.py '["kd", NAME, FOLDER, [SIZE...], THREADS, KEPT, SEED]'
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from distillanything.config import DistillConfig
 from distillanything.train.trainer import DistillTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-_, _, folder, (_, _, batch, _, _), threads, kept = json.loads(sys.argv[1])
+_, _, folder, (_, _, batch, _, _), threads, kept, seed = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
 given = json.loads((Path(folder) / "tokens.json").read_text(encoding="utf-8"))
 rows = [{name: torch.tensor(row[name]) for name in row} for row in given["train"]]
@@ -34,7 +34,7 @@ config = DistillConfig.model_validate(
             "batch_size": batch,
             "grad_accum": 1,
             "warmup_ratio": 0.0,
-            "seed": 0,
+            "seed": seed,
         },
     }
 )

@@ -8,11 +8,12 @@ One epoch over real texts of unequal length (film reviews and plots: the first t
 prompt, the rest is what is learnt), already tokenised and the same for all. The teacher is
 SmolLM2-135M, the student its evenly spaced layers. float32, AdamW, cosine from one rate, no
 gradient checkpointing, no packing. Each contender trains in a process of its own, which holds both
-models before the clock starts; the order is drawn anew in each round. Tokens are those of the
-texts, not of the padding. Every student is measured on the held-out texts by the same code, one
-text at a time.
+models before the clock starts; the order is drawn anew in each round, and the round is the seed of
+the order of the texts. Tokens are those of the texts, not of the padding. Every student is measured
+on the held-out texts by the same code, one text at a time: differences are paired by round.
 
 - sft: ours at alpha 0, and TRL's `SFTTrainer`
+- grouped: the same TRL trainer, told to batch texts of like length as ours does by itself
 - kd: ours at alpha 1 (forward KL, T = 1), TRL's `GKDTrainer` (lmbda 0, beta 0), and
   `distill-anything` (logit, forward KL, alpha 1), left out where its environment is not there
 """
@@ -56,7 +57,10 @@ from stillhouse.train.trainer import DistillationTrainer
 
 ROOT = Path(__file__).parents[1]
 PEER = ROOT / ".cache" / "distill-anything" / "bin" / "python"
-TASKS = {"sft": ("ours", "trl"), "kd": ("ours", "trl", "distill-anything")}
+TASKS = {
+    "sft": ("ours", "trl", "trl, grouped"),
+    "kd": ("ours", "trl", "trl, grouped", "distill-anything"),
+}
 RATE = 1e-4
 SEED = 0
 
@@ -144,7 +148,18 @@ def _model(folder: Path, name: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
 
 
-def _ours(folder: Path, tokens: Mapping[str, Any], size: Size, kd: bool) -> tuple[Any, Any]:
+class Run(NamedTuple):
+    """What one contender trains in one round."""
+
+    task: str
+    name: str
+    folder: Path
+    size: Size
+    seed: int
+
+
+def _ours(run: Run, tokens: Mapping[str, Any]) -> tuple[Any, Any]:
+    folder, size, kd = run.folder, run.size, run.task == "kd"
     student, reader = _model(folder, "student"), CausalReader()
     teacher = LiveTeacher(_model(folder, "teacher").eval(), reader) if kd else None
     objective = TermsObjective(reader, (Weighted(Response(1.0 if kd else 0.0, 1.0)),), teacher)
@@ -157,7 +172,7 @@ def _ours(folder: Path, tokens: Mapping[str, Any], size: Size, kd: bool) -> tupl
             section,
             plan_schedule(len(rows), size.batch, size.batch, 1, 1),
             folder=folder / "ours",
-            seed=SEED,
+            seed=run.seed,
             device=torch.device("cpu"),
             best_by=None,
         ),
@@ -170,9 +185,10 @@ def _ours(folder: Path, tokens: Mapping[str, Any], size: Size, kd: bool) -> tupl
     return student, trainer.train
 
 
-def _trl(folder: Path, tokens: Mapping[str, Any], size: Size, kd: bool) -> tuple[Any, Any]:
+def _trl(run: Run, tokens: Mapping[str, Any]) -> tuple[Any, Any]:
     from datasets import Dataset
 
+    folder, size, kd = run.folder, run.size, run.task == "kd"
     student = _model(folder, "student")
     common: dict[str, Any] = {
         "output_dir": str(folder / "trl"),
@@ -189,8 +205,10 @@ def _trl(folder: Path, tokens: Mapping[str, Any], size: Size, kd: bool) -> tuple
         "report_to": "none",
         "disable_tqdm": True,
         "max_length": None,
-        "seed": SEED,
+        "seed": run.seed,
     }
+    if run.name == "trl, grouped":
+        common["train_sampling_strategy"] = "group_by_length"
     data = Dataset.from_list([dict(row) for row in tokens["train"]])
     from transformers import AutoTokenizer
 
@@ -217,17 +235,17 @@ def _trl(folder: Path, tokens: Mapping[str, Any], size: Size, kd: bool) -> tuple
     return student, trainer.train
 
 
-def work(task: str, name: str, folder: Path, size: Size, kept: Path) -> None:
+def work(run: Run, kept: Path) -> None:
     """A contender's process: load, then train once when told; the student is left in `kept`."""
-    tokens = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
-    build = _ours if name == "ours" else _trl
-    student, train = build(folder, tokens, size, task == "kd")
+    tokens = json.loads((run.folder / "tokens.json").read_text(encoding="utf-8"))
+    build = _ours if run.name == "ours" else _trl
+    student, train = build(run, tokens)
 
-    def run() -> dict[str, Any]:
+    def once() -> dict[str, Any]:
         train()
         return {}
 
-    serve(run)
+    serve(once)
     student.save_pretrained(kept)
 
 
@@ -246,14 +264,13 @@ def held_out(folder: Path, kept: Path) -> dict[str, float]:
     return {"cross_entropy": float(sums[0] / sums[2]), "divergence": float(sums[1] / sums[2])}
 
 
-def commands(
-    task: str, folder: Path, size: Size, threads: int, names: Sequence[str]
-) -> dict[str, list[str]]:
-    """How each contender is started."""
+def commands(first: Run, threads: int, names: Sequence[str]) -> dict[str, list[str]]:
+    """How each contender is started, as the first is."""
+    task, _, folder, size, seed = first
     found = {}
     for name in names:
         kept = folder / f"{task}-{name}"
-        spec = json.dumps([task, name, str(folder), list(size), threads, str(kept)])
+        spec = json.dumps([task, name, str(folder), list(size), threads, str(kept), seed])
         peer = [str(PEER), str(Path(__file__).with_name("peer_distill_anything.py"))]
         own = [sys.executable, __file__, "--worker"]
         found[name] = [*(peer if name == "distill-anything" else own), spec]
@@ -264,10 +281,12 @@ def measure(task: str, folder: Path, size: Size, arguments: argparse.Namespace) 
     """All contenders at one task."""
     names = [name for name in TASKS[task] if name != "distill-anything" or PEER.exists()]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    losses: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(arguments.rounds):
-        started = commands(task, folder, size, arguments.threads, names)
+        started = commands(Run(task, names[0], folder, size, number), arguments.threads, names)
         for name, answers in interleaved(started, 1, warm_up=0, seed=number).items():
             found[name] += answers
+            losses[name].append(held_out(folder, folder / f"{task}-{name}"))
     tokens = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
     total = sum(len(row["input_ids"]) for row in tokens["train"])
     clock = arguments.clock
@@ -277,7 +296,7 @@ def measure(task: str, folder: Path, size: Size, arguments: argparse.Namespace) 
                 "tokens_per_s": total / float(np.median([a[clock] for a in answers])),
                 "added_mib": max(a["added_mib"] for a in answers),
                 "peak_mib": max(a["peak_mib"] for a in answers),
-                "held_out": held_out(folder, folder / f"{task}-{name}"),
+                "held_out": losses[name],  # of each round
             }
             for name, answers in found.items()
         },
@@ -286,8 +305,26 @@ def measure(task: str, folder: Path, size: Size, arguments: argparse.Namespace) 
             for name, answers in found.items()
             if name != "ours"
         },
+        "held-out loss, theirs minus ours": {
+            name: differences(losses["ours"], theirs)
+            for name, theirs in losses.items()
+            if name != "ours"
+        },
+        "before training": held_out(folder, folder / "student"),
         "left out": sorted(set(TASKS[task]) - set(names)),
     }
+
+
+def differences(
+    ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Mean over the rounds, and its standard error, in nats."""
+    found = {}
+    for measure_name in ours[0]:
+        each = [b[measure_name] - a[measure_name] for a, b in zip(ours, theirs, strict=True)]
+        spread = float(np.std(each, ddof=1) / len(each) ** 0.5) if len(each) > 1 else float("nan")
+        found[measure_name] = {"mean": float(np.mean(each)), "standard error": spread}
+    return found
 
 
 def main() -> None:
@@ -301,9 +338,9 @@ def main() -> None:
     parser.add_argument("--worker")
     arguments = parser.parse_args()
     if arguments.worker:
-        task, name, at, size, threads, kept = json.loads(arguments.worker)
+        task, name, at, size, threads, kept, seed = json.loads(arguments.worker)
         torch.set_num_threads(threads)
-        work(task, name, Path(at), Size(*size), Path(kept))
+        work(Run(task, name, Path(at), Size(*size), seed), Path(kept))
         return
     size = SIZES["small" if arguments.small else "full"]
     with tempfile.TemporaryDirectory() as name:

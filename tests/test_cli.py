@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
+from stillhouse.core.recipe_corpus_file import corpus_schema_text, load_corpus_recipe
 from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
 from stillhouse.stages import STAGE_NAMES
 
@@ -22,8 +23,9 @@ OPTIONS = {
     "init": {"kind", "out"},
     "doctor": {"as_json"},
     "run": STAGE_OPTIONS,
+    "images": STAGE_OPTIONS,
     "report": {"folder", "as_json"},
-    "schema": set(),
+    "schema": {"corpus"},
     "store": set(),
     "mine": {
         "logs",
@@ -39,6 +41,9 @@ OPTIONS = {
         "as_json",
     },
     "plan": {*STAGE_OPTIONS, "sample"},
+    "curve": {*STAGE_OPTIONS, "sizes", "repeats", "same_steps", "point_usd"},
+    "frontier": {*STAGE_OPTIONS, "sizes", "students"},
+    "pretrain": {*STAGE_OPTIONS, "until"},
     "forget": {"folders", "user", "dry_run", "as_json"},
     "teacher": set(),
     "signals": set(),
@@ -156,11 +161,13 @@ def test_report_of_no_run_says_so(tmp_path: Path) -> None:
 
 def test_the_schema_in_docs_is_the_schema() -> None:
     assert (ROOT / "docs" / "recipe.schema.json").read_text() == recipe_schema_text()
+    assert (ROOT / "docs" / "corpus_recipe.schema.json").read_text() == corpus_schema_text()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_in_the_tree_loads(path: Path) -> None:
-    assert load_recipe(path).name
+    load = load_corpus_recipe if "\ncorpus:" in path.read_text() else load_recipe
+    assert load(path).name
 
 
 def test_mine_finds_the_task_and_writes_its_recipe(tmp_path: Path) -> None:

@@ -84,6 +84,25 @@ def byte_bpe() -> PreTrainedTokenizerFast:
     )
 
 
+def fallback_bpe() -> PreTrainedTokenizerFast:
+    """BPE over whole texts, spaces written as U+2581, unknown characters in bytes: Gemma's way."""
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.train_from_iterator(
+        TEXTS, BpeTrainer(vocab_size=200, special_tokens=["<pad>", "<unk>"], show_progress=False)
+    )
+    spec = json.loads(backend.to_str())
+    pieces: dict[str, int] = spec["model"]["vocab"]
+    for byte in range(256):
+        pieces[f"<0x{byte:02X}>"] = len(pieces)
+    spec["model"] |= {"byte_fallback": True, "unk_token": "<unk>", "fuse_unk": True}
+    backend = Tokenizer.from_str(json.dumps(spec))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
+
+
 def tiny_bert(
     tokenizer: PreTrainedTokenizerFast, layers: int = 4, dropout: float = 0.0
 ) -> BertModel:

@@ -18,12 +18,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from stillhouse import __version__
+from stillhouse.cli_images import images
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.cli_pretrain import pretrain
 from stillhouse.cli_signals import signals_app
+from stillhouse.cli_study import curve, frontier
 from stillhouse.cli_teacher import teacher_app
 from stillhouse.cli_tune import tune
 from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.progress import Progress, Silent, Terminal
+from stillhouse.core.recipe_corpus_file import corpus_schema_text
 from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
 from stillhouse.doctor import advice, examine
 from stillhouse.evaluate.report import Report
@@ -56,6 +60,10 @@ app = typer.Typer(
 app.add_typer(teacher_app)
 app.add_typer(signals_app)
 app.command()(tune)
+app.command()(curve)
+app.command()(frontier)
+app.command()(pretrain)
+app.command()(images)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]
@@ -185,9 +193,11 @@ def forget(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    corpus: Annotated[bool, typer.Option("--corpus", help="Of corpus recipes.")] = False,
+) -> None:
     """Print the JSON Schema of recipes, for editors."""
-    typer.echo(recipe_schema_text(), nl=False)
+    typer.echo(corpus_schema_text() if corpus else recipe_schema_text(), nl=False)
 
 
 @app.command()

@@ -78,7 +78,9 @@ class RunForgotten(Record):
 
 
 def runs_in(folders: Sequence[Path]) -> list[RunFolder]:
-    """The run folders that are given or lie below a given folder.
+    """The run folders that are given or lie below a given folder, and their variants before them.
+
+    A variant's folder shares stages with the run above it, whose files say whose a record is.
 
     Raises:
         UserError: a folder neither is one nor holds one.
@@ -94,7 +96,9 @@ def runs_in(folders: Sequence[Path]) -> list[RunFolder]:
             raise UserError(
                 str(folder), "holds no run folder", action="give a run folder, or a folder of them"
             )
-        found.update({root.resolve(): RunFolder(root) for root in here})
+        for root in here:
+            below = sorted(path.parent for path in root.rglob(RECIPE_FILE))
+            found.update({one.resolve(): RunFolder(one) for one in (*below[1:], root)})
     return list(found.values())
 
 
@@ -269,7 +273,8 @@ def _clean(
         )
         count(str(path.relative_to(root)), found)
     if not dry_run:
-        for folder in sorted(path.parent for path in root.glob(f"*/{MANIFEST}")):
+        shared = (path.parent for path in root.glob(f"*/{MANIFEST}"))
+        for folder in sorted(path for path in shared if not path.is_symlink()):
             inside = f"{folder.name}/"
             changed = {n.removeprefix(inside) for n in removed if n.startswith(inside)}
             mend_manifest(run, folder.name, traces, None if resumed else changed)

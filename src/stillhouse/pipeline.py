@@ -78,7 +78,7 @@ def run_stages(
     check_quality(recipe)
     run = RunFolder(root)
     results: list[StageResult] = []
-    with run.locked(), _reproducible_threads():
+    with run.locked(), reproducible_threads():
         write_json(root / RECIPE_FILE, recipe.model_dump(mode="json", by_alias=True))
         warned = False
         student_checked = "train" not in names[:until]
@@ -157,7 +157,7 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     if stage.name == "judge" and judge is not None:
         inputs["gold"] = _hash_of_users(Path(judge.gold))
         if judge.model.startswith(("hf:", "gguf:", "replay:")):
-            inputs.update(_local_weights("judge", judge.model))
+            inputs.update(local_weights("judge", judge.model))
     if stage.name in ("judge", "dataset") and function is not None:
         source_file = source_of(function)
         if source_file is not None:
@@ -168,13 +168,13 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     ]
     for field, source in (*sources, ("student", recipe.student.source)):
         if stage.name in READS_WEIGHTS and source.startswith(("hf:", "gguf:", "replay:")):
-            found = dict(_local_weights(field, source))
+            found = dict(local_weights(field, source))
             if stage.name == "capture" and field == "student":  # how it cuts text, no weights
                 found = {name: h for name, h in found.items() if not _of_a_model(name)}
             inputs.update(found)
     for field, part in (("traffic", recipe.traffic.select), ("expand", recipe.traffic.expand)):
         if stage.name == field and part is not None and part.embedder.startswith("hf:"):
-            inputs.update(_local_weights("embedder", part.embedder))
+            inputs.update(local_weights("embedder", part.embedder))
     return StageKey(
         stage=stage.name,
         inputs=inputs,
@@ -205,7 +205,8 @@ def _hash_of_users(path: Path) -> str:
         raise DataError(str(path), f"cannot be read: {error.strerror}") from None
 
 
-def _local_weights(field: str, source: str) -> Iterator[tuple[str, str]]:
+def local_weights(field: str, source: str) -> Iterator[tuple[str, str]]:
+    """Names and hashes of the files of a model that lies on this machine."""
     kind, _, name = source.partition(":")
     path = Path(name).expanduser()
     if kind == "replay":  # of a run folder, its store alone
@@ -281,7 +282,7 @@ def _fits(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
 
 
 @contextmanager
-def _reproducible_threads() -> Iterator[None]:
+def reproducible_threads() -> Iterator[None]:
     """Tokenizer threads warn after a fork; the models' own threads are enough."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = before or "false"

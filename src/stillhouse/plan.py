@@ -17,7 +17,7 @@ from stillhouse.core.answers import agreed
 from stillhouse.core.duplicates import groups_of, repeats
 from stillhouse.core.errors import DataError, RecipeError
 from stillhouse.core.jsonl import read_records, write_json
-from stillhouse.core.money import machine_usd_per_hour, model_price
+from stillhouse.core.money import model_price
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, LabelledQuery, Query, Rejection
@@ -27,13 +27,14 @@ from stillhouse.dataset.checks import check_completion
 from stillhouse.dataset.validators import Validators
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
 from stillhouse.pipeline import run_stages
+from stillhouse.plan_student import plan_student, student_lines
 from stillhouse.teacher.batch_build import check_batches
 from stillhouse.teacher.batch_journal import FOLDER, held_by_batches
 from stillhouse.teacher.build import open_teacher, teacher_info, teacher_sampling
 from stillhouse.teacher.check import has_truth
 from stillhouse.teacher.extrapolation import Estimate
 from stillhouse.teacher.plan import Known, make
-from stillhouse.teacher.plan_records import Plan, StudentPlan
+from stillhouse.teacher.plan_records import Plan
 from stillhouse.teacher.replay import STORE_FILE
 from stillhouse.teacher.sample import Sample, ask_sample, distinct_chats, draw, stored
 from stillhouse.teacher.stage import GOLDEN, LABELLED, QUERIES
@@ -146,7 +147,7 @@ def _made(  # noqa: PLR0917 - what a plan is made from
         ]
         return agreed(recipe.task, kept) is not None
 
-    return make(
+    plan = make(
         Known(
             recipe=recipe,
             info=info,
@@ -159,9 +160,10 @@ def _made(  # noqa: PLR0917 - what a plan is made from
             near_repeats=_near_repeats(recipe, traffic),
             paid_usd=paid_usd,
             disk_free_bytes=shutil.disk_usage(run.root).free,
-            student=_student(recipe, run),
         )
     )
+    student = plan_student(recipe, run, traffic, sample, plan.examples)
+    return plan.model_copy(update={"student": student})
 
 
 def _others(recipe: Recipe, run: RunFolder) -> Iterator[Query]:
@@ -185,26 +187,6 @@ def _near_repeats(recipe: Recipe, traffic: Sequence[Query]) -> int:
         return 0
     texts = [recipe.task.varying_text(query) for query in traffic]
     return len(repeats(texts, [""] * len(texts), groups_of(texts, threshold), threshold))
-
-
-def _student(recipe: Recipe, run: RunFolder) -> StudentPlan:
-    machine = machine_usd_per_hour(recipe.prices)
-    trained, dataset = run.manifest("train"), run.manifest("dataset")
-    count = dataset.summary.get("train") if dataset is not None else None
-    if trained is None or not isinstance(count, int):
-        return StudentPlan(
-            machine_usd_per_hour=machine.usd_per_hour,
-            machine=machine.name,
-            how=f"{recipe.train.epochs:g} passes over the training examples; how long that takes "
-            "here is not known before a first training in this folder",
-        )
-    return StudentPlan(
-        machine_usd_per_hour=machine.usd_per_hour,
-        machine=machine.name,
-        train_seconds=trained.seconds,
-        train_usd=trained.seconds / 3600 * machine.usd_per_hour,
-        how=f"the last training in this folder, on {count:,} examples; time grows with examples",
-    )
 
 
 def plan_lines(planned: Planned) -> Iterator[tuple[str, str]]:
@@ -265,10 +247,8 @@ def plan_lines(planned: Planned) -> Iterator[tuple[str, str]]:
             f"{_shown(target.queries, '{:,.0f}')} queries{cost}; {inside}",
         )
     yield "cheapest", plan.cheapest
-    student = plan.student
-    known = "" if student.train_seconds is None else f"{student.train_seconds:,.0f} s, "
-    known += "" if student.train_usd is None else f"${student.train_usd:,.4g}, "
-    yield "student", f"{known}{student.how}; machine ${student.machine_usd_per_hour:g} an hour"
+    if plan.student is not None:
+        yield from student_lines(plan.student)
     for note in plan.notes:
         yield "note", note
 

@@ -322,6 +322,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         lambda r: {
             "task": _dump(r.task),
             "evaluate": _dump(r.evaluate),
+            **({"examples": r.train.examples, "seed": r.train.seed} if r.train.examples else {}),
             "prices": _dump(r.prices),
             "student device": r.train.device,
             "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS),

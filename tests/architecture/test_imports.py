@@ -15,17 +15,23 @@ FILES = sorted(SRC.rglob("*.py"))
 # Modules beside the folders.
 TOP = {
     "cli",
+    "cli_images",
     "cli_options",
+    "cli_pretrain",
     "cli_signals",
     "cli_teacher",
     "cli_tune",
     "doctor",
     "forget",
+    "images",
     "pipeline",
     "plan",
+    "plan_student",
+    "pretrain",
     "scaffold",
 }
 TOP |= {"stages", "teacher_compare", "teacher_probe", "tuning"}
+TOP |= {"cli_study", "study_curve", "study_frontier", "variants"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}
 

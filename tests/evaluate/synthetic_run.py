@@ -208,6 +208,15 @@ def make_run(
         180.0,
         {
             "history.json": history,
+            "convergence.json": {
+                "verdict": {
+                    "state": "capacity_ceiling",
+                    "sentence": "The student is too small for this task: 82.0%.",
+                    "actions": ["a bigger student"],
+                },
+                "findings": [{"name": "capacity_ceiling", "found": True, "seen": "82.0%"}],
+                "looks": [],
+            },
             "train.json": {"student": {"parameters": 11_000_000, "size_bytes": 44_000_000}},
         },
     )

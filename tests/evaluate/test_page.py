@@ -72,6 +72,14 @@ def test_the_page_is_whole_and_asks_nobody(page: tuple[Report, Path]) -> None:
     assert reader.svgs == reader.titles >= 8, "every plot describes itself"
 
 
+def test_the_page_says_why_the_student_stopped_improving(page: tuple[Report, Path]) -> None:
+    text = page[1].read_text(encoding="utf-8")
+    assert "<h2>Convergence</h2>" in text
+    assert "The student is too small for this task: 82.0%." in text
+    assert "<li>a bigger student</li>" in text
+    assert "Student too small" in text
+
+
 def test_text_from_users_is_escaped(page: tuple[Report, Path]) -> None:
     text = page[1].read_text(encoding="utf-8")
     assert "&lt;b&gt;item" in text

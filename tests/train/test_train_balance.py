@@ -13,15 +13,16 @@ from transformers import BertForSequenceClassification
 
 from stillhouse.core.recipe_features import ScheduleSection
 from stillhouse.core.recipe_train import TrainSection
+from stillhouse.models.signals import DenseSignal
 from stillhouse.train.balance import Balance, GradientNorm, Uncertainty, factor
 from stillhouse.train.balanced import BalancedObjective, Moment, Scheduled, Stages, log_of
 from stillhouse.train.batches import Collator, Rows, encode_labels
 from stillhouse.train.features_layers import EMBEDDINGS, LayerPair
 from stillhouse.train.features_terms import Activation, Hidden, Relation
-from stillhouse.train.outputs import Counts, LabelReader, count
+from stillhouse.train.outputs import Counts, LabelReader, Needs, Outputs, count
 from stillhouse.train.parts import Parts, attach
 from stillhouse.train.schedule import plan_schedule, training_arguments
-from stillhouse.train.teachers import Beside, LiveInsides, StoredBeliefs
+from stillhouse.train.teachers import Beside, LiveInsides, StoredBeliefs, TeacherView
 from stillhouse.train.terms import Response
 from stillhouse.train.trainer import DistillationTrainer
 from tiny_models import review_examples, tiny_bert, wordpiece
@@ -288,3 +289,23 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn() -> None:
     objective.begin_step(Moment(0, 1, True))
     loss = objective.loss(model, batch, Counts(*count(batch).unbind()))
     assert loss.abs() < 1e-12
+
+
+def test_beliefs_beside_insides_stay_whole() -> None:
+    """Sampled beliefs come with their information; without it a held-out KL is a cross-entropy."""
+
+    class Sampled:
+        def view(self, batch: Any, needs: Needs) -> TeacherView:
+            logits = torch.zeros(2, 3) if needs.anything else None
+            signal = None if logits is None else DenseSignal(logits)
+            return TeacherView(signal, None, torch.tensor([1.0, 2.0]))
+
+    class Inside:
+        def view(self, batch: Any, needs: Needs) -> TeacherView:
+            return TeacherView(None, Outputs(hidden_states=(torch.ones(1),)))
+
+    seen = Beside(Sampled(), Inside()).view({}, Needs(logits=True, hidden_states=True))
+    assert seen.signal is not None
+    assert seen.information is not None
+    assert seen.information.tolist() == [1.0, 2.0]
+    assert seen.outputs is not None

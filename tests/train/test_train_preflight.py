@@ -10,7 +10,7 @@ import pytest
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import Recipe
 from stillhouse.train.preflight import check_student
-from tiny_models import tiny_bert, wordpiece
+from tiny_models import byte_bpe, tiny_bert, tiny_llama, wordpiece
 
 
 def recipe(
@@ -62,3 +62,47 @@ def test_what_cannot_be_built_is_named(
 def test_a_device_that_is_not_there_is_named(encoder_folder: Path) -> None:
     with pytest.raises(UserError, match=r"precision|bf16"):
         check_student(recipe(f"hf:{encoder_folder}", train={"precision": "bf16", "device": "cpu"}))
+
+
+def test_terms_over_layers_that_are_not_there_are_named(encoder_folder: Path) -> None:
+    def over(layers: list[list[int]], kind: str = "hidden") -> Recipe:
+        one: Any = layers if kind == "hidden" else layers[0]
+        plain = recipe(
+            f"hf:{encoder_folder}",
+            train={"alpha": 0.5, "terms": [{"kind": kind, "layers": one}]},
+            layers=1,
+        ).model_dump(by_alias=True)
+        return Recipe.model_validate({**plain, "teacher": {"model": f"hf:{encoder_folder}"}})
+
+    check_student(over([[0, 0], [0, 1]]))
+    check_student(over([[0, 1]], "rkd_distance"))
+    for kind in ("hidden", "rkd_distance"):
+        for pair in ([1, 0], [0, 7]):
+            with pytest.raises(UserError, match=r"train.terms.0.layers.*the student has layers 0"):
+                check_student(over([pair], kind))
+
+
+def test_a_teacher_with_another_tokenizer_is_named_before_it_is_paid(
+    lm_folder: Path, tmp_path: Path
+) -> None:
+    tiny_llama(byte_bpe()).save_pretrained(tmp_path / "other")
+    wordpiece().save_pretrained(tmp_path / "other")
+    own = recipe(f"hf:{lm_folder}", head="text").model_dump(by_alias=True)
+
+    def taught(by: str, **train: Any) -> Recipe:
+        return Recipe.model_validate(
+            {**own, "teacher": {"model": by}, "train": {"alpha": 0.5, **train}}
+        )
+
+    check_student(taught(f"hf:{lm_folder}"))
+    other = {"model": f"hf:{tmp_path / 'other'}"}
+    check_student(taught(other["model"], alpha=0))
+    check_student(taught("openai:x", teachers={"members": [other], "tokenizers": "universal"}))
+    for one in (
+        taught(other["model"]),
+        taught(other["model"], signals="cache"),
+        taught("openai:x", teachers={"members": [other]}),
+        taught(f"hf:{lm_folder}", teachers={"members": [{"model": "teacher"}, other]}),
+    ):
+        with pytest.raises(UserError, match="a student with its teacher's tokenizer"):
+            check_student(one)

@@ -139,6 +139,25 @@ def test_each_teacher_reads_its_own_domains() -> None:
         EnsembleSource(members[:1], "mean_logits", width).view(batch, LOGITS)
 
 
+def test_a_teacher_whose_only_rows_are_fillers_is_not_asked() -> None:
+    """What the last short batch holds on one of several ranks."""
+    one = LiveTeacher(_loud(4).eval(), CausalReader())
+    width = int(one.model.config.vocab_size)
+    members = [Member(one, 1.0, frozenset({0})), Member(one, 1.0, frozenset({1}))]
+    batch = _batch(2, (0, 1))
+    batch["labels"][1] = -100
+    got = EnsembleSource(members, "mean_probabilities", width).view(batch, LOGITS).signal
+    alone = {name: value[:1] for name, value in batch.items()}
+    wanted = one.view(alone, LOGITS).signal
+    assert isinstance(got, DenseSignal)
+    assert isinstance(wanted, DenseSignal)
+    torch.testing.assert_close(got.logits.softmax(-1), wanted.logits.softmax(-1))
+    batch["labels"][:] = -100
+    got = EnsembleSource(members, "mean_probabilities", width).view(batch, LOGITS).signal
+    assert got is not None
+    assert got.positions == (0,)
+
+
 # Universal logit distillation
 
 

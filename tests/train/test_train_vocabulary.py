@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 
 from stillhouse.core.errors import UserError
 from stillhouse.train.vocabulary import Trimmed, merge_steps, trim_tokenizer
-from tiny_models import TEXTS, byte_bpe, wordpiece
+from tiny_models import TEXTS, byte_bpe, fallback_bpe, wordpiece
 
-KINDS = {"wordpiece": wordpiece(), "bpe": byte_bpe()}
+KINDS = {"wordpiece": wordpiece(), "bpe": byte_bpe(), "fallback": fallback_bpe()}
 SOME = TEXTS[:3]
 TRIMMED = {kind: trim_tokenizer(source, SOME) for kind, source in KINDS.items()}
 
@@ -46,12 +46,13 @@ def test_any_text_of_kept_pieces_is_cut_as_before(kind: str, data: st.DataObject
         assert _same(kind, trimmed, text)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "fallback"])
 @given(text=st.text(max_size=60))
 @settings(max_examples=100, deadline=None)
-def test_byte_level_still_spells_everything(text: str) -> None:
-    tokenizer = TRIMMED["bpe"].tokenizer
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == KINDS["bpe"].decode(
-        KINDS["bpe"](text)["input_ids"]
+def test_bytes_still_spell_everything(kind: str, text: str) -> None:
+    tokenizer = TRIMMED[kind].tokenizer
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == KINDS[kind].decode(
+        KINDS[kind](text)["input_ids"]
     )
 
 

@@ -59,6 +59,11 @@ class Recipe(Section):
         default=None, description="What `stillhouse tune` searches; null: its defaults."
     )
 
+    @property
+    def training_seed(self) -> int:
+        """`train.seed`, else the recipe's own."""
+        return self.seed if self.train.seed is None else self.train.seed
+
     @model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
         if self.student.head == "label" and self.task.kind != "classification":

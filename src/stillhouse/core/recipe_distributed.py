@@ -19,7 +19,9 @@ class DistributedSection(Section):
     )
     nodes: int = Field(default=1, ge=1, description="Machines; they share the run folder's disk.")
     rendezvous: str | None = Field(
-        default=None, description="HOST:PORT of the first machine, where there are several."
+        default=None,
+        pattern=r"^.+:\d+$",
+        description="HOST:PORT of the first machine, where there are several.",
     )
 
     @property

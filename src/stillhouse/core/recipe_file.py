@@ -9,14 +9,17 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_section import Section
 from stillhouse.core.recipe_teacher import TeacherSection
+
+S = TypeVar("S", bound=Section)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -28,6 +31,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: no such file, not YAML, an unknown key, a value that does not fit.
+    """
+    raw = read_raw(path, overrides)
+    if "corpus" in raw and "traffic" not in raw:
+        raise RecipeError(
+            str(path), "is the recipe of a corpus, not of a task", action="use: stillhouse pretrain"
+        )
+    where = f"{path} or in --set" if overrides else str(path)
+    return resolve_paths(parse_recipe(raw, where), path.parent)
+
+
+def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A recipe's sections as they are written, with overrides.
+
+    Raises:
+        RecipeError: no such file, or not YAML of sections.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -49,8 +67,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(str(path), "is not a mapping of sections", action="see recipes/")
     for item in overrides:
         _override(raw, item)
-    where = f"{path} or in --set" if overrides else str(path)
-    return resolve_paths(parse_recipe(raw, where), path.parent)
+    return raw
 
 
 def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -59,8 +76,17 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
     Raises:
         RecipeError: the first mistake, as one line.
     """
+    return parse_as(Recipe, raw, where)
+
+
+def parse_as(kind: type[S], raw: Mapping[str, Any], where: str) -> S:
+    """Validate a raw mapping as a recipe of a kind.
+
+    Raises:
+        RecipeError: the first mistake, as one line.
+    """
     try:
-        return Recipe.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         location = [
@@ -70,7 +96,7 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         ]
         field = ".".join(location) or where
         if first["type"] == "extra_forbidden":
-            known = known_keys(first["loc"][:-1])
+            known = known_keys(first["loc"][:-1], kind)
             near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
             action = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             raise RecipeError(field, f"unknown key in {where}", action=action) from None
@@ -115,13 +141,13 @@ def _is_choice(location: Sequence[str | int], index: int) -> bool:
     of a term, or the form that a value was read as."""
     if index == 1 and location[0] == "task":
         return location[1] in _TASK_KINDS
-    in_terms = index >= 3 and location[:2] == ("train", "terms")
+    in_terms = index >= 3 and location[:2] in (("train", "terms"), ("objective", "terms"))
     return in_terms and (index == 3 or "[" in str(location[index]))
 
 
-def known_keys(location: Sequence[str | int]) -> list[str]:
-    """Keys that the section at `location` accepts."""
-    schema = recipe_json_schema()
+def known_keys(location: Sequence[str | int], kind: type[Section] = Recipe) -> list[str]:
+    """Keys that the section at `location` of a kind of recipe accepts."""
+    schema = kind.model_json_schema(by_alias=True)
     definitions = schema["$defs"]
     node: dict[str, Any] = schema
     for part in location:
@@ -180,20 +206,15 @@ def _override(raw: dict[str, Any], item: str) -> None:
 
 def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     """Make the paths of data and local models absolute, seen from the recipe's folder."""
-
-    def absolute(field: str, path: str | None, section: str = "traffic") -> str | None:
-        try:
-            return None if path is None else str((base / Path(path).expanduser()).resolve())
-        except (RuntimeError, ValueError, OSError) as error:
-            raise RecipeError(f"{section}.{field}", f"is no path: {error}", value=path) from None
-
     traffic = recipe.traffic.model_copy(
         update={
-            field: absolute(field, getattr(recipe.traffic, field))
+            field: absolute(base, f"traffic.{field}", getattr(recipe.traffic, field))
             for field in ("path", "labelled", "golden")
         }
     )
-    student = recipe.student.model_copy(update={"source": _weights(recipe.student.source, base)})
+    student = recipe.student.model_copy(
+        update={"source": weights_from(recipe.student.source, base)}
+    )
     updates: dict[str, object] = {
         "traffic": traffic,
         "teacher": _teacher(recipe.teacher, base),
@@ -201,8 +222,8 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     }
     if recipe.dataset.judge is not None:
         judge = recipe.dataset.judge
-        gold = absolute("gold", judge.gold, "dataset.judge")
-        judge = judge.model_copy(update={"gold": gold, "model": _weights(judge.model, base)})
+        gold = absolute(base, "dataset.judge.gold", judge.gold)
+        judge = judge.model_copy(update={"gold": gold, "model": weights_from(judge.model, base)})
         updates["dataset"] = recipe.dataset.model_copy(update={"judge": judge})
     if recipe.compare is not None:
         teachers = {name: _teacher(one, base) for name, one in recipe.compare.teachers.items()}
@@ -210,15 +231,29 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     return recipe.model_copy(update=updates)
 
 
+def absolute(base: Path, field: str, path: str | None) -> str | None:
+    """A path as it is seen from a recipe's folder.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    try:
+        return None if path is None else str((base / Path(path).expanduser()).resolve())
+    except (RuntimeError, ValueError, OSError) as error:
+        raise RecipeError(field, f"is no path: {error}", value=path) from None
+
+
 def _teacher(section: TeacherSection, base: Path) -> TeacherSection:
     members = tuple(
-        member.model_copy(update={"model": _weights(member.model, base)})
+        member.model_copy(update={"model": weights_from(member.model, base)})
         for member in section.members
     )
-    return section.model_copy(update={"model": _weights(section.model, base), "members": members})
+    return section.model_copy(
+        update={"model": weights_from(section.model, base), "members": members}
+    )
 
 
-def _weights(source: str, base: Path) -> str:
+def weights_from(source: str, base: Path) -> str:
     """A model file or folder that is written as a path, seen from the recipe's folder."""
     kind, _, name = source.partition(":")
     if kind == "gguf" or (kind == "hf" and name.startswith(("./", "../", "~"))):

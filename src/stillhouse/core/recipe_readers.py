@@ -23,7 +23,9 @@ class ReaderSection(Section):
     )
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="Its say, relative.")
     domains: tuple[str, ...] | None = Field(
-        default=None, description="Reads only examples whose `task` is one of these; null: all."
+        default=None,
+        min_length=1,
+        description="Reads only examples whose `task` is one of these; null: all.",
     )
     base_url: str | None = Field(default=None, description="Of a server: http://HOST:PORT/v1.")
     api_key_env: str | None = Field(default=None, description="Variable that holds its key.")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.core.divergence_names import DivergenceKind
+from stillhouse.core.recipe_cut import CutSection, Size
 from stillhouse.core.recipe_distributed import DistributedSection
 from stillhouse.core.recipe_features import BalanceSection, ProgressiveSection, Terms
 from stillhouse.core.recipe_on_policy import OnPolicySection
 from stillhouse.core.recipe_readers import ReadersSection
 from stillhouse.core.recipe_section import Section
+
+SCRATCH: Final = "scratch:"
 
 
 class StudentSection(Section):
@@ -22,8 +25,16 @@ class StudentSection(Section):
     )
     source: str = Field(
         alias="from",
-        description="hf:ID_OR_PATH, teacher (cut from it), or embedded-encoder (MiniLM, 22.7M).",
+        description="hf:ID_OR_PATH, teacher (cut from it), embedded-encoder (MiniLM, 22.7M), or "
+        "scratch:ID_OR_PATH (that model's shape and tokenizer, random weights).",
     )
+    size: Size | None = Field(
+        default=None,
+        description="Cut to a share of the source's parameters, within 2%: light (0.10), medium "
+        "(0.25), heavy (0.50), or a number; null: as it is. Where vocabulary is left out, a label "
+        "student's is then task.",
+    )
+    cut: CutSection = Field(default_factory=CutSection, description="By which means, with size.")
     layers: int | tuple[int, ...] | None = Field(
         default=None, description="Keep N layers, evenly spaced, or exactly these; null keeps all."
     )
@@ -31,6 +42,21 @@ class StudentSection(Section):
         default="full", description="full, task (tokens the task's text uses), or at most N tokens."
     )
     max_tokens: int = Field(default=2048, ge=8, description="Longer inputs are cut.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_of_a_size(cls, given: Any) -> Any:
+        # Most of a small classifier would be rows of an embedding that its task never reads.
+        if isinstance(given, dict) and given.get("size") is not None:
+            if given.get("head") == "label" and "vocabulary" not in given:
+                return given | {"vocabulary": "task"}
+        return given
+
+    @model_validator(mode="after")
+    def _cut_has_a_size(self) -> StudentSection:
+        if self.size is None and self.cut != CutSection():
+            raise ValueError("student.cut is read with student.size; set one")
+        return self
 
     @field_validator("layers")
     @classmethod
@@ -49,7 +75,17 @@ class StudentSection(Section):
         kind, _, rest = source.partition(":")
         if source in ("teacher", "embedded-encoder", "embedded") or (kind == "hf" and rest):
             return source
-        raise ValueError("must be hf:ID_OR_PATH, teacher, embedded or embedded-encoder")
+        if kind == "scratch" and rest and rest != "teacher":
+            return source
+        raise ValueError(
+            "must be hf:ID_OR_PATH, teacher, embedded, embedded-encoder or scratch:ID_OR_PATH"
+        )
+
+    @property
+    def as_it_stands(self) -> bool:
+        """Whether the source is trained with its own layers, width, rows and weights."""
+        uncut = self.size is None and self.layers is None and self.vocabulary == "full"
+        return uncut and not self.source.startswith(SCRATCH)
 
 
 class LoraSection(Section):
@@ -128,6 +164,19 @@ class TrainSection(Section):
     distributed: DistributedSection | None = Field(
         default=None, description="Several training processes; batch_size is of all together."
     )
+    examples: int | None = Field(
+        default=None,
+        ge=2,
+        description="Train on so many of the training examples, chosen by hash: more hold all of "
+        "fewer. What is held out stays whole; null: all.",
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**32,
+        description="Of the training alone (weights, order, choice of examples); null: the "
+        "recipe's, which draws the split and the samples too.",
+    )
     hard_label_twin: bool = Field(
         default=False,
         description="Also train the same student on hard teacher labels alone, for comparison.",
@@ -135,6 +184,7 @@ class TrainSection(Section):
 
     terms: tuple[Terms, ...] | None = Field(
         default=None,
+        min_length=1,
         description="What is compared beyond answers: a local teacher's insides (docs/objectives.md"
         "); null: the response alone.",
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from stillhouse.core.duplicates import bare, groups_of
-from stillhouse.core.records import LabelledQuery, Query
+from stillhouse.core.records import Example, LabelledQuery, Query
 
 T = TypeVar("T")
 # Fixed, so that all who split a labelled set see the same groups.
@@ -28,6 +28,18 @@ def unit_hash(key: str, seed: int) -> float:
     """A number in [0, 1), uniform over keys, fixed by key and seed."""
     digest = hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def part_of(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:
+    """So many of the examples, those whose hash is lowest, in the order of the input.
+
+    With one seed, a larger part holds every smaller one. `None`, or more than there are: all.
+    """
+    if count is None or count >= len(examples):
+        return list(examples)
+    order = sorted(examples, key=lambda one: (unit_hash(f"part:{one.id}", seed), one.id))
+    chosen = {one.id for one in order[:count]}
+    return [one for one in examples if one.id in chosen]
 
 
 def split_by_group(items: Sequence[T], groups: Sequence[str], share: float, seed: int) -> Split[T]:

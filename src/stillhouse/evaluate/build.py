@@ -15,6 +15,7 @@ from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import read_json, read_objects, read_records
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import RunFolder
+from stillhouse.evaluate.course import Course, read_course
 from stillhouse.evaluate.report import (
     BaselineReport,
     Baselines,
@@ -66,6 +67,7 @@ class HistoryPoint(BaseModel):
     epoch: float
     loss: float | None = None
     held_out_divergence: float | None = None
+    held_out_cross_entropy: float | None = None
     held_out_agreement: float | None = None
 
 
@@ -74,6 +76,7 @@ class PageData(NamedTuple):
 
     history: tuple[HistoryPoint, ...]
     predictions: tuple[Prediction, ...]
+    course: Course | None = None
 
 
 def read_page_data(recipe: Recipe, run: RunFolder) -> PageData:
@@ -91,7 +94,8 @@ def read_page_data(recipe: Recipe, run: RunFolder) -> PageData:
         except ValidationError as error:
             raise RunFolderError(f"{path}: is damaged ({error.errors()[0]['msg']})") from None
     lines = read_records(run.stage("evaluate") / "predictions.jsonl", Prediction)
-    return PageData(history, tuple(line for line in lines if line.set == evaluation.main))
+    shown = tuple(line for line in lines if line.set == evaluation.main)
+    return PageData(history, shown, read_course(run.stage("train")))
 
 
 def read_evaluation(run: RunFolder) -> Evaluation:

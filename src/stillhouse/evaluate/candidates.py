@@ -24,7 +24,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery, Query
 from stillhouse.core.runfolder import RunFolder
-from stillhouse.core.split import unit_hash
+from stillhouse.core.split import part_of, unit_hash
 from stillhouse.core.tasks import ClassificationTask, Task
 from stillhouse.evaluate.results import MAJORITY, TFIDF, SetName
 from stillhouse.models.baselines import Baseline, MajorityBaseline, TfidfBaseline
@@ -215,11 +215,9 @@ def fit_baselines(recipe: Recipe, run: RunFolder) -> dict[str, Baseline]:
     task = recipe.task
     if not isinstance(task, ClassificationTask):
         return {}
-    train = [
-        e
-        for e in read_records(run.stage("dataset") / "train.jsonl", Example)
-        if e.label is not None
-    ]
+    every = list(read_records(run.stage("dataset") / "train.jsonl", Example))
+    learnt = part_of(every, recipe.train.examples, recipe.training_seed)
+    train = [e for e in learnt if e.label is not None]
     if not train:
         raise RunFolderError(f"{run.stage('dataset')}/train.jsonl: no example has a label")
     answers = [e.label for e in train if e.label is not None]

@@ -15,6 +15,7 @@ import yaml
 from stillhouse.core.jsonl import read_json, void, write_atomic
 from stillhouse.core.lineage import read_lineage
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_cut import share_of
 from stillhouse.core.rights import EMBEDDED_LICENCE, terms_sentence
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.evaluate.report import Report
@@ -149,6 +150,8 @@ def _training(recipe: Recipe) -> str:
         f"{train.distillation_temperature:g}) and the teacher's answers"
     )
     shape = []
+    if student.size is not None:
+        shape.append(f"{share_of(student.size):.0%} of the parameters kept")
     if student.layers is not None:
         layers = len(student.layers) if isinstance(student.layers, tuple) else student.layers
         shape.append(f"{layers} layers kept")

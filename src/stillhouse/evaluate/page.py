@@ -16,6 +16,7 @@ from markupsafe import Markup
 from stillhouse.core.page import page_environment
 from stillhouse.evaluate import summary
 from stillhouse.evaluate.build import HistoryPoint, PageData
+from stillhouse.evaluate.course import course_charts
 from stillhouse.evaluate.plots import (
     Mark,
     Series,
@@ -105,7 +106,8 @@ def render_page(report: Report, data: PageData) -> str:
                 report.gate.margin,
             ),
             cost=_cost(report),
-            curves=_curves(data.history),
+            curves=[*_curves(data.history), *course_charts(data.course)],
+            course=data.course,
             calibration=_calibration(main),
             confusions=_confusions(main),
             disagreements=disagreements(data.predictions, main.labels),
@@ -163,6 +165,7 @@ def _curves(history: Sequence[HistoryPoint]) -> list[tuple[str, Markup]]:
     wanted = (
         ("Training loss", "loss", "loss", "other"),
         ("Held-out divergence from the teacher", "held_out_divergence", "nats", "student"),
+        ("Held-out cross-entropy", "held_out_cross_entropy", "nats", "student"),
         ("Held-out agreement with the teacher", "held_out_agreement", "share", "student"),
     )
     charts: list[tuple[str, Markup]] = []

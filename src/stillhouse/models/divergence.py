@@ -12,6 +12,7 @@ entries, N valid positions. T is the distillation temperature.
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple
 
 import torch
@@ -62,9 +63,9 @@ def divergence(
         ValueError: T not positive, or positions that do not fit.
         UserError: vocabularies of unequal size, or a sampled signal asked for what it cannot give.
     """
-    if not distillation_temperature > 0.0:
+    if not 0.0 < distillation_temperature < math.inf:
         raise ValueError(
-            f"distillation_temperature must be positive, got {distillation_temperature}"
+            f"distillation_temperature must be positive and finite, got {distillation_temperature}"
         )
     if signal.positions != student_logits.shape[:-1]:
         raise ValueError(
@@ -144,9 +145,9 @@ def soft_target_loss(
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be within [0, 1], got {alpha}")
-    if not distillation_temperature > 0.0:
+    if not 0.0 < distillation_temperature < math.inf:
         raise ValueError(
-            f"distillation_temperature must be positive, got {distillation_temperature}"
+            f"distillation_temperature must be positive and finite, got {distillation_temperature}"
         )
     if student_logits.shape[:-1] != targets.shape:
         raise ValueError(

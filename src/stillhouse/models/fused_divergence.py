@@ -12,6 +12,7 @@ Legend: N positions, H hidden, V vocabulary, L rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -276,8 +277,8 @@ def _check(
 ) -> None:
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be within [0, 1], got {alpha}")
-    if not t > 0.0:
-        raise ValueError(f"distillation_temperature must be positive, got {t}")
+    if not 0.0 < t < math.inf:
+        raise ValueError(f"distillation_temperature must be positive and finite, got {t}")
     if hidden.shape[:-1] != targets.shape:
         raise ValueError(f"hidden {list(hidden.shape)} does not fit targets {list(targets.shape)}")
     if alpha > 0.0 and signal is None:

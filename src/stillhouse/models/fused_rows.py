@@ -204,7 +204,7 @@ def _drawn(student: _Softmax, drawn: Drawn, weighing: Weighing, soft: float, tie
     weights = drawn.weights.to(x.dtype)
     total = weights.sum(-1)
     log_q = x.gather(-1, drawn.token_ids).sub_(whole.log())
-    rows = -(weights * log_q).sum(-1)
+    rows = -torch.where(weights > 0, weights * log_q, 0.0).sum(-1)  # unused slots say token 0
     if weighing.divergence.kind == "forward_kl":
         rows = rows + torch.xlogy(weights, weights).sum(-1) - total + 1.0
     torch.mul(q, total.mul(soft).add_(tied)[:, None] / whole, out=x)

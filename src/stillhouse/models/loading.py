@@ -178,9 +178,14 @@ def holds_classifier(source: str) -> bool:
 def locate(source: str) -> Located:
     """Bring a source to a local folder, downloading or converting where needed.
 
+    Of `scratch:SOURCE` only config and tokenizer need be there.
+
     Raises:
         UserError: it cannot be had; names the source and what to do.
     """
+    shape_only = source.startswith("scratch:")
+    if shape_only:
+        source = source.removeprefix("scratch:")
     if source == "embedded":
         converted = converted_gguf(embedded_gguf(), source)
         return Located(converted.folder, "SmolLM2-135M-Instruct", converted.content_hash)
@@ -192,12 +197,12 @@ def locate(source: str) -> Located:
         converted = converted_gguf(path, source)
         return Located(converted.folder, path.stem, converted.content_hash)
     if path.is_dir():
-        return _from_folder(path, wanted, source)
+        return _from_folder(path, wanted, source, shape_only)
     if path.is_file():
         raise UserError(source, "is a file", action="give the model's folder")
     if wanted.startswith((".", "/", "~")) or wanted.count("/") > 1:
         raise UserError(source, "there is no such folder", action="check the path")
-    return _from_hub(wanted, source)
+    return _from_hub(wanted, source, shape_only)
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -282,12 +287,12 @@ def _any_part(key: str, parts: Iterable[str]) -> bool:
     return any(part in key for part in parts)
 
 
-def _from_folder(folder: Path, name: str, source: str) -> Located:
-    _check_folder(folder, source)
+def _from_folder(folder: Path, name: str, source: str, shape_only: bool = False) -> Located:
+    _check_folder(folder, source, shape_only)
     return Located(folder, name, folder_revision(folder))
 
 
-def _check_folder(folder: Path, source: str) -> None:
+def _check_folder(folder: Path, source: str, shape_only: bool = False) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(
             source, "the folder has no config.json", action="give a transformers model folder"
@@ -298,7 +303,7 @@ def _check_folder(folder: Path, source: str) -> None:
             "the model folder has no tokenizer",
             action="copy tokenizer.json and tokenizer_config.json of the model into it",
         )
-    if next(folder.glob(WEIGHTS), None) is None:
+    if not shape_only and next(folder.glob(WEIGHTS), None) is None:
         raise UserError(
             source,
             "the folder has no .safetensors weights (pickled weights are not read)",
@@ -317,14 +322,14 @@ def _package_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _from_hub(wanted: str, source: str) -> Located:
+def _from_hub(wanted: str, source: str, shape_only: bool) -> Located:
     repo, _, revision = wanted.partition("@")
     try:
         folder = Path(
             snapshot_download(
                 repo,
                 revision=revision or None,
-                allow_patterns=list(_HUB_FILES),
+                allow_patterns=[name for name in _HUB_FILES if not shape_only or name != WEIGHTS],
                 ignore_patterns=["consolidated*", "*/*"],
             )
         )
@@ -348,5 +353,5 @@ def _from_hub(wanted: str, source: str) -> Located:
         ) from None
     except HfHubHTTPError as error:
         raise UserError(source, f"the hub did not answer: {error}", action="try again") from None
-    _check_folder(folder, source)
+    _check_folder(folder, source, shape_only)
     return Located(folder, wanted, folder.name)

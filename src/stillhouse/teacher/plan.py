@@ -19,7 +19,7 @@ from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.budget import MARKUP_TOKENS, REQUEST_TOKENS, SCHEMA_TOKENS
 from stillhouse.teacher.extrapolation import Estimate, Rest, accepted_of_rest, total_of_rest
 from stillhouse.teacher.plan_budget import Counts, plan_budget, plan_targets
-from stillhouse.teacher.plan_records import Plan, SamplePlan, StudentPlan
+from stillhouse.teacher.plan_records import Plan, SamplePlan
 from stillhouse.teacher.sample import Sample, size_of
 
 BYTES_PER_TOKEN: Final = 4  # English text, by the providers' own rule of thumb
@@ -50,7 +50,6 @@ class Known:
     near_repeats: int
     paid_usd: float
     disk_free_bytes: int
-    student: StudentPlan
 
     @property
     def rest(self) -> Rest:
@@ -117,7 +116,6 @@ def make(known: Known) -> Plan:
         budget=plan_budget(counts, asked_at, budgeted, examples),
         targets=plan_targets(counts, per_query, batch, examples),
         cheapest=_cheapest(known, usd, batch, seconds),
-        student=known.student,
         notes=_notes(known),
     )
 

@@ -28,6 +28,51 @@ class BudgetPlan(Record):
     examples: Estimate | None
 
 
+class MemoryPlan(Record):
+    """GiB at the peak of a training step, by what holds them."""
+
+    total_gib: float
+    weights_gib: float
+    trained_gib: float = Field(description="Adapters, gradients and AdamW's moments.")
+    activations_gib: float
+    logits_gib: float
+    teacher_gib: float
+    runtime_gib: float
+
+
+class DevicePlan(Record):
+    """Training on one kind of device. `usd_...` null: no price is known."""
+
+    name: str
+    memory_gib: float
+    fits: bool = Field(description="With train.micro_batch_size as it is.")
+    largest_micro_batch: int | None = Field(
+        description="The most rows at a time that fit; null: none."
+    )
+    seconds_low: float
+    seconds_high: float
+    usd_low: float | None
+    usd_high: float | None
+    usd_per_hour: float | None
+    price: str | None = Field(description="Where the price of an hour is from.")
+
+
+class TrainingPlan(Record):
+    """What training takes, from the published shape of the student."""
+
+    parameters: int
+    trained_parameters: int
+    examples: float
+    tokens: float = Field(description="Of all passes, without padding.")
+    tokens_known: bool = Field(description="From a sample of answers; false: by rule of thumb.")
+    operations: float = Field(description="Floating-point operations.")
+    micro_batch: int
+    row_tokens: int = Field(description="Longest row, which the memory is reckoned for.")
+    memory: MemoryPlan
+    devices: tuple[DevicePlan, ...]
+    assumed: str = Field(description="What the seconds rest on.")
+
+
 class StudentPlan(Record):
     """What is known of the student's side. Seconds are of an earlier training in this folder."""
 
@@ -35,7 +80,13 @@ class StudentPlan(Record):
     machine: str
     train_seconds: float | None = None
     train_usd: float | None = None
+    training: TrainingPlan | None = Field(
+        default=None, description="null: the student's shape is not known."
+    )
     how: str
+    shape: tuple[str, ...] = Field(
+        default=(), description="A student of a size: what is kept of its source, line by line."
+    )
 
 
 class SamplePlan(Record):
@@ -75,5 +126,5 @@ class Plan(Record):
     budget: BudgetPlan | None
     targets: tuple[Target, ...]
     cheapest: str
-    student: StudentPlan
+    student: StudentPlan | None = Field(default=None, description="null: not looked at yet.")
     notes: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_train import TrainSection
 from stillhouse.core.records import Example
+from stillhouse.core.split import part_of
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.loading import folder_size, pick_device
 from stillhouse.train.batches import (
@@ -35,6 +36,7 @@ from stillhouse.train.batches import (
 )
 from stillhouse.train.cached_teacher import with_head
 from stillhouse.train.checkpoints import weight_errors
+from stillhouse.train.course import CONVERGENCE, Course, watch_course, write_course
 from stillhouse.train.features_wiring import Learned
 from stillhouse.train.fit import Fitted, fit
 from stillhouse.train.history import EarlyStop, Report, curve, write_rows
@@ -101,8 +103,8 @@ class Job:
 
 
 def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Train a student and write `student/`, `adapter/` (LoRA), `history.json` and, last,
-    `train.json`.
+    """Train a student and write `student/`, `adapter/` (LoRA), `history.json`, `convergence.json`
+    and, last, `train.json`.
 
     Returns what `train.json` holds. A finished folder is only read.
 
@@ -116,6 +118,8 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     device = pick_device(section.device)
     bf16 = uses_bf16(section.precision, device)
     student = _build(job)
+    for line in student.plan.said:
+        progress.say(f"{job.title}: {line}")
     use_cache = student.model.config.to_dict().get("use_cache")
     train, held_out = (_encode(job, student, part) for part in job.data)
     texts = _texts(job) if student.head == "label" else ()
@@ -173,7 +177,11 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
             callbacks=[EarlyStop(best_by, section.patience), Report(ticker), *job.callbacks],
             head_learning_rate=section.head_learning_rate if student.head == "label" else None,
         )
+        parts = (train.rows, held_out.rows)
+        watched = Course(job.recipe, job.alpha, *parts, job.data.held_out, folder)
+        watch_course(watched, trainer)
         fitted = fit(trainer, best_by, section.patience)
+    verdict = write_course(watched, trainer, fitted, folder / CONVERGENCE) if is_main() else {}
     detach(model)
     whole = trainer.whole_weights()
     if not is_main():
@@ -223,19 +231,29 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         "precision": "bf16" if bf16 else "fp32",
         "device": device.type,
         **_course(fitted, best_by),
+        "convergence": verdict["state"],
     }
     write_json(folder / FACTS, facts)
     wait_for_all()
     return facts
 
 
-def read_data(dataset_dir: Path) -> Data:
-    """The examples of a dataset's folder.
+def read_data(dataset_dir: Path, recipe: Recipe) -> Data:
+    """The examples of a dataset's folder, as many of the training part as the recipe says.
 
     Raises:
-        DataError: a file without examples.
+        DataError: a file without examples, or a part of one class alone.
     """
-    return Data(*(_examples(dataset_dir / f"{part}.jsonl") for part in Data._fields))
+    data = Data(*(_examples(dataset_dir / f"{part}.jsonl") for part in Data._fields))
+    train = part_of(data.train, recipe.train.examples, recipe.seed)
+    if recipe.student.head == "label" and len({one.label for one in train}) == 1:
+        raise DataError(
+            "train.examples",
+            f"the {len(train):,} training examples that it leaves are all of one class",
+            value=recipe.train.examples,
+            action="train on more",
+        )
+    return data._replace(train=train)
 
 
 def _examples(path: Path) -> list[Example]:

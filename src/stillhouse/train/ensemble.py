@@ -51,16 +51,17 @@ class EnsembleSource:
         rows = [self._rows(batch, member) for member in self.members]  # of [B] bool
         if not bool(torch.stack(rows).any(0).all()):
             raise ValueError("an example's domain has no teacher")
+        of_target = _row_of_target(batch)
         found: list[TeacherSignal] = []
         weights: list[Tensor] = []
         for member, own in zip(self.members, rows, strict=True):
-            if not bool(own.any()):
+            targets = own[of_target]  # [N]
+            if len(targets) and not bool(targets.any()):  # none of its rows, or only fillers
                 continue
             part = batch if bool(own.all()) else _part(batch, own)
             signal = member.source.view(part, needs).signal
             if signal is None:
                 return TeacherView(None, None)
-            targets = own[_row_of_target(batch)]  # [N]
             found.append(_spread(signal, targets))
             weights.append(member.weight * targets.float())
         width = min([self.vocabulary, *(_width(signal, self.vocabulary) for signal in found)])

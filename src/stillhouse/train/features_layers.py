@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from stillhouse.core.errors import UserError
-from stillhouse.core.recipe_features import LayerRule
+from stillhouse.core.recipe_features import LayeredTerm, LayerRule, SampleTerm, TermSection
 
 
 class LayerPair(NamedTuple):
@@ -70,3 +70,22 @@ def layer_pairs(
     if layers == "first":
         return tuple(LayerPair(i, i) for i in range(count))
     return tuple(LayerPair(students - i, teachers - i) for i in range(count, 0, -1))
+
+
+def check_layers(sections: Sequence[TermSection], students: int, teachers: int) -> None:
+    """Refuse terms over layers that are not there.
+
+    Args:
+        sections: `train.terms`.
+        students: the student's layers.
+        teachers: the teacher's layers.
+
+    Raises:
+        UserError: as `layer_pairs`.
+    """
+    for number, section in enumerate(sections):
+        field = f"train.terms.{number}"
+        if isinstance(section, LayeredTerm):
+            layer_pairs(section.layers, section.count, students, teachers, field)
+        elif isinstance(section, SampleTerm) and section.layers is not None:
+            layer_pairs((section.layers,), None, students, teachers, field)

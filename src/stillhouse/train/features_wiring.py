@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from stillhouse.core.recipe_features import (
     ResponseTerm,
     SampleTerm,
 )
+from stillhouse.core.recipe_train import TrainSection
 from stillhouse.models.loading import Loaded, holds_classifier, load_causal_lm, load_classifier
 from stillhouse.train import features_samples
 from stillhouse.train.balance import Balance, GradientNorm, Uncertainty
@@ -43,7 +44,7 @@ from stillhouse.train.features_terms import (
 from stillhouse.train.features_tokens import same_tokens
 from stillhouse.train.layers import depth
 from stillhouse.train.objectives import TermsObjective
-from stillhouse.train.outputs import BodyReader, Needs, Outputs
+from stillhouse.train.outputs import Batch, BodyReader, Needs, Outputs, Reader
 from stillhouse.train.parts import Parts
 from stillhouse.train.students import Student
 from stillhouse.train.teachers import Beside, LiveInsides, LiveTeacher, TeacherSource
@@ -80,7 +81,7 @@ class Live(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class Pair:
     """Student and teacher at one example."""
 
     student: Outputs
@@ -103,34 +104,61 @@ def with_terms(
     Raises:
         UserError: layers, heads, widths or tokens that cannot be compared; names the term.
     """
-    sections = recipe.train.terms or ()
-    parts, response = Parts(), base.terms[0].term
-    scheduled = [Scheduled(response)]
-    source = base.teacher
+    pair = None
     if recipe.train.insides:
         live = _live(base, student, learned, reads)
-        source = live.source
-        pair = _read_one(student, live, learned, sections)
-        names = _names([section.kind for section in sections])
-        for number, section in enumerate(sections):
-            if not isinstance(section, ResponseTerm):
-                make = _Maker(f"train.terms.{number}", names[number], pair, parts, recipe.seed)
-                term = make.term(section, len(learned.rows))
-                scheduled.append(Scheduled(term, section.weight, section.schedule))
-    for section in sections:
+        shortest = min(learned.rows.items, key=lambda item: len(item["input_ids"]))
+        batch = Collator(int(student.tokenizer.pad_token_id))([shortest])
+        pair = read_one(student.model, live, BodyReader(), batch, recipe.train.terms or ())
+        base = replace(base, teacher=live.source)
+    return assembled(base, recipe.train, recipe.seed, pair, len(learned.rows))
+
+
+def assembled(
+    base: TermsObjective,
+    train: TrainSection,
+    seed: int,
+    pair: Pair | None,
+    population: int,
+    *,
+    field: str = "train.terms",
+) -> BalancedObjective:
+    """The response objective with the terms of a `train` section beside it.
+
+    Args:
+        base: its first term is the response, its teacher one that gives what the terms read.
+        train: terms, balance, progress.
+        seed: of what is learned beside the student.
+        pair: student and teacher at one example, where a term reads their insides.
+        population: rows that are trained on.
+        field: where the terms are in the recipe, for errors.
+
+    Raises:
+        UserError: layers, heads or widths that cannot be compared; names the term.
+    """
+    sections = train.terms or ()
+    parts, response = Parts(), base.terms[0].term
+    scheduled = [Scheduled(response)]
+    names = _names([section.kind for section in sections])
+    for number, section in enumerate(sections):
         if isinstance(section, ResponseTerm):
             scheduled[0] = Scheduled(response, section.weight, section.schedule)
-    balance = _balance(recipe, len(scheduled))
-    parts.add_balance(balance, recipe.train.balancing.learning_rate)
+            continue
+        assert pair is not None, "terms over insides have both models read"
+        make = _Maker(f"{field}.{number}", names[number], pair, parts, seed)
+        term = make.term(section, population)
+        scheduled.append(Scheduled(term, section.weight, section.schedule))
+    balance = _balance(train, len(scheduled))
+    parts.add_balance(balance, train.balancing.learning_rate)
     return BalancedObjective(
         reader=base.reader,
         terms=base.terms,
-        teacher=source,
+        teacher=base.teacher,
         scheduled=tuple(scheduled),
         parts=parts,
         balance=balance,
-        norms_over=recipe.train.balancing.norms_over,
-        stages=_stages(recipe, scheduled),
+        norms_over=train.balancing.norms_over,
+        stages=_stages(train, scheduled),
     )
 
 
@@ -156,38 +184,41 @@ def _live(base: TermsObjective, student: Student, learned: Learned, reads: Reads
 
 
 @torch.no_grad()
-def _read_one(student: Student, live: Live, learned: Learned, sections: Sequence[Any]) -> _Pair:
-    """What both models compute for one example, with all that any term may read of it."""
+def read_one(
+    student: Any, live: Live, reader: Reader, batch: Batch, sections: Sequence[Any]
+) -> Pair:
+    """What both models compute for one example, with all that any term may read of it.
+
+    `reader` reads the student's insides, `batch` is where the student is.
+    """
     kinds = {section.kind for section in sections}
     needs = Needs(
         hidden_states=True,
         attentions="attention" in kinds,
         queries_keys_values="relation" in kinds,
     )
-    shortest = min(learned.rows.items, key=lambda item: len(item["input_ids"]))
-    batch = Collator(int(student.tokenizer.pad_token_id))([shortest])
-    own = BodyReader().read(student.model, batch, needs)
+    own = reader.read(student, batch, needs)
     there = {name: tensor.to(live.model.device) for name, tensor in batch.items()}
     other = live.source.view(there, needs).outputs
     assert other is not None
-    return _Pair(own, other, (depth(student.model), depth(live.model)))
+    return Pair(own, other, (depth(student), depth(live.model)))
 
 
-def _balance(recipe: Recipe, count: int) -> Balance:
-    options = recipe.train.balancing
-    if recipe.train.balance == "uncertainty":
+def _balance(train: TrainSection, count: int) -> Balance:
+    options = train.balancing
+    if train.balance == "uncertainty":
         return Uncertainty(count)
-    if recipe.train.balance == "gradient_norm":
+    if train.balance == "gradient_norm":
         return GradientNorm(count, options.alpha, options.learning_rate)
     return Balance()
 
 
-def _stages(recipe: Recipe, scheduled: Sequence[Scheduled]) -> Stages | None:
-    if recipe.train.progressive is None:
+def _stages(train: TrainSection, scheduled: Sequence[Scheduled]) -> Stages | None:
+    if train.progressive is None:
         return None
     layered = [one.term for one in scheduled if isinstance(one.term, Layered)]
     layers = {pair.student for term in layered for pair in term.pairs} - {EMBEDDINGS.student}
-    return Stages(tuple(sorted(layers)), recipe.train.progressive.until)
+    return Stages(tuple(sorted(layers)), train.progressive.until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +227,7 @@ class _Maker:
 
     field: str
     name: str
-    pair: _Pair
+    pair: Pair
     parts: Parts
     seed: int
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.errors import UserError
@@ -42,13 +43,16 @@ class HeldOutSums(NamedTuple):
 
     `divergence` is KL(teacher || student) at T = 1, in nats, where the teacher's belief is known,
     and otherwise the KL from its answer as a one-point distribution, which is `cross_entropy`.
-    `agreed` counts targets where the student's first choice is the teacher's answer.
+    `agreed` counts targets where the student's first choice is the teacher's answer. `choices` [N]
+    are a classifier's first choices and `each` [N] its divergences, sample by sample.
     """
 
     divergence: Tensor
     cross_entropy: Tensor
     agreed: Tensor
     items: Tensor
+    choices: Tensor | None = None
+    each: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -130,8 +134,17 @@ class TermsObjective:
             there = view.targets != IGNORE_INDEX  # a row that fills up a batch has no target
             soft = _held_out_divergence(shared, view.information, there)
         self._check(soft, view)
-        agreed = (shared.student_logits.argmax(-1) == view.targets).sum()
-        return HeldOutSums(soft, hard.total, agreed, hard.items)
+        choices = shared.student_logits.argmax(-1)
+        sums = HeldOutSums(soft, hard.total, (choices == view.targets).sum(), hard.items)
+        if not view.targets_are_classes:
+            return sums
+        if shared.signal is None:
+            each = functional.cross_entropy(
+                shared.student_logits.float(), view.targets, reduction="none"
+            )
+        else:
+            each = signal_rows(shared.signal, shared.student_logits, 1.0, FORWARD_KL)
+        return sums._replace(choices=choices, each=each)
 
     @staticmethod
     @torch.no_grad()

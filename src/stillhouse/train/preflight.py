@@ -6,27 +6,59 @@ and model configurations; trains nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_readers import OWN
 from stillhouse.models.loading import locate, pick_device
 from stillhouse.models.quiet import quiet_transformers
-from stillhouse.train.layers import cut_layers
+from stillhouse.train.cut_shapes import Shape
+from stillhouse.train.cut_student import GUESSED_ROWS, plan_student
+from stillhouse.train.features_layers import check_layers
+from stillhouse.train.layers import cut_layers, depth
 from stillhouse.train.lora import target_layers
+from stillhouse.train.objectives import check_one_tokenizer
+from stillhouse.train.planning_signals import reads_logprobs
 from stillhouse.train.schedule import uses_bf16
-from stillhouse.train.students import student_source
+from stillhouse.train.students import classes_of, student_source, teacher_source
+
+
+class PlannedCut(NamedTuple):
+    """How a student of a size will be cut: for people, and as a shape."""
+
+    lines: tuple[str, ...]
+    after: Shape
+
+
+def planned_cut(recipe: Recipe) -> PlannedCut:
+    """How a student of a size will be cut, from its source's config alone.
+
+    Raises:
+        UserError: no such source, one that cannot be cut, or a size that no cut meets.
+    """
+    folder = str(locate(student_source(recipe, None)).folder)
+    with quiet_transformers():
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    plan = plan_student(config, recipe.student, classes_of(recipe.task))
+    lines = tuple(plan.lines())
+    if recipe.student.vocabulary == "task":
+        lines += (
+            f"this takes the task to use {min(GUESSED_ROWS, plan.before.vocabulary):,} rows of the "
+            "vocabulary; they are counted, and the cut planned again, when its texts are there",
+        )
+    return PlannedCut(lines, plan.after)
 
 
 def check_student(recipe: Recipe) -> None:
     """Refuse a student that could not be built or trained on this machine.
 
     Raises:
-        UserError: no such model, no tokenizer, layers or adapter targets it does not have, a device
+        UserError: no such model, no tokenizer, layers or adapter targets it does not have, terms
+            over layers that it or its teacher does not have, a device
             or precision that this machine does not have.
     """
     uses_bf16(recipe.train.precision, pick_device(recipe.train.device))
@@ -34,21 +66,55 @@ def check_student(recipe: Recipe) -> None:
     folder = str(locate(source).folder)
     with quiet_transformers():
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-        try:
-            AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"student.from {source}",
-                f"its tokenizer cannot be loaded: {error}",
-                action="give a folder with tokenizer.json",
-            ) from None
-        with torch.device("meta"):  # shapes only
-            builder: Any = AutoModel
-            model = builder.from_config(config)
-    for member in () if recipe.train.teachers is None else recipe.train.teachers.members:
-        if member.local and member.model != OWN:
-            locate(member.model)
+    own = _tokenizer("student.from", source)
+    model = _shapes(config)
+    for teacher in _readers(recipe):
+        there = _tokenizer("train.teachers", teacher)
+        if recipe.train.teachers is None or recipe.train.teachers.tokenizers == "same":
+            check_one_tokenizer(own, there)
+    if recipe.student.size is not None:
+        plan_student(config, recipe.student, classes_of(recipe.task))
     if recipe.student.layers is not None:
         cut_layers(model, recipe.student.layers)
     if recipe.train.lora is not None:
         target_layers(model, recipe.train.lora)
+    if recipe.train.insides and recipe.student.size is None:  # else its depth is not known yet
+        there = str(locate(teacher_source(recipe)).folder)
+        with quiet_transformers():
+            known = AutoConfig.from_pretrained(there, local_files_only=True)
+        check_layers(recipe.train.terms or (), depth(model), depth(_shapes(known)))
+
+
+def _readers(recipe: Recipe) -> list[str]:
+    """The local models that read along, as `models.loading` reads sources."""
+    train = recipe.train
+    if train.teachers is not None:
+        local = [member.model for member in train.teachers.members if member.local]
+        return [teacher_source(recipe) if model == OWN else model for model in local]
+    stored = train.signals == "cache" and reads_logprobs(recipe)
+    if recipe.student.head == "label" or train.alpha == 0 or stored:
+        return []
+    return [teacher_source(recipe)] if recipe.teacher.trainable else []
+
+
+def _tokenizer(field: str, source: str) -> PreTrainedTokenizerBase:
+    folder = str(locate(source).folder)
+    with quiet_transformers():
+        try:
+            loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{field} {source}",
+                f"its tokenizer cannot be loaded: {error}",
+                action="give a folder with tokenizer.json",
+            ) from None
+    return loaded
+
+
+def _shapes(config: Any) -> Any:
+    """A model of this configuration without its weights."""
+    builder: Any = AutoModel
+    with quiet_transformers(), torch.device("meta"):
+        return builder.from_config(config)

@@ -19,7 +19,7 @@ from torch import Tensor
 from stillhouse.core.errors import UserError
 from stillhouse.models.divergence import IGNORE_INDEX
 from stillhouse.models.head import Head, head_at, head_input, head_of, without_head
-from stillhouse.train.outputs import Batch, Needs, Outputs, token_types
+from stillhouse.train.outputs import Batch, Needs, Outputs, token_types, watching
 from stillhouse.train.teachers import BELIEFS
 
 INPUTS: Final = "inputs"  # what a plain module is called with
@@ -52,11 +52,13 @@ class MaskedReader:
         mask = batch["attention_mask"]
         asked: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": mask}
         asked |= token_types(model, batch)
-        out, found = _at_targets(model, asked, batch[LABELS] != IGNORE_INDEX, needs)
+        with watching(model, needs) as caught:
+            out, found = _at_targets(model, asked, batch[LABELS] != IGNORE_INDEX, needs)
         return Outputs(
             **found,
             hidden_states=out.hidden_states if needs.hidden_states else None,
             attentions=out.attentions if needs.attentions else None,
+            projections=caught.projections(),
             mask=mask.bool(),
         )
 

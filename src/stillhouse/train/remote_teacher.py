@@ -26,6 +26,9 @@ from stillhouse.models.signals import SparseSignal
 from stillhouse.train.outputs import Batch, Needs, next_tokens
 from stillhouse.train.teachers import TeacherView
 
+# Of sums of float32 probabilities: a tail below it is not known, and is not taken for impossible.
+ROUNDING = 2.0**-24
+
 Entries = Mapping[str, Any]  # token id as a string -> {"logprob", "rank", "decoded_token"}
 
 
@@ -147,6 +150,6 @@ def _sparse(at: Sequence[Entries], k: int, width: int) -> SparseSignal:
             )
         ids[number] = torch.tensor([int(token) for token, _ in ranked])
         log_probs[number] = torch.tensor([float(entry["logprob"]) for _, entry in ranked])
-    kept = log_probs.double().exp().sum(-1).clamp(max=1.0)
-    tail = torch.log1p(-kept).float()  # -inf where nothing is left
+    kept = log_probs.double().exp().sum(-1).clamp(max=1.0 - ROUNDING)
+    tail = torch.log1p(-kept).float()
     return SparseSignal(ids, log_probs, tail, vocabulary_size=width)

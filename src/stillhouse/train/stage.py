@@ -18,6 +18,7 @@ from stillhouse.core.rights import require_may_train
 from stillhouse.core.runfolder import Outcome
 from stillhouse.train.distil import CHECKPOINTS, FACTS, Job, distil, read_data
 from stillhouse.train.launch import train_in_processes
+from stillhouse.train.looks import LOOKS
 from stillhouse.train.objectives import check_beliefs, check_finite
 from stillhouse.train.planning import check_recipe
 from stillhouse.train.wiring import divergence_in
@@ -40,8 +41,8 @@ def run_train(
         recipe: its `student` and `train` sections, task and seed.
         dataset_dir: holds `train.jsonl` and `held_out.jsonl`.
         tuned: folder of the tuned teacher, if it was tuned.
-        work: gets `student/`, `adapter/` (LoRA), `history.json`, `train.json`, and `twin/` with the
-            same layout.
+        work: gets `student/`, `adapter/` (LoRA), `history.json`, `convergence.json`, `train.json`,
+            and `twin/` with the same layout.
         progress: bars.
         signals: what the capture stage wrote, where `train.signals` is cache.
 
@@ -51,7 +52,8 @@ def run_train(
     """
     require_may_train(recipe.teacher)
     check_recipe(recipe)
-    data = read_data(dataset_dir)
+    recipe = recipe.model_copy(update={"seed": recipe.training_seed})
+    data = read_data(dataset_dir, recipe)
     if recipe.student.head == "label":
         check_beliefs([*data.train, *data.held_out], recipe.train.alpha)
         check_finite(data.train, recipe.train.alpha, divergence_in(recipe.train))
@@ -66,11 +68,15 @@ def run_train(
     write_json(work / FACTS, {**result, "twin": twin})
     for folder in (work, work / TWIN):
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        (folder / LOOKS).unlink(missing_ok=True)
     return Outcome(
         summary={
             "parameters": result["student"]["parameters"],
             "size_bytes": result["student"]["size_bytes"],
-            **{name: result[name] for name in ("steps", "best_step", "stopped_early")},
+            **{
+                name: result[name]
+                for name in ("steps", "best_step", "stopped_early", "convergence")
+            },
         }
     )
 

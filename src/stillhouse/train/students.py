@@ -7,7 +7,7 @@ with `AutoModelForSequenceClassification` (head `label`) or `AutoModelForCausalL
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -24,17 +24,20 @@ from transformers import (
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.recipe_train import StudentSection
+from stillhouse.core.recipe_train import SCRATCH, StudentSection
 from stillhouse.core.records import Message
 from stillhouse.core.tasks import ClassificationTask, Task
 from stillhouse.models.chat import prompt_text
 from stillhouse.models.loading import count_parameters, locate
 from stillhouse.models.quiet import quiet_transformers
+from stillhouse.train.cut_plan import CutPlan
+from stillhouse.train.cut_student import sized
 from stillhouse.train.embeddings import keep_positions, keep_rows
 from stillhouse.train.layers import cut_layers, depth
-from stillhouse.train.vocabulary import trim_tokenizer
+from stillhouse.train.vocabulary import Trimmed, trim_tokenizer
 
 CUT_BASE: Final = "base"
+OFFSET_POSITIONS: Final = ("roberta", "xlm-roberta", "camembert")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,13 @@ class StudentPlan:
     max_tokens: int
     parameters_before: int
     parameters: int
+    cut: dict[str, object] | None = None  # the plan of a student of a given size
+    said: tuple[str, ...] = ()  # the same, for people
 
     def as_json(self) -> dict[str, object]:
         """A plain object."""
-        return asdict(self) | {"layers_kept": list(self.layers_kept)}
+        lists = {"layers_kept": list(self.layers_kept), "said": list(self.said)}
+        return asdict(self) | lists
 
 
 class Student(NamedTuple):
@@ -83,8 +89,8 @@ def adapter_base(section: StudentSection) -> str:
     For all others, `base`: the student as it was cut, written beside the adapter.
     """
     kind, _, name = section.source.partition(":")
-    uncut = section.layers is None and section.vocabulary == "full"
-    return name if kind == "hf" and uncut and section.head == "text" else CUT_BASE
+    plain = kind == "hf" and section.as_it_stands and section.head == "text"
+    return name if plain else CUT_BASE
 
 
 def reads_plain(recipe: Recipe) -> bool:
@@ -119,7 +125,7 @@ def student_reads(section: StudentSection, source: str, *, plain: bool = False) 
         )
     if plain:
         tokenizer.chat_template = None
-    most = int(getattr(config, "max_position_embeddings", section.max_tokens))
+    most = most_tokens(config, section.max_tokens)
     return Reads(tokenizer, min(section.max_tokens, most), int(config.vocab_size))
 
 
@@ -160,20 +166,32 @@ def build_student(
     model.config.pad_token_id = tokenizer.pad_token_id
     layers, parameters = depth(model), count_parameters(model)
     vocabulary = int(model.config.vocab_size)
-
     kept = tuple(range(layers))
-    if section.layers is not None:
-        kept = cut_layers(model, section.layers)
-    most = int(getattr(model.config, "max_position_embeddings", section.max_tokens))
-    max_tokens = min(section.max_tokens, most)
-    if section.vocabulary != "full":
-        if section.head == "text":  # what the chat template writes between the texts is read too
-            turns = (Message(role="system", content="-"), Message(role="user", content="-"))
-            frames = [prompt_text(tokenizer, turns), prompt_text(tokenizer, turns[1:])]
-            texts = [*texts, *frames * max(1, len(texts) // 2)]
-        limit = None if section.vocabulary == "task" else section.vocabulary
-        tokenizer, rows = trim_tokenizer(tokenizer, texts, limit, max_tokens)
-        keep_rows(model, rows)
+    max_tokens = min(section.max_tokens, most_tokens(model.config, section.max_tokens))
+    trim = None if section.vocabulary == "full" else _trimmer(section, task, tokenizer, texts)
+    cut: CutPlan | None = None
+    if section.size is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, tokenizer, cut, kept = sized(
+                model,
+                tokenizer,
+                section,
+                classes_of(task),
+                texts,
+                trim=trim,
+                fresh=source.startswith(SCRATCH),
+            )
+            if section.head == "label":
+                _draw_head(model)
+        parameters = cut.source_parameters
+    else:
+        if section.layers is not None:
+            kept = cut_layers(model, section.layers)
+        if trim is not None:
+            limit = section.vocabulary if isinstance(section.vocabulary, int) else None
+            tokenizer, rows = trim(limit)
+            keep_rows(model, rows)
     keep_positions(model, max_tokens)
     tokenizer.model_max_length = max_tokens
     return Student(
@@ -190,8 +208,37 @@ def build_student(
             max_tokens=max_tokens,
             parameters_before=parameters,
             parameters=count_parameters(model),
+            cut=None if cut is None else cut.as_json(),
+            said=() if cut is None else tuple(cut.lines()),
         ),
     )
+
+
+def classes_of(task: Task) -> int:
+    """How many labels a task has; 0 if it has none."""
+    return len(task.labels) if isinstance(task, ClassificationTask) else 0
+
+
+def most_tokens(config: Any, otherwise: int) -> int:
+    """The longest input that a model's positions allow; RoBERTa's begin behind its padding id."""
+    most = int(getattr(config, "max_position_embeddings", otherwise))
+    if config.model_type in OFFSET_POSITIONS:
+        most -= int(config.pad_token_id) + 1
+    return most
+
+
+def _trimmer(
+    section: StudentSection, task: Task, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> Callable[[int | None], Trimmed]:
+    """Trims to so many rows, or to those of the task."""
+    labels: tuple[str, ...] = ()
+    if section.head == "text":  # what the chat template writes between the texts is read too
+        turns = (Message(role="system", content="-"), Message(role="user", content="-"))
+        frames = [prompt_text(tokenizer, turns), prompt_text(tokenizer, turns[1:])]
+        texts = [*texts, *frames * max(1, len(texts) // 2)]
+        labels = task.labels if isinstance(task, ClassificationTask) else ()
+    most = min(section.max_tokens, tokenizer.model_max_length)
+    return lambda limit: trim_tokenizer(tokenizer, texts, limit, most, labels)
 
 
 def _load(head: str, task: Task, folder: str, source: str) -> PreTrainedModel:
@@ -213,6 +260,8 @@ def _load(head: str, task: Task, folder: str, source: str) -> PreTrainedModel:
             "ignore_mismatched_sizes": True,
         }
     model: PreTrainedModel
+    if source.startswith(SCRATCH):
+        return _random(auto, folder, source, plain)
     try:
         model, report = auto.from_pretrained(folder, **plain)
     except (ValueError, KeyError, OSError) as error:
@@ -234,6 +283,23 @@ def _load(head: str, task: Task, folder: str, source: str) -> PreTrainedModel:
         )
     if head == "label":
         _draw_head(model)
+    return model
+
+
+def _random(auto: Any, folder: str, source: str, plain: dict[str, Any]) -> PreTrainedModel:
+    """The model of a config, with weights drawn from torch's seed."""
+    kept = {name: plain[name] for name in ("num_labels", "id2label", "label2id") if name in plain}
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **kept)
+        model: PreTrainedModel = auto.from_config(config)
+    except ValueError as error:
+        raise UserError(
+            source,
+            f"has no shape for this head: {error}",
+            action="check the folder and student.head",
+        ) from None
+    if "problem_type" in plain:
+        model.config.problem_type = plain["problem_type"]
     return model
 
 

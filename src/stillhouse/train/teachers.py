@@ -113,8 +113,8 @@ class Beside:
 
     def view(self, batch: Batch, needs: Needs) -> TeacherView:
         """See `TeacherSource`."""
-        signal = None
+        believed = TeacherView(None, None)
         asked = Needs(logits=needs.logits, last_hidden=needs.last_hidden)
         if self.beliefs is not None and asked.anything:
-            signal = self.beliefs.view(batch, asked).signal
-        return TeacherView(signal, self.insides.view(batch, needs).outputs)
+            believed = self.beliefs.view(batch, asked)
+        return believed._replace(outputs=self.insides.view(batch, needs).outputs)

@@ -9,7 +9,7 @@ Knows no recipe and no files of a stage.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from stillhouse.train.balanced import BalancedObjective, Moment
 from stillhouse.train.batches import LengthGroupedSampler, Rows
 from stillhouse.train.checkpoints import load_optimizer, load_random, save_optimizer, save_random
 from stillhouse.train.module_weights import save_module
-from stillhouse.train.objectives import Objective
+from stillhouse.train.objectives import HeldOutSums, Objective
 from stillhouse.train.outputs import Batch, Counts, StepAt, count
 from stillhouse.train.parts import attach, load_parts, save_parts, set_aside
 from stillhouse.train.sharded import (
@@ -97,6 +97,7 @@ class DistillationTrainer(Trainer):
         self.objective = objective
         self.head_learning_rate = head_learning_rate
         self.counter = counter
+        self.on_look: Callable[[int, Sequence[HeldOutSums]], None] | None = None
         if self.is_fsdp_enabled and self.balanced is not None:
             raise UserError(
                 "train.terms",
@@ -153,15 +154,13 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Mean divergence (nats), cross-entropy (nats) and agreement on the held-out set."""
-        model = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
         total = torch.zeros(4, dtype=torch.float64, device=self.args.device)
-        with torch.no_grad(), self.accelerator.autocast():
-            for inputs in self._held_out_batches(eval_dataset):
-                sums = self.objective.held_out(model, self._prepare_inputs(inputs))
-                total += torch.stack([part.double() for part in sums])
-        model.train(was_training)
+        looks: list[HeldOutSums] = []
+        for sums in self.measured(eval_dataset):
+            total += torch.stack([part.double() for part in sums[:4] if part is not None])
+            looks.append(sums)
+        if self.on_look is not None:
+            self.on_look(self.state.global_step, looks)
         divergence, cross_entropy, agreed, items = self.accelerator.reduce(total).tolist()
         metrics = {
             f"{metric_key_prefix}_{DIVERGENCE}": divergence / items,
@@ -173,6 +172,16 @@ class DistillationTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def measured(self, rows: Any = None) -> Iterator[HeldOutSums]:
+        """What each batch of some rows (the held-out set, if none are given) measures, in order."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            for inputs in self._held_out_batches(rows):
+                yield self.objective.held_out(model, self._prepare_inputs(inputs))
+        model.train(was_training)
 
     def _held_out_batches(self, eval_dataset: Any) -> Iterable[Any]:
         """This process's share of the held-out set; equally many batches on each, no row twice."""

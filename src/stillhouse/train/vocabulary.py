@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -27,6 +28,7 @@ from stillhouse.core.errors import UserError
 
 COUNT_BLOCK: Final = 1024
 FIELD: Final = "student.vocabulary"
+BYTE: Final = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Trimmed(NamedTuple):
@@ -41,19 +43,22 @@ def trim_tokenizer(
     texts: Sequence[str],
     limit: int | None = None,
     max_tokens: int | None = None,
+    labels: Sequence[str] = (),
 ) -> Trimmed:
     """Keep the special tokens, the characters or bytes, and the pieces that `texts` use.
 
     Args:
-        tokenizer: a WordPiece or byte-level BPE tokenizer.
+        tokenizer: a WordPiece tokenizer, or BPE by bytes or with a fallback to them (Gemma, Phi-3).
         texts: the task's text, as the student will read it.
         limit: so many pieces: the task's, the most frequent first, then the source's other pieces
             in its own order, which in both kinds of vocabulary is roughly by frequency (another
             text of the task uses words that these texts do not); `None` keeps all that are used.
         max_tokens: the new tokenizer's `model_max_length`; `None` keeps the old one.
+        labels: texts that the student has to write: their pieces stay, however rare.
 
     Raises:
-        UserError: another kind of tokenizer, no text, or a limit below what must be kept.
+        UserError: another kind of tokenizer, no text, a limit below what must be kept, or a label
+            that the vocabulary cannot spell.
     """
     if not texts:
         raise UserError(FIELD, "there is no text to count pieces in", action="use full")
@@ -79,6 +84,15 @@ def trim_tokenizer(
             value=limit,
             action=f"use at least {len(keep)}, or task",
         )
+    for label in labels:
+        keep |= _label_pieces(label, tokenizer, names, needs)
+        if limit is not None and len(keep) > limit:
+            raise UserError(
+                FIELD,
+                f"would lose tokens of the label {label!r}",
+                value=limit,
+                action="use more, or task",
+            )
     ranked = sorted(counts, key=lambda n: (-counts[n], n))
     if limit is not None:
         ranked += sorted(n for n, name in names.items() if not name.startswith("[unused"))
@@ -95,16 +109,42 @@ def trim_tokenizer(
     )
 
 
+def _label_pieces(
+    label: str,
+    tokenizer: PreTrainedTokenizerBase,
+    names: Mapping[int, str],
+    needs: Callable[[str], set[str]],
+) -> set[str]:
+    """What a label is spelt from at the start of a text and inside one, and what that needs."""
+    kept: set[str] = set()
+    for text in (label, f" {label}", f"\n{label}"):
+        for number in tokenizer(text, add_special_tokens=False)["input_ids"]:
+            if number == tokenizer.unk_token_id:
+                raise UserError(
+                    FIELD,
+                    f"the source's vocabulary cannot spell the label {label!r}",
+                    action="use other characters in the label",
+                )
+            kept |= {names[number]} | needs(names[number])
+    return kept
+
+
 def _pieces(spec: Mapping[str, Any]) -> dict[str, int]:
     kind = spec["model"]["type"]
-    if kind == "WordPiece" or (kind == "BPE" and "ByteLevel" in json.dumps(spec["decoder"])):
+    if kind == "WordPiece" or (kind == "BPE" and _all_bytes(spec)):
         return dict(spec["model"]["vocab"])
     raise UserError(
         FIELD,
-        "only WordPiece and byte-level BPE vocabularies can be trimmed",
+        "only WordPiece vocabularies, and those of BPE that fall back to bytes, can be trimmed",
         value=kind,
         action="use full",
     )
+
+
+def _all_bytes(spec: Mapping[str, Any]) -> bool:
+    """Whether BPE spells any text: by bytes alone, or in bytes where a character is not known."""
+    falls_back = bool(spec["model"].get("byte_fallback"))
+    return falls_back or "ByteLevel" in json.dumps(spec["decoder"])
 
 
 def _count(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Counter[int]:
@@ -132,6 +172,10 @@ def _needs(
     if spec["model"]["type"] == "BPE":
         ranks = {_pair(merge): rank for rank, merge in enumerate(spec["model"]["merges"])}
         alphabet = {piece for piece in pieces if len(piece) == 1}
+        if spec["model"].get("byte_fallback"):  # other characters are spelt in bytes
+            seen = {char for number in counts for char in names[number]}
+            alphabet = {piece for piece in alphabet if piece.isascii() or piece in seen}
+            alphabet |= {piece for piece in pieces if BYTE.fullmatch(piece)}
         return _Needs(lambda piece: merge_steps(piece, ranks) & pieces.keys(), alphabet)
     prefix = str(spec["model"]["continuing_subword_prefix"])
     seen = {char for number in counts for char in names[number].removeprefix(prefix)}

@@ -45,9 +45,10 @@ def main(folder: Path) -> int:
 
 def _job(folder: Path) -> Job:
     found: dict[str, Any] = read_json(folder / JOB)
+    recipe = Recipe.model_validate(found["recipe"])
     return Job(
-        Recipe.model_validate(found["recipe"]),
-        read_data(Path(found["dataset"])),
+        recipe,
+        read_data(Path(found["dataset"]), recipe),
         None if found["tuned"] is None else Path(found["tuned"]),
         float(found["alpha"]),
         str(found["title"]),

@@ -1,0 +1,184 @@
+"""What studies of one recipe find out, as strict records: curve.json and frontier.json.
+
+A study trains several variants of a recipe: on more and more examples (curve), or students of
+several sizes (frontier). Knows the shape of results; computes, draws and decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from stillhouse.core.statistics import Interval
+from stillhouse.evaluate.results import Result
+
+
+class AnswerCost(Result):
+    """What one more training example costs: its answer, and those that are not kept or held out."""
+
+    usd_per_answer: float | None = Field(description="Of one query to the teacher; null: unknown.")
+    answers_per_example: float = Field(description="Queries asked per training example that came.")
+    source: str = Field(description="Where the price comes from.")
+
+    @property
+    def usd_per_example(self) -> float | None:
+        """USD per training example."""
+        if self.usd_per_answer is None:
+            return None
+        return self.usd_per_answer * self.answers_per_example
+
+
+class CurvePoint(Result):
+    """One student, trained on some of the examples."""
+
+    examples: int = Field(ge=1)
+    seed: int = Field(description="Of the training and of the choice of examples.")
+    folder: str = Field(description="Its run folder, relative to the study's.")
+    score: Interval
+    agreement: Interval
+    retention: Interval | None
+    verdict: Literal["pass", "fail"]
+    linear: Interval | None = Field(
+        description="TF-IDF and logistic regression on the same examples; closed labels only."
+    )
+    train_seconds: float
+
+
+class FitPoint(Result):
+    """The fitted score at a number of examples."""
+
+    examples: int
+    score: Interval
+    beyond: bool = Field(description="Beyond the largest number tried: extrapolated.")
+
+
+class Fit(Result):
+    """The fitted learning curve."""
+
+    ceiling: Interval = Field(description="Where the curve ends with examples without end.")
+    ceiling_known: bool = Field(description="Whether the scores bound it short of 1.")
+    exponent: float = Field(description="b of score(n) = c - a n^-b.")
+    amount: float = Field(description="a of score(n) = c - a n^-b.")
+    drawn: tuple[FitPoint, ...]
+
+
+class MoreAnswers(Result):
+    """A step to more examples, from all there are now."""
+
+    examples: int = Field(description="Training examples after the step.")
+    answers: int = Field(description="Answers to pay for.")
+    usd: float | None
+    score: Interval = Field(description="Fitted; extrapolated.")
+    gain: float = Field(description="Points that the fit says the step brings.")
+    gain_low: float = Field(description="The fit's lower bound there, over the fit here; points.")
+    gain_high: float = Field(description="The fit's upper bound there, over the fit here; points.")
+    usd_per_point: float | None = Field(
+        description="null where nothing is gained or the price is unknown."
+    )
+
+
+class Reach(Result):
+    """What it takes to come within the margin of the teacher."""
+
+    target: float = Field(description="Teacher's score less the margin.")
+    examples: int | None = Field(description="By the fit; null: its ceiling is below.")
+    soonest: int | None = Field(description="By the best curve that fits; null: never.")
+    latest: int | None = Field(description="By the worst curve that fits; null: never.")
+    answers: int | None
+    usd: float | None
+
+
+class Study(Result):
+    """What both studies have in common."""
+
+    format: Literal[1] = 1
+    name: str
+    task: str
+    kind: Literal["classification", "extraction", "generation"]
+    created: str = Field(description="UTC, ISO 8601.")
+    metric: str
+    reference: Literal["golden", "teacher"]
+    n: int = Field(description="Samples that all students were judged on.")
+    confidence: float
+    margin: float
+    teacher: Interval = Field(description="The teacher's score on the same samples.")
+    teacher_name: str
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str]
+
+
+class CurveStudy(Study):
+    """curve.json."""
+
+    all_examples: int = Field(description="Training examples there are.")
+    same_steps: bool = Field(description="Whether each size took as many steps as the whole.")
+    points: tuple[CurvePoint, ...]
+    fit: Fit | None = Field(description="null: too few points, or no curve fits them.")
+    cost: AnswerCost
+    more: tuple[MoreAnswers, ...] = ()
+    reach: Reach | None = None
+    point_usd: float | None = Field(
+        default=None, description="What the user says a point is worth."
+    )
+    worth: MoreAnswers | None = Field(
+        default=None, description="The step that is worth most, net; null: none is."
+    )
+    verdict: tuple[str, ...] = Field(description="The answer in sentences.")
+
+
+class SizedStudent(Result):
+    """One student of the frontier."""
+
+    name: str
+    folder: str = Field(description="Its run folder, relative to the study's.")
+    parameters: int | None
+    share: float | None = Field(description="Of the teacher's parameters.")
+    size_bytes: int | None
+    score: Interval
+    retention: Interval | None
+    agreement: Interval
+    verdict: Literal["pass", "fail"]
+    difference: Interval = Field(description="Student minus teacher; two one-sided bounds.")
+    corrected_low: float = Field(
+        description="The same lower bound at a confidence corrected for the number of students."
+    )
+    passes_corrected: bool
+    qps: float | None
+    speedup: float | None = Field(description="Over the teacher, timed in turns.")
+    latency_p50_ms: float | None
+    latency_p95_ms: float | None
+    usd_per_1k: float | None
+    train_seconds: float
+    train_usd: float = Field(description="Training time at the machine's hourly price.")
+    break_even_queries: int | None = Field(
+        description="Queries that pay back answers and training; null: never or unknown."
+    )
+    efficient: bool = Field(description="No other student is both cheaper and better.")
+
+
+class Step(Result):
+    """Two neighbours in size: the larger minus the smaller, on the same samples."""
+
+    larger: str
+    smaller: str
+    difference: Interval
+
+
+class FrontierStudy(Study):
+    """frontier.json."""
+
+    teacher_parameters: int | None
+    teacher_qps: float | None
+    teacher_usd_per_1k: float | None
+    answers_usd: float = Field(
+        description="What the teacher's answers cost, once for all students."
+    )
+    machine_usd_per_hour: float
+    students: tuple[SizedStudent, ...] = Field(description="Largest first.")
+    steps: tuple[Step, ...]
+    left_out: Mapping[str, str] = Field(default_factory=dict, description="Name: why.")
+    chosen: str | None = Field(description="The cheapest that passes the gate; null: none does.")
+    firm: bool = Field(description="It passes at the corrected confidence too.")
+    verdict: tuple[str, ...]

@@ -1,0 +1,119 @@
+"""Run an image recipe: teacher, students, evaluate, then report.json.
+
+Each stage leaves a folder with a manifest, as the stages of `pipeline` do: what is up to date is
+skipped, what was killed goes on. Does not know how any stage works.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from stillhouse.core.errors import DataError
+from stillhouse.core.jsonl import read_json, write_json
+from stillhouse.core.machine import package_versions, peak_rss_mb, this_machine
+from stillhouse.core.optional import require
+from stillhouse.core.progress import Progress
+from stillhouse.core.recipe_images import ImageRecipe
+from stillhouse.core.runfolder import Outcome, RunFolder, StageKey, hash_file
+from stillhouse.pipeline import local_weights, reproducible_threads
+from stillhouse.stages import TORCH_PACKAGES
+
+STAGES: Final = ("teacher", "students", "evaluate")
+RECIPE_FILE: Final = "image_recipe.json"
+
+
+def run_images(recipe: ImageRecipe, root: Path, progress: Progress) -> dict[str, Any]:
+    """Run what is not up to date, write report.json, and return it.
+
+    Raises:
+        UserError: images or nets that cannot be used.
+        StillhouseError: training went off; what is finished stays and is not done again.
+    """
+    module = require("stillhouse.train.image_stage", "train", "training on images")
+    run = RunFolder(root)
+    seconds: dict[str, float] = {}
+    with run.locked(), reproducible_threads():
+        write_json(root / RECIPE_FILE, recipe.model_dump(mode="json", by_alias=True))
+        for number, name in enumerate(STAGES, start=1):
+            key = _key(name, recipe, run)
+            count = f"[{number}/{len(STAGES)}] {name}"
+            current = run.is_current(key)
+            if current is not None:
+                progress.say(f"{count}: up to date")
+                seconds[name] = current.seconds
+                continue
+            progress.say(count)
+            started = time.monotonic()
+            outcome = _stage(module, name, recipe, run, run.open_partial(key), progress)
+            spent = time.monotonic() - started
+            manifest = run.finish(key, outcome, round(spent, 3), round(peak_rss_mb(), 1))
+            progress.say(f"      done in {manifest.seconds:,.0f} s")
+            seconds[name] = manifest.seconds
+        report: dict[str, Any] = {
+            "name": recipe.name,
+            "seed": recipe.seed,
+            "machine": this_machine()._asdict(),
+            "student": str(run.stage("students") / "student"),
+            **read_json(run.stage("evaluate") / "evaluation.json"),
+            "speed": read_json(run.stage("evaluate") / "speed.json"),
+            "seconds": seconds,
+        }
+        write_json(root / "report.json", report)
+    return report
+
+
+def _stage(  # noqa: PLR0917 - what a stage may use
+    module: Any, name: str, recipe: ImageRecipe, run: RunFolder, work: Path, progress: Progress
+) -> Outcome:
+    teacher, students = run.stage("teacher"), run.stage("students")
+    outcome: Outcome
+    if name == "teacher":
+        outcome = module.run_image_teacher(recipe, work, progress)
+    elif name == "students":
+        outcome = module.run_image_students(recipe, teacher, work, progress)
+    else:
+        outcome = module.run_image_evaluate(recipe, teacher, students, work)
+    return outcome
+
+
+def _key(name: str, recipe: ImageRecipe, run: RunFolder) -> StageKey:
+    inputs: dict[str, str] = {}
+    for part in ("train", "test"):
+        path = getattr(recipe.images, part)
+        try:
+            inputs[part] = hash_file(Path(path))
+        except OSError as error:
+            raise DataError(
+                f"images.{part}", f"cannot be read: {error.strerror}", value=path,
+                action="check the path",
+            ) from None  # fmt: skip
+    for before in STAGES[: STAGES.index(name)]:
+        manifest = run.manifest(before)
+        assert manifest is not None, "stages run in order"
+        inputs[before] = manifest.output_hash
+    for field, source in (("teacher", recipe.teacher.source), ("student", recipe.student.source)):
+        if source.startswith("hf:") and not (field == "student" and name == "teacher"):
+            inputs.update(local_weights(field, source))
+    return StageKey(
+        stage=name,
+        inputs=inputs,
+        section=_section(name, recipe),
+        versions=package_versions("stillhouse", *TORCH_PACKAGES),
+        seed=recipe.seed,
+    )
+
+
+def _section(name: str, recipe: ImageRecipe) -> Mapping[str, object]:
+    whole = recipe.model_dump(mode="json", by_alias=True)
+    images = {key: whole["images"][key] for key in ("validation", "limit")}
+    train = whole["train"]
+    if name == "teacher":
+        own = ("alpha", "temperatures", "seeds", "divergence", "divergence_beta", "alone")
+        rest = {key: value for key, value in train.items() if key not in own}
+        return {"images": images, "teacher": whole["teacher"], "train": rest}
+    if name == "students":
+        return {"images": images, "student": whole["student"], "train": train}
+    return {"images": images, "evaluate": whole["evaluate"]}

@@ -1,0 +1,371 @@
+"""`stillhouse frontier`: students of several sizes, quality against cost, and which one to take.
+
+Trains each on the same answers, judges all on the same samples, times all in turns, and takes the
+cheapest whose lower bound passes the gate. Writes frontier.json, frontier.html and frontier.svg
+into the run folder's `frontier/`, beside one run folder a student. Knows stages and files; the
+choice is in `evaluate.frontier_choice`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from stillhouse.core.errors import DataError, RecipeError, RunFolderError, UserError
+from stillhouse.core.jsonl import read_json, read_records, void, write_atomic, write_json
+from stillhouse.core.money import HOUR_S, machine_usd_per_hour, usd_per_1k_queries
+from stillhouse.core.optional import require
+from stillhouse.core.progress import Progress
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.runfolder import RunFolder
+from stillhouse.core.statistics import paired_difference
+from stillhouse.evaluate.build import read_evaluation
+from stillhouse.evaluate.candidates import EvaluationSet, load_sets, sampling_for
+from stillhouse.evaluate.frontier_choice import choose, corrected, efficient, verdict_of
+from stillhouse.evaluate.frontier_page import frontier_chart, render_frontier
+from stillhouse.evaluate.gate import decide
+from stillhouse.evaluate.metrics import Resampling
+from stillhouse.evaluate.results import STUDENT, TEACHER, CandidateSpeed, Prediction
+from stillhouse.evaluate.scorers import scorers_for
+from stillhouse.evaluate.speed import Contestant, measure_speed
+from stillhouse.evaluate.studies import FrontierStudy, SizedStudent, Step
+from stillhouse.models.completer import Completer
+from stillhouse.study_curve import common
+from stillhouse.teacher.build import open_teacher
+from stillhouse.teacher.ensemble import open_ensemble
+from stillhouse.variants import Ran, Variant, check_variant, run_shared, run_variant, varied
+
+FOLDER: Final = "frontier"
+SIZES: Final = ("light", "medium", "heavy")
+SPEED: Final = "speed.json"
+
+
+class _Judged(NamedTuple):
+    """A student beside the teacher, a score a sample of the main set."""
+
+    ran: Ran
+    student: list[float]
+    teacher: list[float]
+
+
+def sized_variants(recipe: Recipe, sizes: Sequence[str], students: Sequence[str]) -> list[Variant]:
+    """The variants asked for.
+
+    Args:
+        recipe: the recipe.
+        sizes: of `student.size`: light, medium, heavy, or a share as 0.33 or 33%.
+        students: further students, each as `key=value,...` of the section `student`.
+
+    Raises:
+        UserError: one that cannot be read or does not fit, or none at all.
+    """
+    found: dict[str, Variant] = {}
+    for size in dict.fromkeys(sizes):
+        keys: dict[str, Any] = {"size": _size(size), "layers": None}
+        found[size] = Variant(_folder(size), _of_study(recipe, keys))
+    for text in dict.fromkeys(students):
+        found[text] = Variant(_folder(text), _of_study(recipe, _keys(text)))
+    names = [variant.name for variant in found.values()]
+    if len(set(names)) < len(names):
+        raise RecipeError("--student", "two students would share a folder", value=students)
+    if not found:
+        raise RecipeError("--sizes", "names no student", action="give light,medium,heavy")
+    return list(found.values())
+
+
+def _of_study(recipe: Recipe, keys: Mapping[str, Any]) -> Recipe:
+    """A variant; the twin, which would double the work, is left to `stillhouse run`."""
+    return varied(recipe, {"student": keys, "train": {"hard_label_twin": False}})
+
+
+def _size(text: str) -> str | float:
+    if text in SIZES:
+        return text
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise RecipeError(
+            "--sizes", "must be light, medium, heavy or a share as 0.33", value=text
+        ) from None
+
+
+def _keys(text: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load("{" + text.replace("=", ": ") + "}")
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict) or not found or None in found.values():
+        raise RecipeError("--student", "needs key=value,... of the section student", value=text)
+    return found
+
+
+def _folder(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._%-]+", "-", text).strip("-.") or "student"
+
+
+def run_frontier(
+    recipe: Recipe, root: Path, variants: Sequence[Variant], progress: Progress
+) -> FrontierStudy:
+    """Draw the recipe's frontier in a run folder.
+
+    Raises:
+        UserError: the recipe, its data or every student cannot be used.
+        StillhouseError: a stage failed; what is finished stays, and the same command goes on.
+    """
+    left_out: dict[str, str] = {}
+    fit: list[Variant] = []
+    for variant in variants:
+        try:
+            check_variant(variant.recipe)
+        except UserError as error:
+            if len(variants) == 1:
+                raise
+            left_out[variant.name] = str(error)
+            progress.say(f"frontier: {variant.name} is left out: {error}")
+        else:
+            fit.append(variant)
+    if not fit:
+        raise DataError(
+            "frontier", f"no student can be made; the first: {next(iter(left_out.values()))}"
+        )
+    run = run_shared(recipe, fit, root, progress)
+    folder = root / FOLDER
+    ran: list[Ran] = []
+    with run.locked():
+        for number, variant in enumerate(fit, start=1):
+            progress.say(f"frontier {number}/{len(fit)}: {variant.name}")
+            try:
+                ran.append(run_variant(variant, run, folder, progress))
+            except UserError as error:
+                if len(fit) == 1:
+                    raise
+                left_out[variant.name] = str(error)
+                progress.say(f"frontier: {variant.name} is left out: {error}")
+        if not ran:
+            raise DataError(
+                "frontier",
+                f"no student could be trained; the first: {next(iter(left_out.values()))}",
+            )
+        main = load_sets(recipe, run)[0]
+        speeds = _speeds(recipe, run, ran, main, folder, progress)
+        study = _study(recipe, run, ran, main, speeds, left_out)
+        write_json(folder / "frontier.json", study.model_dump(mode="json"))
+        chart = frontier_chart(study)
+        write_atomic(folder / "frontier.svg", lambda file: void(file.write(str(chart))))
+        write_atomic(
+            folder / "frontier.html", lambda file: void(file.write(render_frontier(study)))
+        )
+    return study
+
+
+def _speeds(  # noqa: PLR0917 - what is timed, on what, where it is kept
+    recipe: Recipe,
+    run: RunFolder,
+    ran: Sequence[Ran],
+    main: EvaluationSet,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, CandidateSpeed]:
+    """Time all students, and a local teacher, in turns; kept while none of them changes."""
+    trained = {one.variant.name: _hash(RunFolder(one.root), "train") for one in ran}
+    of = {**trained, TEACHER: _hash(run, "tune") or recipe.teacher.model}
+    of["queries"] = f"{recipe.evaluate.speed_queries} x {recipe.evaluate.speed_repeats}"
+    try:
+        kept = read_json(folder / SPEED)
+        if kept.get("of") == of:
+            return TypeAdapter(dict[str, CandidateSpeed]).validate_python(kept["candidates"])
+    except (RunFolderError, ValidationError, KeyError):
+        pass
+    found = asyncio.run(_time(recipe, run, ran, main, progress))
+    write_json(
+        folder / SPEED,
+        {"of": of, "candidates": {k: v.model_dump(mode="json") for k, v in found.items()}},
+    )
+    return found
+
+
+def _hash(run: RunFolder, stage: str) -> str:
+    manifest = run.manifest(stage)
+    return "" if manifest is None else manifest.output_hash
+
+
+async def _time(
+    recipe: Recipe, run: RunFolder, ran: Sequence[Ran], main: EvaluationSet, progress: Progress
+) -> dict[str, CandidateSpeed]:
+    opener = require("stillhouse.models.student", "train", "timing students")
+    few = main.queries[: recipe.evaluate.speed_queries]
+    opened: dict[str, Completer] = {}
+    try:
+        if recipe.teacher.local and recipe.teacher.ray is None:
+            tuned = run.stage("tune") / "model" if recipe.teacher.tune else None
+            opened[TEACHER] = (
+                open_ensemble(recipe)
+                if recipe.teacher.members
+                else open_teacher(recipe.teacher, recipe.prices, tuned)
+            )
+        for one in ran:
+            opened[one.variant.name] = opener.open_student(
+                one.root / "train" / "student",
+                recipe.task,
+                recipe.student.head,
+                recipe.evaluate.batch_size,
+                recipe.train.device,
+            )
+        sampling = sampling_for(recipe)
+        with progress.bar("speed of all, in turns", None, "queries"):
+            speeds = await measure_speed(
+                {name: Contestant(completer, sampling) for name, completer in opened.items()},
+                few,
+                recipe.evaluate.speed_repeats,
+            )
+    finally:
+        for completer in opened.values():
+            await completer.aclose()
+    hour = machine_usd_per_hour(recipe.prices).usd_per_hour
+    return {
+        name: CandidateSpeed(
+            qps=speed.qps,
+            repeats=speed.repeats,
+            latency_p50_ms=speed.latency_p50_ms,
+            latency_p95_ms=speed.latency_p95_ms,
+            usd_per_1k=usd_per_1k_queries(speed.qps, hour),
+            source="measured here, all in turns",
+        )
+        for name, speed in speeds.items()
+    }
+
+
+def _judged(recipe: Recipe, ran: Sequence[Ran], main: EvaluationSet) -> list[_Judged]:
+    """Each student's and the teacher's scores on the main set, in its order."""
+    decisive = scorers_for(recipe.task)[0]
+    found: list[_Judged] = []
+    for one in ran:
+        lines = [
+            line
+            for line in read_records(one.root / "evaluate" / "predictions.jsonl", Prediction)
+            if line.set == main.name
+        ]
+        if [line.id for line in lines] != [query.id for query in main.queries]:
+            raise RunFolderError(f"{one.root}: was judged on other samples; delete its folder")
+        found.append(
+            _Judged(
+                one,
+                *(
+                    [decisive.score(line.answers[name], line.reference) for line in lines]
+                    for name in (STUDENT, TEACHER)
+                ),
+            )
+        )
+    return found
+
+
+def _study(  # noqa: PLR0917 - what a study is made of
+    recipe: Recipe,
+    run: RunFolder,
+    ran: Sequence[Ran],
+    main: EvaluationSet,
+    speeds: Mapping[str, CandidateSpeed],
+    left_out: Mapping[str, str],
+) -> FrontierStudy:
+    judged = _judged(recipe, ran, main)
+    report = ran[0].report
+    how = Resampling(
+        recipe.evaluate.confidence, recipe.evaluate.resamples, recipe.seed, main.groups
+    )
+    strict = how._replace(confidence=corrected(how.confidence, len(ran)))
+    teacher = speeds.get(TEACHER)
+    teacher_usd = teacher.usd_per_1k if teacher else report.cost.teacher_usd_per_1k
+    teacher_qps = teacher.qps if teacher else report.speed.teacher_qps
+    ask = run.manifest("ask")
+    answers_usd = 0.0 if ask is None else ask.cost_usd
+    hour = machine_usd_per_hour(recipe.prices).usd_per_hour
+    students: dict[str, SizedStudent] = {}
+    for one in judged:
+        name, made = one.ran.variant.name, one.ran.report
+        bound = decide(one.student, one.teacher, recipe.evaluate.margin, main.reference, strict)
+        speed = speeds[name]
+        seconds = made.seconds["train"]
+        train_usd = seconds / HOUR_S * hour
+        evaluation = read_evaluation(RunFolder(one.ran.root))
+        saved = (
+            None
+            if teacher_usd is None or speed.usd_per_1k is None
+            else (teacher_usd - speed.usd_per_1k) / 1000
+        )
+        students[name] = SizedStudent(
+            name=name,
+            folder=name,
+            parameters=made.student.parameters,
+            share=made.size.ratio,
+            size_bytes=evaluation.student.size_bytes,
+            score=made.student.score,
+            retention=made.retention,
+            agreement=made.fidelity.agreement,
+            verdict=made.gate.verdict,
+            difference=made.gate.difference,
+            corrected_low=bound.difference.low,
+            passes_corrected=bound.verdict == "pass",
+            qps=speed.qps,
+            speedup=speed.qps / teacher_qps if speed.qps and teacher_qps else None,
+            latency_p50_ms=speed.latency_p50_ms,
+            latency_p95_ms=speed.latency_p95_ms,
+            usd_per_1k=speed.usd_per_1k,
+            train_seconds=seconds,
+            train_usd=train_usd,
+            break_even_queries=math.ceil((answers_usd + train_usd) / saved)
+            if saved is not None and saved > 0
+            else None,
+            efficient=True,
+        )
+    judged.sort(key=lambda one: -(one.ran.report.student.parameters or 0))
+    ordered = efficient([students[one.ran.variant.name] for one in judged])
+    chosen = choose(ordered)
+    steps = tuple(
+        Step(
+            larger=larger.ran.variant.name,
+            smaller=smaller.ran.variant.name,
+            difference=paired_difference(
+                larger.student,
+                smaller.student,
+                how.confidence,
+                resamples=how.resamples,
+                seed=how.seed,
+                groups=how.groups,
+            ),
+        )
+        for larger, smaller in pairwise(judged)
+    )
+    return FrontierStudy(
+        **common(recipe, report),
+        notes=(*_notes(recipe, teacher is not None), *report.notes),
+        teacher_parameters=report.teacher.parameters,
+        teacher_qps=teacher_qps,
+        teacher_usd_per_1k=teacher_usd,
+        answers_usd=answers_usd,
+        machine_usd_per_hour=hour,
+        students=tuple(ordered),
+        steps=steps,
+        left_out=dict(left_out),
+        chosen=None if chosen is None else chosen.name,
+        firm=chosen is not None and chosen.passes_corrected,
+        verdict=verdict_of(
+            ordered, chosen, report.teacher.score, how.confidence, recipe.evaluate.margin
+        ),
+    )
+
+
+def _notes(recipe: Recipe, timed: bool) -> list[str]:
+    notes = ["one training a size: how much another seed would move a student is in no interval"]
+    if not timed:
+        notes.append("the teacher was timed when it was asked, not beside the students")
+    if recipe.train.hard_label_twin:
+        notes.append("no hard-label twins were trained here")
+    return notes

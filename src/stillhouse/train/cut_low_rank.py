@@ -1,0 +1,144 @@
+"""Low-rank embeddings for a BERT: an ELECTRA body whose embeddings are narrow and projected.
+
+ELECTRA (Clark et al. 2020, arXiv:2003.10555) is BERT with embeddings of E channels, normalised
+there, and a linear map to the hidden size: a table V x H becomes V x E and E x H, and plain
+transformers loads it. The narrow tables are the wide ones on the principal directions of what the
+embeddings put out for the task's texts; the map back is the least-squares fit of those outputs.
+Knows BERT and ELECTRA in memory.
+
+Legend: V vocabulary, H hidden, E rank, N tokens read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from stillhouse.core.errors import UserError
+from stillhouse.models.quiet import quiet_transformers
+from stillhouse.train.cut_importance import BATCH, TOKENS
+
+_RIDGE: Final = 1e-4
+
+
+class _Read(NamedTuple):
+    summed: Tensor  # [N, H], word + position + type
+    out: Tensor  # [N, H], normalised
+
+
+def with_low_rank(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rank: int,
+    texts: Sequence[str],
+    samples: int,
+) -> PreTrainedModel:
+    """The ELECTRA that comes nearest to a BERT with embeddings of `rank` channels.
+
+    The classifier on it starts anew; layers are the BERT's own.
+
+    Raises:
+        UserError: a model that is no BERT.
+    """
+    if model.config.model_type != "bert":
+        raise UserError(
+            "student.cut.embedding_rank",
+            f"has no counterpart for {model.config.model_type}",
+            value=rank,
+            action="leave it out, or use a BERT source",
+        )
+    body: Any = model.base_model
+    read = _read(body, tokenizer, texts, samples)
+    made = electra_like(model, rank)
+    to: Any = made.base_model
+    with torch.no_grad():
+        centre = read.summed.mean(0)  # [H]
+        # Its right singular vectors are the directions of most variance.
+        directions = (
+            torch.linalg.svd(read.summed - centre, full_matrices=False).Vh[:rank].T
+        )  # [H, E]
+        if directions.shape[1] < rank:  # fewer tokens than channels: any completion will do
+            full = torch.linalg.qr(torch.cat((directions, torch.eye(len(centre))), 1)).Q
+            directions = full[:, :rank]
+        embeddings = body.embeddings
+        for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
+            wide = getattr(embeddings, name).weight
+            shift = centre if name == "word_embeddings" else torch.zeros_like(centre)
+            getattr(to.embeddings, name).weight.copy_((wide - shift) @ directions)
+        narrow = (read.summed - centre) @ directions
+        narrow = nn.functional.layer_norm(narrow, (rank,), eps=float(made.config.layer_norm_eps))
+        weight, bias = _fit(narrow, read.out)
+        to.embeddings_project.weight.copy_(weight)
+        to.embeddings_project.bias.copy_(bias)
+        to.encoder.load_state_dict(body.encoder.state_dict())
+    made.train(model.training)
+    return made
+
+
+def _read(
+    body: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], samples: int
+) -> _Read:
+    step = max(1, len(texts) // samples)
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = body.embeddings.LayerNorm.register_forward_hook(
+        lambda _, given, out: seen.append((given[0], out))
+    )
+    summed, outs = [], []
+    most = min(TOKENS, int(body.config.max_position_embeddings))
+    was = body.training
+    body.eval()
+    try:
+        with torch.no_grad():
+            chosen = list(texts[::step][:samples])
+            for start in range(0, len(chosen), BATCH):
+                batch: Any = tokenizer(
+                    chosen[start : start + BATCH],
+                    return_tensors="pt",
+                    padding=True,
+                    truncation=True,
+                    max_length=most,
+                )
+                body.embeddings(input_ids=batch["input_ids"])
+                mask = batch["attention_mask"].bool()
+                given, out = seen.pop()
+                summed.append(given[mask])
+                outs.append(out[mask])
+    finally:
+        hook.remove()
+        body.train(was)
+    return _Read(torch.cat(summed).float(), torch.cat(outs).float())
+
+
+def _fit(inputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [H, E] and bias [H] of the least-squares map, slightly ridged."""
+    mean_in, mean_out = inputs.mean(0), wanted.mean(0)
+    x, y = inputs - mean_in, wanted - mean_out
+    gram = x.T @ x / len(x)
+    gram += _RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+    weight = torch.linalg.solve(gram, x.T @ y / len(x)).T
+    return weight, mean_out - weight @ mean_in
+
+
+def electra_like(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+    """An ELECTRA of a BERT's depth and width, of random weights."""
+    kept = copy.deepcopy(model.config).to_dict()
+    for name in ("model_type", "architectures", "transformers_version", "dtype", "_name_or_path"):
+        kept.pop(name, None)
+    config = ElectraConfig(**kept | {"embedding_size": rank})
+    masked = type(model).__name__.endswith("MaskedLM")
+    kind: Any = ElectraForMaskedLM if masked else ElectraForSequenceClassification
+    with quiet_transformers():
+        made: PreTrainedModel = kind(config)
+    made.to(dtype=model.dtype)  # type: ignore[call-arg]
+    return made

@@ -1,0 +1,195 @@
+"""What more answers are worth, which student is taken, and the chart: from figures alone."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillhouse.core.learning_curve import CurveFit, fit_curve
+from stillhouse.core.statistics import Interval
+from stillhouse.evaluate.frontier_choice import choose, corrected, efficient, verdict_of
+from stillhouse.evaluate.studies import AnswerCost, SizedStudent
+from stillhouse.evaluate.study_chart import Axes, Bend, Dot, Level, study_chart
+from stillhouse.evaluate.worth import reach_of, steps_from, worth_most
+from stillhouse.evaluate.worth import verdict_of as worth_verdict
+
+COST = AnswerCost(usd_per_answer=0.01, answers_per_example=1.25, source="the test")
+NOW = 8000
+
+
+def law(ceiling: float, amount: float, exponent: float) -> CurveFit:
+    """A fit to scores that lie on the curve, but for alternating ten-thousandths."""
+    sizes = [500, 1000, 2000, 4000, NOW]
+    scores = [
+        ceiling - amount * n**-exponent + (1e-4 if i % 2 else -1e-4) for i, n in enumerate(sizes)
+    ]
+    return fit_curve(sizes, scores)
+
+
+def test_steps_say_what_the_curve_says() -> None:
+    fit = law(0.95, 5.0, 0.5)
+    steps = {step.examples: step for step in steps_from(fit, NOW, COST)}
+    double = steps[2 * NOW]
+    truth = 100 * 5.0 * (NOW**-0.5 - (2 * NOW) ** -0.5)
+    assert double.gain == pytest.approx(truth, abs=0.1)
+    assert double.gain_low <= double.gain <= double.gain_high
+    assert double.answers == 10_000  # 8,000 more examples at 1.25 answers
+    assert double.usd == pytest.approx(100.0)
+    assert double.usd_per_point == pytest.approx(100.0 / double.gain)
+
+
+def test_reach_counts_the_answers_that_are_missing() -> None:
+    fit = law(0.95, 5.0, 0.5)
+    found = reach_of(fit, NOW, 0.92, COST)
+    assert found.examples == pytest.approx((5.0 / 0.03) ** 2, rel=0.05)
+    assert found.soonest is not None
+    assert found.examples is not None
+    assert found.soonest <= found.examples
+    assert found.answers == pytest.approx((found.examples - NOW) * 1.25, abs=2)
+    assert reach_of(fit, NOW, 0.97, COST).examples is None
+    here = reach_of(fit, NOW, 0.80, COST)
+    assert here.answers == 0
+    assert here.usd == 0
+
+
+def test_the_step_that_is_worth_most_is_where_a_point_costs_what_it_is_worth() -> None:
+    """V s(n) - p n is greatest where V s'(n) = p; with s = c - a n^-b, n^(1 + b) = V a b / p."""
+    fit = law(0.95, 5.0, 0.5)
+    price = 0.01 * 1.25
+    for value in (5.0, 20.0):
+        best = worth_most(fit, NOW, COST, value)
+        by_hand = (100 * value * fit.amount * fit.exponent / price) ** (1 / (1 + fit.exponent))
+        if by_hand <= NOW:
+            assert best is None
+        else:
+            assert best is not None
+            assert best.examples == pytest.approx(min(by_hand, 10 * NOW), rel=0.07)
+    assert worth_most(fit, NOW, COST, 0.01) is None
+    unknown = COST.model_copy(update={"usd_per_answer": None})
+    assert worth_most(fit, NOW, unknown, 1e9) is None
+
+
+@pytest.mark.parametrize(
+    ("curve", "teacher", "value", "said"),
+    [
+        ((0.95, 5.0, 0.5), 0.96, None, "more answers .* are worth paying for: they bring"),
+        ((0.80, 40.0, 1.0), 0.96, None, "no more answers .* take a bigger student"),
+        ((0.95, 5.0, 0.5), 0.96, 0.01, "no more answers are worth paying for: even the next"),
+        ((0.95, 5.0, 0.5), 0.96, 50.0, "more answers are worth paying for"),
+        ((0.90, 5.0, 0.5), 0.99, None, "bigger student"),
+    ],
+)
+def test_the_answer_in_words(
+    curve: tuple[float, float, float], teacher: float, value: float | None, said: str
+) -> None:
+    fit = law(*curve)
+    steps = steps_from(fit, NOW, COST)
+    reach = reach_of(fit, NOW, teacher - 0.03, COST)
+    worth = None if value is None else worth_most(fit, NOW, COST, value)
+    lines = worth_verdict(NOW, fit, steps, reach, teacher, value, worth)
+    assert len(lines) >= 4
+    assert all("\n" not in line for line in lines)
+    assert re.search(said, lines[0]), lines[0]
+
+
+def student(name: str, score: float, usd: float | None, verdict: Literal["pass", "fail"]) -> Any:
+    def around(value: float) -> Interval:
+        return Interval(estimate=value, low=value - 0.02, high=value + 0.02, n=500)
+
+    return SizedStudent(
+        name=name,
+        folder=name,
+        parameters=None if usd is None else int(1e6 * usd),
+        share=None,
+        size_bytes=None,
+        score=around(score),
+        retention=None,
+        agreement=around(score),
+        verdict=verdict,
+        difference=around(score - 0.95),
+        corrected_low=score - 0.98,
+        passes_corrected=verdict == "pass",
+        qps=None,
+        speedup=None,
+        latency_p50_ms=None,
+        latency_p95_ms=None,
+        usd_per_1k=usd,
+        train_seconds=1.0,
+        train_usd=0.0,
+        break_even_queries=None,
+        efficient=True,
+    )
+
+
+def test_the_cheapest_that_passes_is_taken() -> None:
+    three = [
+        student("heavy", 0.95, 4.0, "pass"),
+        student("medium", 0.94, 2.0, "pass"),
+        student("light", 0.80, 1.0, "fail"),
+    ]
+    chosen = choose(three)
+    assert chosen is not None
+    assert chosen.name == "medium"
+    teacher = Interval(estimate=0.95, low=0.93, high=0.97, n=500)
+    lines = verdict_of(three, chosen, teacher, 0.95, 0.05)
+    assert lines[0].startswith("take medium")
+    assert "98.3%" in lines[2]
+    assert choose(three[2:]) is None
+    none = verdict_of(three[2:], None, teacher, 0.95, 0.05)
+    assert "take none" in none[0]
+    assert "outside the margin" in none[2]
+
+
+def test_a_student_that_costs_more_for_less_is_not_on_the_frontier() -> None:
+    found = efficient(
+        [
+            student("a", 0.95, 4.0, "pass"),
+            student("b", 0.90, 2.0, "pass"),
+            student("c", 0.92, 1.0, "pass"),
+        ]
+    )
+    assert [one.efficient for one in found] == [True, False, True]
+
+
+@given(st.floats(0.51, 0.999), st.integers(1, 50))
+def test_corrected_bounds_hold_together(confidence: float, students: int) -> None:
+    each = corrected(confidence, students)
+    assert confidence <= each + 1e-12
+    assert students * (1 - each) == pytest.approx(1 - confidence)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(1e-6, 1e9), st.floats(0, 1), st.floats(0, 0.5)), min_size=1, max_size=6
+    ),
+    st.text(alphabet='<>&"ab', max_size=8),
+)
+def test_a_chart_is_well_formed_and_stands_alone(
+    rows: list[tuple[float, float, float]], name: str
+) -> None:
+    dots = [Dot(x, y, max(0.0, y - w), min(1.0, y + w), name) for x, y, w in rows]
+    line = [Bend(x, 0.5, 0.1, 0.9, beyond=k > 1) for k, x in enumerate((1.0, 2.0, 4.0, 8.0))]
+    text = study_chart(
+        name,
+        dots,
+        Axes(name, "score", lambda x: f"{x:g}"),
+        line=line,
+        levels=[Level(name, 0.5, "gate")],
+    )
+    root = ET.fromstring(str(text))
+    circles = [e for e in root.iter() if e.tag.endswith("circle")]
+    assert len(circles) == len(dots)
+    for circle in circles:
+        assert 0 <= float(circle.attrib["cx"]) <= 720
+        assert 0 <= float(circle.attrib["cy"]) <= 420
+    assert "nan" not in str(text)
+
+
+def test_no_dots_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one point"):
+        study_chart("t", [], Axes("x", "y", str))
