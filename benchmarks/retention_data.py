@@ -192,7 +192,7 @@ def _package(pinned: str, cache: Path) -> Path:
     folder = cache / f"{name}-{version}"
     if not folder.exists():
         part = folder.with_name(folder.name + ".partial")
-        kind = "--no-binary=:all:" if name == "usaddress" else "--only-binary=:all:"
+        kind = f"--no-binary={name}" if name == "usaddress" else "--only-binary=:all:"
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", kind, "-d", str(part)]
         subprocess.run([*pip, pinned], check=True)
         part.rename(folder)

@@ -25,6 +25,7 @@ import bz2
 import csv
 import importlib.util
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -279,7 +280,8 @@ def commands(first: Run, threads: int, names: Sequence[str]) -> dict[str, list[s
 
 def measure(task: str, folder: Path, size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
     """All contenders at one task."""
-    names = [name for name in TASKS[task] if name != "distill-anything" or PEER.exists()]
+    wanted = arguments.only or TASKS[task]
+    names = [n for n in TASKS[task] if n in wanted and (n != "distill-anything" or PEER.exists())]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     losses: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(arguments.rounds):
@@ -311,7 +313,7 @@ def measure(task: str, folder: Path, size: Size, arguments: argparse.Namespace) 
             if name != "ours"
         },
         "before training": held_out(folder, folder / "student"),
-        "left out": sorted(set(TASKS[task]) - set(names)),
+        "left out": sorted(set(wanted) & set(TASKS[task]) - set(names)),
     }
 
 
@@ -335,6 +337,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=("seconds", "cpu_seconds"), default="seconds")
     parser.add_argument("--task", choices=list(TASKS), nargs="+", default=list(TASKS))
+    parser.add_argument("--only", nargs="+", choices=TASKS["kd"], metavar="NAME")
     parser.add_argument("--worker")
     arguments = parser.parse_args()
     if arguments.worker:
@@ -350,10 +353,12 @@ def main() -> None:
     if arguments.small or arguments.task != list(TASKS):
         print(json.dumps(result, indent=2))
         return
+    only = " ".join(f"'{name}'" for name in arguments.only or ())
     save(
-        "training_step",
+        "training_step_" + "_".join(re.findall(r"\w+", only)) if only else "training_step",
         f"python benchmarks/training_step.py --rounds {arguments.rounds} "
-        f"--threads {arguments.threads} --clock {arguments.clock}",
+        f"--threads {arguments.threads} --clock {arguments.clock}"
+        + (f" --only {only}" if only else ""),
         {**package_versions("trl"), "distill-anything": "0.5.0", **result},
     )
 

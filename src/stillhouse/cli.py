@@ -59,6 +59,7 @@ app = typer.Typer(
 )
 app.add_typer(teacher_app)
 app.add_typer(signals_app)
+app.command()(tune)
 app.command()(curve)
 app.command()(frontier)
 app.command()(pretrain)

@@ -143,9 +143,9 @@ def test_studies_share_a_file_and_nothing_else(whole: list[Any], tmp_path: Path)
 
 
 def test_importance_is_of_what_matters(tmp_path: Path) -> None:
-    section = SearchSection(startup=24, pruning="none")
+    section = SearchSection(startup=40, pruning="none")
     search = Search(tmp_path / "s.db", "s", SPACE, section, seed=2)
-    for number in range(24):
+    for number in range(40):
         trial = search.next()
         trial.complete(worth(trial.tried.values, 1), {})
         if number == 8:
