@@ -151,8 +151,7 @@ class SampleTerm(TermSection):
         default=None, description="[student, teacher] layer, from 0; null: the last of both."
     )
     pool: Literal["mean", "first", "last"] = Field(
-        default="mean",
-        description="A text's vector: the mean, the first (not of head text) or the last token's.",
+        default="mean", description="A text's vector: the mean, the first or the last token's."
     )
 
 
