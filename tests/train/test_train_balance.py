@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,14 @@ from stillhouse.core.recipe_features import ScheduleSection
 from stillhouse.core.recipe_train import TrainSection
 from stillhouse.models.signals import DenseSignal
 from stillhouse.train.balance import Balance, GradientNorm, Uncertainty, factor
-from stillhouse.train.balanced import BalancedObjective, Moment, Scheduled, Stages, log_of
+from stillhouse.train.balanced import (
+    BalancedObjective,
+    Moment,
+    Scheduled,
+    Stages,
+    log_of,
+    own_weights,
+)
 from stillhouse.train.batches import Collator, Rows, encode_labels
 from stillhouse.train.features_layers import EMBEDDINGS, LayerPair
 from stillhouse.train.features_terms import Activation, Hidden, Relation
@@ -240,6 +248,47 @@ def test_gradients_are_read_at_log_steps_only(monkeypatch: pytest.MonkeyPatch) -
         patch.setattr(Tensor, "item", lambda *a: pytest.fail("a number was read"))
         objective.loss(model, batch, Counts(*count(batch).unbind())).backward()
         objective.end_step(lambda x: x)
+
+
+@pytest.mark.parametrize("make", BALANCES, ids=["fixed", "uncertainty", "gradient_norm"])
+def test_a_step_at_which_no_term_is_on_moves_nothing(make: Any) -> None:
+    model, objective = _objective(make())
+    late = ScheduleSection(shape="linear")
+    objective.scheduled = [replace(one, schedule=late) for one in objective.scheduled]
+    attach(model, objective.parts)
+    batch = Collator(0)(_rows().items)
+    counts = Counts(*count(batch).unbind())
+    for step, learns in ((0, False), (5, True)):
+        model.zero_grad()
+        objective.begin_step(Moment(step, 10, True))
+        loss = objective.loss(model, batch, counts)
+        loss.backward()
+        objective.end_step(lambda x: x)
+        gradients = [p.grad for p in own_weights(model)]
+        assert all(g is not None and g.isfinite().all() for g in gradients)
+        assert any(g is not None and g.any() for g in gradients) == learns
+        assert (loss.item() > 0) == learns
+        assert bool(log_of(objective.take_log())) == learns
+        assert all(value.isfinite().all() for value in objective.balance.state_dict().values())
+
+
+def test_schedules_know_whether_they_are_ever_on() -> None:
+    cases: list[tuple[dict[str, Any], float, bool]] = [
+        ({"shape": "linear"}, 0, True),
+        ({"shape": "linear", "after": 0}, 0, False),
+        ({"shape": "cosine", "before": 1, "after": 0, "end": 0.5}, 0.4, True),
+        ({"shape": "cosine", "before": 1, "after": 0, "end": 0.5}, 0.5, False),
+        ({"shape": "steps", "at": [[0, 0]]}, 0, False),
+        ({"shape": "steps", "at": [[0, 0], [1, 1]]}, 0, False),
+        ({"shape": "steps", "at": [[0, 0], [0.9, 1]]}, 0, True),
+        ({"shape": "steps", "at": [[0, 1], [0.3, 0]]}, 0.2, True),
+        ({"shape": "steps", "at": [[0, 1], [0.3, 0]]}, 0.3, False),
+    ]
+    for section, since, on in cases:
+        schedule = ScheduleSection.model_validate(section)
+        assert schedule.ever_on(since) == on, (section, since)
+        steps = [k / 1000 for k in range(1000) if k / 1000 >= since]
+        assert any(factor(schedule, progress) > 0 for progress in steps) == on
 
 
 def test_stages_train_one_layer_after_another() -> None:

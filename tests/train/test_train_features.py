@@ -288,6 +288,37 @@ def test_few_or_equal_samples_are_finite(function: Any, count: int) -> None:
     assert same.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("apart", [0.0, 1e-9])
+def test_angles_at_samples_that_coincide_have_a_bounded_gradient(
+    apart: float, dtype: torch.dtype
+) -> None:
+    """A cosine moves by at most 1/|r| + 1/|q| when an end of its rays r and q does, huber by at
+    most that, and of the n = B(B - 1)(B - 2) triplets 3 n / B hold a sample: 6 / shortest ray."""
+    x = _normal(5, 8, seed=1).to(dtype)
+    x[1] = x[0] + apart * x[2]
+    x.requires_grad_()
+    loss = features_samples.rkd_angle(x, _normal(5, 6, seed=2).to(dtype))
+    loss.backward()
+    distances = torch.pdist(x.detach())
+    shortest = distances[distances > 1e-6].min()
+    assert len(distances[distances > 1e-6]) == 9
+    assert x.grad is not None
+    assert 0 < x.grad.norm(dim=-1).max() <= 6 / shortest
+
+
+def test_angles_of_near_samples_are_still_compared() -> None:
+    x = _normal(4, 8, seed=1)
+    x[1] = x[0] + 1e-4 * x[2]
+    t = _normal(4, 6, seed=2)
+    cosine = features_samples._angles(x)[0, 1, 2]
+    r, q = x[1] - x[0], x[2] - x[0]
+    assert cosine.item() == pytest.approx(float(r @ q / (r.norm() * q.norm())), rel=1e-9)
+    assert torch.autograd.gradcheck(
+        lambda y: features_samples.rkd_angle(y, t), x.requires_grad_(), eps=1e-9, atol=1e-2
+    )
+
+
 def test_a_single_sample_contrasts_with_nothing() -> None:
     x = _normal(1, 4).requires_grad_()
     loss = features_samples.contrastive(x, _normal(1, 4, seed=1), temperature=0.1, population=9)

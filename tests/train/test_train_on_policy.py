@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from scipy import stats
+from transformers import GenerationConfig
 
 from stillhouse.core.errors import RecipeError
 from stillhouse.core.progress import Silent
@@ -25,12 +27,16 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_on_policy import OnPolicySection
 from stillhouse.core.runfolder import hash_folder
 from stillhouse.train.batches import Collator, encode_chats
+from stillhouse.train.features_wiring import Learned
 from stillhouse.train.objectives import text_objective
 from stillhouse.train.on_policy import WRITERS, WRITTEN_BY, OnPolicy, Writing, rewritten, sample
 from stillhouse.train.outputs import CausalReader, Counts, StepAt, count
 from stillhouse.train.planning import check_recipe
+from stillhouse.train.reading import Reading
 from stillhouse.train.stage import run_train
+from stillhouse.train.students import build_student
 from stillhouse.train.teachers import LiveTeacher
+from stillhouse.train.wiring import build_objective
 from tiny_models import byte_bpe, loud_llama, review_examples, text_recipe, write_jsonl
 
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
@@ -139,6 +145,100 @@ def test_draws_follow_the_models_distribution() -> None:
         assert stats.chisquare(seen, expected).pvalue > 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"repetition_penalty": 1.3, "min_p": 0.1},
+        {"repetition_penalty": 1.3},
+        {"min_p": 0.1},
+        {"suppress_tokens": [*range(200)], "no_repeat_ngram_size": 1, "typical_p": 0.5},
+    ],
+)
+def test_a_models_own_generation_settings_do_not_bend_what_is_drawn(
+    own: dict[str, Any], adapted: bool
+) -> None:
+    """Total variation between n draws and softmax: its mean is at most sum sqrt(q (1 - q) / n) / 2
+    (Jensen), and one draw moves it by at most 1 / n, so that it exceeds its mean by
+    sqrt(ln(1e9) / 2 n) once in 1e9 (McDiarmid)."""
+    model, draws = _loud(), 5000
+    before = GenerationConfig(**own, eos_token_id=END, pad_token_id=PAD)
+    model.generation_config = before
+    inner = model
+    if adapted:
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        model = get_peft_model(model, config)
+    prompt = torch.tensor([5, 9, 11])
+    with torch.no_grad():
+        q = model(prompt[None]).logits[0, -1].double().softmax(-1)
+    out = sample(model, [prompt] * draws, _writing(ends=(), max_new_tokens=1), seed=3)
+    seen = torch.bincount(torch.stack(out)[:, 0], minlength=len(q)) / draws
+    mean = (q * (1 - q) / draws).sqrt().sum() / 2
+    over = math.sqrt(math.log(1e9) / (2 * draws))
+    assert (seen - q).abs().sum() / 2 <= mean + over
+    assert inner.generation_config is before
+    assert model.generation_config is before
+
+
+def test_only_ids_that_both_models_and_the_tokenizer_have_are_written() -> None:
+    """Otherwise as softmax over those ids: the bound is the one above."""
+    torch.manual_seed(0)
+    model, draws, limit = _loud(), 5000, len(TOKENIZER)
+    model.resize_token_embeddings(limit + 40, mean_resizing=False)
+    torch.nn.init.normal_(model.get_input_embeddings().weight[limit:], std=3.0)
+    prompt = torch.tensor([5, 9, 11])
+    with torch.no_grad():
+        logits = model(prompt[None]).logits[0, -1].double()
+    assert logits.softmax(-1)[limit:].sum() > 0.2
+    q = logits[:limit].softmax(-1)
+    writing = _writing(ends=(), max_new_tokens=1)._replace(ids=limit)
+    drawn = torch.stack(sample(model, [prompt] * draws, writing, seed=3))[:, 0]
+    assert drawn.max() < limit
+    seen = torch.bincount(drawn, minlength=limit) / draws
+    mean = (q * (1 - q) / draws).sqrt().sum() / 2
+    assert (seen - q).abs().sum() / 2 <= mean + math.sqrt(math.log(1e9) / (2 * draws))
+
+
+@pytest.mark.parametrize("wide", ["student", "teacher"])
+@pytest.mark.parametrize("writer", ["student", "teacher"])
+def test_a_padded_head_writes_what_the_other_model_reads(
+    wide: str, writer: str, tmp_path: Path
+) -> None:
+    for name in ("student", "teacher"):
+        model = _loud(2)
+        if name == wide:
+            model.resize_token_embeddings(len(TOKENIZER) + 600, mean_resizing=False)
+            rows = model.get_input_embeddings().weight
+            torch.nn.init.normal_(rows[len(TOKENIZER) :], std=3.0, generator=torch.manual_seed(1))
+        model.save_pretrained(tmp_path / name)
+        TOKENIZER.save_pretrained(tmp_path / name)
+    policy = {"student_fraction": 0.0, "teacher_fraction": 0.0, "max_new_tokens": 6}
+    recipe = text_recipe(tmp_path / "teacher", on_policy={**policy, f"{writer}_fraction": 1.0})
+    section = {**recipe.student.model_dump(by_alias=True), "from": f"hf:{tmp_path / 'student'}"}
+    recipe = Recipe.model_validate(
+        {**recipe.model_dump(mode="json", by_alias=True), "student": section}
+    )
+    student = build_student(recipe.student, recipe.task, section["from"], [], 0)
+    rows = encode_chats(review_examples(4), TOKENIZER, 100).rows
+    teacher, cpu = f"hf:{tmp_path / 'teacher'}", torch.device("cpu")
+    reading = Reading(recipe.train.alpha, teacher, cpu, False, Learned(rows, ()))
+    objective = build_objective(recipe, student, reading)
+    written = objective.prepare(student.model, Collator(PAD)(rows.items), StepAt(0))
+    assert WRITERS[int(written[WRITTEN_BY])] == writer
+    assert written["input_ids"].max() < len(TOKENIZER)
+    loss = objective.loss(student.model, written, Counts(*count(written).unbind()))
+    loss.backward()
+    assert loss.isfinite()
+
+
+def test_a_short_prompt_has_the_room_of_the_longest_beside_it() -> None:
+    prompts = [torch.tensor([5] * 20), torch.tensor([5, 9])]
+    writing = _writing(ends=(), longest=24, max_new_tokens=50)
+    assert [len(new) for new in sample(_loud(), prompts, writing, seed=1)] == [4, 4]
+    assert [len(new) for new in sample(_loud(), prompts[1:], writing, seed=1)] == [22]
+
+
 def test_a_student_batch_is_scored_by_the_teacher_alone() -> None:
     student, teacher, batch = _loud(2), _loud(1), _batch()
     policy = _policy(student, teacher, student_fraction=1.0)
@@ -233,6 +333,18 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     run_train(plain, tmp_path / "data", None, tmp_path / "plain", Silent())
     losses = [json.loads((tmp_path / n / "history.json").read_text()) for n in ("whole", "plain")]
     assert losses[0] != losses[1]
+
+
+def test_a_server_that_reads_along_scores_what_a_student_writes(tmp_path: Path) -> None:
+    """The plan takes a teacher that is asked over an API where a server reads along."""
+    recipe = text_recipe(tmp_path, on_policy={}).model_dump(mode="json", by_alias=True)
+    server = {"model": "openai-compatible:m", "base_url": "http://127.0.0.1:1/v1"}
+    recipe["teacher"] = {"model": "openai:gpt-4.1"}
+    recipe["train"]["teachers"] = {"members": [server]}
+    check_recipe(Recipe.model_validate(recipe))
+    recipe["train"]["on_policy"] = {"teacher_fraction": 0.5}
+    with pytest.raises(RecipeError, match="a server only reads along"):
+        check_recipe(Recipe.model_validate(recipe))
 
 
 def test_impossible_recipes_are_refused_before_anything_is_paid(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import (
     BertForSequenceClassification,
 )
 
-from stillhouse.core.errors import UserError
+from stillhouse.core.errors import RecipeError, UserError
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import hash_folder
@@ -26,6 +26,7 @@ from stillhouse.models.loading import load_classifier
 from stillhouse.train.batches import Rows
 from stillhouse.train.features_tokens import same_tokens
 from stillhouse.train.history import Report
+from stillhouse.train.planning import check_recipe
 from stillhouse.train.stage import run_train
 from stillhouse.train.vocabulary import trim_tokenizer
 from tiny_models import byte_bpe, tiny_llama, wordpiece
@@ -205,6 +206,52 @@ def test_a_label_student_cut_from_a_language_model_is_compared_inside(
     first = _terms(tmp_path)[0]
     assert first["hidden"]["loss"] < 1e-10, "the first layers are its teacher's own"
     assert first["relation"]["loss"] > 1e-6
+
+
+@pytest.mark.parametrize("more", [[], [{"kind": "similarity"}]])
+def test_terms_that_all_begin_at_0_train(
+    lm_folder: Path, dataset_folder: Path, tmp_path: Path, more: list[dict[str, Any]]
+) -> None:
+    schedule = {"shape": "linear", "end": 0.5}
+    terms = [{**term, "schedule": schedule} for term in [{"kind": "response"}, *more]]
+    student = {"max_tokens": 200, "layers": 2}
+    recipe = recipe_for(str(lm_folder), "text", student, epochs=1, terms=terms)
+    run_train(recipe, dataset_folder, None, tmp_path, Silent())
+    first, *_, final = json.loads((tmp_path / "history.json").read_text())
+    assert "terms" not in first, "none was on"
+    assert first["loss"] == 0
+    last = final["terms"]
+    assert set(last) == {term["kind"] for term in terms}
+    assert all(row["weight"] == 1 and row["gradient_norm"] > 0 for row in last.values())
+
+
+def test_what_the_recipe_shows_to_do_nothing_is_refused(classifier: Path) -> None:
+    never = {"shape": "steps", "at": [[0, 0]]}
+    early = {"shape": "steps", "at": [[0, 1], [0.3, 0]]}
+    response, hidden = {"kind": "response"}, {"kind": "hidden"}
+
+    def check(head: str, terms: list[dict[str, Any]], **more: Any) -> None:
+        check_recipe(_recipe(classifier, classifier, head, terms=terms, student={}, **more))
+
+    for terms, more in (
+        ([response | {"schedule": never}], {}),
+        ([response | {"schedule": never}, hidden | {"schedule": never}], {}),
+        (
+            [response | {"schedule": early}, hidden | {"schedule": never}],
+            {"progressive": {"until": 0.5}},
+        ),
+    ):
+        with pytest.raises(RecipeError, match=r"train\.terms: their schedules are 0 throughout"):
+            check("label", terms, **more)
+    check("label", [response | {"schedule": never}, hidden])
+    check("label", [hidden | {"schedule": never}])
+    check("label", [response | {"schedule": early}, hidden | {"schedule": never}])
+    for kind in ("rkd_distance", "rkd_angle", "similarity", "contrastive"):
+        term = {"kind": kind, "pool": "first"}
+        check("label", [term])
+        check("text", [{"kind": kind, "pool": "last"}])
+        with pytest.raises(RecipeError, match=r"train\.terms\.1\.pool: .*use mean or last"):
+            check("text", [hidden, term])
 
 
 def test_what_cannot_be_compared_is_one_line(

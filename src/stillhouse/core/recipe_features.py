@@ -40,6 +40,17 @@ class ScheduleSection(Section):
             raise ValueError("start must be below end")
         return self
 
+    def ever_on(self, since: float = 0.0) -> bool:
+        """Whether the factor is above 0 anywhere in the shares from `since` up to the last step,
+        which begins before share 1."""
+        if self.shape != "steps":
+            return self.after > 0 or (self.before > 0 and since < self.end)
+        until = [*(share for share, _ in self.at[1:]), 1.0]
+        return any(
+            value > 0 and share < 1 and since < end
+            for (share, value), end in zip(self.at, until, strict=True)
+        )
+
 
 class TermSection(Section):
     """What all terms have."""

@@ -152,7 +152,8 @@ class BalancedObjective(TermsObjective):
         extra = self.balance.regulariser(given)
         if extra is not None:  # once a step: by the micro-batch's share of the samples
             loss = loss + extra * (there(batch["labels"]).sum() / counts.of("samples"))
-        if None in self._now and torch.distributed.is_initialized():
+        # a pass without terms has a gradient too, of zeros, and with ranks one for every weight
+        if not terms or (None in self._now and torch.distributed.is_initialized()):
             loss = loss + torch.stack([(w * 0).sum() for w in own_weights(model)]).sum()
         self._check(loss, view)
         return loss

@@ -55,7 +55,11 @@ def rkd_angle(
 ) -> Tensor:
     """B * mean over triplets of distinct i, j, k of huber(psi_s - psi_t), psi = cosine of the angle
     at x_j between x_i and x_k: angle-wise relational distillation (Park et al. 2019, eq. 7 and
-    8). Unchanged when either space is scaled, moved or rotated."""
+    8). Unchanged when either space is scaled, moved or rotated.
+
+    Samples that coincide (closer than sqrt(machine epsilon) of the mean distance) have no direction
+    between them: such a ray's cosines are 0 and give no gradient.
+    """
     count = len(student)
     if count < 3:
         return _nothing(student)
@@ -116,8 +120,11 @@ def _distances(x: Tensor) -> Tensor:
 def _angles(x: Tensor) -> Tensor:
     """Cosines [B corner, B, B]."""
     rays = x[None, :, :] - x[:, None, :]  # [j, i]: from j to i
-    length = torch.linalg.vector_norm(rays, dim=-1, keepdim=True)
-    rays = rays / length.clamp_min(torch.finfo(x.dtype).tiny)
+    length = torch.linalg.vector_norm(rays, dim=-1, keepdim=True)  # [B, B, 1]
+    # of a shorter ray rounding leaves less than half the digits, and its gradient is 1 / length
+    shortest = torch.finfo(x.dtype).eps ** 0.5 * length.sum() / (len(x) * (len(x) - 1))
+    apart = length > shortest
+    rays = (rays / torch.where(apart, length, 1.0)).masked_fill(~apart, 0.0)
     cosines: Tensor = rays @ rays.transpose(1, 2)
     return cosines
 

@@ -14,14 +14,15 @@ Legend: B batch, T tokens, P longest prompt, C longest new completion.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stillhouse.core.recipe_on_policy import OnPolicySection
 from stillhouse.models.divergence import IGNORE_INDEX
@@ -43,6 +44,7 @@ class Writing(NamedTuple):
     ends: Sequence[int]
     pad_token_id: int
     longest: int  # most tokens of prompt and completion together
+    ids: int | None = None  # only ids below are written; `None`: all that the writer has
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,8 @@ def rewritten(model: Any, batch: Batch, writing: Writing, seed: int) -> Batch:
     `labels`, padded on the right.
 
     A prompt ends before the first label. What is sampled ends with an end token, which is a target
-    too, or where `max_new_tokens` or the student's `max_tokens` is reached. The caller's random
-    state is left alone.
+    too, or after `max_new_tokens`, or where the batch's longest prompt and what follows it reach
+    the student's `max_tokens`. The caller's random state is left alone.
     """
     prompts = _prompts(batch)
     tokens = sample(model, prompts, writing, seed)
@@ -126,8 +128,10 @@ def sample(
 ) -> list[Tensor]:  # of [C_i]
     """One completion for each prompt [P_i], with its end token where it came to one.
 
-    Drawn from softmax(logits / sampling_temperature) with a key-value cache, in evaluation mode, no
-    top-k or top-p: what is trained on is what the model says. Prompts are padded on the left.
+    Drawn from softmax(logits / sampling_temperature) over the ids that may be written, with a
+    key-value cache, in evaluation mode, whatever the model's own generation settings say (top-k,
+    penalties, thresholds): what is trained on is what the model says. Prompts are padded on the
+    left.
     """
     longest = max(len(prompt) for prompt in prompts)
     room = min(writing.section.max_new_tokens, writing.longest - longest)
@@ -147,17 +151,51 @@ def sample(
     model.eval()
     devices = [ids.device] if ids.is_cuda else []
     try:
-        with torch.random.fork_rng(devices=devices), quiet_transformers():
+        with torch.random.fork_rng(devices=devices), quiet_transformers(), _only(model, settings):
             torch.manual_seed(seed)
             out: Tensor = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=settings,
+                logits_processor=LogitsProcessorList([_Below(writing.ids)]),
                 synced_gpus=_several_ranks(),
             )
     finally:
         model.train(was_training)
     return [_whole(row, writing.ends) for row in out[:, longest:]]
+
+
+class _Below(LogitsProcessor):
+    """Leaves ids from a limit on out: rows that pad a head are no tokens, and a model with fewer
+    rows has no place to read them."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+
+    def __call__(
+        self,
+        input_ids: Tensor,  # [B, T]
+        scores: Tensor,  # [B, V]
+    ) -> Tensor:
+        if self.limit is None or self.limit >= scores.shape[-1]:
+            return scores
+        there = torch.arange(scores.shape[-1], device=scores.device) < self.limit
+        return scores.masked_fill(~there, -torch.inf)
+
+
+@contextmanager
+def _only(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Inside, these are the model's own generation settings: `generate` takes from those whatever
+    its argument leaves open."""
+    holders = [part for part in model.modules() if "generation_config" in vars(part)]
+    before = [part.generation_config for part in holders]
+    try:
+        for part in holders:
+            part.generation_config = settings
+        yield
+    finally:
+        for part, own in zip(holders, before, strict=True):
+            part.generation_config = own
 
 
 def _prompts(batch: Batch) -> list[Tensor]:

@@ -120,7 +120,7 @@ def _check_divergence(recipe: Recipe) -> None:
 
 
 def _check_on_policy(recipe: Recipe) -> None:
-    """On-policy training compares beliefs at tokens that no answer holds: both models are here."""
+    """On-policy training compares beliefs at tokens that no answer holds: something reads along."""
     if recipe.train.on_policy is None:
         return
     if recipe.student.head == "label":

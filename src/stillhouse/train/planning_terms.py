@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.recipe_features import ContrastiveTerm, LayeredTerm, SampleTerm
+from stillhouse.core.recipe_features import ContrastiveTerm, LayeredTerm, ResponseTerm, SampleTerm
 
 
 def check_terms(recipe: Recipe) -> None:
@@ -36,6 +36,7 @@ def check_terms(recipe: Recipe) -> None:
         )
     if train.terms is not None:
         _response_is_one(recipe)
+        _something_is_on(recipe)
     if train.insides:
         _teacher_can_be_read(recipe)
         _samples_meet(recipe)
@@ -55,6 +56,25 @@ def _response_is_one(recipe: Recipe) -> None:
             raise RecipeError(
                 "train.terms", f"are not weighed beside {key}", action="leave one of the two out"
             )
+
+
+def _something_is_on(recipe: Recipe) -> None:
+    """A run in which every weight stays 0 trains nothing. Only layers are compared in stages, so
+    the other terms count from their end on."""
+    train = recipe.train
+    terms = train.terms or ()
+    if not any(isinstance(term, ResponseTerm) for term in terms):
+        return  # it is there at weight 1
+    stages = 0.0 if train.progressive is None else train.progressive.until
+    for term in terms:
+        since = 0.0 if isinstance(term, LayeredTerm) else stages
+        if term.schedule is None or term.schedule.ever_on(since):
+            return
+    raise RecipeError(
+        "train.terms",
+        "their schedules are 0 throughout, so nothing would be learnt",
+        action="give one of them a factor above 0, or leave its schedule out",
+    )
 
 
 def _teacher_can_be_read(recipe: Recipe) -> None:
@@ -101,6 +121,13 @@ def _samples_meet(recipe: Recipe) -> None:
                 f"{least} of them",
                 value=together,
                 action="use a larger batch_size or micro_batch_size",
+            )
+        if term.pool == "first" and recipe.student.head == "text":
+            raise RecipeError(
+                f"train.terms.{number}.pool",
+                "the first token of a text student sees no other, so all texts would be alike",
+                value=term.pool,
+                action="use mean or last",
             )
         if isinstance(term, ContrastiveTerm) and term.negatives == "other_labels":
             if recipe.student.head != "label":

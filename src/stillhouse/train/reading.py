@@ -64,10 +64,12 @@ def open_reader(member: ReaderSection, reading: Reading) -> Loaded:
 
 
 class Opened(NamedTuple):
-    """The teachers as one source, and the model that writes where one must."""
+    """The teachers as one source, the model that writes where one must, and how many ids, from 0,
+    the tokenizer has and the student and all teachers whose weights are here read."""
 
     source: TeacherSource
     writer: Any
+    ids: int
 
 
 def open_readers(
@@ -81,6 +83,7 @@ def open_readers(
     numbers = _numbers(readers)
     members: list[Member] = []
     writer: Any = None
+    ids = min(1 + max(student.tokenizer.get_vocab().values()), _rows_read(student.model))
     for section in readers.members:
         if section.local:
             loaded = open_reader(section, reading)
@@ -90,6 +93,7 @@ def open_readers(
                 check_packing(loaded.model, reading.learned.rows, pad)
             source: TeacherSource = LiveTeacher(loaded.model, CausalReader())
             writer = loaded.model if writer is None else writer
+            ids = min(ids, _rows_read(loaded.model))
         else:
             source = _server(section, student.tokenizer, int(student.model.config.vocab_size))
         own = None
@@ -97,9 +101,14 @@ def open_readers(
             own = frozenset(numbers[name] for name in section.domains)
         members.append(Member(source, section.weight, own))
     if len(members) == 1 and members[0].domains is None:
-        return Opened(members[0].source, writer)
+        return Opened(members[0].source, writer, ids)
     width = int(student.model.config.vocab_size)
-    return Opened(EnsembleSource(members, readers.combine, width), writer)
+    return Opened(EnsembleSource(members, readers.combine, width), writer, ids)
+
+
+def _rows_read(model: Any) -> int:
+    """Ids that a model has an embedding of."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _server(

@@ -100,5 +100,6 @@ def _on_policy(
         end_ids(tokenizer)[:1],  # what the data's completions end with
         int(tokenizer.pad_token_id),
         student.plan.max_tokens,
+        opened.ids,
     )
     return OnPolicy(given, sampled, opened.writer, writing)
