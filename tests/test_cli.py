@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 from stillhouse.cli import app
 from stillhouse.core.recipe_corpus_file import corpus_schema_text, load_corpus_recipe
 from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
+from stillhouse.core.recipe_images_file import load_image_recipe
 from stillhouse.stages import STAGE_NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -166,7 +169,12 @@ def test_the_schema_in_docs_is_the_schema() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_in_the_tree_loads(path: Path) -> None:
-    load = load_corpus_recipe if "\ncorpus:" in path.read_text() else load_recipe
+    text = path.read_text()
+    load: Callable[[Path], Any] = load_recipe
+    if "\ncorpus:" in text:
+        load = load_corpus_recipe
+    elif "\nimages:" in text:
+        load = load_image_recipe
     assert load(path).name
 
 

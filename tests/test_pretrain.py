@@ -224,6 +224,15 @@ def test_a_student_that_cannot_be_is_refused_before_the_teacher_is_trained(
         ({"objective": {"soft": 0, "hard": 0}}, "one of them must be above 0"),
         ({"objective": {"sofd": 1}}, "did you mean 'soft'"),
         ({"objective": {"terms": [{"kind": "hidden", "lose": "mse"}]}}, "did you mean 'loss'"),
+        (
+            {
+                "objective": {
+                    "kind": "causal_lm",
+                    "terms": [{"kind": "similarity", "pool": "first"}],
+                }
+            },
+            r"terms\.0\.pool: the first token of a causal_lm sees no other",
+        ),
         ({"student": {"config": {"num_hidden_layers": 1}}}, "config: is for from: scratch"),
         ({"evaluate": {"zero_shot": "q.jsonl"}}, "masked_lm does not give"),
         ({"teacher": {"model": "gpt-4o"}}, "must be hf:ID_OR_PATH"),

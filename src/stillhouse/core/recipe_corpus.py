@@ -11,7 +11,12 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from stillhouse.core.divergence_names import DivergenceKind
-from stillhouse.core.recipe_features import BalanceSection, ProgressiveSection, Terms
+from stillhouse.core.recipe_features import (
+    BalanceSection,
+    ProgressiveSection,
+    SampleTerm,
+    Terms,
+)
 from stillhouse.core.recipe_section import Section
 from stillhouse.core.recipe_train import StudentSection, TrainSection
 
@@ -132,6 +137,13 @@ class CorpusObjective(Section):
             raise ValueError("soft and hard: one of them must be above 0")
         if any(term.kind == "response" for term in self.terms):
             raise ValueError("terms: the response is weighed by soft and hard, not listed")
+        if self.kind == "causal_lm":
+            for number, term in enumerate(self.terms):
+                if isinstance(term, SampleTerm) and term.pool == "first":
+                    raise ValueError(
+                        f"terms.{number}.pool: the first token of a causal_lm sees no other, so it "
+                        "says nothing of its text; use mean or last"
+                    )
         if self.progressive is not None and not any(hasattr(one, "count") for one in self.terms):
             raise ValueError("progressive needs a term over layers (hidden, attention, relation)")
         return self
