@@ -195,11 +195,13 @@ def trained(recipe: Recipe, root: Path, student: Student) -> dict[str, Any]:
 
 
 def _labelled_alone(dataset: Path, folder: Path) -> Path:
-    """The examples whose answer is true, and no others."""
+    """The examples whose answer is true, and no others; a tenth of them to watch training on."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("train", "held_out"):
-        rows = [e for e in read_records(dataset / f"{name}.jsonl", Example) if e.reference]
-        lines = [row.model_dump_json(exclude_none=True) + "\n" for row in rows]
+    both = [e for n in ("train", "held_out") for e in read_records(dataset / f"{n}.jsonl", Example)]
+    rows = [example for example in both if example.reference]
+    cut = max(1, len(rows) // 10)
+    for name, part in (("train", rows[cut:]), ("held_out", rows[:cut])):
+        lines = [row.model_dump_json(exclude_none=True) + "\n" for row in part]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 
