@@ -76,7 +76,14 @@ def _label(tokens: int, rows: int) -> dict[str, dict[str, dict[str, Any]]]:
             "train": {**few, "epochs": 4, "learning_rate": 1e-4},
         },
         "heavy": {
-            "student": {**read, "head": "label", "from": "teacher", "size": "heavy", "cut": CUT},
+            "student": {
+                **read,
+                "head": "label",
+                "from": "teacher",
+                "size": "heavy",
+                "cut": CUT,
+                "vocabulary": "full",  # rows that are kept take layers, which take time
+            },
             "train": {**few, "epochs": 2, "learning_rate": 1e-4, "head_learning_rate": 1e-3},
         },
     }
