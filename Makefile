@@ -32,7 +32,7 @@ demo: $(VENV)/.demo
 	$(BIN)/stillhouse run recipes/quickstart.yaml --run-dir $(RUN) || test $$? -eq 3
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full"
 
 test-full: $(VENV)/.dev
 	$(BIN)/python -m pytest

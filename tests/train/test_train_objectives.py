@@ -209,7 +209,8 @@ def test_heads_padded_to_unequal_widths_are_compared_over_the_shared_ids(
         loss = objective.loss(student, batch, Counts(7, 1, 1))
         loss.backward()
         with torch.no_grad():
-            return loss.item(), [part.item() for part in objective.held_out(student, batch)]
+            sums = objective.held_out(student, batch)[:4]
+            return loss.item(), [part.item() for part in sums if part is not None]
 
     wanted_loss, wanted = measured(*pair(0, 0))
     loss, found = measured(*pair(student_rows, teacher_rows))
