@@ -1,6 +1,6 @@
 # make demo  runs the main job        make test       the tests (< 10 min)
 # make lint  format, lint, types      make test-full  the heavier suites too
-# make bench every figure of the README, again
+# make bench every figure of the README, again   make bench-retention  three tasks by three sizes
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-full lint format bench clean
+.PHONY: demo test test-full lint format bench bench-retention clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/quickstart.py --run-dir $(RUN)
 	$(BIN)/python benchmarks/soft_targets.py --run-dir $(RUN)
 	$(BIN)/python benchmarks/kill_and_resume.py --against $(RUN)
+
+# Hours on two cores; killed, it goes on.
+bench-retention: $(VENV)/.dev
+	$(BIN)/python benchmarks/retention.py
 
 clean:
 	rm -rf $(VENV) .cache runs
