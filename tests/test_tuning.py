@@ -266,7 +266,11 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(
     deaths: list[str], project: Path, finished: TuneResult, tmp_path: Path
 ) -> None:
     root = tmp_path / "run"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",  # as the tests themselves: other threads add in another order
+    }
     for death in deaths:
         done = subprocess.run(
             [sys.executable, str(KILLED), str(project / "recipe.yaml"), str(root), death],
