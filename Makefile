@@ -1,6 +1,7 @@
 # make demo  runs the main job        make test       the tests (< 10 min)
 # make lint  format, lint, types      make test-full  the heavier suites too
-# make bench every figure of the README, again   make bench-retention  three tasks by three sizes
+# make bench the demo's figures again   make bench-retention  three tasks by three sizes
+# The README names the command of every other figure.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -250,6 +250,10 @@ def test_each_kind_of_recipe_names_the_other_command(tmp_path: Path) -> None:
         load_recipe(tmp_path / "c.yaml")
     with pytest.raises(RecipeError, match="stillhouse run"):
         load_corpus_recipe(tmp_path / "t.yaml")
+    (tmp_path / "i.yaml").write_text("name: i\nimages: {train: x, test: y}\n")
+    for load in (load_recipe, load_corpus_recipe):
+        with pytest.raises(RecipeError, match="stillhouse images"):
+            load(tmp_path / "i.yaml")
 
 
 def test_the_command_prints_the_figures(llama: Path, tmp_path: Path) -> None:

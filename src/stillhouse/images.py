@@ -6,19 +6,19 @@ skipped, what was killed goes on. Does not know how any stage works.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.jsonl import read_json, write_json
-from stillhouse.core.machine import package_versions, peak_rss_mb, this_machine
+from stillhouse.core.machine import package_versions, this_machine
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe_images import ImageRecipe
 from stillhouse.core.runfolder import Outcome, RunFolder, StageKey, hash_file
-from stillhouse.pipeline import local_weights, reproducible_threads
+from stillhouse.pipeline import local_weights, reproducible_threads, run_one
 from stillhouse.stages import TORCH_PACKAGES
 
 STAGES: Final = ("teacher", "students", "evaluate")
@@ -46,12 +46,8 @@ def run_images(recipe: ImageRecipe, root: Path, progress: Progress) -> dict[str,
                 seconds[name] = current.seconds
                 continue
             progress.say(count)
-            started = time.monotonic()
-            outcome = _stage(module, name, recipe, run, run.open_partial(key), progress)
-            spent = time.monotonic() - started
-            manifest = run.finish(key, outcome, round(spent, 3), round(peak_rss_mb(), 1))
-            progress.say(f"      done in {manifest.seconds:,.0f} s")
-            seconds[name] = manifest.seconds
+            call = partial(_stage, module, name, recipe, run, progress)
+            seconds[name] = run_one(run, key, progress, call).seconds
         report: dict[str, Any] = {
             "name": recipe.name,
             "seed": recipe.seed,
@@ -66,7 +62,7 @@ def run_images(recipe: ImageRecipe, root: Path, progress: Progress) -> dict[str,
 
 
 def _stage(  # noqa: PLR0917 - what a stage may use
-    module: Any, name: str, recipe: ImageRecipe, run: RunFolder, work: Path, progress: Progress
+    module: Any, name: str, recipe: ImageRecipe, run: RunFolder, progress: Progress, work: Path
 ) -> Outcome:
     teacher, students = run.stage("teacher"), run.stage("students")
     outcome: Outcome

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -25,7 +26,14 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_file import parse_recipe
 from stillhouse.core.rights import ASKING, check_rights
-from stillhouse.core.runfolder import Manifest, RunFolder, StageKey, hash_file, hash_folder
+from stillhouse.core.runfolder import (
+    Manifest,
+    Outcome,
+    RunFolder,
+    StageKey,
+    hash_file,
+    hash_folder,
+)
 from stillhouse.core.user_function import source_of
 from stillhouse.dataset.card import write_dataset_card
 from stillhouse.evaluate.model_card import CARD, write_model_card
@@ -98,9 +106,8 @@ def run_stages(
                 require("stillhouse.train.preflight", "train", "training").check_student(recipe)
                 student_checked = True
             progress.say(f"{count}: {stage.caption}")
-            results.append(
-                _run_stage(stage, key, Context(recipe, run, run.open_partial(key), progress))
-            )
+            run_this = partial(_call, stage, recipe, run, progress)
+            results.append(StageResult(stage.name, False, run_one(run, key, progress, run_this)))
             _record(recipe, run, results[-1])
     return results
 
@@ -122,10 +129,17 @@ def _record(recipe: Recipe, run: RunFolder, result: StageResult) -> None:
         write_model_card(recipe, run, None)
 
 
-def _run_stage(stage: Stage, key: StageKey, context: Context) -> StageResult:
-    run, progress = context.run, context.progress
+def _call(stage: Stage, recipe: Recipe, run: RunFolder, progress: Progress, work: Path) -> Outcome:
+    return stage.run(Context(recipe, run, work, progress))
+
+
+def run_one(
+    run: RunFolder, key: StageKey, progress: Progress, call: Callable[[Path], Outcome]
+) -> Manifest:
+    """Have `call` do a stage in its working folder; time it, settle it, say so."""
+    work = run.open_partial(key)
     started = time.monotonic()
-    outcome = stage.run(context)
+    outcome = call(work)
     seconds = time.monotonic() - started
     manifest = run.finish(key, outcome, round(seconds, 3), round(peak_rss_mb(), 1))
     said = ", ".join(
@@ -134,7 +148,7 @@ def _run_stage(stage: Stage, key: StageKey, context: Context) -> StageResult:
         if isinstance(value, int | float | str) and not isinstance(value, bool) and value != 0
     )
     progress.say(f"      done in {seconds:,.0f} s" + (f": {said}" if said else ""))
-    return StageResult(stage.name, False, manifest)
+    return manifest
 
 
 def _short(value: int | float | str) -> str:

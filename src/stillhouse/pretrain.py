@@ -6,21 +6,21 @@ skipped, what was killed goes on. Does not know how any stage works.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stillhouse.core.errors import DataError, RecipeError
 from stillhouse.core.jsonl import read_json, write_json
-from stillhouse.core.machine import package_versions, peak_rss_mb, this_machine
+from stillhouse.core.machine import package_versions, this_machine
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe_corpus import CorpusRecipe
 from stillhouse.core.runfolder import Manifest, Outcome, RunFolder, StageKey, hash_file
 from stillhouse.dataset.corpus import run_corpus
-from stillhouse.pipeline import local_weights, reproducible_threads
+from stillhouse.pipeline import local_weights, reproducible_threads, run_one
 from stillhouse.stages import STATISTICS_PACKAGES, TORCH_PACKAGES
 
 RECIPE_FILE: Final = "corpus_recipe.json"
@@ -198,13 +198,15 @@ def run_pretrain(
                 _models().check_corpus_student(recipe)
                 checked = True
             progress.say(f"{count}: {stage.caption}")
-            started = time.monotonic()
-            outcome = stage.run(CorpusContext(recipe, run, run.open_partial(key), progress))
-            seconds = time.monotonic() - started
-            manifest = run.finish(key, outcome, round(seconds, 3), round(peak_rss_mb(), 1))
-            progress.say(f"      done in {seconds:,.0f} s")
-            results.append(CorpusResult(stage.name, False, manifest))
+            call = partial(_call, stage, recipe, run, progress)
+            results.append(CorpusResult(stage.name, False, run_one(run, key, progress, call)))
     return results
+
+
+def _call(
+    stage: CorpusStage, recipe: CorpusRecipe, run: RunFolder, progress: Progress, work: Path
+) -> Outcome:
+    return stage.run(CorpusContext(recipe, run, work, progress))
 
 
 def pretrain_report(recipe: CorpusRecipe, root: Path) -> dict[str, Any]:

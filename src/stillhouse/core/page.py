@@ -9,7 +9,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 
 def page_environment(package: str) -> Environment:
-    """Templates of a package, beside the house's own (`house.css`).
+    """Templates of a package, beside the house's own (`head.html`, `house.css`).
 
     What a page shows is escaped, and a name that it does not know is an error.
     """

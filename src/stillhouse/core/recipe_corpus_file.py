@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe_corpus import CorpusRecipe
-from stillhouse.core.recipe_file import absolute, parse_as, read_raw, weights_from
+from stillhouse.core.recipe_file import absolute, check_kind, parse_as, read_raw, weights_from
 
 
 def load_corpus_recipe(path: Path, overrides: Sequence[str] = ()) -> CorpusRecipe:
@@ -21,10 +20,7 @@ def load_corpus_recipe(path: Path, overrides: Sequence[str] = ()) -> CorpusRecip
             does not fit.
     """
     raw = read_raw(path, overrides)
-    if "corpus" not in raw and "traffic" in raw:
-        raise RecipeError(
-            str(path), "is the recipe of a task, not of a corpus", action="use: stillhouse run"
-        )
+    check_kind(path, raw, "corpus")
     recipe = parse_corpus_recipe(raw, f"{path} or in --set" if overrides else str(path))
     base = path.parent
     corpus = recipe.corpus.model_copy(

@@ -9,7 +9,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -33,12 +33,28 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: no such file, not YAML, an unknown key, a value that does not fit.
     """
     raw = read_raw(path, overrides)
-    if "corpus" in raw and "traffic" not in raw:
-        raise RecipeError(
-            str(path), "is the recipe of a corpus, not of a task", action="use: stillhouse pretrain"
-        )
+    check_kind(path, raw, "traffic")
     where = f"{path} or in --set" if overrides else str(path)
     return resolve_paths(parse_recipe(raw, where), path.parent)
+
+
+# The section that tells a kind of recipe, and the command that runs it.
+KINDS: Final = {"traffic": "run", "corpus": "pretrain", "images": "images"}
+
+
+def check_kind(path: Path, raw: Mapping[str, Any], own: str) -> None:
+    """Name the right command for a recipe of another kind.
+
+    Raises:
+        RecipeError: it has another kind's section, and not `own`.
+    """
+    for section, command in KINDS.items():
+        if section in raw and own not in raw:
+            raise RecipeError(
+                str(path),
+                f"is a recipe with {section}, not with {own}",
+                action=f"use: stillhouse {command}",
+            )
 
 
 def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stillhouse.core.errors import RecipeError
-from stillhouse.core.recipe_file import absolute, parse_as, read_raw, weights_from
+from stillhouse.core.recipe_file import absolute, check_kind, parse_as, read_raw, weights_from
 from stillhouse.core.recipe_images import ImageRecipe
 
 
@@ -19,9 +18,7 @@ def load_image_recipe(path: Path, overrides: Sequence[str] = ()) -> ImageRecipe:
             does not fit.
     """
     raw = read_raw(path, overrides)
-    if "images" not in raw and ("traffic" in raw or "corpus" in raw):
-        command = "run" if "traffic" in raw else "pretrain"
-        raise RecipeError(str(path), "is no recipe of images", action=f"use: stillhouse {command}")
+    check_kind(path, raw, "images")
     recipe = parse_as(ImageRecipe, raw, f"{path} or in --set" if overrides else str(path))
     base = path.parent
     images = recipe.images.model_copy(
