@@ -184,10 +184,13 @@ class DistillationTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        with torch.no_grad(), self.accelerator.autocast():
+        try:
             for inputs in self._held_out_batches(rows):
-                yield self.objective.held_out(model, self._prepare_inputs(inputs))
-        model.train(was_training)
+                with torch.no_grad(), self.accelerator.autocast():
+                    sums = self.objective.held_out(model, self._prepare_inputs(inputs))
+                yield sums  # outside: what the caller does meanwhile is its own
+        finally:
+            model.train(was_training)
 
     def _held_out_batches(self, eval_dataset: Any) -> Iterable[Any]:
         """This process's share of the held-out set; equally many batches on each, no row twice."""
