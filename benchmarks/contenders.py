@@ -22,6 +22,20 @@ import numpy as np
 
 ANSWER = "answer "  # how a line begins that is one; contenders print others too
 STATUS = Path("/proc/self/status")
+CACHE = Path(__file__).parents[1] / ".cache"
+
+
+def peer_python(name: str, *pins: str) -> Path:
+    """The interpreter of a peer's own environment, .cache/NAME; made where these pins are not."""
+    folder = CACHE / name
+    done = folder / "pins.txt"
+    wanted = "\n".join(pins)
+    if not done.exists() or done.read_text(encoding="utf-8") != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        for pin in pins:  # in this order: torch before what depends on it
+            subprocess.run([str(folder / "bin" / "pip"), "install", "-q", pin], check=True)
+        done.write_text(wanted, encoding="utf-8")
+    return folder / "bin" / "python"
 
 
 def resident_mib(field: str) -> float:

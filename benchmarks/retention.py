@@ -104,7 +104,7 @@ def _text() -> dict[str, dict[str, dict[str, Any]]]:
 
 PLANS: Final[Mapping[str, Plan]] = {
     "sentiment": Plan(
-        Sizes(8000, 1500, 1200),
+        Sizes(5000, 1500, 1200),
         Sizes(160, 80, 60),
         {"tune": {"layers": 8, "epochs": 2, "learning_rate": 3e-4, "check_fraction": 0.15}},
         _label(64, 20_000),
@@ -175,7 +175,7 @@ def trained(recipe: Recipe, root: Path, student: Student) -> dict[str, Any]:
     if (place / "cell.json").exists():
         found: dict[str, Any] = json.loads((place / "cell.json").read_text(encoding="utf-8"))
         return found
-    changes: dict[str, Any] = {} if student.arm == "distilled" else {"alpha": 0.0}
+    changes: dict[str, Any] = {"alpha": 0.0} if student.arm in ARMS[1:] else {}
     one = recipe.model_copy(
         update={"seed": student.seed, "train": recipe.train.model_copy(update=changes)}
     )

@@ -1,7 +1,5 @@
 """Whole training runs: ours against TRL and distill-anything, same models, tokens and batch size.
 
-    python -m venv .cache/distill-anything
-    .cache/distill-anything/bin/pip install torch==2.13.0 distill-anything==0.5.0
     python benchmarks/training_step.py [--small] [--rounds 3] [--threads 2]
 
 One epoch over real texts of unequal length (film reviews and plots: the first third is the
@@ -15,7 +13,7 @@ on the held-out texts by the same code, one text at a time: differences are pair
 - sft: ours at alpha 0, and TRL's `SFTTrainer`
 - grouped: the same TRL trainer, told to batch texts of like length as ours does by itself
 - kd: ours at alpha 1 (forward KL, T = 1), TRL's `GKDTrainer` (lmbda 0, beta 0), and
-  `distill-anything` (logit, forward KL, alpha 1), left out where its environment is not there
+  `distill-anything` (logit, forward KL, alpha 1)
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from contenders import interleaved, serve, speedup
+from contenders import interleaved, peer_python, serve, speedup
 from machine_line import save
 from torch import nn
 
@@ -57,7 +55,7 @@ from stillhouse.train.terms import Response
 from stillhouse.train.trainer import DistillationTrainer
 
 ROOT = Path(__file__).parents[1]
-PEER = ROOT / ".cache" / "distill-anything" / "bin" / "python"
+PEER = ("distill-anything", "torch==2.13.0", "distill-anything==0.5.0")
 TASKS = {
     "sft": ("ours", "trl", "trl, grouped"),
     "kd": ("ours", "trl", "trl, grouped", "distill-anything"),
@@ -272,16 +270,17 @@ def commands(first: Run, threads: int, names: Sequence[str]) -> dict[str, list[s
     for name in names:
         kept = folder / f"{task}-{name}"
         spec = json.dumps([task, name, str(folder), list(size), threads, str(kept), seed])
-        peer = [str(PEER), str(Path(__file__).with_name("peer_distill_anything.py"))]
-        own = [sys.executable, __file__, "--worker"]
-        found[name] = [*(peer if name == "distill-anything" else own), spec]
+        found[name] = [sys.executable, __file__, "--worker", spec]
+        if name == "distill-anything":
+            script = Path(__file__).with_name("peer_distill_anything.py")
+            found[name] = [str(peer_python(*PEER)), str(script), spec]
     return found
 
 
 def measure(task: str, folder: Path, size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
     """All contenders at one task."""
     wanted = arguments.only or TASKS[task]
-    names = [n for n in TASKS[task] if n in wanted and (n != "distill-anything" or PEER.exists())]
+    names = [n for n in TASKS[task] if n in wanted]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     losses: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(arguments.rounds):

@@ -1,0 +1,172 @@
+"""Held-out score and time beside distill-anything 0.5: one teacher, one student, one text.
+
+    python benchmarks/retention.py --tasks sentiment --until teacher
+    python benchmarks/distill_anything.py [--rows 800] [--epochs 2] [--seeds 0 1 2]
+
+The teacher is the sentiment teacher of `retention.py`; the student is six of its thirty layers,
+evenly spaced, saved before either begins; the text is what the teacher answered there, in the same
+words. Each trains for the same epochs with the defaults of its own for all else (alpha 0.5 and T 2
+there), in a process of its own, in turns; time is of the whole process: load, train, save. Both
+students are asked by the same code what they believe about the golden set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from contenders import peer_python
+from machine_line import save
+from retention import CACHE, PLANS, ask, recipe_of, scored, teacher_scores
+
+from stillhouse.core.jsonl import read_records
+from stillhouse.core.progress import Silent
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.records import Example
+from stillhouse.core.statistics import bootstrap_mean, paired_difference
+from stillhouse.models.student import open_student
+from stillhouse.train.stage import run_train
+from stillhouse.train.students import build_student, save_student
+
+PEER: Final = ("distill-anything", "torch==2.13.0", "distill-anything==0.5.0")
+BARE: Final = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+LAYERS: Final = 6
+OWN, OTHER = "stillhouse", "distill-anything"
+
+
+def examples_in(root: Path, part: str, rows: int) -> list[Example]:
+    """The first of a part of the dataset."""
+    return list(read_records(root / "dataset" / f"{part}.jsonl", Example))[:rows]
+
+
+def prepared(recipe: Recipe, root: Path, work: Path, rows: int) -> None:
+    """The student before training, and the text in both forms."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "dataset").mkdir(exist_ok=True)
+    chosen = examples_in(root, "train", rows)
+    for part, found in (("train", chosen), ("held_out", examples_in(root, "held_out", 60))):
+        lines = [one.model_dump_json(exclude_none=True) + "\n" for one in found]
+        (work / "dataset" / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+    with (work / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for one in chosen:
+            prompt = "\n\n".join(message.content for message in one.prompt).rstrip()
+            pair = {"prompt": prompt, "response": f" {one.completion}"}
+            file.write(json.dumps(pair, ensure_ascii=False) + "\n")
+    tuned = str(root / "tune" / "model")
+    student = build_student(recipe.student, recipe.task, tuned, [], 0, plain=True)
+    save_student(student, str(work / "student"))
+    # There a chat template is what keeps the prompt as it was written.
+    shutil.copytree(work / "student", work / "student-there", dirs_exist_ok=True)
+    (work / "student-there" / "chat_template.jinja").write_text(BARE, encoding="utf-8")
+
+
+def text_recipe(base: Recipe, source: str, epochs: float, seed: int) -> Recipe:
+    """The same student here: soft targets at its defaults."""
+    plain = base.model_dump(mode="json", by_alias=True, exclude={"student", "train", "seed"})
+    return Recipe.model_validate(
+        {
+            **plain,
+            "seed": seed,
+            "student": {"head": "text", "from": source, "max_tokens": 192}
+            | ({"layers": LAYERS} if source == "teacher" else {}),
+            "train": {"epochs": epochs, "evals": 1},
+        }
+    )
+
+
+def train_own(recipe: Recipe, root: Path, work: Path, out: Path) -> None:
+    """What the child process of this side does."""
+    run_train(recipe, work / "dataset", root / "tune" / "model", out, Silent())
+
+
+def timed(command: Sequence[str]) -> float:
+    """Seconds of a whole process."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    started = time.perf_counter()
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Train both in turns, score, save."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=800)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--child", help="used by this script itself")
+    arguments = parser.parse_args()
+    if arguments.child:
+        given = json.loads(arguments.child)
+        recipe = Recipe.model_validate(given["recipe"])
+        train_own(recipe, Path(given["root"]), Path(given["work"]), Path(given["out"]))
+        return
+    base_folder = CACHE / "full" / "sentiment"
+    root, work = base_folder / "run", CACHE / "distill-anything"
+    plan = PLANS["sentiment"]
+    base = recipe_of("sentiment", plan, "heavy", plan.sizes, base_folder / "data")
+    cut = text_recipe(base, "teacher", arguments.epochs, 0)
+    prepared(cut, root, work, arguments.rows)
+    scores: dict[str, list[list[float]]] = {OWN: [], OTHER: []}
+    seconds: dict[str, list[float]] = {OWN: [], OTHER: []}
+    for seed in arguments.seeds:
+        for name in (OWN, OTHER) if seed % 2 == 0 else (OTHER, OWN):
+            out = work / f"{name}-{seed}"
+            shutil.rmtree(out, ignore_errors=True)
+            if name == OWN:
+                recipe = text_recipe(base, f"hf:{work / 'student'}", arguments.epochs, seed)
+                told = {
+                    "recipe": recipe.model_dump(mode="json", by_alias=True),
+                    "root": str(root),
+                    "work": str(work),
+                    "out": str(out),
+                }
+                spent = timed([sys.executable, __file__, "--child", json.dumps(told)])
+                folder = out / "student"
+            else:
+                told = {
+                    "student": str(work / "student-there"),
+                    "teacher": str(root / "tune" / "model"),
+                    "data": str(work / "rows.jsonl"),
+                    "out": str(out),
+                    "epochs": arguments.epochs,
+                    "seed": seed,
+                    "threads": arguments.threads,
+                }
+                script = Path(__file__).with_name("peer_distill_anything_learn.py")
+                spent = timed([str(peer_python(*PEER)), str(script), json.dumps(told)])
+                folder = out
+                (folder / "chat_template.jinja").unlink(missing_ok=True)
+            answers = asyncio.run(ask(open_student(folder, cut.task, "text", 32), cut))
+            found = scored(cut, root, answers)
+            scores[name].append(found)
+            seconds[name].append(spent)
+            print(name, seed, float(np.mean(found)), f"{spent:.0f} s", flush=True)
+    mean = {name: np.mean(found, axis=0).tolist() for name, found in scores.items()}
+    result: dict[str, Any] = {
+        "rows": arguments.rows,
+        "epochs": arguments.epochs,
+        "layers": LAYERS,
+        "teacher": bootstrap_mean(teacher_scores(cut, root)).to_json(),
+        **{name: bootstrap_mean(mean[name]).to_json() for name in mean},
+        "per seed": {name: [float(np.mean(one)) for one in scores[name]] for name in scores},
+        "gain": paired_difference(mean[OWN], mean[OTHER]).to_json(),
+        "seconds": seconds,
+        "times faster": float(np.median(np.divide(seconds[OTHER], seconds[OWN]))),
+    }
+    command = f"python benchmarks/distill_anything.py --rows {arguments.rows}"
+    save("distill_anything", f"{command} --epochs {arguments.epochs}", result)
+
+
+if __name__ == "__main__":
+    main()
