@@ -5,16 +5,16 @@
 The teacher is SmolLM2-135M, tuned on each task's labelled set. Sizes are shares of its parameters,
 at most 10% (light), 25% (medium) and 50% (heavy). Students of the two tasks with labels are MiniLM
 with two of its six layers and 20,000 of its rows (light), MiniLM as it is (medium, 17%), and the
-teacher's own layers under a label head (heavy); those of the addresses are all cut from the teacher.
+teacher's own layers under a label head (heavy); those of the addresses are cut from the teacher.
 Light students are trained in three ways, with the same number of steps:
 
 - distilled: on what the teacher believes of traffic, and of the labelled set beside its true labels
 - hard: on the teacher's own answers to all of these, as fine-tuning on an API's answers is
 - alone: on the labelled set's true answers, with no teacher
 
-Scored on the golden set's true answers; each sample's score is its mean over the seeds, so intervals
-rest on samples (reviews: on films). Every trained student is kept in .cache/retention with a digest
-of what it depends on: killed, the same command goes on.
+Scored on the golden set's true answers; each sample's score is its mean over the seeds, so
+intervals rest on samples (reviews: on films). Every trained student is kept in .cache/retention
+with a digest of what it depends on: killed, the same command goes on.
 """
 
 from __future__ import annotations
