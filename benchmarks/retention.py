@@ -115,19 +115,19 @@ PLANS: Final[Mapping[str, Plan]] = {
         Sizes(5000, 1500, 1200),
         Sizes(160, 80, 60),
         {"tune": {"layers": 8, "epochs": 2, "learning_rate": 3e-4, "check_fraction": 0.15}},
-        _label(64, 20_000, (4, 3, 1)),
+        _label(64, 20_000, (5, 3, 1)),
     ),
     "topic": Plan(
         Sizes(1100, 400, 600),
         Sizes(80, 60, 40),
         {"tune": {"layers": 8, "epochs": 3, "learning_rate": 3e-4, "check_fraction": 0.15}},
-        _label(96, 20_000, (6, 4, 2)),
+        _label(96, 20_000, (4, 3, 1)),
     ),
     "address": Plan(
-        Sizes(2500, 800, 400),
+        Sizes(900, 1000, 400),
         Sizes(40, 40, 20),
         {
-            "tune": {"layers": 12, "epochs": 3, "learning_rate": 3e-4, "check_fraction": 0.1},
+            "tune": {"layers": 20, "epochs": 2, "learning_rate": 3e-4, "check_fraction": 0.08},
             "max_tokens": 96,
         },
         _text(),
