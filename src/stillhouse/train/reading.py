@@ -23,7 +23,7 @@ from stillhouse.train.batches import DOMAIN, Rows
 from stillhouse.train.cached_teacher import CachedSignals
 from stillhouse.train.ensemble import EnsembleSource, Member
 from stillhouse.train.features_wiring import Learned
-from stillhouse.train.objectives import check_one_tokenizer
+from stillhouse.train.kept import believe_kept
 from stillhouse.train.other_tokenizer import with_other_tokens
 from stillhouse.train.outputs import CausalReader
 from stillhouse.train.packing import check_packing
@@ -75,7 +75,8 @@ class Opened(NamedTuple):
 def open_readers(
     readers: ReadersSection, student: Student, reading: Reading, *, packing: bool = False
 ) -> Opened:
-    """All members over the student's tokenizer, as one source.
+    """All members over the student's tokenizer, as one source; over its pieces alone where they
+    were trimmed.
 
     Raises:
         UserError: weights, tokenizer or key that do not fit or are not there.
@@ -87,7 +88,7 @@ def open_readers(
     for section in readers.members:
         if section.local:
             loaded = open_reader(section, reading)
-            check_one_tokenizer(student.tokenizer, loaded.tokenizer)
+            believe_kept(student, loaded, reading.learned.rows)
             if packing:
                 pad = int(student.tokenizer.pad_token_id)
                 check_packing(loaded.model, reading.learned.rows, pad)
