@@ -20,12 +20,17 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
 from stillhouse.models.loading import Loaded
 from stillhouse.models.restricted import Kept, check_width
-from stillhouse.train.batches import Rows, encode_chats
+from stillhouse.train.batches import Collator, Rows, encode_chats
 from stillhouse.train.embeddings import keep_rows
 from stillhouse.train.objectives import check_one_tokenizer
+from stillhouse.train.outputs import CausalReader, Needs
 from stillhouse.train.pieces import cut_otherwise, ids_in, renumbered
 from stillhouse.train.students import Reads, Student, reads_plain, student_reads, student_source
+from stillhouse.train.teachers import LiveTeacher, TeacherSource
 
+SAMPLE: Final = 64  # held-out examples whose mass is taken
+BATCH: Final = 8
+CHUNK: Final = 128  # targets whose whole vocabulary is held at a time
 PROBE: Final = 32  # tokens that a teacher is asked before and after it lost rows
 CLOSE: Final = 2**-5  # of the largest logit; what half precision leaves of equal numbers
 
@@ -69,7 +74,33 @@ def whole_of(recipe: Recipe, student: Student, teacher: str) -> Whole | None:
     return Whole(reads, Kept(ids))
 
 
-def believe_kept(student: Student, loaded: Loaded, rows: Rows) -> Kept | None:
+@torch.no_grad()
+def mean_mass(
+    source: TeacherSource, rows: Rows, kept: Kept, device: torch.device | str = "cpu"
+) -> float:
+    """Mean probability that a teacher gives to the kept pieces together, over the targets of some
+    rows: of the first 64, which is enough for two digits.
+
+    Args:
+        source: over the whole vocabulary.
+        rows: as `source` reads them.
+        kept: the pieces.
+        device: of the source.
+    """
+    found: list[Tensor] = []
+    for start in range(0, min(len(rows), SAMPLE), BATCH):
+        items = [rows[n] for n in range(start, min(start + BATCH, len(rows), SAMPLE))]
+        batch = {name: value.to(device) for name, value in Collator(0)(items).items()}
+        signal = source.view(batch, Needs(last_hidden=True)).signal
+        assert signal is not None
+        for at in torch.arange(signal.positions[0]).split(CHUNK):
+            found.append(kept.mass(signal.select(at)).cpu())
+    return float(torch.cat(found).mean())
+
+
+def believe_kept(
+    student: Student, loaded: Loaded, rows: Rows, held_out: Rows | None = None
+) -> float | None:
     """Make a teacher read the student's ids and believe in the student's pieces alone, in place.
 
     What its head then says is softmax over the kept columns: p(v | v is kept). It is asked one text
@@ -79,9 +110,10 @@ def believe_kept(student: Student, loaded: Loaded, rows: Rows) -> Kept | None:
         student: text, with soft targets.
         loaded: the teacher, this caller's own.
         rows: what the student learns from.
+        held_out: what it is watched on.
 
     Returns:
-        What it kept; `None` where the student has its whole vocabulary.
+        `mean_mass` on what is held out; `None` without it, or where nothing was trimmed.
 
     Raises:
         UserError: other tokenizers, or a teacher that cannot be restricted.
@@ -102,12 +134,16 @@ def believe_kept(student: Student, loaded: Loaded, rows: Rows) -> Kept | None:
     kept = Kept(ids)
     model: Any = loaded.model
     check_width(kept, int(model.get_input_embeddings().weight.shape[0]), loaded.name)
+    mass = None
+    if held_out:
+        whole = LiveTeacher(model, CausalReader())
+        mass = mean_mass(whole, Rows(renumbered(held_out.items, ids)), kept, model.device)
     probe = torch.tensor(rows[0]["input_ids"][:PROBE], device=model.device)[None] if rows else None
     before = None if probe is None else _said(model, ids.to(probe.device)[probe])
     keep_rows(model, ids.tolist())
     if before is not None and probe is not None:
         _check_same(before[..., ids.to(before.device)], _said(model, probe), loaded.name)
-    return kept
+    return mass
 
 
 @torch.no_grad()

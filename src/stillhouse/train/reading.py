@@ -6,7 +6,7 @@ Knows the recipe's section, model folders and servers; knows no loss.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import openai
@@ -42,6 +42,9 @@ class Reading(NamedTuple):
     bf16: bool
     learned: Learned
     signals: CachedSignals | None = None  # in the teacher's place
+    held_out: Rows | None = None
+    # hears of each live teacher of a trimmed student how much of its belief is on the kept pieces
+    told: Callable[[str, float], None] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,7 +91,9 @@ def open_readers(
     for section in readers.members:
         if section.local:
             loaded = open_reader(section, reading)
-            believe_kept(student, loaded, reading.learned.rows)
+            mass = believe_kept(student, loaded, reading.learned.rows, reading.held_out)
+            if mass is not None and reading.told is not None:
+                reading.told(section.model, mass)
             if packing:
                 pad = int(student.tokenizer.pad_token_id)
                 check_packing(loaded.model, reading.learned.rows, pad)

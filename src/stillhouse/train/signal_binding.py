@@ -41,13 +41,14 @@ class Learnt(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """Open caches, and the examples that name their rows in them. `left_out` are the numbers of
-    held-out examples that have none: a trimmed student cuts them into other pieces."""
+    """Open caches, and the examples that name their rows in them. `watched_on` are the held-out
+    examples that have rows; `left_out` have none: a trimmed student cuts them into other pieces."""
 
     signals: CachedSignals
     train: Encoded
     held_out: Encoded
-    left_out: frozenset[int] = frozenset()
+    watched_on: Sequence[Example]
+    left_out: int = 0
 
 
 def bind_signals(
@@ -78,10 +79,10 @@ def bind_signals(
     whole = whole_of(recipe, student, teacher)
     signals.require(**_wanted(recipe, student, teacher, sets, whole))
     _check_layout(recipe, student, signals.train.layout, folder, whole)
-    left_out: frozenset[int] = frozenset()
+    given = len(sets[1].examples)
     if whole is not None:
         signals = replace(signals, kept=whole.kept)
-        sets, left_out = _cut_alike(sets, whole)
+        sets = _cut_alike(sets, whole)
     train, held_out = (
         part.encoded._replace(
             rows=signals.bound(
@@ -93,12 +94,11 @@ def bind_signals(
         )
         for number, part in enumerate(sets)
     )
-    return Bound(signals, train, held_out, left_out)
+    there = sets[1].examples
+    return Bound(signals, train, held_out, there, given - len(there))
 
 
-def _cut_alike(
-    sets: tuple[Learnt, Learnt], whole: Whole
-) -> tuple[tuple[Learnt, Learnt], frozenset[int]]:
+def _cut_alike(sets: tuple[Learnt, Learnt], whole: Whole) -> tuple[Learnt, Learnt]:
     """Both sets without the held-out examples that a trimmed student cuts into other pieces: what
     the teacher believed is there for the whole tokenizer's. Training examples must have none."""
     train, held_out = sets
@@ -110,7 +110,7 @@ def _cut_alike(
             "than the captured ones",
             action="use vocabulary: task (or a larger number), or train.signals: live",
         )
-    left_out = frozenset(whole.differing(held_out.encoded.rows, held_out.examples))
+    left_out = set(whole.differing(held_out.encoded.rows, held_out.examples))
     there = [n for n in range(len(held_out.examples)) if n not in left_out]
     if not there:
         raise UserError(
@@ -121,7 +121,7 @@ def _cut_alike(
         )
     rows = Rows([held_out.encoded.rows[n] for n in there])
     kept = Learnt([held_out.examples[n] for n in there], held_out.encoded._replace(rows=rows))
-    return (train, kept), left_out
+    return train, kept
 
 
 def _wanted(
