@@ -90,7 +90,7 @@ class Kept:
         log_p = log_p - total[..., None]
         named = (ids >= 0).sum(-1, keepdim=True)  # [N, 1]
         k = max(1, int(named.max())) if len(ids) else 1
-        order = (ids < 0).byte().argsort(-1, stable=True)[..., :k]
+        order = (ids < 0).byte().argsort(dim=-1, stable=True)[..., :k]
         ids, log_p = ids.gather(-1, order), log_p.gather(-1, order)
         free = torch.arange(k, device=ids.device) >= named  # [N, k]
         slot = (torch.arange(k, device=ids.device) - named).clamp_min(0)
@@ -112,7 +112,7 @@ class Kept:
         at = torch.where(ids >= first, ids - first, count)
         taken = torch.zeros(len(ids), count + 1, dtype=torch.uint8, device=ids.device)
         taken.scatter_(-1, at, 1)
-        return taken[:, :count].argsort(-1, stable=True) + first
+        return taken[:, :count].argsort(dim=-1, stable=True) + first
 
 
 def check_width(kept: Kept, width: int, name: str) -> None:
