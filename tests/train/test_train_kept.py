@@ -17,7 +17,7 @@ from stillhouse.core.jsonl import read_records
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
-from stillhouse.models.divergence import forward_kl
+from stillhouse.models.divergence import divergence
 from stillhouse.models.head import Head
 from stillhouse.models.loading import load_causal_lm
 from stillhouse.models.restricted import Kept
@@ -62,16 +62,16 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_for(teacher: Path, *, vocabulary: Any = "task", **more: Any) -> Recipe:
+def recipe_for(folder: Path, *, vocabulary: Any = "task", **more: Any) -> Recipe:
     train = {"batch_size": 8, "learning_rate": 5e-3, "epochs": 1, "evals": 1}
-    student = {"head": "text", "from": f"hf:{teacher}", "layers": 1, "max_tokens": 64}
+    student = {"head": "text", "from": f"hf:{folder}", "layers": 1, "max_tokens": 64}
     return Recipe.model_validate(
         {
             "name": "t",
             "seed": 7,
             "task": {"kind": "generation"},
             "traffic": {"path": "x"},
-            "teacher": {"model": f"hf:{teacher}"},
+            "teacher": {"model": f"hf:{folder}"},
             "student": {**student, "vocabulary": vocabulary, **more.pop("student", {})},
             "train": {**train, **more.pop("train", {})},
             **more,
@@ -215,7 +215,7 @@ def test_top_k_renormalises_what_is_kept_and_the_tail() -> None:
         assert sum(got.values()) + rest == pytest.approx(1, abs=1e-5)
     assert len(counts) > 3
     q = torch.randn(200, 25)
-    assert forward_kl(found, q).total.isfinite()
+    assert divergence(found, q).total.isfinite()
 
 
 def test_top_k_is_exact_where_all_is_stored_and_the_mass_is_right() -> None:
