@@ -93,7 +93,7 @@ def mean_mass(
         batch = {name: value.to(device) for name, value in Collator(0)(items).items()}
         signal = source.view(batch, Needs(last_hidden=True)).signal
         assert signal is not None
-        for at in torch.arange(signal.positions[0]).split(CHUNK):
+        for at in torch.split(torch.arange(signal.positions[0]), CHUNK):
             found.append(kept.mass(signal.select(at)).cpu())
     return float(torch.cat(found).mean())
 
