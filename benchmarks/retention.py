@@ -5,7 +5,7 @@
 The teacher is SmolLM2-135M, tuned on each task's labelled set. Sizes are shares of its parameters,
 at most 10% (light), 25% (medium) and 50% (heavy). Students of the two tasks with labels are MiniLM
 with two of its six layers and 20,000 of its rows (light), MiniLM as it is (medium, 17%), and the
-teacher's own layers under a label head (heavy); those of the addresses are 2, 4 and 10 of its layers.
+teacher's own layers under a label head (heavy); those of the addresses are 2, 4 and 10 of them.
 Light students are trained in three ways, with the same number of steps:
 
 - distilled: on what the teacher believes of traffic, and of the labelled set beside its true labels
