@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol
 
+from stillhouse.core.optional import require
 from stillhouse.core.recipe_compress import Format
 from stillhouse.core.tasks import Task
 
@@ -19,8 +20,9 @@ class ExportRequest(NamedTuple):
     """What an exporter is given.
 
     `folder` is empty and the exporter's own; `student` is read only. `name` is what the student was
-    initialised from. `calibration` holds texts as the student reads them (`task.input_text`), empty
-    where the format needs none.
+    initialised from. `texts` are a few inputs of the task, by which what was written is compared
+    with the student; `calibration` are those that set ranges, empty where the format needs none.
+    Both are texts as a label student reads them (`task.input_text`).
     """
 
     student: Path
@@ -28,7 +30,7 @@ class ExportRequest(NamedTuple):
     task: Task
     head: Literal["label", "text"]
     name: str
-    max_tokens: int
+    texts: Sequence[str]
     calibration: Sequence[str]
 
 
@@ -45,7 +47,41 @@ class Exporter(Protocol):
 
 
 def _onnx(request: ExportRequest) -> None:
-    raise NotImplementedError(request.folder)
+    module = require("stillhouse.compress.onnx_export", "onnx", "an ONNX student")
+    module.export_onnx(
+        request.student, request.folder, request.task, name=request.name, texts=request.texts
+    )
 
 
-EXPORTERS: Final[Mapping[Format, Exporter]] = {}
+def _onnx_int8(request: ExportRequest) -> None:
+    module = require("stillhouse.compress.onnx_int8", "onnx", "an ONNX student")
+    module.quantize_dynamic_onnx(
+        request.student, request.folder, request.task, name=request.name, texts=request.texts
+    )
+
+
+def _onnx_int8_static(request: ExportRequest) -> None:
+    module = require("stillhouse.compress.onnx_int8", "onnx", "an ONNX student")
+    module.quantize_static_onnx(
+        request.student, request.folder, request.task, request.calibration, name=request.name
+    )
+
+
+def _gguf(precision: str) -> Exporter:
+    def export(request: ExportRequest) -> None:
+        module = require("stillhouse.compress.gguf_export", "gguf", "a GGUF student")
+        module.export_gguf(
+            request.student, request.folder, precision, task=request.task, texts=request.texts
+        )
+
+    return export
+
+
+EXPORTERS: Final[Mapping[Format, Exporter]] = {
+    "onnx": _onnx,
+    "onnx-int8": _onnx_int8,
+    "onnx-int8-static": _onnx_int8_static,
+    "gguf-f16": _gguf("f16"),
+    "gguf-q8_0": _gguf("q8_0"),
+    "gguf-q4": _gguf("q4_k"),
+}

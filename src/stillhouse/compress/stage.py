@@ -69,6 +69,7 @@ from stillhouse.models.artefact_student import AnyTask, open_any
 from stillhouse.models.completer import Completer
 
 CARD: Final = "README.md"
+COMPARED: Final = 16  # texts by which an exporter compares what it wrote with the student
 
 
 class Tools(NamedTuple):
@@ -189,12 +190,14 @@ class _Compressing:
                     del artefacts[name]
             if not artefacts:
                 raise _none_made(left_out)
-            said = {one.name: await self._ask(one, opened) for one in judged}
+            said: dict[str, dict[str, list[Completion]]] = {
+                one.name: await self._ask(one, opened) for one in judged
+            }
             speeds = await self._time(judged[0], opened)
         finally:
             for completer in opened.values():
                 await completer.aclose()
-        answers = {
+        answers: dict[str, dict[str, Answers]] = {
             one.name: {
                 name: answers_of(recipe.task, [[c] for c in completions], "auto")
                 for name, completions in said[one.name].items()
@@ -244,18 +247,16 @@ class _Compressing:
         made: dict[str, Artefact] = {}
         left_out: dict[str, str] = {}
         wanted = self._section.wanted(self._recipe.student.head)
-        texts: Sequence[str] = ()
-        if CALIBRATED & set(wanted):
-            texts = calibration_texts(
-                self._recipe,
-                self._run,
-                self._section.calibration,
-                self._section.calibration_samples,
-            )
+        texts = calibration_texts(
+            self._recipe,
+            self._run,
+            self._section.calibration if CALIBRATED & set(wanted) else None,
+            self._section.calibration_samples,
+        )
         with self._progress.bar("write", len(wanted), "formats") as bar:
             for name in wanted:
                 try:
-                    made[name] = self._make(name, sha, texts if name in CALIBRATED else ())
+                    made[name] = self._make(name, sha, texts)
                 except UserError as error:
                     left_out[name] = str(error)
                     shutil.rmtree(self._work / f"{name}.partial", ignore_errors=True)
@@ -282,8 +283,8 @@ class _Compressing:
                 task=recipe.task,
                 head=recipe.student.head,
                 name=recipe.student.source if self._own else self._student.name,
-                max_tokens=recipe.student.max_tokens,
-                calibration=texts,
+                texts=texts[:COMPARED],
+                calibration=texts if name in CALIBRATED else (),
             )
         )
         made = read_artefact(partial)
