@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from stillhouse.compress.stage import Tools, check_compress, run_compress, section_of
+from stillhouse.compress.planning import check_compress, section_of
+from stillhouse.compress.stage import run_compress
 from stillhouse.core.artefact import student_sha
 from stillhouse.core.errors import UserError
 from stillhouse.core.progress import Progress
@@ -86,4 +87,4 @@ def _compress_other(recipe: Recipe, root: Path, progress: Progress, student: Pat
 
 
 def _call(recipe: Recipe, run: RunFolder, progress: Progress, student: Path, work: Path) -> Outcome:
-    return run_compress(recipe, run, work, progress, student=student, tools=Tools())
+    return run_compress(recipe, run, work, progress, student=student)

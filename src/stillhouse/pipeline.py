@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from stillhouse.compress.stage import check_compress
+from stillhouse.compress.planning import check_compress
 from stillhouse.core.errors import DataError, RecipeError
 from stillhouse.core.forgotten import FORGOTTEN
 from stillhouse.core.jsonl import read_json, write_json

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from stillhouse.compress.stage import run_compress, section_of
+from stillhouse.compress.planning import section_of
+from stillhouse.compress.stage import run_compress
 from stillhouse.core.forgotten import ForgottenUsers
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress

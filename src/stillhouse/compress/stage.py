@@ -20,6 +20,7 @@ from stillhouse.compress.calibration import calibration_texts
 from stillhouse.compress.card import write_card
 from stillhouse.compress.exporters import EXPORTERS, Exporter, ExportRequest
 from stillhouse.compress.footprint import measure_footprint
+from stillhouse.compress.planning import section_of
 from stillhouse.compress.probe import ProbeSpec
 from stillhouse.compress.table import Made, Measured, build_table
 from stillhouse.core.artefact import (
@@ -29,19 +30,13 @@ from stillhouse.core.artefact import (
     read_artefact,
     student_sha,
 )
-from stillhouse.core.errors import MissingExtraError, UserError
+from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import disk_errors, write_json, write_records
-from stillhouse.core.optional import pip_line
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_compress import (
     CALIBRATED,
-    FORMATS,
-    HEADS,
-    CompressSection,
     Format,
-    extra_of,
-    installed,
 )
 from stillhouse.core.records import Completion
 from stillhouse.core.runfolder import Outcome, RunFolder
@@ -78,37 +73,6 @@ class Tools(NamedTuple):
     exporters: Mapping[Format, Exporter] = EXPORTERS
     open_student: Callable[[Path, AnyTask, str, int, str], Completer] = open_any
     footprint: Callable[[ProbeSpec, int], Footprint] = measure_footprint
-
-
-def section_of(recipe: Recipe) -> CompressSection:
-    """The recipe's section, else the defaults."""
-    return recipe.compress or CompressSection()
-
-
-def check_compress(recipe: Recipe) -> None:
-    """Refuse, before anything is paid, what cannot be made on this machine.
-
-    Raises:
-        MissingExtraError: a format's extra is not installed, or, where none is named, that of none.
-    """
-    section = section_of(recipe)
-    head = recipe.student.head
-    if section.formats is None and not section.wanted(head):
-        fitting = next(one for one in FORMATS if HEADS[one] == head)
-        raise MissingExtraError(
-            f"the {extra_of(fitting)} extra",
-            f"is not installed and compressing a {head} student needs it",
-            action=pip_line(extra_of(fitting)),
-        )
-    for name in section.formats or ():
-        if not installed(name):
-            raise MissingExtraError(
-                f"the {extra_of(name)} extra",
-                f"is not installed and compress.formats: {name} needs it",
-                action=pip_line(extra_of(name)),
-            )
-    if section.calibration is not None and not Path(section.calibration).is_file():
-        raise UserError("compress.calibration", "there is no such file", value=section.calibration)
 
 
 def run_compress(
