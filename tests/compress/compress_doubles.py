@@ -107,7 +107,7 @@ class Workshop:
 
 def evaluated(root: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run whose evaluate stage is finished too."""
-    run = make_run(root, recipe, golden=400, held_out=40, train=60)
+    run = make_run(root, recipe, golden=200, held_out=40, train=60)
     install_students(monkeypatch, [])
     work = run.open_partial(StageKey("evaluate", {}, {}, {}, recipe.seed))
     outcome = run_evaluate(recipe, run, work, Silent(), teacher_double())

@@ -79,7 +79,7 @@ def test_each_artefact_is_judged_on_the_same_samples_and_the_smallest_that_passe
     assert best.is_symlink()
     assert read_artefact(best) == read_artefact(run.stage("compress") / "onnx-int8")
 
-    queries = [golden_query(recipe, n) for n in range(10_000, 10_400)]
+    queries = [golden_query(recipe, n) for n in range(10_000, 10_200)]
     float_student = Double("student", 0.17, 1, 1)
     for row in table.artefacts:
         double = Double(row.name, LIKE[row.name].errors, 1, 1)  # type: ignore[index]
@@ -87,8 +87,8 @@ def test_each_artefact_is_judged_on_the_same_samples_and_the_smallest_that_passe
         parents = [completion_of(float_student, query).text for query in queries]
         right = sum(text == query.reference for text, query in zip(texts, queries, strict=True))
         same = sum(a == b for a, b in zip(texts, parents, strict=True))
-        assert row.sets["golden"].score.estimate == pytest.approx(right / 400)
-        assert row.agreement_student.estimate == pytest.approx(same / 400)
+        assert row.sets["golden"].score.estimate == pytest.approx(right / 200)
+        assert row.agreement_student.estimate == pytest.approx(same / 200)
         assert row.sets["held_out"].agreement is not None
         assert row.size_bytes == LIKE[row.name].size  # type: ignore[index]
     same_answers = next(row for row in table.artefacts if row.name == "onnx-int8")
@@ -103,7 +103,7 @@ def test_a_worse_one_is_refused_in_one_line_with_its_figures(done: RunFolder) ->
     assert worse.verdict == "fail"
     assert "worse than the float student: -" in worse.sentence
     assert "worse than the teacher: -" in worse.sentence
-    assert "margin -2 (n = 400)" in worse.sentence
+    assert "margin -2 (n = 200)" in worse.sentence
     assert "\n" not in worse.sentence
 
 
