@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from compress_doubles import LIKE, SLOW_S, Made, Workshop, evaluated
 
+from compress_doubles import LIKE, SLOW_S, Made, Workshop, evaluated
 from stillhouse.compress.stage import run_compress
 from stillhouse.core.artefact import read_artefact
 from stillhouse.core.errors import UserError
@@ -28,7 +28,13 @@ FORMATS = ("onnx", "onnx-int8", "onnx-int8-static")
 def recipe_of(**compress: object) -> Recipe:
     return make_recipe(
         evaluate={"resamples": 100, "speed_repeats": 1},
-        compress={"formats": list(FORMATS), "speed_repeats": 1, "cold_starts": 1, **compress},
+        compress={
+            "formats": list(FORMATS),
+            "margin_teacher": 0.1,
+            "speed_repeats": 1,
+            "cold_starts": 1,
+            **compress,
+        },
     )
 
 

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,15 +49,21 @@ def measure_footprint(
                     stderr=errors,
                     text=True,
                 )
+                stop = threading.Timer(START_TIMEOUT_S, process.kill)
+                stop.start()
                 try:
                     assert process.stdout is not None
+                    # Not `communicate`: it would pass over what `readline` has buffered.
                     first = process.stdout.readline().strip()
                     took = clock() - began
-                    rest, _ = process.communicate(timeout=START_TIMEOUT_S)
+                    rest = process.stdout.read()
+                    process.wait()
                 finally:
-                    if process.poll() is None:
-                        process.kill()
-                        process.wait()
+                    stop.cancel()
+                    process.kill()
+                    process.wait()
+                    if process.stdout is not None:
+                        process.stdout.close()
                 errors.seek(0)
                 said = errors.read().strip().splitlines()
             if process.returncode != 0 or first != ANSWERED:
