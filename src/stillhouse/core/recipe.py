@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from stillhouse.core.recipe_compare import CompareSection
 from stillhouse.core.recipe_data import DatasetSection, TrafficSection
 from stillhouse.core.recipe_ensemble import ENSEMBLE
+from stillhouse.core.recipe_prune import PruneSection
 from stillhouse.core.recipe_section import Section
 from stillhouse.core.recipe_signals import CaptureSection
 from stillhouse.core.recipe_teacher import PricesSection, TeacherSection, ensemble_problem
@@ -51,6 +52,11 @@ class Recipe(Section):
     )
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    prune: PruneSection | None = Field(
+        default=None,
+        description="Prune the trained student and heal it, as a second student beside it; null: "
+        "none.",
+    )
     prices: PricesSection = Field(default_factory=PricesSection)
     compare: CompareSection | None = Field(
         default=None, description="What `stillhouse teacher compare` compares."
