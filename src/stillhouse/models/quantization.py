@@ -11,11 +11,13 @@ Legend: O outputs, I inputs of a linear layer, G groups of inputs, V rows of a t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+GROUPS: Final = (128, 64, 32)  # inputs to a scale that the 4-bit kernels of GPUs are built for
 TINY: Final = torch.finfo(torch.float32).tiny
 
 
@@ -96,6 +98,12 @@ def group_scales(weight: Tensor, bits: int, group: int | None) -> Tensor:
     else:
         size = size.amax(1, keepdim=True)
     return _positive(size / ((2**bits - 1) / 2))
+
+
+def fitting_group(inputs: Iterable[int]) -> int | None:
+    """The largest group that divides the inputs of all layers; `None`: none of `GROUPS` does."""
+    sizes = set(inputs)
+    return next((group for group in GROUPS if not any(size % group for size in sizes)), None)
 
 
 def _asymmetric(low: Tensor, high: Tensor) -> Grid:
