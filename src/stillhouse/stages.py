@@ -157,6 +157,21 @@ def _train(context: Context) -> Outcome:
     return outcome
 
 
+def _prune(context: Context) -> Outcome:
+    module = require("stillhouse.train.prune", "train", "pruning a student")
+    run = context.run
+    outcome: Outcome = module.run_prune(
+        context.recipe,
+        run.stage("train") / "student",
+        run.stage("dataset"),
+        context.tuned,
+        work=context.work,
+        progress=context.progress,
+        signals=run.stage("capture") if context.recipe.train.signals == "cache" else None,
+    )
+    return outcome
+
+
 def _capture(context: Context) -> Outcome:
     module = require("stillhouse.train.capture", "train", "capturing the teacher's signals")
     outcome: Outcome = module.run_capture(
@@ -316,6 +331,21 @@ STAGES: Final[tuple[Stage, ...]] = (
         TORCH_PACKAGES,
     ),
     Stage(
+        "prune",
+        "prune the student and heal it",
+        ("dataset", "tune", "capture", "train"),
+        lambda r: {
+            "task": _dump(r.task),
+            "prune": _dump(r.prune) if r.prune else {},
+            "student": _dump(r.student),
+            "train": _dump(r.train, without={"distributed"}),
+            "teacher": r.teacher.model,
+            "chat_template": r.teacher.chat_template,
+        },
+        _prune,
+        TORCH_PACKAGES,
+    ),
+    Stage(
         "evaluate",
         "prove it: teacher, student and baselines on held-out and golden sets",
         ("traffic", "ask", "check", "dataset", "train"),
@@ -344,6 +374,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         and (stage.name != "expand" or recipe.traffic.expand is not None)
         and (stage.name != "judge" or recipe.dataset.judge is not None)
         and (stage.name != "capture" or captures(recipe))
+        and (stage.name != "prune" or recipe.prune is not None)
     )
 
 

@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from cut_families import model_of
 from torch import nn
 from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from cut_families import model_of
 from stillhouse.core.errors import UserError
 from stillhouse.models.quantization import channel_grid, group_grid, group_scales, table_grid
 from stillhouse.train.fake_quant import (

@@ -38,6 +38,7 @@ def export_compressed_tensors(
     out: Path,
     scheme: Scheme,
     *,
+    name: str = "",
     task: Task | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Artefact:
@@ -47,6 +48,7 @@ def export_compressed_tensors(
         student: a plain transformers folder.
         out: an empty folder.
         scheme: what is rounded to what.
+        name: what the student was initialised from.
         task: noted in the artefact.
         dtype: of scales and of all that stays float; GPUs serve bfloat16 or float16.
 
@@ -110,7 +112,7 @@ def export_compressed_tensors(
         head="text",
         made_from=MadeFrom(
             student=student_sha(student),
-            name=student.name,
+            name=name,
             versions=package_versions("compressed-tensors", "torch", "transformers"),
         ),
         task=task,

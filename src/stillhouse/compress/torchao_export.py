@@ -33,6 +33,7 @@ def export_torchao(
     out: Path,
     precision: Precision,
     *,
+    name: str = "",
     task: Task | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Artefact:
@@ -42,6 +43,7 @@ def export_torchao(
         student: a plain transformers folder.
         out: an empty folder.
         precision: of the weights.
+        name: what the student was initialised from.
         task: noted in the artefact.
         dtype: of all that stays float.
 
@@ -89,7 +91,7 @@ def export_torchao(
         head="text",
         made_from=MadeFrom(
             student=student_sha(student),
-            name=student.name,
+            name=name,
             versions=package_versions("torchao", "torch", "transformers"),
         ),
         task=task,

@@ -94,7 +94,7 @@ def group_scales(weight: Tensor, bits: int, group: int | None) -> Tensor:
     size = weight.detach().float().abs()
     if group is not None:
         size = torch.nn.functional.pad(size, (0, -size.shape[1] % group))
-        size = size.unflatten(1, (-1, group)).amax(2)
+        size = size.reshape(len(size), -1, group).amax(2)
     else:
         size = size.amax(1, keepdim=True)
     return _positive(size / ((2**bits - 1) / 2))

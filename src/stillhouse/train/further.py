@@ -1,9 +1,9 @@
-"""Train a trained student further, held to a shape meanwhile: on a grid of integers, or thinned out.
+"""Train a trained student further, held to a shape: on a grid of integers, or thinned out.
 
-The student is opened from its folder, head and all, given its shape, trained as any student is, and
-let out of the shape again: what is saved is a plain float model. Three looks at the held-out set say
-what the shape cost and what training won back: the student as it was, shaped and not yet trained,
-and at the end. Knows shapes by three calls; `prune` and `quantize` make them.
+The student is opened from its folder, head and all, given its shape, trained as any student is,
+and let out of the shape again: what is saved is a plain float model. Three looks at the held-out
+set say what the shape cost and what training won back: the student as it was, shaped and not yet
+trained, and at the end. Knows shapes by three calls; `prune` and `quantize` make them.
 """
 
 from __future__ import annotations

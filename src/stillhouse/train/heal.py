@@ -1,7 +1,8 @@
-"""Distil a trained student again, held to a shape: the recipe's own objectives, teacher and examples.
+"""Distil a trained student again, held to a shape.
 
-In one process, on the recipe's device. A folder with `train.json` is finished; a killed one goes on
-from its checkpoints. Knows the recipe and folders; `prune` and `quantize` bring the shapes.
+By the recipe's own objectives, teacher and examples, in one process, on the recipe's device. A
+folder with `train.json` is finished; a killed one goes on from its checkpoints. Knows the recipe
+and folders; `prune` and `quantize` bring the shapes.
 """
 
 from __future__ import annotations

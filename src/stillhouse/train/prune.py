@@ -107,9 +107,9 @@ def run_prune(
     student: Path,
     dataset_dir: Path,
     tuned: Path | None,
+    *,
     work: Path,
     progress: Progress,
-    *,
     signals: Path | None = None,
 ) -> Outcome:
     """Prune the recipe's trained student, heal it, and write `student/` and `prune.json`.

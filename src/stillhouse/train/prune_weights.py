@@ -103,7 +103,7 @@ def keep_highest(score: Tensor, share: float, *, by_output: bool) -> Tensor:
 
 def keep_pattern(score: Tensor, keep: int, of: int) -> Tensor:
     """Which weights [O, I] stay when of each `of` neighbours the `keep` highest do."""
-    groups = score.unflatten(1, (-1, of))
+    groups = score.reshape(len(score), -1, of)
     order = groups.argsort(dim=2, descending=True, stable=True)
     kept = torch.zeros_like(groups, dtype=torch.bool)
     return kept.scatter_(2, order[..., :keep], True).flatten(1)

@@ -74,7 +74,8 @@ def follows_pattern(folder: Path, names: set[str], keep: int, of: int) -> bool:
         with safe_open(file, framework="pt") as handle:
             held: Any = handle
             for name in names & set(held.keys()):
-                groups = held.get_tensor(name).unflatten(1, (-1, of))
+                weight = held.get_tensor(name)
+                groups = weight.reshape(len(weight), -1, of)
                 if int((groups != 0).sum(-1).max()) > keep:
                     return False
     return True
