@@ -95,7 +95,9 @@ def test_what_is_read_back_is_what_was_rounded(
             torch.testing.assert_close(weight, wanted, rtol=1e-5, atol=1e-6)
         elif name in plain:
             assert torch.equal(weight, plain[name]), name
-    found = drift(student, tmp_path, TEXTS, quantization_config=CompressedTensorsConfig(dequantize=True))
+    found = drift(
+        student, tmp_path, TEXTS, quantization_config=CompressedTensorsConfig(dequantize=True)
+    )
     assert found.mean_kl < {"w8a16": 1e-3, "w4a16": 0.3, "fp8": 0.05}[scheme]
     assert found.tokens > 20
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template

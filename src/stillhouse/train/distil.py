@@ -186,14 +186,16 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
             head_learning_rate=section.head_learning_rate if student.head == "label" else None,
         )
         parts = (train.rows, held_out.rows)
-        going_on = None if job.further is None else job.further.begin(trainer, job.recipe)
+        begun = None if job.further is None else job.further.begin(trainer, job.recipe)
         watched = Course(job.recipe, job.alpha, *parts, job.data.held_out, folder)
         watch_course(watched, trainer)
         fitted = fit(trainer, best_by, section.patience)
     verdict = write_course(watched, trainer, fitted, folder / CONVERGENCE) if is_main() else {}
     detach(model)
-    if job.further is not None and going_on is not None:
-        going_on = job.further.end(trainer, going_on)
+    further: dict[str, Any] = {}
+    if job.further is not None and begun is not None:
+        measure = "divergence" if job.alpha > 0 else "cross_entropy"
+        further = {"further": job.further.end(trainer, begun, measure)}
     whole = trainer.whole_weights()
     if not is_main():
         wait_for_all()
@@ -243,7 +245,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         "device": device.type,
         **_course(fitted, best_by),
         "convergence": verdict["state"],
-        **({} if going_on is None else {"further": going_on}),
+        **further,
     }
     write_json(folder / FACTS, facts)
     wait_for_all()

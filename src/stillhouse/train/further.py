@@ -3,7 +3,8 @@
 The student is opened from its folder, head and all, given its shape, trained as any student is,
 and let out of the shape again: what is saved is a plain float model. Three looks at the held-out
 set say what the shape cost and what training won back: the student as it was, shaped and not yet
-trained, and at the end. Knows shapes by three calls; `prune` and `quantize` make them.
+trained, and at the end. Training that made it no better is thrown away. Knows shapes by their
+calls; `prune` and `quantize` make them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers import TrainerCallback
@@ -41,6 +42,13 @@ class Shaping(Protocol):
         """What is asked of it, for the report."""
 
 
+class Begun(NamedTuple):
+    """What is known before the first step, and the shaped student's weights, on the CPU."""
+
+    facts: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class Further:
     """A trained student's folder, and the shape it is brought into."""
@@ -48,20 +56,26 @@ class Further:
     folder: Path
     shaping: Shaping
 
-    def begin(self, trainer: DistillationTrainer, recipe: Recipe) -> dict[str, Any]:
+    def begin(self, trainer: DistillationTrainer, recipe: Recipe) -> Begun:
         """Look at the student as it was, and as it is now, before the first step."""
         model: Any = open_trained(self.folder, recipe).model
         before = held_out_means(trainer, model.to(trainer.args.device))
-        return {
-            **self.shaping.as_json(),
-            "held_out": {"before": before, "shaped": held_out_means(trainer)},
-        }
+        looks = {"before": before, "shaped": held_out_means(trainer)}
+        held: Any = trainer.model
+        weights = {name: w.detach().cpu().clone() for name, w in held.state_dict().items()}
+        return Begun({**self.shaping.as_json(), "held_out": looks}, weights)
 
-    def end(self, trainer: DistillationTrainer, begun: dict[str, Any]) -> dict[str, Any]:
-        """Look at the trained student in its shape, and let it out."""
-        looks = begun["held_out"] | {"after": held_out_means(trainer)}
-        self.shaping.release(trainer.model)
-        return begun | {"held_out": looks}
+    def end(self, trainer: DistillationTrainer, begun: Begun, measure: str) -> dict[str, Any]:
+        """Look at the trained student in its shape, and let it out; where training made `measure`
+        (divergence or cross_entropy) no lower, the student is what it was before the first step."""
+        looks = begun.facts["held_out"] | {"after": held_out_means(trainer)}
+        better = looks["after"][measure] < looks["shaped"][measure]
+        model: Any = trainer.model
+        if not better:
+            model.load_state_dict(begun.weights)
+            looks["after"] = looks["shaped"]
+        self.shaping.release(model)
+        return begun.facts | {"held_out": looks, "training_helped": better}
 
 
 def open_trained(folder: Path, recipe: Recipe) -> Student:

@@ -176,6 +176,7 @@ def _report(
         "before": measure_sparsity(before, names).as_json(),
         "after": measured.as_json(),
         "held_out": facts["further"]["held_out"],
+        "healing_helped": facts["further"]["training_helped"],
         "steps": facts["steps"],
     }
     if section.pattern is not None:

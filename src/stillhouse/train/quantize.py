@@ -93,13 +93,12 @@ def distil_quantized(
         epochs=epochs,
         learning_rate=learning_rate,
     )
-    looks = facts["further"]["held_out"]
     write_json(
         work / QUANTIZED,
         {
             "scheme": scheme.as_json(),
-            "held_out": looks,
-            "better": looks["after"]["divergence"] < looks["shaped"]["divergence"],
+            "held_out": facts["further"]["held_out"],
+            "training_helped": facts["further"]["training_helped"],
             "steps": facts["steps"],
             "size_bytes": folder_size(work / STUDENT),
         },
