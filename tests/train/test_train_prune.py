@@ -48,7 +48,7 @@ def label_recipe(folder: Path, **more: Any) -> Recipe:
             "traffic": {"path": "x"},
             "teacher": {"model": f"hf:{folder}"},
             "student": {"head": "label", "from": f"hf:{folder}", "layers": 2, "max_tokens": 48},
-            "train": {"batch_size": 8, "learning_rate": 5e-3, "epochs": 3, "evals": 3},
+            "train": {"batch_size": 8, "learning_rate": 5e-3, "epochs": 1, "evals": 1},
             **more,
         }
     )
@@ -163,7 +163,7 @@ def test_sections_that_make_no_sense_are_refused(given: dict[str, Any], said: st
 def test_zeros_survive_healing_saving_and_loading(
     kind: str, trained: Path, encoder_folder: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
-    section = {"kind": kind, "epochs": 2, "importance": "activation", "learning_rate": 5e-4}
+    section = {"kind": kind, "epochs": 3, "importance": "activation"}
     recipe = label_recipe(encoder_folder, prune=section)
     outcome = run_prune(recipe, trained, dataset_folder, None, work=tmp_path, progress=Silent())
     assert outcome.summary["sparsity"] == pytest.approx(0.5, abs=1e-3)
@@ -260,7 +260,7 @@ def test_a_student_that_learned_to_be_quantized_is_a_plain_float_one(
 ) -> None:
     recipe = label_recipe(encoder_folder)
     folder = distil_quantized(
-        recipe, trained, dataset_folder, None, work=tmp_path, progress=Silent(), epochs=2
+        recipe, trained, dataset_folder, None, work=tmp_path, progress=Silent(), epochs=3
     )
     facts = read(tmp_path / "quantization_aware.json")
     assert facts["scheme"]["activations"] is True

@@ -46,12 +46,9 @@ def drift(
     """
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(student, local_files_only=True)
-        plain: Any = AutoModelForCausalLM.from_pretrained(
-            student, dtype=torch.float32, local_files_only=True
-        ).eval()
-        other: Any = AutoModelForCausalLM.from_pretrained(
-            exported, local_files_only=True, **settings
-        ).eval()
+        auto: Any = AutoModelForCausalLM
+        plain = auto.from_pretrained(student, dtype=torch.float32, local_files_only=True).eval()
+        other = auto.from_pretrained(exported, local_files_only=True, **settings).eval()
         tokens, kl, agreed = 0, 0.0, 0
         for text in texts:
             ids: Any = tokenizer(text, return_tensors="pt", truncation=True, max_length=max_tokens)[

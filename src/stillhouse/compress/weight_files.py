@@ -37,7 +37,8 @@ def linear_weights(folder: Path) -> dict[str, tuple[int, int]]:
     """
     with quiet_transformers(), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_config(config)
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_config(config)
     head = model.get_output_embeddings()
     found = {
         f"{name}.weight": (module.out_features, module.in_features)
