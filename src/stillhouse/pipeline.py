@@ -39,7 +39,7 @@ from stillhouse.dataset.card import write_dataset_card
 from stillhouse.evaluate.model_card import CARD, write_model_card
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.stage import write_report
-from stillhouse.stages import Context, Stage, check_quality, stages_of
+from stillhouse.stages import Context, Stage, check_compress, check_quality, stages_of
 from stillhouse.teacher.replay import store_path
 from stillhouse.teacher.retirement import warn_of_retirement
 from stillhouse.train.planning import check_recipe
@@ -53,6 +53,7 @@ NEEDED: Final = {
     "judge": "dataset.judge",
     "capture": "capture or train.signals: cache",
     "prune": "prune",
+    "compress": "compress",
 }
 
 
@@ -65,15 +66,18 @@ class StageResult(NamedTuple):
 
 
 def run_stages(
-    recipe: Recipe, root: Path, progress: Progress, last: str = "evaluate"
+    recipe: Recipe, root: Path, progress: Progress, last: str | None = None
 ) -> list[StageResult]:
     """Run the recipe's stages up to and including `last`, skipping what is up to date.
+
+    `last` is `None` for all of them.
 
     Raises:
         UserError: something the user wrote or supplied cannot be used.
         StillhouseError: a stage failed; what is finished stays and is not done again.
     """
     plan = stages_of(recipe)
+    last = plan[-1].name if last is None else last
     if last not in [stage.name for stage in plan]:
         raise RecipeError(
             last,
@@ -85,6 +89,8 @@ def run_stages(
     check_rights(recipe, names[:until])
     check_recipe(recipe)
     check_quality(recipe)
+    if "compress" in names[:until]:
+        check_compress(recipe)
     run = RunFolder(root)
     results: list[StageResult] = []
     with run.locked(), reproducible_threads():
@@ -190,6 +196,8 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     for field, part in (("traffic", recipe.traffic.select), ("expand", recipe.traffic.expand)):
         if stage.name == field and part is not None and part.embedder.startswith("hf:"):
             inputs.update(local_weights("embedder", part.embedder))
+    if stage.name.startswith("compress") and recipe.compress and recipe.compress.calibration:
+        inputs["calibration"] = _hash_of_users(Path(recipe.compress.calibration))
     return StageKey(
         stage=stage.name,
         inputs=inputs,

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from stillhouse.core.artefact import is_artefact
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Completion, Query
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
+from stillhouse.models.artefact_student import open_artefact
 from stillhouse.models.batching import BatchingCompleter, Call
 from stillhouse.models.classifier_reader import ClassifierReader
 from stillhouse.models.completer import Completer, ModelInfo
@@ -30,8 +32,28 @@ def open_student(
 ) -> Completer:
     """Open a student folder: head `label` is a sequence classifier, `text` a language model.
 
+    A folder with an `artefact.json` (`core.artefact`) is opened by its own runtime.
+
     Raises:
         UserError: the folder cannot be loaded, or its labels are not the task's, in order.
+        MissingExtraError: an artefact's runtime is not installed.
+    """
+    if is_artefact(folder):
+        return open_artefact(folder, task, head, batch_size, device)
+    return open_weights(folder, task, head, batch_size, device)
+
+
+def open_weights(
+    folder: Path,
+    task: ClassificationTask | ExtractionTask | GenerationTask,
+    head: str,
+    batch_size: int,
+    device: str = "auto",
+) -> Completer:
+    """Open a folder of transformers' own weights, whatever else lies in it.
+
+    Raises:
+        UserError: as `open_student`.
     """
     if head == "text":
         return HfCompleter(load_causal_lm(str(folder), device=device), batch_size, cuts=True)
