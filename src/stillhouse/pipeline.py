@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from stillhouse.compress.stage import check_compress
 from stillhouse.core.errors import DataError, RecipeError
 from stillhouse.core.forgotten import FORGOTTEN
 from stillhouse.core.jsonl import read_json, write_json
@@ -39,7 +40,7 @@ from stillhouse.dataset.card import write_dataset_card
 from stillhouse.evaluate.model_card import CARD, write_model_card
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.stage import write_report
-from stillhouse.stages import Context, Stage, check_compress, check_quality, stages_of
+from stillhouse.stages import Context, Stage, check_quality, stages_of
 from stillhouse.teacher.replay import store_path
 from stillhouse.teacher.retirement import warn_of_retirement
 from stillhouse.train.planning import check_recipe
