@@ -46,13 +46,14 @@ from stillhouse.teacher.retirement import warn_of_retirement
 from stillhouse.train.planning import check_recipe
 
 RECIPE_FILE: Final = "recipe.json"
-READS_WEIGHTS: Final = ("tune", "check", "expand", "ask", "capture", "train")
+READS_WEIGHTS: Final = ("tune", "check", "expand", "ask", "capture", "train", "prune")
 # What in a recipe brings a stage that not every recipe has.
 NEEDED: Final = {
     "tune": "teacher.tune and traffic.labelled",
     "expand": "traffic.expand",
     "judge": "dataset.judge",
     "capture": "capture or train.signals: cache",
+    "prune": "prune",
     "compress": "compress",
 }
 
@@ -126,7 +127,7 @@ def _record(recipe: Recipe, run: RunFolder, result: StageResult) -> None:
     """
     if result.name == "traffic":
         record_owners(run)
-    if result.name in ("tune", "dataset", "train"):
+    if result.name in ("tune", "dataset", "train", "prune"):
         record_lineage(recipe, run)
     if result.name == "dataset":
         write_dataset_card(recipe, run.stage("dataset"), result.manifest.output_hash)

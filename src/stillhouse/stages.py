@@ -27,6 +27,12 @@ from stillhouse.dataset.stage import needs_beliefs, run_dataset
 from stillhouse.dataset.validators import Validators
 from stillhouse.evaluate.stage import run_evaluate
 from stillhouse.models.completer import Completer
+from stillhouse.stage_sections import (
+    NOT_IN_ANSWERS,
+    NOT_IN_VERDICTS,
+    dump,
+    training_section,
+)
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.ensemble import open_ensemble
 from stillhouse.teacher.expand_stage import run_expand
@@ -41,35 +47,6 @@ TORCH_PACKAGES: Final = ("torch", "transformers", "peft", "tokenizers", *WEIGHT_
 RUNTIME_PACKAGES: Final = ("onnx", "onnxruntime", "gguf", "xllamacpp")
 STATISTICS_PACKAGES: Final = ("numpy", "scipy", "scikit-learn")
 
-# What does not change an answer does not make answers stale.
-_NO_PART: Final = (
-    "api_key_env",
-    "batch",
-    "budget_usd",
-    "concurrency",
-    "deadline_s",
-    "on_revision_change",
-    "outage_s",
-    "ray",
-    "retires_on",
-    "retries",
-    "terms",
-    "timeout_s",
-    "tune",
-)
-NOT_IN_ANSWERS: Final[Mapping[str, Any]] = {
-    **dict.fromkeys(_NO_PART, True),
-    "members": {"__all__": dict.fromkeys(("concurrency", "api_key_env"), True)},
-}
-NOT_IN_VERDICTS: Final = {
-    "concurrency",
-    "retries",
-    "timeout_s",
-    "budget_usd",
-    "api_key_env",
-    "gold",
-}
-
 
 class Context(NamedTuple):
     """What a stage may use."""
@@ -83,6 +60,11 @@ class Context(NamedTuple):
     def tuned(self) -> Path | None:
         """The tuned teacher's folder, where there is one."""
         return self.run.stage("tune") / "model" if self.recipe.teacher.tune else None
+
+    @property
+    def signals(self) -> Path | None:
+        """What the capture stage wrote, where training reads it."""
+        return self.run.stage("capture") if self.recipe.train.signals == "cache" else None
 
     @property
     def traffic(self) -> Path:
@@ -104,10 +86,6 @@ class Stage:
     section: Callable[[Recipe], Mapping[str, Any]]
     run: Callable[[Context], Outcome]
     packages: tuple[str, ...] = ()
-
-
-def _dump(model: Any, *, without: Mapping[str, Any] | set[str] | None = None) -> dict[str, Any]:
-    return dict(model.model_dump(mode="json", exclude=without, by_alias=True))
 
 
 def _tune(context: Context) -> Outcome:
@@ -172,7 +150,22 @@ def _train(context: Context) -> Outcome:
         context.tuned,
         context.work,
         context.progress,
-        signals=context.run.stage("capture") if context.recipe.train.signals == "cache" else None,
+        signals=context.signals,
+    )
+    return outcome
+
+
+def _prune(context: Context) -> Outcome:
+    module = require("stillhouse.train.prune", "train", "pruning a student")
+    run = context.run
+    outcome: Outcome = module.run_prune(
+        context.recipe,
+        run.stage("train") / "student",
+        run.stage("dataset"),
+        context.tuned,
+        work=context.work,
+        progress=context.progress,
+        signals=context.signals,
     )
     return outcome
 
@@ -213,8 +206,8 @@ STAGES: Final[tuple[Stage, ...]] = (
         "read the queries, the labelled and the golden set",
         (),
         lambda r: {
-            "task": _dump(r.task),
-            "traffic": _dump(r.traffic, without={"path", "labelled", "golden", "expand"}),
+            "task": dump(r.task),
+            "traffic": dump(r.traffic, without={"path", "labelled", "golden", "expand"}),
             "near_duplicate": r.dataset.near_duplicate,
             "min_examples": r.dataset.min_examples,
         },
@@ -226,11 +219,11 @@ STAGES: Final[tuple[Stage, ...]] = (
         "tune the teacher on the labelled set",
         ("traffic/labelled.jsonl",),
         lambda r: {
-            "task": _dump(r.task),
+            "task": dump(r.task),
             "model": r.teacher.model,
             "device": r.teacher.device,
             "chat_template": r.teacher.chat_template,
-            "tune": _dump(r.teacher.tune) if r.teacher.tune else {},
+            "tune": dump(r.teacher.tune) if r.teacher.tune else {},
         },
         _tune,
         TORCH_PACKAGES,
@@ -240,8 +233,8 @@ STAGES: Final[tuple[Stage, ...]] = (
         "check the teacher on the labelled set, beside a linear baseline",
         ("traffic/labelled.jsonl", "tune"),
         lambda r: {
-            "task": _dump(r.task),
-            "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS),
+            "task": dump(r.task),
+            "teacher": dump(r.teacher, without=NOT_IN_ANSWERS),
             "check_fraction": r.teacher.tune.check_fraction if r.teacher.tune else None,
             "confidence": r.evaluate.confidence,
         },
@@ -255,10 +248,10 @@ STAGES: Final[tuple[Stage, ...]] = (
         "let the teacher write queries where the traffic is thin",
         ("traffic",),
         lambda r: {
-            "task": _dump(r.task),
-            "expand": _dump(r.traffic.expand) if r.traffic.expand else {},
+            "task": dump(r.task),
+            "expand": dump(r.traffic.expand) if r.traffic.expand else {},
             "near_duplicate": r.dataset.near_duplicate,
-            "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS),
+            "teacher": dump(r.teacher, without=NOT_IN_ANSWERS),
         },
         lambda c: run_expand(c.recipe, c.run.stage("traffic"), c.run.store, c.work, c.progress),
         (*STATISTICS_PACKAGES, *WEIGHT_PACKAGES),
@@ -268,8 +261,8 @@ STAGES: Final[tuple[Stage, ...]] = (
         "ask the teacher, each query once",
         ("traffic/queries.jsonl", "traffic/golden.jsonl", "expand/queries.jsonl", "tune"),
         lambda r: {
-            "task": _dump(r.task),
-            "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS),
+            "task": dump(r.task),
+            "teacher": dump(r.teacher, without=NOT_IN_ANSWERS),
             **({"likelihood": True} if r.dataset.best_of == "likelihood" else {}),
         },
         lambda c: run_ask(c.recipe, c.traffic, c.tuned, c.run.store, c.work, c.progress),
@@ -280,9 +273,9 @@ STAGES: Final[tuple[Stage, ...]] = (
         "judge the answers, once the gold set shows that the judge can",
         ("traffic/queries.jsonl", "expand/queries.jsonl", "ask/completions.jsonl"),
         lambda r: {
-            "task": _dump(r.task),
-            "judge": _dump(r.dataset.judge, without=NOT_IN_VERDICTS) if r.dataset.judge else {},
-            "checks": _dump(r.dataset)["validators"],
+            "task": dump(r.task),
+            "judge": dump(r.dataset.judge, without=NOT_IN_VERDICTS) if r.dataset.judge else {},
+            "checks": dump(r.dataset)["validators"],
             "chars": [r.dataset.min_chars, r.dataset.max_chars],
         },
         _judge,
@@ -293,8 +286,8 @@ STAGES: Final[tuple[Stage, ...]] = (
         "keep the good answers: checks, duplicates, contamination, split",
         ("traffic", "expand", "ask", "judge"),
         lambda r: {
-            "task": _dump(r.task),
-            "dataset": _dump(r.dataset, without={"judge"}),
+            "task": dump(r.task),
+            "dataset": dump(r.dataset, without={"judge"}),
             "judge": r.dataset.judge.mode if r.dataset.judge else None,
             "signals": r.teacher.answer_signals,
             "beliefs": needs_beliefs(r),
@@ -308,10 +301,10 @@ STAGES: Final[tuple[Stage, ...]] = (
         ("dataset", "tune", "ask/completions.jsonl"),
         # Not the student's name: one cache serves all students that cut text alike.
         lambda r: {
-            "task": _dump(r.task),
-            "capture": _dump(_captured(r)),
+            "task": dump(r.task),
+            "capture": dump(_captured(r)),
             "temperature": r.train.distillation_temperature,
-            "student": _dump(_reading(r), without={"source", "layers"}),
+            "student": dump(_reading(r), without={"source", "layers"}),
             "teacher": r.teacher.model,
             "token_logprobs": r.teacher.token_logprobs,
             "chat_template": r.teacher.chat_template,
@@ -325,14 +318,16 @@ STAGES: Final[tuple[Stage, ...]] = (
         "train",
         "train the student",
         ("dataset", "tune", "capture"),
-        lambda r: {
-            "task": _dump(r.task),
-            "student": _dump(r.student),
-            "train": _dump(r.train, without={"distributed"}),
-            "teacher": r.teacher.model,
-            "chat_template": r.teacher.chat_template,
-        },
+        training_section,
         _train,
+        TORCH_PACKAGES,
+    ),
+    Stage(
+        "prune",
+        "prune the student and heal it",
+        ("dataset", "tune", "capture", "train"),
+        lambda r: {**training_section(r), "prune": dump(r.prune) if r.prune else {}},
+        _prune,
         TORCH_PACKAGES,
     ),
     Stage(
@@ -340,12 +335,12 @@ STAGES: Final[tuple[Stage, ...]] = (
         "prove it: teacher, student and baselines on held-out and golden sets",
         ("traffic", "ask", "check", "dataset", "train"),
         lambda r: {
-            "task": _dump(r.task),
-            "evaluate": _dump(r.evaluate),
+            "task": dump(r.task),
+            "evaluate": dump(r.evaluate),
             **({"examples": r.train.examples, "seed": r.train.seed} if r.train.examples else {}),
-            "prices": _dump(r.prices),
+            "prices": dump(r.prices),
             "student device": r.train.device,
-            "teacher": _dump(r.teacher, without=NOT_IN_ANSWERS),
+            "teacher": dump(r.teacher, without=NOT_IN_ANSWERS),
         },
         _evaluate,
         (*TORCH_PACKAGES, *STATISTICS_PACKAGES),
@@ -355,11 +350,11 @@ STAGES: Final[tuple[Stage, ...]] = (
         "bring the student into smaller forms, and gate each of them again",
         ("traffic", "ask", "dataset", "train", "evaluate"),
         lambda r: {
-            "task": _dump(r.task),
+            "task": dump(r.task),
             "student": {"head": r.student.head, "max_tokens": r.student.max_tokens},
-            "compress": _dump(section_of(r)),
-            "evaluate": _dump(r.evaluate),
-            "prices": _dump(r.prices),
+            "compress": dump(section_of(r)),
+            "evaluate": dump(r.evaluate),
+            "prices": dump(r.prices),
         },
         lambda c: run_compress(c.recipe, c.run, c.work, c.progress),
         (*TORCH_PACKAGES, *STATISTICS_PACKAGES, *RUNTIME_PACKAGES),
@@ -378,6 +373,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         and (stage.name != "expand" or recipe.traffic.expand is not None)
         and (stage.name != "judge" or recipe.dataset.judge is not None)
         and (stage.name != "capture" or captures(recipe))
+        and (stage.name != "prune" or recipe.prune is not None)
         and (stage.name != "compress" or recipe.compress is not None)
     )
 

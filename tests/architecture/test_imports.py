@@ -30,7 +30,7 @@ TOP = {
     "pretrain",
     "scaffold",
 }
-TOP |= {"stages", "teacher_compare", "teacher_probe", "tuning"}
+TOP |= {"stages", "stage_sections", "teacher_compare", "teacher_probe", "tuning"}
 TOP |= {"cli_study", "study_curve", "study_frontier", "variants"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}

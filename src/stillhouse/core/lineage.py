@@ -25,6 +25,13 @@ from stillhouse.core.runfolder import Manifest, RunFolder
 LINEAGE: Final = "lineage.json"
 USERS_FOLDER: Final = "lineage"
 PSEUDONYM_DIGITS: Final = 32
+_FOLDERS: Final = {
+    "student": "student",
+    "twin": "twin/student",
+    "pruned student": "student",
+    "tuned teacher": "model",
+}
+PRUNED: Final = ("prune", "pruned student")
 QUERIES: Final = "queries.jsonl"
 LABELLED: Final = "labelled.jsonl"
 
@@ -96,14 +103,15 @@ def read_lineage(root: Path) -> Lineage:
 
 
 def record_lineage(recipe: Recipe, run: RunFolder) -> None:
-    """Add what the run folder holds now: its dataset, the student, twin and tuned teacher.
+    """Add what the run folder holds now: its dataset, the student, twin, pruned student and
+    tuned teacher.
 
     Does nothing where all is recorded already, so that it may be called after every stage.
     """
     lineage = read_lineage(run.root)
     datasets = dict(lineage.datasets)
     for name, file, trained in (
-        ("dataset", None, (("train", "student"), ("train", "twin"))),
+        ("dataset", None, (("train", "student"), ("train", "twin"), PRUNED)),
         ("traffic", LABELLED, (("tune", "tuned teacher"),)),
     ):
         manifest = run.manifest(name)
@@ -140,7 +148,7 @@ def _trained(
     inputs = manifest.key.get("inputs") if manifest is not None else None
     if manifest is None or not isinstance(inputs, Mapping) or inputs.get(read) != digest:
         return None
-    folder = {"student": "student", "twin": "twin/student", "tuned teacher": "model"}[kind]
+    folder = _FOLDERS[kind]
     weights = {n: h for n, h in manifest.outputs.items() if n.startswith(f"{folder}/")}
     if not weights:
         return None

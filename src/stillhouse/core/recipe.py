@@ -12,6 +12,7 @@ from stillhouse.core.recipe_compare import CompareSection
 from stillhouse.core.recipe_compress import CompressSection
 from stillhouse.core.recipe_data import DatasetSection, TrafficSection
 from stillhouse.core.recipe_ensemble import ENSEMBLE
+from stillhouse.core.recipe_prune import PruneSection
 from stillhouse.core.recipe_section import Section
 from stillhouse.core.recipe_signals import CaptureSection
 from stillhouse.core.recipe_teacher import PricesSection, TeacherSection, ensemble_problem
@@ -52,6 +53,11 @@ class Recipe(Section):
     )
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    prune: PruneSection | None = Field(
+        default=None,
+        description="Prune the trained student and heal it, as a second student beside it; null: "
+        "none.",
+    )
     compress: CompressSection | None = Field(
         default=None,
         description="Bring the student into smaller forms after it is evaluated, each gated again; "

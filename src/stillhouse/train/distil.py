@@ -39,6 +39,7 @@ from stillhouse.train.checkpoints import weight_errors
 from stillhouse.train.course import CONVERGENCE, Course, watch_course, write_course
 from stillhouse.train.features_wiring import Learned
 from stillhouse.train.fit import Fitted, fit
+from stillhouse.train.further import Further, open_trained
 from stillhouse.train.history import EarlyStop, Report, curve, write_rows
 from stillhouse.train.lora import merged, save_adapter, with_adapters
 from stillhouse.train.lost import Lost
@@ -86,7 +87,8 @@ class Job:
     """One student to train. `alpha` overrides the recipe's; `tuned` is the tuned teacher's folder,
     if it was tuned; `title` is shown beside the bar; `signals` is the capture stage's folder, where
     soft targets come from there. `callbacks` see each look at what is held out; `split_of_train`
-    says that this is a part of the training examples, as a capture has them."""
+    says that this is a part of the training examples, as a capture has them. `further` is a trained
+    student to go on from, and what it is held to meanwhile."""
 
     recipe: Recipe
     data: Data
@@ -96,6 +98,7 @@ class Job:
     signals: Path | None = None
     callbacks: tuple[TrainerCallback, ...] = ()
     split_of_train: bool = False
+    further: Further | None = None
 
     @property
     def teacher(self) -> str:
@@ -188,15 +191,25 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
             collator=collator,
             rows=train.rows,
             held_out=held_out.rows,
-            callbacks=[EarlyStop(best_by, section.patience), Report(ticker), *job.callbacks],
+            callbacks=[
+                *(() if job.further is None else job.further.shaping.callbacks(student.model)),
+                EarlyStop(best_by, section.patience),
+                Report(ticker),
+                *job.callbacks,
+            ],
             head_learning_rate=section.head_learning_rate if student.head == "label" else None,
         )
         parts = (train.rows, held_out.rows)
+        begun = None if job.further is None else job.further.begin(trainer, job.recipe)
         watched = Course(job.recipe, job.alpha, *parts, watched_on, folder)
         watch_course(watched, trainer)
         fitted = fit(trainer, best_by, section.patience)
     verdict = write_course(watched, trainer, fitted, folder / CONVERGENCE) if is_main() else {}
     detach(model)
+    further: dict[str, Any] = {}
+    if job.further is not None and begun is not None:
+        measure = "divergence" if job.alpha > 0 else "cross_entropy"
+        further = {"further": job.further.end(trainer, begun, measure)}
     whole = trainer.whole_weights()
     if not is_main():
         wait_for_all()
@@ -247,6 +260,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         "device": device.type,
         **_course(fitted, best_by),
         "convergence": verdict["state"],
+        **further,
     }
     write_json(folder / FACTS, facts)
     wait_for_all()
@@ -279,6 +293,9 @@ def _examples(path: Path) -> list[Example]:
 
 
 def _build(job: Job) -> Student:
+    if job.further is not None:
+        trained = open_trained(job.further.folder, job.recipe)
+        return job.further.shaping.shape(trained, _texts(job))
     return build_student(
         job.recipe.student,
         job.recipe.task,

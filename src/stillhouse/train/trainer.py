@@ -179,9 +179,10 @@ class DistillationTrainer(Trainer):
         )
         return metrics
 
-    def measured(self, rows: Any = None) -> Iterator[HeldOutSums]:
-        """What each batch of some rows (the held-out set, if none are given) measures, in order."""
-        model = self.accelerator.unwrap_model(self.model)
+    def measured(self, rows: Any = None, model: Any = None) -> Iterator[HeldOutSums]:
+        """What each batch of some rows (the held-out set, if none are given) measures, in order; of
+        another model than the student, if one is given."""
+        model = self.accelerator.unwrap_model(self.model) if model is None else model
         was_training = model.training
         model.eval()
         try:

@@ -1,0 +1,56 @@
+"""The parts of a recipe that a stage's result depends on: what is dumped into its key.
+
+Knows sections; no stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from stillhouse.core.recipe import Recipe
+
+# What does not change an answer does not make answers stale.
+_NO_PART: Final = (
+    "api_key_env",
+    "batch",
+    "budget_usd",
+    "concurrency",
+    "deadline_s",
+    "on_revision_change",
+    "outage_s",
+    "ray",
+    "retires_on",
+    "retries",
+    "terms",
+    "timeout_s",
+    "tune",
+)
+NOT_IN_ANSWERS: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(_NO_PART, True),
+    "members": {"__all__": dict.fromkeys(("concurrency", "api_key_env"), True)},
+}
+NOT_IN_VERDICTS: Final = {
+    "concurrency",
+    "retries",
+    "timeout_s",
+    "budget_usd",
+    "api_key_env",
+    "gold",
+}
+
+
+def dump(model: Any, *, without: Mapping[str, Any] | set[str] | None = None) -> dict[str, Any]:
+    """A section as plain objects, but for what is left out."""
+    return dict(model.model_dump(mode="json", exclude=without, by_alias=True))
+
+
+def training_section(recipe: Recipe) -> Mapping[str, Any]:
+    """What training depends on."""
+    return {
+        "task": dump(recipe.task),
+        "student": dump(recipe.student),
+        "train": dump(recipe.train, without={"distributed"}),
+        "teacher": recipe.teacher.model,
+        "chat_template": recipe.teacher.chat_template,
+    }
