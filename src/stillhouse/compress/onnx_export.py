@@ -35,7 +35,9 @@ INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
 TOLERANCE: Final = 1e-3  # of log-probabilities, nats; float32 is at 1e-6
 CHECKED_TEXTS: Final = 32
 SHAPES: Final = ((1, 1), (1, 0), (3, 0), (7, 5))  # batch and length; 0: the longest
-ACTION: Final = "keep the transformers student, or take a source of a family that docs/onnx.md names"
+ACTION: Final = (
+    "keep the transformers student, or take a source of a family that docs/onnx.md names"
+)
 
 
 class FloatGraph(NamedTuple):

@@ -80,9 +80,7 @@ class OnnxReader:
     def __init__(self, folder: Path, threads: int = 0) -> None:
         self.spec = _spec(folder / SPEC)
         self._tokenizer = _tokenizer(folder / TOKENIZER)
-        self._tokenizer.enable_truncation(
-            self.spec.max_tokens, direction=self.spec.truncation_side
-        )
+        self._tokenizer.enable_truncation(self.spec.max_tokens, direction=self.spec.truncation_side)
         # Of its own, and not cut: measures while another thread reads.
         self._measuring = _tokenizer(folder / TOKENIZER)
         self._session = open_session(folder / MODEL, threads)
@@ -93,8 +91,10 @@ class OnnxReader:
 
     def inputs(self, texts: Sequence[str]) -> dict[str, Ids]:
         """The graph's inputs by name, [B, T] each, padded to the longest."""
-        encoded = self._tokenizer.encode_batch(list(texts))
-        longest = max(len(one.ids) for one in encoded)
+        return self._feed(self._tokenizer.encode_batch(list(texts)))
+
+    def _feed(self, encoded: Sequence[Any]) -> dict[str, Ids]:
+        longest = max(1, *(len(one.ids) for one in encoded))
         feed = {
             "input_ids": np.full((len(encoded), longest), self.spec.pad_id, dtype=np.int64),
             "attention_mask": np.zeros((len(encoded), longest), dtype=np.int64),
@@ -115,14 +115,8 @@ class OnnxReader:
 
     def read(self, texts: Sequence[str]) -> OnnxRead:
         """One run of the graph over a batch."""
-        feed = self.inputs(texts)
-        mask = feed.get("attention_mask")
-        tokens = (
-            mask.sum(1).tolist()
-            if mask is not None
-            else [len(one.ids) for one in self._tokenizer.encode_batch(list(texts))]
-        )
-        return OnnxRead(self.log_p(feed), tokens)
+        encoded = self._tokenizer.encode_batch(list(texts))
+        return OnnxRead(self.log_p(self._feed(encoded)), [len(one.ids) for one in encoded])
 
 
 class OnnxStudent(BatchingCompleter):
@@ -240,9 +234,7 @@ def open_session(path: Path, threads: int = 0) -> Any:
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = threads or _given_threads()
     try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes have no common base
         raise UserError(
             str(path),
