@@ -69,7 +69,7 @@ def export_onnx(
     """
     made = write_float_graph(student, out, task, texts, attention=True)
     settings = {"opset": OPSET, "fused": "attention, gelu, normalisation", "worst_nats": made.worst}
-    return finish(student, out, task, "float32", name, settings)
+    return finish(student, out, task, precision="float32", name=name, settings=settings)
 
 
 def write_float_graph(
@@ -138,7 +138,7 @@ def write_float_graph(
 
 
 def finish(
-    student: Path, out: Path, task: Task, precision: str, name: str, settings: dict[str, Any]
+    student: Path, out: Path, task: Task, *, precision: str, name: str, settings: dict[str, Any]
 ) -> Artefact:
     """Write `artefact.json` over what lies in `out`."""
     modules = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers")

@@ -86,7 +86,7 @@ def quantize_dynamic_onnx(
         "tables": tables,
         "worst_nats_float": made.worst,
     }
-    return finish(student, out, task, "int8", name, settings)
+    return finish(student, out, task, precision="int8", name=name, settings=settings)
 
 
 def quantize_static_onnx(
@@ -157,7 +157,7 @@ def quantize_static_onnx(
         "calibration_samples": len(kept),
         "worst_nats_float": made.worst,
     }
-    return finish(student, out, task, "int8-static", name, settings)
+    return finish(student, out, task, precision="int8-static", name=name, settings=settings)
 
 
 def quantize_tables(path: Path) -> int:
