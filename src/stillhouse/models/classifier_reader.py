@@ -28,7 +28,8 @@ class Read(NamedTuple):
 
 class ClassifierReader:
     """Reads texts with a classifier. `longest` is the smaller of the tokenizer's
-    `model_max_length` and the model's positions."""
+    `model_max_length` and the model's positions; `takes` names the tokenizer's outputs that the
+    model is given."""
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
@@ -37,11 +38,11 @@ class ClassifierReader:
         room = getattr(loaded.model.config, "max_position_embeddings", None)
         longest = int(loaded.tokenizer.model_max_length)  # huge where the tokenizer sets none
         self.longest = longest if room is None else min(longest, room)
-        self._takes = [
+        self.takes = tuple(
             name
             for name in loaded.tokenizer.model_input_names
             if name in accepts(loaded.model) or name == "input_ids"
-        ]
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -65,6 +66,6 @@ class ClassifierReader:
             list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
         )
         model = self._loaded.model
-        inputs = {name: encoded[name].to(model.device) for name in self._takes if name in encoded}
+        inputs = {name: encoded[name].to(model.device) for name in self.takes if name in encoded}
         log_p = model(**inputs).logits.float().log_softmax(-1)
         return Read(log_p, encoded["attention_mask"].sum(1).tolist())

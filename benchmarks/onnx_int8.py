@@ -1,0 +1,112 @@
+"""ONNX forms of a label student: size, batch-1 latency, score and closeness, beside torch.
+
+    python benchmarks/onnx_int8.py RUN_FOLDER [--texts 400]
+
+Reads a finished run of a classification recipe (its student, golden or held-out set, training
+texts), makes every setting of INT8 and times all in turns, one thread each. Saves
+benchmarks/results/onnx_int8.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine_line import save
+
+from stillhouse.compress.onnx_export import export_onnx
+from stillhouse.compress.onnx_int8 import quantize_dynamic_onnx, quantize_static_onnx
+from stillhouse.core.jsonl import read_json, read_records
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.records import Example, LabelledQuery
+from stillhouse.models.classifier_reader import ClassifierReader
+from stillhouse.models.loading import load_classifier
+from stillhouse.models.onnx_student import OnnxReader
+
+TURNS = 5
+BITS = {"8 bits": False, "7 bits": True}
+CHANNELS = {"one scale": False, "a scale each": True}
+
+
+def main() -> None:
+    """Make, compare, time, save."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--texts", type=int, default=400)
+    parser.add_argument("--calibration", type=int, default=256)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    task: Any = Recipe.model_validate(read_json(given.run / "recipe.json")).task
+    student = given.run / "train" / "student"
+    train = [
+        task.input_text(example.to_query())
+        for example in read_records(given.run / "dataset" / "train.jsonl", Example)
+    ][: given.calibration]
+    golden = list(read_records(given.run / "traffic" / "golden.jsonl", LabelledQuery))
+    golden = golden[: given.texts]
+    texts = [task.input_text(query) for query in golden]
+    truth = np.array([task.labels.index(query.reference) for query in golden])
+
+    loaded = load_classifier(str(student), device="cpu")
+    torch_reader = ClassifierReader(loaded)
+    readers: dict[str, Callable[[list[str]], Any]] = {
+        "torch": lambda some: torch_reader.read(some).log_p.numpy()
+    }
+    sizes = {"torch": loaded.size_bytes}
+    with tempfile.TemporaryDirectory() as scratch:
+        makers: dict[str, Callable[[Path], Any]] = {
+            "onnx float": lambda out: export_onnx(student, out, task, texts=texts)
+        }
+        for bits, reduced in BITS.items():
+            for channels, each in CHANNELS.items():
+                makers[f"dynamic, {bits}, {channels}"] = lambda out, r=reduced, e=each: (
+                    quantize_dynamic_onnx(student, out, task, reduce_range=r, per_channel=e)
+                )
+            makers[f"static minmax, {bits}"] = lambda out, r=reduced: quantize_static_onnx(
+                student, out, task, train, reduce_range=r
+            )
+        for method in ("entropy", "percentile"):
+            makers[f"static {method}, 7 bits"] = lambda out, m=method: quantize_static_onnx(
+                student, out, task, train, method=m
+            )
+        for number, (name, make) in enumerate(makers.items()):
+            out = Path(scratch) / str(number)
+            sizes[name] = make(out).size_bytes
+            reader = OnnxReader(out, threads=1)
+            readers[name] = lambda some, reader=reader: reader.read(some).log_p
+        log_p = {
+            name: np.concatenate([read([text]) for text in texts]) for name, read in readers.items()
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in readers}
+        for _ in range(TURNS):
+            for name, read in readers.items():
+                for text in texts[:100]:
+                    start = time.perf_counter()
+                    read([text])
+                    seconds[name].append(time.perf_counter() - start)
+    base = log_p["torch"]
+    rows = {
+        name: {
+            "bytes": sizes[name],
+            "share_of_float": round(sizes[name] / sizes["torch"], 4),
+            "p50_ms": round(1e3 * float(np.percentile(seconds[name], 50)), 3),
+            "p95_ms": round(1e3 * float(np.percentile(seconds[name], 95)), 3),
+            "accuracy": round(float((log_p[name].argmax(-1) == truth).mean()), 4),
+            "agreement": round(float((log_p[name].argmax(-1) == base.argmax(-1)).mean()), 4),
+            "mean_kl_nats": round(float((np.exp(base) * (base - log_p[name])).sum(-1).mean()), 6),
+        }
+        for name in readers
+    }
+    command = f"python benchmarks/onnx_int8.py RUN --texts {given.texts}"
+    result = {"n": len(texts), "calibration": len(train), "rows": rows}
+    save("onnx_int8", command, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""A label student's ONNX graph with INT8 weights: dynamic (ranges of each input, as it comes) and
+static (ranges set beforehand by calibration texts).
+
+Matrix products: weights symmetric INT8 with a scale for each output channel, inputs UINT8 with a
+zero point. On x86 without VNNI, products of UINT8 and INT8 are added in pairs in 16 bits and
+saturate; 7-bit weights cannot (255 * 64 * 2 < 2^15), so `reduce_range` is the default and the
+same file gives the same answers on every processor. Embedding tables: symmetric INT8 with a scale
+for each row. In float stay the head (pooler and classifier, Gemm: few weights, each of which the
+answer depends on), normalisations, softmax, GELU and products of two activations. Knows graphs and
+texts; not what the answers are worth.
+
+Source: Jacob et al. 2018 (arXiv:1712.05877) for affine quantization; docs/onnx.md has the measures
+behind each choice.
+
+Legend: V rows of a table, H channels.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stillhouse.compress.onnx_export import (
+    EXTRA,
+    NEEDED_FOR,
+    finish,
+    quiet_export,
+    write_float_graph,
+)
+from stillhouse.core.artefact import Artefact
+from stillhouse.core.errors import DataError
+from stillhouse.core.optional import require
+from stillhouse.core.tasks import Task
+
+Calibration = Literal["minmax", "entropy", "percentile"]
+
+LEAST_TABLE: Final = 2048  # elements; a smaller table is not worth two operators more
+PERCENTILE: Final = 99.999
+FIELD: Final = "compress.calibration"
+_METHODS: Final = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+
+
+def quantize_dynamic_onnx(
+    student: Path,
+    out: Path,
+    task: Task,
+    *,
+    name: str = "",
+    texts: Sequence[str] = (),
+    per_channel: bool = True,
+    reduce_range: bool = True,
+) -> Artefact:
+    """Write a label student to `out` as dynamic INT8.
+
+    Args:
+        student, out, task, name, texts: as `onnx_export.export_onnx`, whose float graph is made and
+            checked first.
+        per_channel: a scale for each output channel of a weight; else one for all.
+        reduce_range: 7-bit weights.
+
+    Raises:
+        UserError, MissingExtraError: as `export_onnx`.
+    """
+    made = write_float_graph(student, out, task, texts, attention=True)
+    quantization: Any = require("onnxruntime.quantization", EXTRA, NEEDED_FOR)
+    path = out / _model_name()
+    with quiet_export():
+        quantization.quantize_dynamic(
+            str(path),
+            str(path),
+            op_types_to_quantize=["MatMul", "Attention"],
+            per_channel=per_channel,
+            reduce_range=reduce_range,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": _float_type()},
+        )
+    tables = quantize_tables(path)
+    settings = {
+        "per_channel": per_channel,
+        "reduce_range": reduce_range,
+        "tables": tables,
+        "worst_nats_float": made.worst,
+    }
+    return finish(student, out, task, precision="int8", name=name, settings=settings)
+
+
+def quantize_static_onnx(
+    student: Path,
+    out: Path,
+    task: Task,
+    texts: Sequence[str],
+    *,
+    name: str = "",
+    method: Calibration = "minmax",
+    per_channel: bool = True,
+    reduce_range: bool = True,
+) -> Artefact:
+    """Write a label student to `out` as static INT8: the ranges of activations are constants.
+
+    A BERT's attention is not fused here: its products are quantized one by one.
+
+    Args:
+        student, out, task, name: as `onnx_export.export_onnx`.
+        texts: inputs of the task, as the student reads them (`task.input_text`).
+        method: how a range is taken from what the texts bring: all of it, the least KL divergence
+            of the histogram, or its central 99.999%.
+        per_channel, reduce_range: as `quantize_dynamic_onnx`.
+
+    Raises:
+        DataError: no text, or none with a word that the tokenizer knows.
+        UserError, MissingExtraError: as `export_onnx`.
+    """
+    kept = [text for text in texts if text.strip()]
+    if not kept:
+        raise DataError(
+            FIELD,
+            "holds no text, and static INT8 takes its ranges from texts",
+            value=len(texts),
+            action="give queries of this task, or make onnx-int8, which needs none",
+        )
+    made = write_float_graph(student, out, task, kept, attention=False)
+    _check_known(out, kept)
+    quantization: Any = require("onnxruntime.quantization", EXTRA, NEEDED_FOR)
+    path = out / _model_name()
+    with tempfile.TemporaryDirectory() as scratch, quiet_export():
+        quantized = Path(scratch) / path.name
+        quantization.quantize_static(
+            str(path),
+            str(quantized),
+            _reader(made.reader, kept, quantization.CalibrationDataReader),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul"],
+            per_channel=per_channel,
+            reduce_range=reduce_range,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=getattr(quantization.CalibrationMethod, _METHODS[method]),
+            extra_options={
+                "MatMulConstBOnly": True,
+                "DefaultTensorType": _float_type(),
+                "OpTypesToExcludeOutputQuantization": ["MatMul"],
+                "CalibPercentile": PERCENTILE,
+            },
+        )
+        path.write_bytes(quantized.read_bytes())
+    tables = quantize_tables(path)
+    settings = {
+        "per_channel": per_channel,
+        "reduce_range": reduce_range,
+        "tables": tables,
+        "calibration": method,
+        "calibration_samples": len(kept),
+        "worst_nats_float": made.worst,
+    }
+    return finish(student, out, task, precision="int8-static", name=name, settings=settings)
+
+
+def quantize_tables(path: Path) -> int:
+    """Give every embedding table of a graph INT8 rows with a scale each; how many tables.
+
+    Gather(table, ids) becomes Cast(Gather(rows [V, H] INT8, ids)) * Gather(scales [V, 1], ids).
+    """
+    onnx: Any = require("onnx", EXTRA, NEEDED_FOR)
+    model = onnx.load(str(path))
+    graph = model.graph
+    floats = {
+        one.name: one
+        for one in graph.initializer
+        if one.data_type == onnx.TensorProto.FLOAT and len(one.dims) == 2
+    }
+    readers: dict[str, int] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers[name] = readers.get(name, 0) + 1
+    nodes: list[Any] = []
+    made: dict[str, tuple[str, str]] = {}
+    for node in graph.node:
+        table = floats.get(node.input[0]) if node.op_type == "Gather" else None
+        axis = next((one.i for one in node.attribute if one.name == "axis"), 0)
+        if table is None or axis != 0 or int(np.prod(table.dims)) < LEAST_TABLE:
+            nodes.append(node)
+            continue
+        if table.name not in made:
+            rows, scales = row_scaled(onnx.numpy_helper.to_array(table))
+            made[table.name] = (f"{table.name}_rows", f"{table.name}_scales")
+            graph.initializer.append(onnx.numpy_helper.from_array(rows, made[table.name][0]))
+            graph.initializer.append(onnx.numpy_helper.from_array(scales, made[table.name][1]))
+        rows_name, scales_name = made[table.name]
+        readers[table.name] -= 1
+        ids, result = node.input[1], node.output[0]
+        make = onnx.helper.make_node
+        nodes += [
+            make("Gather", [rows_name, ids], [f"{result}_int8"], axis=0),
+            make("Gather", [scales_name, ids], [f"{result}_scale"], axis=0),
+            make("Cast", [f"{result}_int8"], [f"{result}_float"], to=onnx.TensorProto.FLOAT),
+            make("Mul", [f"{result}_float", f"{result}_scale"], [result]),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    left = [one for one in graph.initializer if one.name not in made or readers[one.name] > 0]
+    del graph.initializer[:]
+    graph.initializer.extend(left)
+    onnx.save(model, str(path))
+    return len(made)
+
+
+def row_scaled(
+    table: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """rows [V, H] INT8 and scales [V, 1] with table ~ rows * scales; |error| <= scale / 2."""
+    largest = np.abs(table).max(axis=1, keepdims=True)
+    scales = (np.where(largest > 0, largest, 1.0) / 127).astype(np.float32)
+    return np.rint(table / scales).clip(-127, 127).astype(np.int8), scales
+
+
+def _reader(reader: Any, texts: Sequence[str], base: type) -> Any:
+    """The texts as onnxruntime's calibrators take them, one by one: padding sets no range."""
+
+    def feeds() -> Iterator[dict[str, Any]]:
+        for text in texts:
+            yield reader.inputs([text])
+
+    class Feeds(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._left = feeds()
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self._left, None)
+
+    return Feeds()
+
+
+def _check_known(out: Path, texts: Sequence[str]) -> None:
+    """Texts in a script or language that the tokenizer does not know calibrate nothing."""
+    tokenizers: Any = require("tokenizers", EXTRA, NEEDED_FOR)
+    opener: Any = require("stillhouse.models.onnx_student", EXTRA, NEEDED_FOR)
+    tokenizer = tokenizers.Tokenizer.from_file(str(out / opener.TOKENIZER))
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    special = set(tokenizer.get_added_tokens_decoder())
+    number = tokenizer.token_to_id(unknown) if unknown else None
+    for one in tokenizer.encode_batch(list(texts)):
+        if any(i != number and i not in special for i in one.ids):
+            return
+    raise DataError(
+        FIELD,
+        f"none of the {len(texts)} texts has a word that the student's tokenizer knows",
+        action="give queries of this task",
+    )
+
+
+def _model_name() -> str:
+    opener: Any = require("stillhouse.models.onnx_student", EXTRA, NEEDED_FOR)
+    return str(opener.MODEL)
+
+
+def _float_type() -> int:
+    """What onnxruntime's own operators give, whose types shape inference does not know."""
+    onnx: Any = require("onnx", EXTRA, NEEDED_FOR)
+    return int(onnx.TensorProto.FLOAT)

@@ -1,0 +1,273 @@
+"""A label student that answers from an ONNX file by onnxruntime, without torch and transformers.
+
+Its folder holds `model.onnx`, `tokenizer.json` and `student.json` (labels, inputs, how texts are
+cut and padded). Gives what `LabelStudent` gives of the float weights: the same cutting, the same
+batches, log-probabilities over the task's labels. Knows files and a task; does not know how the
+graph was written or with how many bits.
+
+Shapes: B batch, T tokens, C classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from pydantic import Field, ValidationError
+from tokenizers import Tokenizer
+
+from stillhouse.core.artefact import Artefact
+from stillhouse.core.errors import RunFolderError, UserError
+from stillhouse.core.jsonl import read_json
+from stillhouse.core.records import Completion, Query, Record
+from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
+from stillhouse.models.batching import BatchingCompleter, Call
+from stillhouse.models.completer import ModelInfo
+
+MODEL: Final = "model.onnx"
+TOKENIZER: Final = "tokenizer.json"
+SPEC: Final = "student.json"
+OUTPUT: Final = "logits"
+ROUND: Final = 6  # decimals of log-probabilities on the wire, as of the float student
+THREADS: Final = "OMP_NUM_THREADS"
+REVISION_DIGITS: Final = 32
+
+Side = Literal["left", "right"]
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+class OnnxSpec(Record):
+    """What `student.json` says: all that answering needs beside graph and tokenizer.
+
+    `labels` are in the order of the logits; `inputs` name the graph's inputs; texts are cut to
+    `max_tokens` at `truncation_side`, special tokens included.
+    """
+
+    labels: tuple[str, ...] = Field(min_length=2)
+    inputs: tuple[Literal["input_ids", "attention_mask", "token_type_ids"], ...]
+    max_tokens: int = Field(ge=1)
+    pad_id: int = Field(ge=0)
+    padding_side: Side = "right"
+    truncation_side: Side = "right"
+    parameters: int = Field(ge=1)
+    name: str
+
+
+class OnnxRead(NamedTuple):
+    """What a batch of texts came to."""
+
+    log_p: Floats  # [B, C] nats
+    tokens: list[int]  # of each text, after cutting
+
+
+class OnnxReader:
+    """Texts through a graph: tokenizer, padding, onnxruntime, log-softmax.
+
+    Args:
+        folder: with the three files; nothing is verified here (`core.artefact`).
+        threads: of onnxruntime; 0: `OMP_NUM_THREADS` where it is set, else one a core.
+
+    Raises:
+        UserError: a file that cannot be read as what it should be.
+    """
+
+    def __init__(self, folder: Path, threads: int = 0) -> None:
+        self.spec = _spec(folder / SPEC)
+        self._tokenizer = _tokenizer(folder / TOKENIZER)
+        self._tokenizer.enable_truncation(self.spec.max_tokens, direction=self.spec.truncation_side)
+        # Of its own, and not cut: measures while another thread reads.
+        self._measuring = _tokenizer(folder / TOKENIZER)
+        self._session = open_session(folder / MODEL, threads)
+
+    def measure(self, text: str) -> int:
+        """Tokens of a text, not cut. May be called while another thread reads."""
+        return len(self._measuring.encode(text).ids)
+
+    def inputs(self, texts: Sequence[str]) -> dict[str, Ids]:
+        """The graph's inputs by name, [B, T] each, padded to the longest."""
+        return self._feed(self._tokenizer.encode_batch(list(texts)))
+
+    def _feed(self, encoded: Sequence[Any]) -> dict[str, Ids]:
+        longest = max(1, *(len(one.ids) for one in encoded))
+        feed = {
+            "input_ids": np.full((len(encoded), longest), self.spec.pad_id, dtype=np.int64),
+            "attention_mask": np.zeros((len(encoded), longest), dtype=np.int64),
+            "token_type_ids": np.zeros((len(encoded), longest), dtype=np.int64),
+        }
+        for row, one in enumerate(encoded):
+            length = len(one.ids)
+            at = slice(0, length) if self.spec.padding_side == "right" else slice(-length, None)
+            if length:
+                feed["input_ids"][row, at] = one.ids
+                feed["attention_mask"][row, at] = 1
+                feed["token_type_ids"][row, at] = one.type_ids
+        return {name: feed[name] for name in self.spec.inputs}
+
+    def log_p(self, feed: Mapping[str, Ids]) -> Floats:
+        """[B, C] nats, of the graph's inputs by name."""
+        return log_softmax(self._session.run([OUTPUT], dict(feed))[0])
+
+    def read(self, texts: Sequence[str]) -> OnnxRead:
+        """One run of the graph over a batch."""
+        encoded = self._tokenizer.encode_batch(list(texts))
+        return OnnxRead(self.log_p(self._feed(encoded)), [len(one.ids) for one in encoded])
+
+
+class OnnxStudent(BatchingCompleter):
+    """A sequence classifier in ONNX that reads `task.input_text(query)`.
+
+    Raises:
+        UserError: its labels are not the task's, in order.
+    """
+
+    def __init__(
+        self,
+        reader: OnnxReader,
+        task: ClassificationTask,
+        batch_size: int,
+        *,
+        revision: str,
+        size_bytes: int,
+        precision: str,
+    ) -> None:
+        super().__init__(batch_size)
+        self._reader, self._task = reader, task
+        spec = reader.spec
+        if spec.labels != task.labels:
+            raise UserError(
+                f"{spec.name} labels",
+                f"are {list(spec.labels)}, the task's labels are {list(task.labels)}",
+                action="compress a student of this task",
+            )
+        self._info = ModelInfo(
+            name=spec.name,
+            revision=revision,
+            parameters=spec.parameters,
+            size_bytes=size_bytes,
+            gives_label_logprobs=True,
+            local=True,
+            takes_seed=False,
+            notes={"head": "label", "device": "cpu", "dtype": precision, "runtime": "onnxruntime"},
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        """A local model that gives its belief over the labels."""
+        return self._info
+
+    def length_of(self, query: Query) -> int:
+        """Tokens of the varying text."""
+        return self._reader.measure(self._task.input_text(query))
+
+    def run_batch(self, calls: Sequence[Call]) -> list[Sequence[Completion]]:
+        """One run of the graph; `n` samples of a query are the same answer n times."""
+        log_p, tokens = self._reader.read([self._task.input_text(call.query) for call in calls])
+        best, rows = log_p.argmax(-1).tolist(), log_p.tolist()
+        return [self._answers(call, rows[i], best[i], tokens[i]) for i, call in enumerate(calls)]
+
+    def _answers(
+        self, call: Call, row: list[float], best: int, tokens: int
+    ) -> Sequence[Completion]:
+        labels = self._task.labels
+        belief = {label: round(value, ROUND) for label, value in zip(labels, row, strict=True)}
+        return [
+            Completion(
+                query_id=call.query.id,
+                text=labels[best],
+                model=self._info.name,
+                revision=self._info.revision,
+                sample=sample,
+                prompt_tokens=tokens,
+                completion_tokens=1,
+                label_logprobs=belief,
+            )
+            for sample in range(call.sampling.n)
+        ]
+
+
+def open_onnx_student(
+    folder: Path,
+    artefact: Artefact,
+    task: ClassificationTask | ExtractionTask | GenerationTask,
+    batch_size: int,
+    threads: int = 0,
+) -> OnnxStudent:
+    """Open an artefact of kind `onnx` that was read, and so verified, before.
+
+    Args:
+        folder: the artefact's.
+        artefact: what `read_artefact` gave of it.
+        task: must have the student's labels, in their order.
+        batch_size: queries a run at most.
+        threads: as `OnnxReader`.
+
+    Raises:
+        UserError: not a classification task, other labels, or a file that cannot be read.
+    """
+    if not isinstance(task, ClassificationTask):
+        raise UserError(
+            "student.head", "label needs a classification task", value=task.kind, action="use text"
+        )
+    return OnnxStudent(
+        OnnxReader(folder, threads),
+        task,
+        batch_size,
+        revision=artefact.files[MODEL][:REVISION_DIGITS],
+        size_bytes=(folder / MODEL).stat().st_size,
+        precision=artefact.precision,
+    )
+
+
+def open_session(path: Path, threads: int = 0) -> Any:
+    """An onnxruntime session on the CPU.
+
+    Raises:
+        UserError: the file is no graph that this onnxruntime can run.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = threads or _given_threads()
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes have no common base
+        raise UserError(
+            str(path),
+            f"onnxruntime {onnxruntime.__version__} cannot run it: {error}",
+            action="make it again with: stillhouse compress",
+        ) from None
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Over the last axis, nats."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    found: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found
+
+
+def _given_threads() -> int:
+    """torch obeys this variable and onnxruntime does not; runs side by side should not differ."""
+    given = os.environ.get(THREADS, "")
+    return int(given) if given.isdecimal() else 0
+
+
+def _spec(path: Path) -> OnnxSpec:
+    try:
+        return OnnxSpec.model_validate(read_json(path))
+    except (RunFolderError, OSError, ValidationError) as error:
+        raise UserError(str(path), f"cannot be read: {error}") from None
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    try:
+        found: Tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise UserError(str(path), f"is no tokenizer: {error}") from None
+    found.no_padding()
+    found.no_truncation()
+    return found
