@@ -1,0 +1,179 @@
+"""An Ollama Modelfile for a GGUF student: the chat format as a Go template, greedy answers, ends.
+
+Ollama does not run the Jinja template in a GGUF file. A template that writes each message as a
+fixed text before and after its content (ChatML, Llama 3, Phi-3, most of them) is found out by what
+it renders, and said again in Go's language; the two are compared on chats before it is written.
+Knows templates by what they render; does not parse them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from stillhouse.core.errors import UserError
+from stillhouse.core.records import Message
+from stillhouse.models.chat import has_template, prompt_text
+
+_ROLES: Final = ("system", "user", "assistant")
+# Contents that occur in no template.
+_MARKS: Final = {role: f"\u25c6{role}\u25c7" for role in _ROLES}
+_TRIALS: Final = (
+    ("user",),
+    ("system", "user"),
+    ("user", "assistant", "user"),
+    ("system", "user", "assistant", "user", "assistant", "user"),
+)
+
+
+class TurnFormat(NamedTuple):
+    """A chat format of fixed texts: `around[role]` is what comes before and after a content.
+
+    `start` opens every chat; `unsystem` comes after it where no system message follows.
+    """
+
+    start: str
+    unsystem: str
+    around: Mapping[str, tuple[str, str]]
+    answer: str
+
+    def render(self, roles: Sequence[str], contents: Sequence[str]) -> str:
+        """The chat, up to where its answer begins."""
+        text = self.start + ("" if roles[0] == "system" else self.unsystem)
+        for role, content in zip(roles, contents, strict=True):
+            before, after = self.around[role]
+            text += before + content + after
+        return text + self.answer
+
+
+def turn_format(tokenizer: Any) -> TurnFormat | None:
+    """The tokenizer's chat template as fixed texts, or `None` where it is none."""
+    if not has_template(tokenizer):
+        return None
+    try:
+        found = _find(tokenizer)
+        for roles in _TRIALS:
+            contents = [f"{role} says {i}: x {{y}}\nz" for i, role in enumerate(roles)]
+            messages = [
+                Message(role=r, content=c)  # type: ignore[arg-type]
+                for r, c in zip(roles, contents, strict=True)
+            ]
+            if found is None or prompt_text(tokenizer, messages) != found.render(roles, contents):
+                return None
+    except UserError:
+        return None
+    return found
+
+
+def modelfile(file: str, tokenizer: Any, ends: Sequence[str], context: int, answer: int) -> str:
+    """The text of a Modelfile that runs `file` as the student is asked here.
+
+    Args:
+        file: the GGUF file's name, in the same folder.
+        tokenizer: the student's.
+        ends: the texts of the tokens that end an answer.
+        context: positions.
+        answer: the most tokens of an answer.
+    """
+    lines = [f"FROM ./{file}"]
+    template = _go_template(tokenizer)
+    if template is None:
+        lines.append("# The chat template cannot be said in Go's language: Ollama picks its own.")
+        lines.append("# Ask through /api/generate with raw: true and a rendered prompt.")
+    else:
+        lines.append(f'TEMPLATE """{template}"""')
+    lines += [
+        "PARAMETER temperature 0",
+        "PARAMETER repeat_penalty 1",
+        f"PARAMETER num_ctx {context}",
+        f"PARAMETER num_predict {answer}",
+    ]
+    lines += [f"PARAMETER stop {_quoted(end)}" for end in ends if end.strip()]
+    return "\n".join(lines) + "\n"
+
+
+def _find(tokenizer: Any) -> TurnFormat | None:
+    def render(*roles: str) -> str:
+        chat = [Message(role=role, content=_MARKS[role]) for role in roles]  # type: ignore[arg-type]
+        return prompt_text(tokenizer, chat)
+
+    system, user, assistant = (_MARKS[role] for role in _ROLES)
+    alone = render("user")
+    with_system = render("system", "user")
+    long = render("user", "assistant", "user")
+    if any(alone.count(mark) != n for mark, n in ((user, 1), (system, 0), (assistant, 0))):
+        return None
+    if long.count(user) != 2 or long.count(assistant) != 1 or with_system.count(system) != 1:
+        return None
+    head, tail = alone.split(user)
+    _, middle, end = long.split(user)
+    after_first, before_second = middle.split(assistant)
+    if end != tail:
+        return None
+    # The user's own prefix is what a second turn repeats of the head.
+    before_user = _common_end(head, before_second)
+    after_assistant = before_second.removesuffix(before_user)
+    after_user = _common_start(tail, after_first)
+    answer = tail.removeprefix(after_user)
+    before_assistant = after_first.removeprefix(after_user)
+    before_system, between = with_system.split(system)
+    between = between.removesuffix(user + tail)
+    if not between.endswith(before_user):
+        return None
+    opening = head.removesuffix(before_user)
+    start = _common_start(opening, before_system)
+    return TurnFormat(
+        start=start,
+        unsystem=opening.removeprefix(start),
+        around={
+            "system": (before_system.removeprefix(start), between.removesuffix(before_user)),
+            "user": (before_user, after_user),
+            "assistant": (before_assistant, after_assistant),
+        },
+        answer=answer,
+    )
+
+
+def _go_template(tokenizer: Any) -> str | None:
+    if not has_template(tokenizer):
+        return (
+            '{{ range $i, $m := .Messages }}{{ if $i }}{{ "\\n\\n" }}{{ end }}'
+            "{{ $m.Content }}{{ end }}"
+        )
+    found = turn_format(tokenizer)
+    if found is None:
+        return None
+    text = _literal(found.start)
+    if found.unsystem:
+        text += '{{ if ne (index .Messages 0).Role "system" }}' + _literal(found.unsystem)
+        text += "{{ end }}"
+    text += "{{ range .Messages }}"
+    for number, role in enumerate(_ROLES):
+        before, after = found.around[role]
+        text += "{{ else if" if number else "{{ if"
+        text += f' eq .Role "{role}" }}}}{_literal(before)}{{{{ .Content }}}}{_literal(after)}'
+    return text + "{{ end }}{{ end }}" + _literal(found.answer)
+
+
+def _literal(text: str) -> str:
+    """A fixed text as a Go action, which neither trims nor reads what is in it."""
+    return f"{{{{ {_quoted(text)} }}}}" if text else ""
+
+
+def _quoted(text: str) -> str:
+    """A Go (and Modelfile) string: JSON's escapes, with those it leaves out."""
+    return json.dumps(text, ensure_ascii=False).replace("\u2028", "\\u2028")
+
+
+def _common_start(one: str, other: str) -> str:
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return one[:count]
+
+
+def _common_end(one: str, other: str) -> str:
+    return _common_start(one[::-1], other[::-1])[::-1]
