@@ -52,6 +52,7 @@ class _Family(NamedTuple):
     architecture: str
     layer: Mapping[str, str]
     interleaved: bool  # llama.cpp rotates pairs (2i, 2i+1) where transformers rotates (i, i+D/2)
+    unfused: bool = False  # projections that transformers keeps in one weight are written apart
 
 
 _FAMILIES: Final = {
@@ -89,13 +90,23 @@ _FAMILIES: Final = {
     ),
 }
 KNOWN: Final = tuple(_FAMILIES)
+# llama.cpp reads these with N*D = H only, which a cut does not keep. Its llama has any N and D, and
+# is the same function with rows in its own order.
+_AS_LLAMA: Final = {
+    "qwen2": _Family("llama", {**_SPLIT, **_QKV_BIAS}, True),
+    "phi3": _Family("llama", _COMMON, True, unfused=True),
+}
 
 
 class Placed(NamedTuple):
-    """A weight's name in the file, and how its rows are put in order before it is written."""
+    """A weight's name in the file, how many rows it has, and how they are got from the source's."""
 
     name: str
+    rows: int | None  # `None`: as many as the source
     arrange: Callable[[Floats], Floats]
+
+
+LLAMA: Final = _FAMILIES["llama"]
 
 
 class GgufShape(NamedTuple):
@@ -104,7 +115,6 @@ class GgufShape(NamedTuple):
     `numbers` go under the architecture's prefix. `factors`, if any, are `rope_freqs.weight` [D/2].
     """
 
-    architecture: str
     numbers: Mapping[str, int | float]
     factors: Floats | None
     context: int
@@ -113,32 +123,55 @@ class GgufShape(NamedTuple):
     layers: int
     heads: int
     groups: int
-    family: str
+    family: _Family
 
-    def place(self, weight: str) -> Placed | None:
-        """Where a weight of the state dict goes; `None` for the output of a tied model.
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of the graph."""
+        return self.family.architecture
+
+    def place(self, weight: str) -> tuple[Placed, ...]:
+        """Where a weight of the state dict goes: nowhere for the output of a tied model.
 
         Raises:
             UserError: the family's graph in llama.cpp has no such weight.
         """
-        family = _FAMILIES[self.family]
         if weight == "lm_head.weight" and self.tied:
-            return None
+            return ()
         if weight in _OUTER:
-            return Placed(_OUTER[weight], _as_it_is)
+            return (Placed(_OUTER[weight], None, _as_it_is),)
         match = _LAYER.fullmatch(weight)
-        if match is None or match[2] not in family.layer:
-            raise UserError(
-                FIELD,
-                f"llama.cpp's {self.architecture} has no place for the weight {weight}",
-                action="export it to ONNX, or train a student without it",
+        block, part = (f"blk.{match[1]}.", match[2]) if match else ("", "")
+        if part in self.family.layer:
+            heads = 0
+            if self.family.interleaved:
+                heads = {"q_proj": self.heads, "k_proj": self.groups}.get(part.split(".")[1], 0)
+            return (Placed(block + self.family.layer[part], None, _turned(heads)),)
+        if self.family.unfused and part == "self_attn.qkv_proj.weight":
+            return (
+                self._slice(block + "attn_q.weight", 0, self.heads, self.heads),
+                self._slice(block + "attn_k.weight", self.heads, self.groups, self.groups),
+                self._slice(block + "attn_v.weight", self.heads + self.groups, self.groups, 0),
             )
-        name = f"blk.{match[1]}.{family.layer[match[2]]}"
-        if family.interleaved and ".q_proj." in weight:
-            return Placed(name, lambda rows: interleave(rows, self.heads))
-        if family.interleaved and ".k_proj." in weight:
-            return Placed(name, lambda rows: interleave(rows, self.groups))
-        return Placed(name, _as_it_is)
+        if self.family.unfused and part == "mlp.gate_up_proj.weight":
+            width = int(self.numbers["feed_forward_length"])
+            return (
+                Placed(block + "ffn_gate.weight", width, lambda rows: rows[:width]),
+                Placed(block + "ffn_up.weight", width, lambda rows: rows[width:]),
+            )
+        raise UserError(
+            FIELD,
+            f"llama.cpp's {self.family.architecture} has no place for the weight {weight}",
+            action="export it to ONNX, or train a student without it",
+        )
+
+    def _slice(self, name: str, first: int, count: int, turned: int) -> Placed:
+        """Some heads' rows of a fused projection."""
+        size = int(self.numbers["attention.key_length"])
+        turn = _turned(turned)
+        return Placed(
+            name, count * size, lambda rows: turn(rows[first * size : (first + count) * size])
+        )
 
 
 def shape_of(config: Any) -> GgufShape:
@@ -147,25 +180,28 @@ def shape_of(config: Any) -> GgufShape:
     Raises:
         UserError: no writer knows the architecture, or llama.cpp would compute something else.
     """
-    family = str(config.model_type)
-    if family not in _FAMILIES:
+    kind = str(config.model_type)
+    if kind not in _FAMILIES:
         raise UserError(
             FIELD,
             f"no GGUF writer knows this architecture; known are {', '.join(KNOWN)}",
-            value=family,
+            value=kind,
             action="export it to ONNX, or keep it as a transformers folder",
         )
     if config.hidden_act not in ("silu", "swish"):
         raise UserError(
             FIELD,
-            f"llama.cpp computes {family} with silu only",
+            f"llama.cpp computes {kind} with silu only",
             value=config.hidden_act,
             action="keep it as a transformers folder",
         )
     heads = int(config.num_attention_heads)
     groups = int(getattr(config, "num_key_value_heads", None) or heads)
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    rope = _rope(config, size)
+    family = _FAMILIES[kind]
+    if heads * size != int(config.hidden_size):
+        family = _AS_LLAMA.get(kind, family)
+    rope = _rope(config, size, family)
     context = _context(config)
     numbers: dict[str, int | float] = {
         "context_length": context,
@@ -183,10 +219,9 @@ def shape_of(config: Any) -> GgufShape:
     }
     if rope.linear != 1.0:
         numbers["rope.scaling.factor"] = rope.linear
-    if family == "phi3":
+    if family.architecture == "phi3":
         numbers["rope.scaling.original_context_length"] = context
     return GgufShape(
-        architecture=_FAMILIES[family].architecture,
         numbers=numbers,
         factors=rope.factors,
         context=context,
@@ -213,6 +248,10 @@ def _as_it_is(rows: Floats) -> Floats:
     return rows
 
 
+def _turned(heads: int) -> Callable[[Floats], Floats]:
+    return (lambda rows: interleave(rows, heads)) if heads else _as_it_is
+
+
 class _Rope(NamedTuple):
     base: float
     channels: int
@@ -220,13 +259,13 @@ class _Rope(NamedTuple):
     factors: Floats | None
 
 
-def _rope(config: Any, size: int) -> _Rope:
+def _rope(config: Any, size: int, family: _Family) -> _Rope:
     rope: dict[str, Any] = dict(config.rope_parameters or {})
     kind = str(rope.get("rope_type", "default"))
     share = float(rope.get("partial_rotary_factor", 1.0) or 1.0)
     base = float(rope["rope_theta"])
     channels = int(size * share)
-    if channels != size and config.model_type != "phi3":
+    if channels != size and family.architecture != "phi3":
         raise UserError(
             FIELD, "llama.cpp rotates all channels of a head here", value=share, action="use ONNX"
         )

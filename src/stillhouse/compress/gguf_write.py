@@ -24,7 +24,7 @@ from stillhouse.compress.gguf_quant import (
     plan_tensor,
     tensor_type,
 )
-from stillhouse.compress.gguf_shapes import FIELD, GgufShape, Placed
+from stillhouse.compress.gguf_shapes import FIELD, LLAMA, GgufShape, Placed
 from stillhouse.compress.gguf_tokenizer import GgufVocabulary
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import disk_errors
@@ -89,7 +89,6 @@ def write_stub(path: Path, vocabulary: GgufVocabulary) -> None:
     """
     width = STUB_WIDTH
     shape = GgufShape(
-        architecture="llama",
         numbers={
             "context_length": width,
             "embedding_length": width,
@@ -107,7 +106,7 @@ def write_stub(path: Path, vocabulary: GgufVocabulary) -> None:
         layers=1,
         heads=1,
         groups=1,
-        family="llama",
+        family=LLAMA,
     )
     square = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     extents: dict[str, tuple[int, ...]] = {
@@ -182,13 +181,11 @@ def _weights(student: Path, shape: GgufShape, precision: Precision) -> Iterator[
     for file in sorted(student.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
             for source in weights.keys():  # noqa: SIM118 (not a mapping)
-                placed = shape.place(source)
-                if placed is None:
-                    continue
-                extent = tuple(int(n) for n in weights.get_slice(source).get_shape())
-                packed = plan_tensor(placed.name, extent, precision)
-                seen.add(placed.name)
-                yield _Weight(source, file, placed, packed)
+                first, *rest = (int(n) for n in weights.get_slice(source).get_shape())
+                for placed in shape.place(source):
+                    packed = plan_tensor(placed.name, (placed.rows or first, *rest), precision)
+                    seen.add(placed.name)
+                    yield _Weight(source, file, placed, packed)
     needed = {"token_embd.weight", "output_norm.weight"} | (
         set() if shape.tied else {"output.weight"}
     )
