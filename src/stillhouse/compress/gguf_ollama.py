@@ -122,7 +122,11 @@ def _find(tokenizer: Any) -> TurnFormat | None:
     if not between.endswith(before_user):
         return None
     opening = head.removesuffix(before_user)
-    start = _common_start(opening, before_system)
+    # What opens every chat, as far as it is not the system turn's own: all of it, or the BOS token.
+    start = opening
+    if not before_system.startswith(opening):
+        bos = str(tokenizer.bos_token or "")
+        start = bos if opening.startswith(bos) and before_system.startswith(bos) else ""
     return TurnFormat(
         start=start,
         unsystem=opening.removeprefix(start),

@@ -34,12 +34,8 @@ PLAIN_TEMPLATE: Final = (
 _CONTRACTIONS: Final = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL: Final = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD: Final = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_CASED: Final = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
-)
-_SLASHED: Final = _TAIL.replace(r"[\r\n]*|", r"[\r\n/]*|", 1)
-# (pattern, whether whole words skip the merges) -> llama.cpp's name for both.
+# (pattern, whether whole words skip the merges) -> llama.cpp's name for both. Those that go by case
+# (gpt-4o, tekken) are not here: llama.cpp's are right for A to Z only.
 _PATTERNS: Final[dict[tuple[str, bool], str]] = {
     (rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_TAIL}", True): "llama-bpe",
     (rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_TAIL}", False): "dbrx",
@@ -49,11 +45,6 @@ _PATTERNS: Final[dict[tuple[str, bool], str]] = {
         r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         False,
     ): "qwen35",
-    (
-        rf"{_CASED[0]}{_CONTRACTIONS}?|{_CASED[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_SLASHED}",
-        False,
-    ): "gpt-4o",
-    (rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_SLASHED}", True): "tekken",
 }
 _BYTE: Final = re.compile("<0x[0-9A-F]{2}>")
 _SPACE: Final = "\u2581"
