@@ -128,7 +128,13 @@ def test_logits_are_the_float_students(tmp_path: Path, family: str, more: dict[s
 def test_rounding_grows_as_bits_get_fewer(tmp_path: Path) -> None:
     student = saved(
         tmp_path / "student",
-        model_of("llama", hidden_size=64, intermediate_size=256, head_dim=64),
+        model_of(
+            "llama",
+            hidden_size=64,
+            intermediate_size=256,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        ),
     )
     far, sizes = [], []
     for precision in ("f16", "q8_0", "q4_k"):

@@ -12,6 +12,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from jinja2.exceptions import TemplateError
+
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Message
 from stillhouse.models.chat import has_template, prompt_text
@@ -55,13 +57,10 @@ def turn_format(tokenizer: Any) -> TurnFormat | None:
         found = _find(tokenizer)
         for roles in _TRIALS:
             contents = [f"{role} says {i}: x {{y}}\nz" for i, role in enumerate(roles)]
-            messages = [
-                Message(role=r, content=c)  # type: ignore[arg-type]
-                for r, c in zip(roles, contents, strict=True)
-            ]
+            messages = [Message(role=r, content=c) for r, c in zip(roles, contents, strict=True)]
             if found is None or prompt_text(tokenizer, messages) != found.render(roles, contents):
                 return None
-    except UserError:
+    except (UserError, TemplateError):
         return None
     return found
 
@@ -94,49 +93,47 @@ def modelfile(file: str, tokenizer: Any, ends: Sequence[str], context: int, answ
 
 
 def _find(tokenizer: Any) -> TurnFormat | None:
-    def render(*roles: str) -> str:
-        chat = [Message(role=role, content=_MARKS[role]) for role in roles]  # type: ignore[arg-type]
-        return prompt_text(tokenizer, chat)
-
     system, user, assistant = (_MARKS[role] for role in _ROLES)
-    alone = render("user")
-    with_system = render("system", "user")
-    long = render("user", "assistant", "user")
-    if any(alone.count(mark) != n for mark, n in ((user, 1), (system, 0), (assistant, 0))):
+    alone = _rendered(tokenizer, "user")
+    with_system = _rendered(tokenizer, "system", "user")
+    long = _rendered(tokenizer, "user", "assistant", "user")
+    closed = _rendered(tokenizer, "user", answer=False)
+    answered = _rendered(tokenizer, "user", "assistant", answer=False)
+    if any(text.count(user) != 1 for text in (alone, with_system, closed, answered)):
         return None
-    if long.count(user) != 2 or long.count(assistant) != 1 or with_system.count(system) != 1:
+    if long.count(user) != 2 or any(text.count(assistant) != 1 for text in (long, answered)):
+        return None
+    if with_system.count(system) != 1:
         return None
     head, tail = alone.split(user)
-    _, middle, end = long.split(user)
-    after_first, before_second = middle.split(assistant)
-    if end != tail:
-        return None
-    # The user's own prefix is what a second turn repeats of the head.
-    before_user = _common_end(head, before_second)
-    after_assistant = before_second.removesuffix(before_user)
-    after_user = _common_start(tail, after_first)
-    answer = tail.removeprefix(after_user)
-    before_assistant = after_first.removeprefix(after_user)
-    before_system, between = with_system.split(system)
-    between = between.removesuffix(user + tail)
-    if not between.endswith(before_user):
-        return None
+    after_user = closed.split(user)[1]
+    after_assistant = answered.split(assistant)[1]
+    after_first, before_second = long.split(user)[1].split(assistant)
+    before_user = before_second.removeprefix(after_assistant)
+    before_system, between = with_system.removesuffix(user + tail).split(system)
     opening = head.removesuffix(before_user)
     # What opens every chat, as far as it is not the system turn's own: all of it, or the BOS token.
     start = opening
     if not before_system.startswith(opening):
         bos = str(tokenizer.bos_token or "")
-        start = bos if opening.startswith(bos) and before_system.startswith(bos) else ""
+        shared = opening.startswith(bos) and before_system.startswith(bos)
+        start = bos if shared and not before_user.startswith(bos) else ""
     return TurnFormat(
         start=start,
         unsystem=opening.removeprefix(start),
         around={
             "system": (before_system.removeprefix(start), between.removesuffix(before_user)),
             "user": (before_user, after_user),
-            "assistant": (before_assistant, after_assistant),
+            "assistant": (after_first.removeprefix(after_user), after_assistant),
         },
-        answer=answer,
+        answer=tail.removeprefix(after_user),
     )
+
+
+def _rendered(tokenizer: Any, *roles: str, answer: bool = True) -> str:
+    turns = [{"role": role, "content": _MARKS[role]} for role in roles]
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+    return text
 
 
 def _go_template(tokenizer: Any) -> str | None:
@@ -168,16 +165,3 @@ def _literal(text: str) -> str:
 def _quoted(text: str) -> str:
     """A Go (and Modelfile) string: JSON's escapes, with those it leaves out."""
     return json.dumps(text, ensure_ascii=False).replace("\u2028", "\\u2028")
-
-
-def _common_start(one: str, other: str) -> str:
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return one[:count]
-
-
-def _common_end(one: str, other: str) -> str:
-    return _common_start(one[::-1], other[::-1])[::-1]

@@ -73,6 +73,8 @@ def prove(tokenizer: Any, vocabulary: GgufVocabulary, texts: Sequence[str] = ())
         UserError: they differ; shows the text and both.
         MissingExtraError: xllamacpp is not installed.
     """
+    # llama.cpp loads no file whose template always fails; this says so of the student.
+    prompt_text(tokenizer, [Message(role="user", content="a")])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.gguf"
         write_stub(path, vocabulary)

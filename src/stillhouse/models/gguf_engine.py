@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
+from urllib.error import HTTPError
 
 from stillhouse.core.errors import TeacherError, UnanswerableQueryError, UserError
 from stillhouse.core.optional import require
@@ -75,6 +76,8 @@ class GgufEngine:
         try:
             return str(self._helper("/apply-template", {"messages": turns})["prompt"])
         except (OSError, KeyError) as error:
+            if isinstance(error, HTTPError):
+                error.close()
             raise TeacherError(f"query {query_id}: the chat template failed ({error})") from None
 
     def tokens(self, text: str, add_special: bool = False) -> list[int]:
