@@ -75,7 +75,7 @@ def write_artefact(
         RunFolderError: the folder cannot be read or written.
         ValueError: it holds no file, or a link that leads out of it.
     """
-    paths = list(_listed(folder))
+    paths = list(listed_files(folder))
     root = folder.resolve()
     for path in paths:
         if not path.resolve().is_relative_to(root):
@@ -129,13 +129,18 @@ def read_artefact(folder: Path) -> Artefact:
             raise UserError(str(file), "is gone from its artefact", action=REMAKE)
         if file_sha256(file) != expected:
             raise UserError(str(file), f"was changed after {ARTEFACT} was written", action=REMAKE)
-    for file in _listed(folder):
+    for file in listed_files(folder):
         # A runtime may read it: another tokenizer_config.json makes other answers.
         if file.relative_to(folder).as_posix() not in artefact.files:
             raise UserError(
                 str(file), f"was added after {ARTEFACT} was written", action=f"move it, or {REMAKE}"
             )
     return artefact
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the files that make a student or an artefact: weights, configuration, tokenizer."""
+    return sum(path.stat().st_size for path in listed_files(folder))
 
 
 def student_sha(folder: Path) -> str:
@@ -148,7 +153,7 @@ def student_sha(folder: Path) -> str:
         raise UserError(str(folder), "there is no such folder", action="give a student's folder")
     digest = hashlib.sha256()
     empty = True
-    for path in _listed(folder):
+    for path in listed_files(folder):
         empty = False
         name = path.relative_to(folder).as_posix()
         digest.update(f"{name}\0{file_sha256(path)}\n".encode())
@@ -166,7 +171,7 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _listed(folder: Path) -> Iterator[Path]:
+def listed_files(folder: Path) -> Iterator[Path]:
     """The files that make the artefact, in the order of their names; hidden ones are not of it."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
