@@ -51,6 +51,7 @@ OPTIONS = {
     "teacher": set(),
     "signals": set(),
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
+    "compress": {*STAGE_OPTIONS, "student"},
 }
 
 

@@ -32,7 +32,7 @@ FILLER = ["the", "film", "and", "story", "cast", "script", "plot", "is", "start"
 
 # Those of a recipe without expansion and judge.
 STAGE_NAMES = tuple(
-    stage.name for stage in STAGES if stage.name not in ("expand", "judge", "capture")
+    stage.name for stage in STAGES if stage.name not in ("expand", "judge", "capture", "compress")
 )
 
 

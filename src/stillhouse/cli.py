@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stillhouse import __version__
+from stillhouse.cli_compress import compress
 from stillhouse.cli_images import images
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.cli_pretrain import pretrain
@@ -62,6 +63,7 @@ app.add_typer(signals_app)
 app.command()(tune)
 app.command()(curve)
 app.command()(frontier)
+app.command()(compress)
 app.command()(pretrain)
 app.command()(images)
 app.command()(tune)
@@ -294,8 +296,9 @@ def store_import(
     typer.echo(archive.import_answers(source, place))
 
 
-for _stage in STAGES:  # `stillhouse tune` is about the student
-    _stage_command(teacher_app if _stage.name == "tune" else app, _stage.name, _stage.caption)
+for _stage in STAGES:  # `stillhouse tune` is about the student, and compress has its own command
+    if _stage.name != "compress":
+        _stage_command(teacher_app if _stage.name == "tune" else app, _stage.name, _stage.caption)
 
 
 @app.callback(invoke_without_command=True)

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from stillhouse.compress.planning import check_compress
 from stillhouse.core.errors import DataError, RecipeError
 from stillhouse.core.forgotten import FORGOTTEN
 from stillhouse.core.jsonl import read_json, write_json
@@ -52,6 +53,7 @@ NEEDED: Final = {
     "expand": "traffic.expand",
     "judge": "dataset.judge",
     "capture": "capture or train.signals: cache",
+    "compress": "compress",
 }
 
 
@@ -64,15 +66,18 @@ class StageResult(NamedTuple):
 
 
 def run_stages(
-    recipe: Recipe, root: Path, progress: Progress, last: str = "evaluate"
+    recipe: Recipe, root: Path, progress: Progress, last: str | None = None
 ) -> list[StageResult]:
     """Run the recipe's stages up to and including `last`, skipping what is up to date.
+
+    `last` is `None` for all of them.
 
     Raises:
         UserError: something the user wrote or supplied cannot be used.
         StillhouseError: a stage failed; what is finished stays and is not done again.
     """
     plan = stages_of(recipe)
+    last = plan[-1].name if last is None else last
     if last not in [stage.name for stage in plan]:
         raise RecipeError(
             last,
@@ -84,6 +89,8 @@ def run_stages(
     check_rights(recipe, names[:until])
     check_recipe(recipe)
     check_quality(recipe)
+    if "compress" in names[:until]:
+        check_compress(recipe)
     run = RunFolder(root)
     results: list[StageResult] = []
     with run.locked(), reproducible_threads():
@@ -189,6 +196,8 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     for field, part in (("traffic", recipe.traffic.select), ("expand", recipe.traffic.expand)):
         if stage.name == field and part is not None and part.embedder.startswith("hf:"):
             inputs.update(local_weights("embedder", part.embedder))
+    if stage.name.startswith("compress") and recipe.compress and recipe.compress.calibration:
+        inputs["calibration"] = _hash_of_users(Path(recipe.compress.calibration))
     return StageKey(
         stage=stage.name,
         inputs=inputs,

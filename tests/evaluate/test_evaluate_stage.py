@@ -9,18 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_run import (
-    Double,
-    completion_of,
-    example_of,
-    finish_evaluate,
-    golden_query,
-    install_students,
-    make_recipe,
-    make_run,
-    teacher_double,
-    true_label,
-)
 
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import read_json, read_records, write_records
@@ -34,6 +22,18 @@ from stillhouse.evaluate.results import Evaluation, Prediction, SpeedResult
 from stillhouse.evaluate.stage import run_evaluate, write_report
 from stillhouse.models.completer import Sampling
 from stillhouse.models.fake import FakeCompleter
+from synthetic_run import (
+    Double,
+    completion_of,
+    example_of,
+    finish_evaluate,
+    golden_query,
+    install_students,
+    make_recipe,
+    make_run,
+    teacher_double,
+    true_label,
+)
 
 
 def work_folder(run: RunFolder, recipe: Recipe) -> Path:

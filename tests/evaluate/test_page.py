@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic_run import finish_evaluate, install_students, make_recipe, make_run, teacher_double
 
 from stillhouse.core.progress import Silent
 from stillhouse.core.runfolder import StageKey
@@ -17,6 +16,7 @@ from stillhouse.evaluate.page import disagreements, verdict_sentence
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.results import Prediction
 from stillhouse.evaluate.stage import run_evaluate, write_report
+from synthetic_run import finish_evaluate, install_students, make_recipe, make_run, teacher_double
 
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,13 +10,13 @@ from typing import Any
 
 import jsonschema
 import pytest
-from synthetic_run import finish_evaluate, install_students, make_recipe, make_run, teacher_double
 
 from stillhouse.core.progress import Silent
 from stillhouse.core.runfolder import RunFolder, StageKey
 from stillhouse.evaluate.report import Report, report_schema_text
 from stillhouse.evaluate.stage import run_evaluate, write_report
 from stillhouse.evaluate.summary import count, summary_rows, times, usd
+from synthetic_run import finish_evaluate, install_students, make_recipe, make_run, teacher_double
 
 DOCS = Path(__file__).parents[2] / "docs"
 INTERVALS = (

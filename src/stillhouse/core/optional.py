@@ -17,6 +17,7 @@ from stillhouse.core.errors import MissingExtraError
 EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "train": ("torch", "transformers", "peft", "accelerate", "safetensors"),
     "gguf": ("xllamacpp", "gguf"),
+    "onnx": ("onnx", "onnxruntime"),
     "language": ("py3langid",),
     "presidio": ("presidio_analyzer",),
     "tune": ("optuna",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from stillhouse.core.recipe_compare import CompareSection
+from stillhouse.core.recipe_compress import CompressSection
 from stillhouse.core.recipe_data import DatasetSection, TrafficSection
 from stillhouse.core.recipe_ensemble import ENSEMBLE
 from stillhouse.core.recipe_section import Section
@@ -51,6 +52,11 @@ class Recipe(Section):
     )
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    compress: CompressSection | None = Field(
+        default=None,
+        description="Bring the student into smaller forms after it is evaluated, each gated again; "
+        "null: not. `stillhouse compress` takes the defaults then.",
+    )
     prices: PricesSection = Field(default_factory=PricesSection)
     compare: CompareSection | None = Field(
         default=None, description="What `stillhouse teacher compare` compares."
@@ -91,6 +97,9 @@ class Recipe(Section):
         if self.student.source == "embedded-encoder" and self.student.head == "text":
             raise ValueError("student.from: embedded-encoder cannot write text; use head: label")
         self._answers_can_agree()
+        problem = self.compress.problem(self.student.head) if self.compress is not None else None
+        if problem is not None:
+            raise ValueError(f"compress.{problem}")
         if self.teacher.members:
             members = {
                 f"members.{number}": section

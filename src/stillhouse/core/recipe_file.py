@@ -241,6 +241,9 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
         gold = absolute(base, "dataset.judge.gold", judge.gold)
         judge = judge.model_copy(update={"gold": gold, "model": weights_from(judge.model, base)})
         updates["dataset"] = recipe.dataset.model_copy(update={"judge": judge})
+    if recipe.compress is not None:
+        calibration = absolute(base, "compress.calibration", recipe.compress.calibration)
+        updates["compress"] = recipe.compress.model_copy(update={"calibration": calibration})
     if recipe.compare is not None:
         teachers = {name: _teacher(one, base) for name, one in recipe.compare.teachers.items()}
         updates["compare"] = recipe.compare.model_copy(update={"teachers": teachers})

@@ -15,6 +15,7 @@ from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import read_json, read_objects, read_records
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import RunFolder
+from stillhouse.evaluate.compressed import CompressedTable, read_table
 from stillhouse.evaluate.course import Course, read_course
 from stillhouse.evaluate.report import (
     BaselineReport,
@@ -53,6 +54,7 @@ STAGES: Final = (
     "dataset",
     "train",
     "evaluate",
+    "compress",
 )
 FIVE_POINTS_N: Final = 385  # z^2 / (4 * 0.05^2) at 95%: a share's interval is then within 5 points
 UNKNOWN: Final = CandidateSpeed(source="unknown")
@@ -164,10 +166,22 @@ def build_report(recipe: Recipe, run: RunFolder) -> Report:
         dataset=_counts(run),
         machine=speed.machine,
         versions=speed.versions,
+        compress=compressed_of(recipe, run),
         notes=evaluation.notes,
         warnings=(),
     )
     return draft.model_copy(update={"warnings": warnings_for(draft, main)})
+
+
+def compressed_of(recipe: Recipe, run: RunFolder) -> CompressedTable | None:
+    """The compress stage's table, where the recipe has the stage and it is finished.
+
+    Raises:
+        RunFolderError: it is damaged.
+    """
+    if recipe.compress is None or run.manifest("compress") is None:
+        return None
+    return read_table(run.stage("compress"))
 
 
 def warnings_for(report: Report, main: SetResult) -> tuple[str, ...]:

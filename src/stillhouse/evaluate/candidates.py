@@ -180,6 +180,28 @@ async def ask(
     A killed evaluation reads the finished pieces back instead of asking again. Pieces are formed
     from the queries alone, so batches, and with them the answers, are the same either way.
     """
+    return answers_of(
+        recipe.task,
+        [
+            [completion]
+            for completion in await ask_kept(
+                completer, judged, recipe, folder=folder, progress=progress, name=name
+            )
+        ],
+        "auto",
+    )
+
+
+async def ask_kept(
+    completer: Completer,
+    judged: EvaluationSet,
+    recipe: Recipe,
+    *,
+    folder: Path,
+    progress: Progress,
+    name: str,
+) -> list[Completion]:
+    """The completions behind `ask`, one a query, in order."""
     sampling = sampling_for(recipe)
     completions: list[Completion] = []
     title = f"{name} answers {judged.name.replace('_', '-')}"
@@ -199,7 +221,7 @@ async def ask(
             else:
                 write_records(path, await asyncio.gather(*(one(query) for query in piece)))
             completions.extend(read_records(path, Completion))
-    return answers_of(recipe.task, [[c] for c in completions], "auto")
+    return completions
 
 
 def _pieces(queries: Sequence[Query]) -> Iterator[Sequence[Query]]:

@@ -72,7 +72,7 @@ def compare(
         metric=decisive.name,
         n=len(judged.queries),
         candidates=candidates,
-        retention=_ratio(scores[STUDENT], scores[TEACHER], how),
+        retention=retention_of(scores[STUDENT], scores[TEACHER], how),
         soft_target_gain=_gain(scores, STUDENT, TWIN, how),
         teacher_over_tfidf=_gain(scores, TEACHER, TFIDF, how),
         mcnemar=_mcnemar(scores[STUDENT], scores[TEACHER]),
@@ -129,12 +129,14 @@ def _candidate(
             updates["calibration_error"] = expected_calibration_error(p[rows], truth[rows], some)
             curve = reliability_curve(p[rows], truth[rows])
             updates["reliability"] = tuple(Bin(**b._asdict()) for b in curve)
-        updates["divergence"] = _divergence(judged.teacher, p, how) if name != TEACHER else None
+        updates["divergence"] = (
+            divergence_between(judged.teacher, p, how) if name != TEACHER else None
+        )
     return result.model_copy(update=updates)
 
 
-def _divergence(teacher: Answers, p: Floats, how: Resampling) -> Interval | None:
-    """Over the samples on which both beliefs are known; n says how many."""
+def divergence_between(teacher: Answers, p: Floats, how: Resampling) -> Interval | None:
+    """Mean KL(teacher || p) in nats, over the samples on which both are known; n counts them."""
     if teacher.probabilities is None:
         return None
     rows = _believed(np.hstack([teacher.probabilities, p]))
@@ -162,7 +164,8 @@ def _mean(scores: Sequence[float], how: Resampling) -> Interval:
     )
 
 
-def _ratio(top: Sequence[float], bottom: Sequence[float], how: Resampling) -> Interval | None:
+def retention_of(top: Sequence[float], bottom: Sequence[float], how: Resampling) -> Interval | None:
+    """Mean score over mean score, paired; `None` where the lower one is 0."""
     if sum(bottom) <= 0:
         return None
     return paired_ratio(

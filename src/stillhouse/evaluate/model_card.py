@@ -61,13 +61,13 @@ def model_card(recipe: Recipe, run: RunFolder, report: Report | None) -> str:
         f"A {'classifier' if recipe.student.head == 'label' else 'language model'} distilled from "
         f"`{recipe.teacher.model}` for one task ({recipe.task.kind}).",
         "## Where it comes from",
-        "\n".join(_origin(recipe, run, base)),
+        "\n".join(origin_lines(recipe, run, base)),
         "## How it was trained",
-        _training(recipe),
+        training_sentence(recipe),
         "## How good it is",
         *(_figures(recipe, report) if report is not None else [_UNJUDGED]),
         "## Limits",
-        "\n".join(f"- {line}" for line in _limits(recipe, report)),
+        "\n".join(f"- {line}" for line in limits(recipe, report)),
     ]
     return f"---\n{yaml_text}---\n\n" + "\n\n".join(parts) + "\n"
 
@@ -98,11 +98,11 @@ def base_model(recipe: Recipe) -> BaseModel:
     name = source.partition(":")[2].partition("@")[0]
     path = Path(name)
     if path.is_absolute() or path.exists():
-        return BaseModel(path.name, None, _licence_in(path / CARD))
+        return BaseModel(path.name, None, licence_in(path / CARD))
     return BaseModel(name, name, None)
 
 
-def _licence_in(card: Path) -> str | None:
+def licence_in(card: Path) -> str | None:
     """The `license` of a model card's front matter, if it has one."""
     try:
         text = card.read_text(encoding="utf-8")
@@ -118,7 +118,8 @@ def _licence_in(card: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _origin(recipe: Recipe, run: RunFolder, base: BaseModel) -> list[str]:
+def origin_lines(recipe: Recipe, run: RunFolder, base: BaseModel) -> list[str]:
+    """Base model, teacher and its terms, data: a list item each."""
     licence = base.licence or "not known here: look it up at the base model's own page"
     lines = [
         f"- Base model: `{base.name}`. Its licence: {licence}.",
@@ -141,7 +142,8 @@ def _origin(recipe: Recipe, run: RunFolder, base: BaseModel) -> list[str]:
     return lines
 
 
-def _training(recipe: Recipe) -> str:
+def training_sentence(recipe: Recipe) -> str:
+    """How the student was trained, by the recipe."""
     train, student = recipe.train, recipe.student
     aim = (
         "the teacher's answers alone"
@@ -220,7 +222,8 @@ def _index(recipe: Recipe, report: Report) -> dict[str, Any]:
     return {"name": recipe.name, "results": results}
 
 
-def _limits(recipe: Recipe, report: Report | None) -> list[str]:
+def limits(recipe: Recipe, report: Report | None) -> list[str]:
+    """What the student is not good for, and what weakens its figures."""
     lines = [
         f"It does one task, {recipe.task.name}; on other input its answers mean nothing.",
         "It learned from a model's answers: the teacher's mistakes and leanings are in it.",

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from stillhouse.core.statistics import Interval
+from stillhouse.evaluate.compressed import CompressedTable
 from stillhouse.evaluate.results import (
     GateResult,
     MachineFacts,
@@ -152,6 +153,9 @@ class Report(Result):
     dataset: DatasetCounts
     machine: MachineFacts = Field(description="Where it was evaluated.")
     versions: Mapping[str, str] = Field(description="Packages the figures rest on.")
+    compress: CompressedTable | None = Field(
+        default=None, description="The student's smaller forms; null without the compress stage."
+    )
     notes: tuple[str, ...] = Field(description="How the sets are to be read.")
     warnings: tuple[str, ...] = Field(description="What weakens the figures above.")
 

@@ -55,9 +55,12 @@ async def measure_speed(
     queries: Sequence[Query],
     repeats: int,
     *,
+    latency_queries: int = LATENCY_QUERIES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Speed]:
     """Time every contestant on the same queries, in turns, after a warm-up of each.
+
+    Latency is of the first `latency_queries` of them, asked one at a time.
 
     Raises:
         ValueError: no queries, no contestants, or fewer than one repeat.
@@ -73,7 +76,7 @@ async def measure_speed(
             await _ask_all(contestant, queries)
             rates[name].append(len(queries) / max(clock() - started, 1e-9))
     latencies: dict[str, list[float]] = {name: [] for name in contestants}
-    for query in queries[:LATENCY_QUERIES]:
+    for query in queries[:latency_queries]:
         for name, contestant in contestants.items():
             started = clock()
             await contestant.completer.complete(query, contestant.sampling)

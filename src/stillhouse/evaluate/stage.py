@@ -113,7 +113,7 @@ async def _run_evaluate(
             (
                 line
                 for one in judged
-                for line in _predictions(recipe, one, answers[one.name], compared[one.name])
+                for line in predictions_of(recipe, one, answers[one.name], compared[one.name])
             ),
         )
         speed = await measure_candidates(
@@ -212,9 +212,10 @@ def _notes(judged: tuple[EvaluationSet, ...]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _predictions(
+def predictions_of(
     recipe: Recipe, judged: EvaluationSet, others: Mapping[str, Answers], compared: Comparison
 ) -> list[Prediction]:
+    """What everyone said to each query of a set, a line a query."""
     everyone = {TEACHER: judged.teacher, **others}
     lines: list[Prediction] = []
     for index, query in enumerate(judged.queries):

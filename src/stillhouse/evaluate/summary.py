@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from stillhouse.core.statistics import Interval
+from stillhouse.evaluate.compressed import CompressedTable
 from stillhouse.evaluate.report import Report
 
 METRIC_NAMES = {"accuracy": "accuracy", "field_f1": "field F1", "rouge_l": "ROUGE-L"}
@@ -90,6 +91,28 @@ def summary_rows(report: Report) -> Iterator[tuple[str, str]]:
         "cost per 1,000",
         f"{usd(report.cost.student_usd_per_1k)} against {usd(report.cost.teacher_usd_per_1k)}",
     )
+    yield from compressed_rows(report.compress)
     yield "time and memory", f"{report.seconds['total']:,.0f} s, {report.peak_rss_mb:,.0f} MiB"
     for warning in report.warnings:
         yield "warning", warning
+
+
+def compressed_rows(table: CompressedTable | None) -> Iterator[tuple[str, str]]:
+    """A line an artefact, then the choice and what it is of the teacher."""
+    if table is None:
+        return
+    for row in table.artefacts:
+        yield "compressed", row.sentence
+    for name, why in table.left_out.items():
+        yield "left out", f"{name}: {why}"
+    chosen = table.chosen
+    if chosen is None:
+        yield "smallest that passes", "none: the float student stays"
+        return
+    faster, smaller = table.chain
+    against = [f"{times(chosen.size_ratio)} the float student's size"]
+    if faster is not None:
+        against.append(f"{times(faster)} the teacher's queries/s")
+    if smaller is not None:
+        against.append(f"{times(smaller)} smaller than the teacher")
+    yield "smallest that passes", f"{chosen.name}, {', '.join(against)}"

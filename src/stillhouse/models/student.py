@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stillhouse.core.artefact import is_artefact, read_artefact
+from stillhouse.core.artefact import is_artefact
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Completion, Query
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
+from stillhouse.models.artefact_student import open_artefact
 from stillhouse.models.batching import BatchingCompleter, Call
 from stillhouse.models.classifier_reader import ClassifierReader
 from stillhouse.models.completer import Completer, ModelInfo
-from stillhouse.models.gguf_student import open_gguf_student
 from stillhouse.models.hf_completer import HfCompleter
 from stillhouse.models.loading import Loaded, load_causal_lm, load_classifier
 
@@ -32,17 +32,29 @@ def open_student(
 ) -> Completer:
     """Open a student folder: head `label` is a sequence classifier, `text` a language model.
 
-    A folder that is an artefact is verified and opened by the runtime it was made for.
+    A folder with an `artefact.json` (`core.artefact`) is opened by its own runtime.
 
     Raises:
-        UserError: the folder cannot be loaded, its labels are not the task's, in order, or a file
-            of an artefact was edited.
-        MissingExtraError: the runtime is not installed.
+        UserError: the folder cannot be loaded, or its labels are not the task's, in order.
+        MissingExtraError: an artefact's runtime is not installed.
     """
     if is_artefact(folder):
-        artefact = read_artefact(folder)
-        if artefact.kind == "gguf":
-            return open_gguf_student(folder, artefact, task, batch_size)
+        return open_artefact(folder, task, head, batch_size, device)
+    return open_weights(folder, task, head, batch_size, device)
+
+
+def open_weights(
+    folder: Path,
+    task: ClassificationTask | ExtractionTask | GenerationTask,
+    head: str,
+    batch_size: int,
+    device: str = "auto",
+) -> Completer:
+    """Open a folder of transformers' own weights, whatever else lies in it.
+
+    Raises:
+        UserError: as `open_student`.
+    """
     if head == "text":
         return HfCompleter(load_causal_lm(str(folder), device=device), batch_size, cuts=True)
     if not isinstance(task, ClassificationTask):

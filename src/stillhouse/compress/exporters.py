@@ -1,0 +1,87 @@
+"""The formats that a student can be brought into, and the function that writes each.
+
+An exporter reads a student's folder and fills an empty one with an artefact (`core.artefact`).
+Adding a format is a function here and its name in `core.recipe_compress`. Knows no weights: what
+does is imported when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, Protocol
+
+from stillhouse.core.optional import require
+from stillhouse.core.recipe_compress import Format
+from stillhouse.core.tasks import Task
+
+
+class ExportRequest(NamedTuple):
+    """What an exporter is given.
+
+    `folder` is empty and the exporter's own; `student` is read only. `name` is what the student was
+    initialised from. `texts` are a few inputs of the task, by which what was written is compared
+    with the student; `calibration` are those that set ranges, empty where the format needs none.
+    Both are texts as a label student reads them (`task.input_text`).
+    """
+
+    student: Path
+    folder: Path
+    task: Task
+    head: Literal["label", "text"]
+    name: str
+    texts: Sequence[str]
+    calibration: Sequence[str]
+
+
+class Exporter(Protocol):
+    """Writes an artefact: its files, then `artefact.json`."""
+
+    def __call__(self, request: ExportRequest) -> None:
+        """Fill `request.folder`.
+
+        Raises:
+            UserError: this student cannot be brought into this format; says why.
+            MissingExtraError: a package is not installed.
+        """
+
+
+def _onnx(request: ExportRequest) -> None:
+    module = require("stillhouse.compress.onnx_export", "onnx", "an ONNX student")
+    module.export_onnx(
+        request.student, request.folder, request.task, name=request.name, texts=request.texts
+    )
+
+
+def _onnx_int8(request: ExportRequest) -> None:
+    module = require("stillhouse.compress.onnx_int8", "onnx", "an ONNX student")
+    module.quantize_dynamic_onnx(
+        request.student, request.folder, request.task, name=request.name, texts=request.texts
+    )
+
+
+def _onnx_int8_static(request: ExportRequest) -> None:
+    module = require("stillhouse.compress.onnx_int8", "onnx", "an ONNX student")
+    module.quantize_static_onnx(
+        request.student, request.folder, request.task, request.calibration, name=request.name
+    )
+
+
+def _gguf(precision: str) -> Exporter:
+    def export(request: ExportRequest) -> None:
+        module = require("stillhouse.compress.gguf_export", "gguf", "a GGUF student")
+        module.export_gguf(
+            request.student, request.folder, precision, task=request.task, texts=request.texts
+        )
+
+    return export
+
+
+EXPORTERS: Final[Mapping[Format, Exporter]] = {
+    "onnx": _onnx,
+    "onnx-int8": _onnx_int8,
+    "onnx-int8-static": _onnx_int8_static,
+    "gguf-f16": _gguf("f16"),
+    "gguf-q8_0": _gguf("q8_0"),
+    "gguf-q4": _gguf("q4_k"),
+}

@@ -1,0 +1,68 @@
+"""What a compress stage will do, and what is refused before anything is paid for.
+
+Knows the recipe and which packages are installed; makes nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stillhouse.core.errors import MissingExtraError, UserError
+from stillhouse.core.optional import pip_line
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_compress import (
+    FORMATS,
+    HEADS,
+    CompressSection,
+    extra_of,
+    installed,
+)
+
+
+def section_of(recipe: Recipe) -> CompressSection:
+    """The recipe's section, else the defaults."""
+    return recipe.compress or CompressSection()
+
+
+def check_compress(recipe: Recipe) -> None:
+    """Refuse, before anything is paid, what cannot be made on this machine.
+
+    Raises:
+        MissingExtraError: a format's extra is not installed, or, where none is named, that of none.
+    """
+    section = section_of(recipe)
+    head = recipe.student.head
+    if section.formats is None and not section.wanted(head):
+        fitting = next(one for one in FORMATS if HEADS[one] == head)
+        raise MissingExtraError(
+            f"the {extra_of(fitting)} extra",
+            f"is not installed and compressing a {head} student needs it",
+            action=pip_line(extra_of(fitting)),
+        )
+    for name in section.formats or ():
+        if not installed(name):
+            raise MissingExtraError(
+                f"the {extra_of(name)} extra",
+                f"is not installed and compress.formats: {name} needs it",
+                action=pip_line(extra_of(name)),
+            )
+    if section.calibration is not None and not Path(section.calibration).is_file():
+        raise UserError("compress.calibration", "there is no such file", value=section.calibration)
+
+
+def compress_notes(recipe: Recipe) -> list[str]:
+    """What a plan says of the stage: it asks no teacher and costs no answer."""
+    section = recipe.compress
+    if section is None:
+        return []
+    head = recipe.student.head
+    wanted = ", ".join(section.wanted(head)) or "nothing: its extra is not installed"
+    missing = [one for one in FORMATS if HEADS[one] == head and not installed(one)]
+    lines = [
+        f"compress makes {wanted} of the student after it is evaluated, and gates each again: "
+        f"within {100 * section.margin_student:g} points of the float student, at least "
+        f"{section.min_speedup:g}x its speed; no teacher is asked"
+    ]
+    if missing:
+        lines.append(f"{', '.join(missing)} cannot be made here; {pip_line(extra_of(missing[0]))}")
+    return lines

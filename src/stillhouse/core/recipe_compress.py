@@ -1,0 +1,117 @@
+"""Recipe section of `stillhouse compress`: which forms of the student are made, and what they must
+keep.
+
+Knows names of formats and which students they fit; not how they are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal, get_args
+
+from pydantic import Field, field_validator
+
+from stillhouse.core.optional import EXTRAS, available
+from stillhouse.core.recipe_section import Section
+
+Format = Literal["onnx", "onnx-int8", "onnx-int8-static", "gguf-f16", "gguf-q8_0", "gguf-q4"]
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+Head = Literal["label", "text"]
+
+HEADS: Final[Mapping[Format, Head]] = {
+    "onnx": "label",
+    "onnx-int8": "label",
+    "onnx-int8-static": "label",
+    "gguf-f16": "text",
+    "gguf-q8_0": "text",
+    "gguf-q4": "text",
+}
+CALIBRATED: Final[frozenset[Format]] = frozenset({"onnx-int8-static"})
+
+
+class CompressSection(Section):
+    """The forms a trained student is brought into, and the gate that each must pass
+    (docs/compress.md)."""
+
+    formats: tuple[Format, ...] | None = Field(
+        default=None,
+        description="What to make. null: all that fit the student's head and whose extra is "
+        "installed (label: onnx, onnx-int8, onnx-int8-static; text: gguf-f16, gguf-q8_0, gguf-q4).",
+    )
+    calibration: str | None = Field(
+        default=None,
+        description="Queries (JSONL, as traffic.path) by which static INT8 sets its ranges; null: "
+        "the training examples.",
+    )
+    calibration_samples: int = Field(
+        default=256, ge=1, description="How many of them, chosen by the recipe's seed."
+    )
+    margin_teacher: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Non-inferiority margin against the teacher, absolute; null: evaluate.margin.",
+    )
+    margin_student: float = Field(
+        default=0.02,
+        gt=0,
+        lt=1,
+        description="The same against the float student: what compressing may cost on top.",
+    )
+    min_speedup: float = Field(
+        default=1.0,
+        gt=0,
+        description="Below so many times the float student's speed, an artefact counts as slower.",
+    )
+    speed_by: Literal["latency", "throughput"] = Field(
+        default="latency",
+        description="What min_speedup is of: the median latency of one query at a time, or "
+        "queries/s with all submitted at once.",
+    )
+    speed_repeats: int = Field(
+        default=5, ge=1, description="Turns in which all are timed on evaluate.speed_queries."
+    )
+    latency_queries: int = Field(
+        default=100, ge=1, description="Queries asked one at a time, for p50 and p95."
+    )
+    cold_starts: int = Field(
+        default=3, ge=1, description="Fresh processes that are started, each to its first answer."
+    )
+    float_device: Literal["auto", "cpu", "cuda"] = Field(
+        default="cpu",
+        description="Where the float student runs beside its artefacts, which run on the "
+        "processor.",
+    )
+
+    @field_validator("formats")
+    @classmethod
+    def _named_once(cls, formats: tuple[Format, ...] | None) -> tuple[Format, ...] | None:
+        if formats is not None and not formats:
+            raise ValueError("names nothing to make; leave it out for all that fit")
+        if formats is not None and len(set(formats)) < len(formats):
+            raise ValueError("names a format twice")
+        return formats
+
+    def problem(self, head: Head) -> str | None:
+        """What does not fit a student of this head, or `None`."""
+        for name in self.formats or ():
+            if HEADS[name] != head:
+                fitting = ", ".join(one for one in FORMATS if HEADS[one] == head)
+                return f"formats: {name} is for {HEADS[name]} students; for this one: {fitting}"
+        return None
+
+    def wanted(self, head: Head) -> tuple[Format, ...]:
+        """The formats to make: those named, else those that fit and can be made here."""
+        if self.formats is not None:
+            return self.formats
+        return tuple(one for one in FORMATS if HEADS[one] == head and installed(one))
+
+
+def extra_of(name: Format) -> str:
+    """The extra that makes and runs a format."""
+    return "onnx" if name.startswith("onnx") else "gguf"
+
+
+def installed(name: Format) -> bool:
+    """Whether the packages of a format's extra are there."""
+    return all(available(module) for module in EXTRAS[extra_of(name)])
