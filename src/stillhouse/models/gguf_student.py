@@ -1,0 +1,241 @@
+"""A text student in a GGUF artefact as a completer: llama.cpp answers as transformers did.
+
+Prompts are put together, cut and ended as `HfCompleter` does with `cuts`: what differs is the
+arithmetic. Imports no torch. Knows the engine and the artefact's settings; does not know how the
+file was written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import unicodedata
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from stillhouse.core.artefact import ARTEFACT, REMAKE, Artefact
+from stillhouse.core.errors import TeacherError, UnanswerableQueryError, UserError
+from stillhouse.core.records import Completion, FinishReason, Message, Query, Record
+from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
+from stillhouse.models.completer import ModelInfo, Sampling, draw_seed
+from stillhouse.models.gguf_completer import MOST_SLOTS, ROUND, token_logprobs
+from stillhouse.models.gguf_engine import CONTEXT_PER_SLOT, GgufEngine
+from stillhouse.models.gguf_file import gguf_facts
+from stillhouse.models.gguf_labels import read_labels
+from stillhouse.models.label_trie import Branch, branches, ended_sequences
+
+FIRST: Final = "a"  # stands for a query where labels are cut into tokens
+
+
+class GgufSettings(Record):
+    """What a GGUF artefact says of its file under `settings`.
+
+    `positions` is the model's context, `max_tokens` the longest prompt it was trained on. `plain`
+    students have no chat template: an answer follows after a space. `merges_system`: the template
+    refuses system messages, which go to the head of the first user message. `composes`: text is
+    composed (NFC) before it is cut.
+    """
+
+    file: str = Field(min_length=1)
+    positions: int = Field(ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    ends: tuple[int, ...]
+    plain: bool = False
+    adds_special: bool = False
+    merges_system: bool = False
+    composes: bool = False
+
+
+class _Labels(NamedTuple):
+    sequences: tuple[tuple[int, ...], ...]
+    nodes: Sequence[Branch]
+
+
+def open_gguf_student(
+    folder: Path,
+    artefact: Artefact,
+    task: ClassificationTask | ExtractionTask | GenerationTask,
+    batch_size: int,
+) -> GgufStudent:
+    """Open a verified GGUF artefact.
+
+    Raises:
+        UserError: its settings are damaged, or llama.cpp cannot load the file.
+        MissingExtraError: xllamacpp or gguf is not installed.
+    """
+    try:
+        known = {k: v for k, v in artefact.settings.items() if k in GgufSettings.model_fields}
+        settings = GgufSettings.model_validate(known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(
+            str(folder / ARTEFACT), f"is damaged: settings.{field}: {first['msg']}", action=REMAKE
+        ) from None
+    return GgufStudent(folder, artefact, settings, task, batch_size)
+
+
+class GgufStudent:
+    """Answers from llama.cpp: label likelihoods, or text; see the module.
+
+    An extraction is first written freely, as by the float student; where that is not what the
+    schema asks for, it is written again under a grammar of the schema.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        artefact: Artefact,
+        settings: GgufSettings,
+        task: ClassificationTask | ExtractionTask | GenerationTask,
+        batch_size: int,
+    ) -> None:
+        path = folder / settings.file
+        facts = gguf_facts(path, str(path))
+        self._settings, self._task = settings, task
+        slots = min(batch_size, MOST_SLOTS)
+        trained = min(settings.max_tokens or 0, settings.positions)
+        self._engine = GgufEngine(
+            path, slots, min(settings.positions, max(CONTEXT_PER_SLOT, trained * 2))
+        )
+        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="gguf")
+        self._labels: dict[tuple[str, ...], _Labels] = {}
+        self._info = ModelInfo(
+            name=path.stem,
+            revision=artefact.files[settings.file][:32],
+            parameters=facts.parameters,
+            size_bytes=artefact.size_bytes,
+            gives_label_logprobs=True,
+            gives_logprobs=True,
+            local=True,
+            notes={
+                "head": "text",
+                "engine": "llama.cpp",
+                "architecture": facts.architecture,
+                "precision": artefact.precision,
+            },
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        """A local model with its likelihoods."""
+        return self._info
+
+    async def complete(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
+        """Answer one query; see `Completer`."""
+        loop = asyncio.get_running_loop()
+        if sampling.labels and sampling.n == 1 and sampling.sampling_temperature == 0:
+            return [await loop.run_in_executor(self._threads, self._classify, query, sampling)]
+        samples = [
+            loop.run_in_executor(self._threads, self._write, query, sampling, sample)
+            for sample in range(sampling.n)
+        ]
+        return list(await asyncio.gather(*samples))
+
+    async def aclose(self) -> None:
+        """Stop the threads and free the model."""
+        await asyncio.to_thread(self._threads.shutdown, wait=True)
+        self._engine.close()
+
+    def _prompt(self, query_id: str, messages: Sequence[Message]) -> str:
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        if self._settings.merges_system:
+            turns = merged_system(turns)
+        try:
+            text = self._engine.prompt(query_id, turns)
+        except TeacherError as error:
+            raise UnanswerableQueryError(str(error)) from None
+        return unicodedata.normalize("NFC", text) if self._settings.composes else text
+
+    def _ids(self, query: Query, answer_tokens: int, least: int) -> list[int]:
+        """The prompt, cut from its head to what leaves room for the answer."""
+        prompt = self._prompt(query.id, query.messages)
+        ids = self._engine.tokens(prompt, self._settings.adds_special)
+        positions = self._settings.positions
+        trained = self._settings.max_tokens or positions
+        if least:  # a closed answer, which is never shortened
+            return ids[-max(1, min(trained, positions) - least) :]
+        return ids[-max(1, min(trained - 1, positions - min(answer_tokens, positions // 2))) :]
+
+    def _classify(self, query: Query, sampling: Sampling) -> Completion:
+        labels = sampling.labels
+        if labels not in self._labels:
+            self._labels[labels] = self._read_labels(labels)
+        sequences, nodes = self._labels[labels]
+        prompt = self._ids(query, 0, max(map(len, sequences)))
+        belief = read_labels(self._engine, query.id, prompt, labels, nodes).log_p
+        best = max(labels, key=lambda label: belief[label])
+        return Completion(
+            query_id=query.id,
+            text=best,
+            model=self._info.name,
+            revision=self._info.revision,
+            prompt_tokens=len(prompt),
+            completion_tokens=len(sequences[labels.index(best)]),
+            label_logprobs={label: round(value, ROUND) for label, value in belief.items()},
+        )
+
+    def _read_labels(self, labels: tuple[str, ...]) -> _Labels:
+        prompt = self._prompt("labels", [Message(role="user", content=FIRST)])
+        before = self._engine.tokens(prompt)
+        found = []
+        for label in labels:
+            text = f" {label}" if self._settings.plain else label
+            whole = self._engine.tokens(prompt + text)
+            joined = whole[: len(before)] == before and len(whole) > len(before)
+            found.append(whole[len(before) :] if joined else self._engine.tokens(text))
+        sequences = ended_sequences(labels, found, self._settings.ends)
+        return _Labels(sequences, branches(sequences))
+
+    def _write(self, query: Query, sampling: Sampling, sample: int) -> Completion:
+        prompt = self._ids(query, sampling.max_tokens, 0)
+        room = max(1, min(sampling.max_tokens, self._settings.positions - len(prompt)))
+        request: dict[str, object] = {
+            "prompt": prompt,
+            "n_predict": room,
+            "temperature": sampling.sampling_temperature,
+            "seed": draw_seed(sampling.seed, query.id, sample),
+            "top_k": 0,  # draws are from the model's own distribution, not a truncated one
+            "top_p": 1.0,
+            "min_p": 0.0,
+        }
+        if sampling.logprobs:
+            request["n_probs"] = sampling.logprobs
+        choice, usage = self._ask(query.id, request)
+        if (
+            sampling.json_schema is not None
+            and isinstance(self._task, ExtractionTask)
+            and self._task.parse(choice["text"]).problem is not None
+        ):
+            schema = {"json_schema": dict(sampling.json_schema)}
+            choice, usage = self._ask(query.id, request | schema)
+        finish: FinishReason = "length" if choice["finish_reason"] == "length" else "stop"
+        return Completion(
+            query_id=query.id,
+            text=str(choice["text"]).strip(),
+            model=self._info.name,
+            revision=self._info.revision,
+            sample=sample,
+            finish_reason=finish,
+            prompt_tokens=len(prompt),
+            completion_tokens=usage["completion_tokens"],
+            logprobs=token_logprobs(choice) if sampling.logprobs else None,
+        )
+
+    def _ask(
+        self, query_id: str, request: Mapping[str, object]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        answer = self._engine.complete(query_id, request)
+        return answer["choices"][0], answer["usage"]
+
+
+def merged_system(turns: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The chat with a first system message at the head of the message after it."""
+    if len(turns) < 2 or turns[0]["role"] not in ("system", "developer"):
+        return [dict(turn) for turn in turns]
+    head, first, *rest = turns
+    content = f"{head['content']}\n\n{first['content']}"
+    return [{"role": first["role"], "content": content}, *map(dict, rest)]
