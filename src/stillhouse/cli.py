@@ -22,6 +22,8 @@ from stillhouse.cli_images import images
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.cli_pretrain import pretrain
 from stillhouse.cli_signals import signals_app
+from stillhouse.cli_speculate import STAGE as SPECULATE
+from stillhouse.cli_speculate import speculate
 from stillhouse.cli_study import curve, frontier
 from stillhouse.cli_teacher import teacher_app
 from stillhouse.cli_tune import tune
@@ -36,7 +38,7 @@ from stillhouse.forget import forget_user, told
 from stillhouse.pipeline import report_of, run_stages
 from stillhouse.plan import FEWEST, make_plan, plan_lines
 from stillhouse.scaffold import scaffold
-from stillhouse.stages import STAGES
+from stillhouse.stages import STAGES, stages_of
 from stillhouse.teacher import archive
 from stillhouse.traffic.formats import FORMATS
 from stillhouse.traffic.mine import mine as run_mine
@@ -64,6 +66,7 @@ app.command()(curve)
 app.command()(frontier)
 app.command()(pretrain)
 app.command()(images)
+app.command()(speculate)
 app.command()(tune)
 
 
@@ -135,7 +138,7 @@ def run(
     """Run every stage that is not up to date, and write report.json and report.html."""
     loaded = load_recipe(recipe, overrides or [])
     root = run_dir or Path("runs") / loaded.name
-    run_stages(loaded, root, _progress(as_json))
+    run_stages(loaded, root, _progress(as_json), last=stages_of(loaded)[-1].name)
     _show_report(report_of(root), root, as_json)
 
 
@@ -295,6 +298,8 @@ def store_import(
 
 
 for _stage in STAGES:  # `stillhouse tune` is about the student
+    if _stage.name == SPECULATE:
+        continue
     _stage_command(teacher_app if _stage.name == "tune" else app, _stage.name, _stage.caption)
 
 

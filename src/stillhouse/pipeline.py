@@ -52,6 +52,7 @@ NEEDED: Final = {
     "expand": "traffic.expand",
     "judge": "dataset.judge",
     "capture": "capture or train.signals: cache",
+    "speculate": "speculate",
 }
 
 
@@ -189,6 +190,9 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     for field, part in (("traffic", recipe.traffic.select), ("expand", recipe.traffic.expand)):
         if stage.name == field and part is not None and part.embedder.startswith("hf:"):
             inputs.update(local_weights("embedder", part.embedder))
+    if stage.name == "speculate" and recipe.speculate is not None:
+        for field, source in recipe.speculate.files.items():
+            inputs.update(local_weights(field, source))
     return StageKey(
         stage=stage.name,
         inputs=inputs,
@@ -264,7 +268,8 @@ def report_of(root: Path) -> Report:
     run = RunFolder(root)
     if run.manifest("evaluate") is None:
         raise RecipeError(str(root), "the run is not finished", action="go on with: stillhouse run")
-    for stage in stages_of(recipe):
+    planned = stages_of(recipe)
+    for stage in planned[: 1 + [stage.name for stage in planned].index("evaluate")]:
         if not _fits(stage, recipe, run):
             raise RecipeError(
                 str(root),

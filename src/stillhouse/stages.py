@@ -23,6 +23,7 @@ from stillhouse.dataset.stage import needs_beliefs, run_dataset
 from stillhouse.dataset.validators import Validators
 from stillhouse.evaluate.stage import run_evaluate
 from stillhouse.models.completer import Completer
+from stillhouse.speculate import speculate
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.ensemble import open_ensemble
 from stillhouse.teacher.expand_stage import run_expand
@@ -330,6 +331,21 @@ STAGES: Final[tuple[Stage, ...]] = (
         _evaluate,
         (*TORCH_PACKAGES, *STATISTICS_PACKAGES),
     ),
+    Stage(
+        "speculate",
+        "measure the student as a draft of its teacher",
+        ("traffic/queries.jsonl", "dataset", "tune", "train"),
+        lambda r: {
+            "speculate": _dump(r.speculate) if r.speculate else {},
+            "student": _dump(r.student),
+            "teacher": r.teacher.model,
+            "chat_template": r.teacher.chat_template,
+            "device": r.train.device,
+            "evaluate": _dump(r.evaluate, without={"margin"}),
+        },
+        lambda c: speculate(c.recipe, c.run, c.tuned, c.traffic, work=c.work, progress=c.progress),
+        (*TORCH_PACKAGES, *STATISTICS_PACKAGES, "xllamacpp"),
+    ),
 )
 STAGE_NAMES: Final = tuple(stage.name for stage in STAGES)
 
@@ -344,6 +360,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         and (stage.name != "expand" or recipe.traffic.expand is not None)
         and (stage.name != "judge" or recipe.dataset.judge is not None)
         and (stage.name != "capture" or captures(recipe))
+        and (stage.name != "speculate" or recipe.speculate is not None)
     )
 
 

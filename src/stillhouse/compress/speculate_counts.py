@@ -15,7 +15,7 @@ tokens and numbers; knows no model and no runtime.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -74,6 +74,9 @@ class Resamples(NamedTuple):
     seed: int = 0
 
 
+DEFAULT: Final = Resamples()
+
+
 def rounds_of(drafts: Sequence[Sequence[int]], answer: Sequence[int]) -> tuple[Round, ...]:
     """Rounds from the drafts of each pass, in order, and the whole answer that came of them.
 
@@ -98,7 +101,7 @@ def rounds_of(drafts: Sequence[Sequence[int]], answer: Sequence[int]) -> tuple[R
     return tuple(rounds)
 
 
-def acceptance(prompts: Sequence[PromptRounds], how: Resamples = Resamples()) -> Acceptance | None:
+def acceptance(prompts: Sequence[PromptRounds], how: Resamples = DEFAULT) -> Acceptance | None:
     """Rates over all rounds of some prompts; `None` where nothing was ever drafted.
 
     Raises:
@@ -114,9 +117,7 @@ def acceptance(prompts: Sequence[PromptRounds], how: Resamples = Resamples()) ->
         return None
     positions: list[PositionRate] = []
     for place in range(longest):
-        found = _ratio(
-            prompts, _above("accepted", place), _above("judged", place), how
-        )
+        found = _ratio(prompts, _above("accepted", place), _above("judged", place), how)
         if found is None:
             break
         drafted = sum(r.drafted > place for p in prompts for r in p.rounds)
@@ -133,7 +134,7 @@ def acceptance(prompts: Sequence[PromptRounds], how: Resamples = Resamples()) ->
 def acceptance_by(
     prompts: Sequence[PromptRounds],
     name: Callable[[PromptRounds], str | None],
-    how: Resamples = Resamples(),
+    how: Resamples = DEFAULT,
 ) -> dict[str, Acceptance]:
     """`acceptance` of each task, or segment, that has a name and drafts."""
     parts: dict[str, list[PromptRounds]] = {}
@@ -146,7 +147,7 @@ def acceptance_by(
 
 
 def rate_difference(
-    after: Sequence[PromptRounds], before: Sequence[PromptRounds], how: Resamples = Resamples()
+    after: Sequence[PromptRounds], before: Sequence[PromptRounds], how: Resamples = DEFAULT
 ) -> Interval | None:
     """The rate after less the rate before, on the same prompts in the same order, drawn together.
 

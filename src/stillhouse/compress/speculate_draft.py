@@ -128,6 +128,21 @@ class Draft:
         self.clock.seconds += time.perf_counter() - started
         return Drafted(sequences, tuple(scores), None)
 
+    @torch.no_grad()
+    def beliefs(
+        self, tokens: Sequence[int], first: int, sampling_temperature: float
+    ) -> Tensor:  # [N, V]
+        """Probabilities of the next token after `tokens[: i + 1]`, for i from `first` on, over the
+        target's ids."""
+        spelled = [[t] if self.ids is None else list(self.ids.spelling[t]) for t in tokens]
+        ends = [sum(len(s) for s in spelled[: i + 1]) - 1 for i in range(first, len(tokens))]
+        ids = torch.tensor([[x for s in spelled for x in s]], device=self.model.device)
+        rows = self.model(input_ids=ids, use_cache=False).logits[0, ends].float()
+        if self.ids is not None:
+            rows = self.ids.logits(rows, self._width)
+        p: Tensor = (rows / sampling_temperature).softmax(-1).cpu()
+        return p
+
     def _likeliest(self, row: Tensor) -> tuple[int, list[int]]:
         if self.ids is None:
             token = int(row.argmax())

@@ -78,6 +78,39 @@ class SpeculateSection(Section):
     )
     serve: ServeSection = Field(default_factory=ServeSection)
 
+    def problem(self, head: str, teacher_here: bool) -> str | None:
+        """What in the rest of the recipe does not go with this section."""
+        if self.draft == "student" and head != "text":
+            return "speculate.draft: student needs student.head: text; a classifier drafts nothing"
+        if self.undistilled == "untrained" and self.draft != "student":
+            return "speculate.undistilled: untrained is of the student; name a model, or null"
+        if "student" in (self.target, self.undistilled):
+            return "speculate.target cannot be the student, which drafts"
+        if self.target == "teacher" and not teacher_here:
+            return (
+                "speculate.target: teacher needs a teacher whose weights are here (hf: or "
+                "embedded); name one with hf:ID_OR_PATH"
+            )
+        return None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Models that the section names itself, by field."""
+        named = {
+            "target": self.target,
+            "draft": self.draft,
+            "undistilled": self.undistilled,
+            "target_gguf": self.target_gguf and f"gguf:{self.target_gguf}",
+            "draft_gguf": self.draft_gguf and f"gguf:{self.draft_gguf}",
+            "undistilled_gguf": self.undistilled_gguf and f"gguf:{self.undistilled_gguf}",
+            **{f"others.{name}": source for name, source in self.others.items()},
+        }
+        return {
+            name: source
+            for name, source in named.items()
+            if source is not None and source.startswith(("hf:", "gguf:"))
+        }
+
     @field_validator("target", "draft")
     @classmethod
     def _known_model(cls, source: str) -> str:

@@ -85,7 +85,8 @@ class Job:
     """One student to train. `alpha` overrides the recipe's; `tuned` is the tuned teacher's folder,
     if it was tuned; `title` is shown beside the bar; `signals` is the capture stage's folder, where
     soft targets come from there. `callbacks` see each look at what is held out; `split_of_train`
-    says that this is a part of the training examples, as a capture has them."""
+    says that this is a part of the training examples, as a capture has them; `reference` is the
+    model that a selection of tokens is made by, where the recipe has one."""
 
     recipe: Recipe
     data: Data
@@ -95,6 +96,7 @@ class Job:
     signals: Path | None = None
     callbacks: tuple[TrainerCallback, ...] = ()
     split_of_train: bool = False
+    reference: str | None = None
 
     @property
     def teacher(self) -> str:
@@ -123,7 +125,8 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     use_cache = student.model.config.to_dict().get("use_cache")
     train, held_out = (_encode(job, student, part) for part in job.data)
     texts = _texts(job) if student.head == "label" else ()
-    reading = Reading(job.alpha, job.teacher, device, bf16, Learned(train.rows, texts))
+    learned = Learned(train.rows, texts)
+    reading = Reading(job.alpha, job.teacher, device, bf16, learned, reference=job.reference)
     if job.signals is not None:
         sets = (Learnt(job.data.train, train), Learnt(job.data.held_out, held_out))
         bound = bind_signals(
@@ -220,6 +223,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         "alpha": job.alpha,
         "signals": "live" if reading.signals is None else "cache",
         **_terms(section),
+        **_selection(section),
         "distillation_temperature": section.distillation_temperature,
         "divergence": section.divergence,
         "divergence_beta": section.divergence_beta,
@@ -311,6 +315,13 @@ def _terms(section: TrainSection) -> dict[str, object]:
         mode="json", include={"terms", "balance", "balancing", "progressive"}
     )
     return dict(plain)
+
+
+def _selection(section: TrainSection) -> dict[str, object]:
+    """Which tokens were learnt from, where the recipe selects."""
+    if section.selective is None:
+        return {}
+    return {"selective": section.selective.model_dump(mode="json")}
 
 
 def _course(fitted: Fitted, best_by: str) -> dict[str, object]:

@@ -42,6 +42,7 @@ class Reading(NamedTuple):
     bf16: bool
     learned: Learned
     signals: CachedSignals | None = None  # in the teacher's place
+    reference: str | None = None  # of a selection of tokens, as `models.loading` reads sources
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,6 +62,25 @@ def open_reader(member: ReaderSection, reading: Reading) -> Loaded:
         device=str(reading.device),
         dtype=reading.dtype,
     )
+
+
+def open_reference(reading: Reading, student: Student) -> Loaded:
+    """The model of the student's size that says which tokens can be learnt.
+
+    Raises:
+        UserError: it cannot be loaded, or reads other tokens than the student.
+    """
+    assert reading.reference is not None
+    loaded = load_causal_lm(reading.reference, device=str(reading.device), dtype=reading.dtype)
+    if loaded.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise UserError(
+            "train.selective.reference",
+            f"has {len(loaded.tokenizer):,} tokens that are not the student's "
+            f"{len(student.tokenizer):,}",
+            value=reading.reference,
+            action="use distil, or a student trained in the same way",
+        )
+    return loaded
 
 
 class Opened(NamedTuple):
