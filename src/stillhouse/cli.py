@@ -38,7 +38,7 @@ from stillhouse.forget import forget_user, told
 from stillhouse.pipeline import report_of, run_stages
 from stillhouse.plan import FEWEST, make_plan, plan_lines
 from stillhouse.scaffold import scaffold
-from stillhouse.stages import STAGES, stages_of
+from stillhouse.stages import STAGES
 from stillhouse.teacher import archive
 from stillhouse.traffic.formats import FORMATS
 from stillhouse.traffic.mine import mine as run_mine
@@ -138,7 +138,7 @@ def run(
     """Run every stage that is not up to date, and write report.json and report.html."""
     loaded = load_recipe(recipe, overrides or [])
     root = run_dir or Path("runs") / loaded.name
-    run_stages(loaded, root, _progress(as_json), last=stages_of(loaded)[-1].name)
+    run_stages(loaded, root, _progress(as_json))
     _show_report(report_of(root), root, as_json)
 
 

@@ -65,15 +65,18 @@ class StageResult(NamedTuple):
 
 
 def run_stages(
-    recipe: Recipe, root: Path, progress: Progress, last: str = "evaluate"
+    recipe: Recipe, root: Path, progress: Progress, last: str | None = None
 ) -> list[StageResult]:
     """Run the recipe's stages up to and including `last`, skipping what is up to date.
+
+    `last` is `None` for all of them.
 
     Raises:
         UserError: something the user wrote or supplied cannot be used.
         StillhouseError: a stage failed; what is finished stays and is not done again.
     """
     plan = stages_of(recipe)
+    last = plan[-1].name if last is None else last
     if last not in [stage.name for stage in plan]:
         raise RecipeError(
             last,

@@ -43,7 +43,7 @@ class IdMap:
         return [draft for token in target_ids for draft in self.spelling[token]]
 
     def logits(self, draft_logits: Tensor, width: int) -> Tensor:
-        """Draft logits [..., K] over the target's ids [..., width], -inf where the draft has none."""
+        """Draft logits [..., K] over the target's ids [..., width]; -inf where it has none."""
         known = self.to_target >= 0
         out = draft_logits.new_full((*draft_logits.shape[:-1], width), -torch.inf)
         rows = draft_logits[..., : len(known)][..., known[: draft_logits.shape[-1]]]

@@ -70,7 +70,12 @@ class SpeculateSection(Section):
         default=None, description="Key of the queries' metadata to tell acceptance apart by."
     )
     runtimes: tuple[Runtime, ...] = Field(default=("transformers",), min_length=1)
-    target_gguf: str | None = Field(default=None, description="For llama.cpp: the target's file.")
+    gguf: str = Field(
+        default="q8_0", description="For llama.cpp: precision of files that are not given."
+    )
+    target_gguf: str | None = Field(
+        default=None, description="For llama.cpp: the target's file; null: it is written."
+    )
     draft_gguf: str | None = Field(default=None, description="For llama.cpp: the draft's file.")
     undistilled_gguf: str | None = Field(default=None, description="And of what it is held to.")
     sampling_test: SamplingTestSection | None = Field(
@@ -133,9 +138,7 @@ class SpeculateSection(Section):
         return lengths
 
     @model_validator(mode="after")
-    def _files_of_the_runtime(self) -> SpeculateSection:
-        if "llama.cpp" in self.runtimes and not (self.target_gguf and self.draft_gguf):
-            raise ValueError("runtimes: llama.cpp needs target_gguf and draft_gguf")
+    def _fits(self) -> SpeculateSection:
         if self.speed_prompts > self.prompts:
             raise ValueError("speed_prompts must not be more than prompts")
         for name, source in self.others.items():
