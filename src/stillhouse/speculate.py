@@ -6,6 +6,7 @@ skill), and hands them to `compress.speculate_stage`. Knows the run folder; meas
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,34 @@ def speculate(
     elif section.undistilled is not None:
         drafts["undistilled"] = opened(section.undistilled)
     drafts |= {name: opened(source) for name, source in section.others.items()}
-    models = stage.Models(opened(section.target), drafts)
+    target = opened(section.target)
+    files = {}
+    if "llama.cpp" in section.runtimes:
+        sources = {
+            "target": (section.target_gguf, target),
+            "draft": (section.draft_gguf, drafts["draft"]),
+        }
+        if "undistilled" in drafts:
+            sources["undistilled"] = (section.undistilled_gguf, drafts["undistilled"])
+        for name, (given, loaded) in sources.items():
+            progress.say(f"llama.cpp: {name}")
+            files[name] = _gguf(given, loaded, work / "gguf" / name, section.gguf)
+    models = stage.Models(target, drafts, files)
     measured: Callable[..., Outcome] = stage.run_speculate
     return measured(recipe, models, run.stage("dataset"), traffic, work=work, progress=progress)
+
+
+def _gguf(given: str | None, loaded: Any, folder: Path, precision: str) -> Path:
+    """The user's file, or one that is written here from an opened model."""
+    if given is not None:
+        return Path(given).expanduser()
+    module = require("stillhouse.compress.gguf_export", "gguf", "speculate.runtimes: llama.cpp")
+    plain = folder.with_name(folder.name + ".hf")
+    loaded.model.save_pretrained(plain)
+    loaded.tokenizer.save_pretrained(plain)
+    module.export_gguf(plain, folder, precision)
+    shutil.rmtree(plain)
+    return next(folder.glob("*.gguf"))
 
 
 def _untrained(recipe: Recipe, run: RunFolder, tuned: Path | None, loading: Any) -> Any:

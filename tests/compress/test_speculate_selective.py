@@ -30,9 +30,11 @@ def test_the_targets_with_most_to_gain_are_kept() -> None:
     assert bool(most_to_gain(student, reference, 1.0).all())
 
 
-def view(keep_all: bool = False) -> tuple[View, object]:
+def view() -> tuple[View, object]:
     tokenizer = byte_bpe()
-    student, teacher, reference = (loud_llama(tokenizer, n, s) for n, s in ((1, 0.2), (3, 0.4), (2, 0.3)))  # fmt: skip
+    student, teacher, reference = (
+        loud_llama(tokenizer, layers, std) for layers, std in ((1, 0.2), (3, 0.4), (2, 0.3))
+    )
     ids = torch.randint(5, 300, (2, 9), generator=torch.manual_seed(0))
     labels = ids.clone()
     labels[:, :3] = -100

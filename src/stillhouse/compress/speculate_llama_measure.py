@@ -27,24 +27,31 @@ from stillhouse.compress.speculate_speed import Answer, Timed, take_turns
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe_speculate import SpeculateSection
 
+TARGET = "target"
 CONTEXT = 4096  # tokens of prompt and answer
 
 
 def measure_llama(
-    section: SpeculateSection, prompts: Prompts, threads: int, how: Resamples, progress: Progress
+    section: SpeculateSection,
+    files: Mapping[str, Path],
+    prompts: Prompts,
+    *,
+    threads: int,
+    how: Resamples,
+    progress: Progress,
 ) -> RuntimeReport:
-    """Lengths, speed and identity of greedy answers.
+    """Lengths, speed and identity of greedy answers. `files` are GGUF: `target`, `draft` and, where
+    there is one, `undistilled`.
 
     Raises:
         MissingExtraError: xllamacpp is not installed.
         UserError: a file that cannot be loaded.
     """
-    target = Path(str(section.target_gguf)).expanduser()
-    files = {DRAFT: section.draft_gguf, UNDISTILLED: section.undistilled_gguf}
+    target = files[TARGET]
     drafts = [
-        (name, Draft(length, Path(path).expanduser(), section.draft_confidence))
-        for name, path in files.items()
-        if path is not None
+        (name, Draft(length, files[name], section.draft_confidence))
+        for name in (DRAFT, UNDISTILLED)
+        if name in files
         for length in section.draft_lengths
     ]
     drafts += [(LOOKUP, Draft(length)) for length in section.lookup_lengths]
@@ -89,7 +96,7 @@ def measure_llama(
 def _best_of_each(
     section: SpeculateSection,
     alone: LlamaTarget,
-    files: Mapping[str, str | None],
+    files: Mapping[str, Path],
     prompts: Prompts,
     *,
     threads: int,
@@ -101,14 +108,8 @@ def _best_of_each(
     with ExitStack() as stack:
         servers = {ALONE: alone}
         for name, length in chosen.lengths.items():
-            path = files.get(name)
-            draft = Draft(
-                length,
-                None if path is None else Path(path).expanduser(),
-                section.draft_confidence,
-            )
-            target = Path(str(section.target_gguf)).expanduser()
-            server = LlamaTarget(target, CONTEXT, threads, draft)
+            draft = Draft(length, files.get(name), section.draft_confidence)
+            server = LlamaTarget(files[TARGET], CONTEXT, threads, draft)
             servers[name] = stack.enter_context(closing(server))
         ways = {n: _timed(server, used, section.max_tokens) for n, server in servers.items()}
         with progress.bar("llama.cpp", len(used) * section.speed_repeats, "prompts") as bar:
@@ -121,9 +122,8 @@ def _best_of_each(
                 same += (a.text, a.tokens) == (b.text, b.tokens)
                 drafted, accepted = drafted + b.drafted, accepted + b.accepted
                 bar.advance()
-    report = runtime_report(
-        "llama.cpp", turns, used, chosen, how=how, compared=(same, len(prompts.report))
-    )
+    compared = (same, len(prompts.report))
+    report = runtime_report("llama.cpp", turns, used, chosen, how=how, compared=compared)
     return report.model_copy(update={"share": accepted / drafted if drafted else None})
 
 

@@ -60,10 +60,11 @@ FEWEST: Final = 4  # prompts
 
 
 class Models(NamedTuple):
-    """The target, and drafts by name: `draft` first, and what it is compared with."""
+    """The target, and drafts by name: `draft` first, then what it is compared with."""
 
     target: Loaded
     drafts: Mapping[str, Loaded]
+    files: Mapping[str, Path]  # GGUF of the target and of drafts, where llama.cpp is measured
 
 
 def run_speculate(
@@ -154,7 +155,11 @@ def measure(
         )
     if "llama.cpp" in section.runtimes:
         threads = max(1, min(torch.get_num_threads(), os.cpu_count() or 1))
-        runtimes.append(measure_llama(section, prompts, threads, how, progress))
+        runtimes.append(
+            measure_llama(
+                section, models.files, prompts, threads=threads, how=how, progress=progress
+            )
+        )
     sampled = None
     test = section.sampling_test
     if test is not None:
