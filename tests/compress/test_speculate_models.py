@@ -64,7 +64,7 @@ def test_greedy_answers_are_the_targets_own(target: Target, draft: Any, length: 
     found = acceptance(rounds)
     assert found is not None
     assert 0.05 < found.rate.estimate < 0.98  # both happen
-    assert helper.clock.passes == helper.clock.tokens
+    assert helper.clock.tokens - len(PROMPTS) <= helper.clock.steps < helper.clock.tokens
     assert max(r.drafted for p in rounds for r in p.rounds) == length
 
 

@@ -37,10 +37,11 @@ class Drafted(NamedTuple):
 
 @dataclass
 class DraftClock:
-    """What a draft did: passes of its model, drafted tokens, seconds."""
+    """What a draft did: drafted tokens, and `seconds` of `steps` passes, those that read a prompt
+    left out."""
 
-    passes: int = 0
     tokens: int = 0
+    steps: int = 0
     seconds: float = 0.0
 
 
@@ -97,15 +98,14 @@ class Draft:
         **_: Any,
     ) -> Drafted:
         """Draft up to `max_new_tokens` tokens behind `input_ids`, in the target's ids."""
-        started = time.perf_counter()
         samples = bool(generation_config.do_sample)
         tokens: list[int] = input_ids[0].tolist()
         feed = self._unread(tokens)
         new: list[int] = []
         scores: list[Tensor] = []
         while len(new) < max_new_tokens:
+            started, is_step = time.perf_counter(), len(self._fed) > 0
             row = self._step(feed)  # [1, V] or, greedy, over the draft's own ids
-            self.clock.passes += 1
             if samples:
                 row = row if self.ids is None else self.ids.logits(row, self._width)
                 here = torch.tensor([tokens + new], device=row.device)
@@ -119,13 +119,15 @@ class Draft:
                 token, feed = self._likeliest(row)
                 scores.append(row.new_zeros(1, 1))
             new.append(token)
+            if is_step:
+                self.clock.steps += 1
+                self.clock.seconds += time.perf_counter() - started
             if token in self._ends or (
                 self.confidence > 0 and self._sure(row, token, samples) < self.confidence
             ):
                 break
         self.clock.tokens += len(new)
         sequences = torch.cat([input_ids, input_ids.new_tensor([new])], dim=1)
-        self.clock.seconds += time.perf_counter() - started
         return Drafted(sequences, tuple(scores), None)
 
     @torch.no_grad()

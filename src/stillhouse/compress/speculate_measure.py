@@ -90,8 +90,8 @@ def choose_lengths(
     base = turns.tokens_per_second(ALONE)
     step = target.clock.mean(1)
     clocks = [d.clock for key, d in made.items() if lengths[key][0] == DRAFT]
-    passes = sum(c.passes for c in clocks)
-    c = sum(k.seconds for k in clocks) / passes / step if passes and step else None
+    steps = sum(c.steps for c in clocks)
+    c = sum(k.seconds for k in clocks) / steps / step if steps and step else None
     tried = tuple(
         Tried(
             way=name,
