@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from stillhouse.core.jsonl import read_records
 from stillhouse.core.optional import require
@@ -18,7 +18,8 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
 from stillhouse.core.runfolder import Outcome, RunFolder
 
-NEEDED_FOR = "speculative decoding"
+NEEDED_FOR: Final = "speculative decoding"
+LLAMA: Final = "speculate.runtimes: llama.cpp"
 
 
 def speculate(
@@ -36,6 +37,8 @@ def speculate(
         UserError: a model that cannot be loaded, or a tokenizer that does not go with the target's.
         MissingExtraError: a package that is not installed.
     """
+    if recipe.speculate is not None and "llama.cpp" in recipe.speculate.runtimes:
+        require("xllamacpp", "gguf", LLAMA)  # before anything is measured
     stage = require("stillhouse.compress.speculate_stage", "train", NEEDED_FOR)
     loading = require("stillhouse.models.loading", "train", NEEDED_FOR)
     section = recipe.speculate
@@ -79,7 +82,7 @@ def _gguf(given: str | None, loaded: Any, folder: Path, precision: str) -> Path:
     """The user's file, or one that is written here from an opened model."""
     if given is not None:
         return Path(given).expanduser()
-    module = require("stillhouse.compress.gguf_export", "gguf", "speculate.runtimes: llama.cpp")
+    module = require("stillhouse.compress.gguf_export", "gguf", LLAMA)
     plain = folder.with_name(folder.name + ".hf")
     loaded.model.save_pretrained(plain)
     loaded.tokenizer.save_pretrained(plain)

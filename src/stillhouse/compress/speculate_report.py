@@ -173,6 +173,9 @@ def _runtime_rows(runtime: RuntimeReport) -> list[tuple[str, str]]:
     ):
         if found is not None:
             rows.append((f"{runtime.runtime}: draft over {name}", f"{_interval(found, '.2f')} x"))
+    if runtime.share is not None:
+        said = f"{runtime.identical} of {runtime.compared} answers identical to the target's"
+        rows.append((f"{runtime.runtime}: greedy", f"{said}; {runtime.share:.3f} of drafts kept"))
     if runtime.cost is not None and runtime.cost.measured is not None:
         said = f"c {runtime.cost.measured:.3f} by single steps"
         if runtime.cost.per_token is not None:
