@@ -62,19 +62,19 @@ def test_the_term_is_its_definition(temperature: float) -> None:
         q = (logits[i] / temperature).log_softmax(-1)
         r = (theirs[i] / temperature).log_softmax(-1)
         kl, kl_r = (p.exp() * (p - q)).sum(), (p.exp() * (p - r)).sum()
-        rows.append((float(kl - kl_r), kl, -logits[i].log_softmax(-1)[target]))
+        rows.append(((kl - kl_r).item(), kl, -logits[i].log_softmax(-1)[target]))
     rows.sort(key=lambda row: -row[0])
     count = math.ceil(0.5 * len(rows))
     scale = len(rows) / count
     expected = sum(0.7 * temperature**2 * kl + 0.3 * ce for _, kl, ce in rows[:count]) * scale
-    assert float(value.total) == pytest.approx(float(expected), rel=1e-4)
+    assert value.total.item() == pytest.approx(torch.as_tensor(expected).item(), rel=1e-4)
 
 
 def test_keeping_all_is_the_plain_response() -> None:
     seen, reference = view()
     whole = SelectedResponse(0.6, reference, 1.0, 1.0)(seen)
     plain = Response(0.6, 1.0)(seen)
-    assert float(whole.total) == pytest.approx(float(plain.total), rel=1e-4)
+    assert whole.total.item() == pytest.approx(plain.total.item(), rel=1e-4)
     assert set(whole.parts) == set(plain.parts)
 
 
