@@ -23,6 +23,8 @@ from stillhouse.cli_images import images
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.cli_pretrain import pretrain
 from stillhouse.cli_signals import signals_app
+from stillhouse.cli_speculate import STAGE as SPECULATE
+from stillhouse.cli_speculate import speculate
 from stillhouse.cli_study import curve, frontier
 from stillhouse.cli_teacher import teacher_app
 from stillhouse.cli_tune import tune
@@ -66,6 +68,7 @@ app.command()(frontier)
 app.command()(compress)
 app.command()(pretrain)
 app.command()(images)
+app.command()(speculate)
 app.command()(tune)
 
 
@@ -296,8 +299,8 @@ def store_import(
     typer.echo(archive.import_answers(source, place))
 
 
-for _stage in STAGES:  # `stillhouse tune` is about the student, and compress has its own command
-    if _stage.name != "compress":
+for _stage in STAGES:  # `stillhouse tune` is about the student; two have commands of their own
+    if _stage.name not in ("compress", SPECULATE):
         _stage_command(teacher_app if _stage.name == "tune" else app, _stage.name, _stage.caption)
 
 

@@ -55,6 +55,7 @@ NEEDED: Final = {
     "capture": "capture or train.signals: cache",
     "prune": "prune",
     "compress": "compress",
+    "speculate": "speculate",
 }
 
 
@@ -199,6 +200,9 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
             inputs.update(local_weights("embedder", part.embedder))
     if stage.name.startswith("compress") and recipe.compress and recipe.compress.calibration:
         inputs["calibration"] = _hash_of_users(Path(recipe.compress.calibration))
+    if stage.name == "speculate" and recipe.speculate is not None:
+        for field, source in recipe.speculate.files.items():
+            inputs.update(local_weights(field, source))
     return StageKey(
         stage=stage.name,
         inputs=inputs,
@@ -274,7 +278,8 @@ def report_of(root: Path) -> Report:
     run = RunFolder(root)
     if run.manifest("evaluate") is None:
         raise RecipeError(str(root), "the run is not finished", action="go on with: stillhouse run")
-    for stage in stages_of(recipe):
+    planned = stages_of(recipe)
+    for stage in planned[: 1 + [stage.name for stage in planned].index("evaluate")]:
         if not _fits(stage, recipe, run):
             raise RecipeError(
                 str(root),

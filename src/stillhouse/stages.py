@@ -27,6 +27,7 @@ from stillhouse.dataset.stage import needs_beliefs, run_dataset
 from stillhouse.dataset.validators import Validators
 from stillhouse.evaluate.stage import run_evaluate
 from stillhouse.models.completer import Completer
+from stillhouse.speculate import speculate
 from stillhouse.stage_sections import (
     NOT_IN_ANSWERS,
     NOT_IN_VERDICTS,
@@ -359,6 +360,21 @@ STAGES: Final[tuple[Stage, ...]] = (
         lambda c: run_compress(c.recipe, c.run, c.work, c.progress),
         (*TORCH_PACKAGES, *STATISTICS_PACKAGES, *RUNTIME_PACKAGES),
     ),
+    Stage(
+        "speculate",
+        "measure the student as a draft of its teacher",
+        ("traffic/queries.jsonl", "dataset", "tune", "train"),
+        lambda r: {
+            "speculate": dump(r.speculate) if r.speculate else {},
+            "student": dump(r.student),
+            "teacher": r.teacher.model,
+            "chat_template": r.teacher.chat_template,
+            "device": r.train.device,
+            "evaluate": dump(r.evaluate, without={"margin"}),
+        },
+        lambda c: speculate(c.recipe, c.run, c.tuned, c.traffic, work=c.work, progress=c.progress),
+        (*TORCH_PACKAGES, *STATISTICS_PACKAGES, "xllamacpp"),
+    ),
 )
 STAGE_NAMES: Final = tuple(stage.name for stage in STAGES)
 
@@ -375,6 +391,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         and (stage.name != "capture" or captures(recipe))
         and (stage.name != "prune" or recipe.prune is not None)
         and (stage.name != "compress" or recipe.compress is not None)
+        and (stage.name != "speculate" or recipe.speculate is not None)
     )
 
 

@@ -19,6 +19,7 @@ TOP = {
     "cli_options",
     "cli_pretrain",
     "cli_signals",
+    "cli_speculate",
     "cli_teacher",
     "cli_tune",
     "doctor",
@@ -29,6 +30,7 @@ TOP = {
     "plan_student",
     "pretrain",
     "scaffold",
+    "speculate",
 }
 TOP |= {"stages", "stage_sections", "teacher_compare", "teacher_probe", "tuning"}
 TOP |= {"cli_study", "study_curve", "study_frontier", "variants"}

@@ -1,1 +1,1 @@
-"""Stage 6: shrink: INT8, GGUF, ONNX; each result gated again; speculative drafts."""
+"""6 shrink: smaller forms of a student, gated again; the student as a draft of its teacher."""

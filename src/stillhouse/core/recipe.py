@@ -15,6 +15,7 @@ from stillhouse.core.recipe_ensemble import ENSEMBLE
 from stillhouse.core.recipe_prune import PruneSection
 from stillhouse.core.recipe_section import Section
 from stillhouse.core.recipe_signals import CaptureSection
+from stillhouse.core.recipe_speculate import SpeculateSection
 from stillhouse.core.recipe_teacher import PricesSection, TeacherSection, ensemble_problem
 from stillhouse.core.recipe_train import StudentSection, TrainSection
 from stillhouse.core.recipe_tune import SearchSection
@@ -70,6 +71,11 @@ class Recipe(Section):
     tune: SearchSection | None = Field(
         default=None, description="What `stillhouse tune` searches; null: its defaults."
     )
+    speculate: SpeculateSection | None = Field(
+        default=None,
+        description="After evaluation: the student as a draft of its teacher (docs/speculate.md); "
+        "null: not measured.",
+    )
 
     @property
     def training_seed(self) -> int:
@@ -102,6 +108,10 @@ class Recipe(Section):
             )
         if self.student.source == "embedded-encoder" and self.student.head == "text":
             raise ValueError("student.from: embedded-encoder cannot write text; use head: label")
+        if self.speculate is not None:
+            problem = self.speculate.problem(self.student.head, self.teacher.trainable)
+            if problem is not None:
+                raise ValueError(problem)
         self._answers_can_agree()
         problem = self.compress.problem(self.student.head) if self.compress is not None else None
         if problem is not None:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_section import Section
+from stillhouse.core.recipe_speculate import SpeculateSection
 from stillhouse.core.recipe_teacher import TeacherSection
 
 S = TypeVar("S", bound=Section)
@@ -244,6 +245,8 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     if recipe.compress is not None:
         calibration = absolute(base, "compress.calibration", recipe.compress.calibration)
         updates["compress"] = recipe.compress.model_copy(update={"calibration": calibration})
+    if recipe.speculate is not None:
+        updates["speculate"] = _speculate(recipe.speculate, base)
     if recipe.compare is not None:
         teachers = {name: _teacher(one, base) for name, one in recipe.compare.teachers.items()}
         updates["compare"] = recipe.compare.model_copy(update={"teachers": teachers})
@@ -260,6 +263,18 @@ def absolute(base: Path, field: str, path: str | None) -> str | None:
         return None if path is None else str((base / Path(path).expanduser()).resolve())
     except (RuntimeError, ValueError, OSError) as error:
         raise RecipeError(field, f"is no path: {error}", value=path) from None
+
+
+def _speculate(section: SpeculateSection, base: Path) -> SpeculateSection:
+    files = {
+        name: absolute(base, f"speculate.{name}", getattr(section, name))
+        for name in ("target_gguf", "draft_gguf", "undistilled_gguf")
+    }
+    models = {name: weights_from(getattr(section, name), base) for name in ("target", "draft")}
+    if section.undistilled is not None:
+        models["undistilled"] = weights_from(section.undistilled, base)
+    others = {name: weights_from(source, base) for name, source in section.others.items()}
+    return section.model_copy(update={**files, **models, "others": others})
 
 
 def _teacher(section: TeacherSection, base: Path) -> TeacherSection:

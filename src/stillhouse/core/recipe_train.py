@@ -13,6 +13,7 @@ from stillhouse.core.recipe_features import BalanceSection, ProgressiveSection, 
 from stillhouse.core.recipe_on_policy import OnPolicySection
 from stillhouse.core.recipe_readers import ReadersSection
 from stillhouse.core.recipe_section import Section
+from stillhouse.core.recipe_selective import SelectiveSection
 
 SCRATCH: Final = "scratch:"
 
@@ -152,6 +153,11 @@ class TrainSection(Section):
     )
     on_policy: OnPolicySection | None = Field(
         default=None, description="Text students: also train on completions sampled on the way."
+    )
+    selective: SelectiveSection | None = Field(
+        default=None,
+        description="Text students: learn from the tokens alone that a reference of the same size "
+        "shows to be learnable (docs/speculate.md); null: from all.",
     )
     teachers: ReadersSection | None = Field(
         default=None,

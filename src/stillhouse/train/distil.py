@@ -88,7 +88,8 @@ class Job:
     if it was tuned; `title` is shown beside the bar; `signals` is the capture stage's folder, where
     soft targets come from there. `callbacks` see each look at what is held out; `split_of_train`
     says that this is a part of the training examples, as a capture has them. `further` is a trained
-    student to go on from, and what it is held to meanwhile."""
+    student to go on from, and what it is held to meanwhile; `reference` is the model that a
+    selection of tokens is made by, where the recipe has one."""
 
     recipe: Recipe
     data: Data
@@ -99,6 +100,7 @@ class Job:
     callbacks: tuple[TrainerCallback, ...] = ()
     split_of_train: bool = False
     further: Further | None = None
+    reference: str | None = None
 
     @property
     def teacher(self) -> str:
@@ -136,6 +138,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         Learned(train.rows, texts),
         held_out=held_out.rows,
         told=lost.kept,
+        reference=job.reference,
     )
     watched_on = job.data.held_out
     sets = (Learnt(job.data.train, train), Learnt(job.data.held_out, held_out))
@@ -248,6 +251,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         "signals": "live" if reading.signals is None else "cache",
         **lost.facts,
         **_terms(section),
+        **_selection(section),
         "distillation_temperature": section.distillation_temperature,
         "divergence": section.divergence,
         "divergence_beta": section.divergence_beta,
@@ -343,6 +347,13 @@ def _terms(section: TrainSection) -> dict[str, object]:
         mode="json", include={"terms", "balance", "balancing", "progressive"}
     )
     return dict(plain)
+
+
+def _selection(section: TrainSection) -> dict[str, object]:
+    """Which tokens were learnt from, where the recipe selects."""
+    if section.selective is None:
+        return {}
+    return {"selective": section.selective.model_dump(mode="json")}
 
 
 def _course(fitted: Fitted, best_by: str) -> dict[str, object]:

@@ -11,6 +11,7 @@ from stillhouse.core.errors import RecipeError
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_readers import OWN
 from stillhouse.models.divergence_kind import divergence_of, infinite_at_zero
+from stillhouse.train.planning_selective import check_selective
 from stillhouse.train.planning_signals import check_signals
 from stillhouse.train.planning_terms import check_terms
 
@@ -24,6 +25,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     _check_divergence(recipe)
     _check_on_policy(recipe)
+    check_selective(recipe)
     _check_readers(recipe)
     _check_packing(recipe)
     _check_distributed(recipe)

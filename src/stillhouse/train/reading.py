@@ -45,6 +45,7 @@ class Reading(NamedTuple):
     held_out: Rows | None = None
     # hears of each live teacher of a trimmed student how much of its belief is on the kept pieces
     told: Callable[[str, float], None] | None = None
+    reference: str | None = None  # of a selection of tokens, as `models.loading` reads sources
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,6 +65,25 @@ def open_reader(member: ReaderSection, reading: Reading) -> Loaded:
         device=str(reading.device),
         dtype=reading.dtype,
     )
+
+
+def open_reference(reading: Reading, student: Student) -> Loaded:
+    """The model of the student's size that says which tokens can be learnt.
+
+    Raises:
+        UserError: it cannot be loaded, or reads other tokens than the student.
+    """
+    assert reading.reference is not None
+    loaded = load_causal_lm(reading.reference, device=str(reading.device), dtype=reading.dtype)
+    if loaded.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise UserError(
+            "train.selective.reference",
+            f"has {len(loaded.tokenizer):,} tokens that are not the student's "
+            f"{len(student.tokenizer):,}",
+            value=reading.reference,
+            action="use distil, or a student trained in the same way",
+        )
+    return loaded
 
 
 class Opened(NamedTuple):

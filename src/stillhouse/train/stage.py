@@ -8,6 +8,7 @@ its own folder, in which a killed run goes on from `checkpoints/`.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.rights import require_may_train
 from stillhouse.core.runfolder import Outcome
-from stillhouse.train.distil import CHECKPOINTS, FACTS, Job, distil, read_data
+from stillhouse.train.distil import CHECKPOINTS, FACTS, STUDENT, Job, distil, read_data
 from stillhouse.train.launch import train_in_processes
 from stillhouse.train.looks import LOOKS
 from stillhouse.train.objectives import check_beliefs, check_finite
@@ -24,6 +25,7 @@ from stillhouse.train.planning import check_recipe
 from stillhouse.train.wiring import divergence_in
 
 TWIN: Final = "twin"
+REFERENCE: Final = "reference"  # of a selection of tokens
 
 
 def run_train(
@@ -42,7 +44,7 @@ def run_train(
         dataset_dir: holds `train.jsonl` and `held_out.jsonl`.
         tuned: folder of the tuned teacher, if it was tuned.
         work: gets `student/`, `adapter/` (LoRA), `history.json`, `convergence.json`, `train.json`,
-            and `twin/` with the same layout.
+            and `twin/` and `reference/` with the same layout.
         progress: bars.
         signals: what the capture stage wrote, where `train.signals` is cache.
 
@@ -58,15 +60,21 @@ def run_train(
         check_beliefs([*data.train, *data.held_out], recipe.train.alpha)
         check_finite(data.train, recipe.train.alpha, divergence_in(recipe.train))
     job = Job(recipe, data, tuned, recipe.train.alpha, "train student", signals)
+    selective = recipe.train.selective
+    if selective is not None:
+        job = replace(job, reference=selective.reference)
+        if selective.reference == "distil":
+            _distil(_unselected(job, "train reference"), dataset_dir, work / REFERENCE, progress)
+            job = replace(job, reference=str(work / REFERENCE / STUDENT))
     result = _distil(job, dataset_dir, work, progress)
     twin: dict[str, Any] | None = None
     if recipe.train.hard_label_twin:
-        bare = {"terms": None, "balance": "fixed", "progressive": None}
+        bare = {"terms": None, "balance": "fixed", "progressive": None, "selective": None}
         alone = recipe.model_copy(update={"train": recipe.train.model_copy(update=bare)})
         hard = Job(alone, data, tuned, 0.0, "train hard-label twin")
         twin = _distil(hard, dataset_dir, work / TWIN, progress)
     write_json(work / FACTS, {**result, "twin": twin})
-    for folder in (work, work / TWIN):
+    for folder in (work, work / TWIN, work / REFERENCE):
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         (folder / LOOKS).unlink(missing_ok=True)
     return Outcome(
@@ -79,6 +87,12 @@ def run_train(
             },
         }
     )
+
+
+def _unselected(job: Job, title: str) -> Job:
+    """The same student, from all tokens."""
+    train = job.recipe.train.model_copy(update={"selective": None})
+    return replace(job, recipe=job.recipe.model_copy(update={"train": train}), title=title)
 
 
 def _distil(job: Job, dataset_dir: Path, folder: Path, progress: Progress) -> dict[str, Any]:

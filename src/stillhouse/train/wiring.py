@@ -6,6 +6,7 @@ and terms there are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from stillhouse.core.recipe import Recipe
@@ -26,7 +27,8 @@ from stillhouse.train.objectives import (
 from stillhouse.train.on_policy import OnPolicy, Writing
 from stillhouse.train.other_tokenizer import UniversalLogits
 from stillhouse.train.outputs import CausalReader, LabelReader
-from stillhouse.train.reading import Opened, Reading, open_reader, open_readers
+from stillhouse.train.reading import Opened, Reading, open_reader, open_readers, open_reference
+from stillhouse.train.selective import SelectedResponse
 from stillhouse.train.students import Student
 from stillhouse.train.terms import Response
 
@@ -65,10 +67,32 @@ def _response(recipe: Recipe, student: Student, reading: Reading) -> Objective:
     if readers.tokenizers == "universal":
         return _universal(readers.members[0], temperature, reading)
     opened = open_readers(readers, student, reading, packing=recipe.train.packing)
-    given = text_objective(reading.alpha, temperature, opened.source, divergence)
+    objective = _reading_along(recipe, student, reading, opened)
+    given = objective(reading.alpha)
     if recipe.train.on_policy is None:
         return given
-    return _on_policy(recipe.train.on_policy, recipe, student, opened, given)
+    # What the student writes is no truth to be learnt: its soft targets alone.
+    return _on_policy(
+        recipe.train.on_policy, recipe, student, opened, given=given, sampled=objective(1.0)
+    )
+
+
+def _reading_along(
+    recipe: Recipe, student: Student, reading: Reading, opened: Opened
+) -> Callable[[float], Objective]:
+    """Objectives by alpha: over all targets, or over those that a reference says can be learnt."""
+    temperature, divergence = recipe.train.distillation_temperature, divergence_in(recipe.train)
+    section = recipe.train.selective
+    if section is None or reading.reference is None:
+        return lambda alpha: text_objective(alpha, temperature, opened.source, divergence)
+    model: Any = open_reference(reading, student).model
+    keep = section.keep
+
+    def selected(alpha: float) -> Objective:
+        term = SelectedResponse(alpha, model, keep, temperature, divergence)
+        return TermsObjective(CausalReader(), (Weighted(term),), opened.source)
+
+    return selected
 
 
 def _universal(member: ReaderSection, temperature: float, reading: Reading) -> Objective:
@@ -88,11 +112,15 @@ def _from_cache(student: Student, reading: Reading, response: Response) -> Objec
 
 
 def _on_policy(
-    section: OnPolicySection, recipe: Recipe, student: Student, opened: Opened, given: Objective
+    section: OnPolicySection,
+    recipe: Recipe,
+    student: Student,
+    opened: Opened,
+    *,
+    given: Objective,
+    sampled: Objective,
 ) -> Objective:
-    """`given` on the data, and its soft targets alone on what the student writes."""
-    temperature, divergence = recipe.train.distillation_temperature, divergence_in(recipe.train)
-    sampled = text_objective(1.0, temperature, opened.source, divergence)
+    """`given` on the data and on what the teacher writes, `sampled` on what the student does."""
     tokenizer = student.tokenizer
     writing = Writing(
         section,

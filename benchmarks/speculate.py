@@ -1,0 +1,133 @@
+"""Speculative decoding on a narrow task: tokens per second, acceptance, and are answers the same?
+
+    python benchmarks/speculate.py [--runtimes transformers llama.cpp] [--ways] [--small] [--data]
+
+US addresses to JSON (`retention_data`), the recipe of recipes/speculate.yaml: SmolLM2-135M, tuned,
+is the target, six of its layers, distilled on-policy by total variation, the draft. 200 held-out
+prompts; the goals are greedy answers that are the target's own on all of them, 1.8 times the target
+alone, and more than prompt lookup and than the same six layers undistilled. Each runtime is shown;
+it prints which one reaches what.
+
+With `--ways` the draft is trained in three more ways, each a run of its own that shares all stages
+before training, and their acceptance is compared on the same prompts: forward KL on the data
+(`plain`), total variation on the data (`tv`), and selective tokens (`adaspec`).
+
+`--data` only writes the data that the recipe reads. Killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from machine_line import save
+from retention_data import TASKS, Sizes, write
+
+from stillhouse.compress.speculate_report import DRAFT, SpeculateReport, report_lines
+from stillhouse.core.progress import Terminal
+from stillhouse.core.recipe import Recipe
+from stillhouse.pipeline import run_stages
+
+ROOT: Final = Path(__file__).parents[1]
+CACHE: Final = ROOT / ".cache" / "speculate"
+SIZES: Final = Sizes(traffic=1200, labelled=600, golden=0)
+SMALL: Final = Sizes(traffic=60, labelled=40, golden=0)
+LEAST_SPEEDUP: Final = 1.8
+PLAIN: Final[dict[str, Any]] = {"divergence": "forward_kl", "on_policy": None}
+WAYS: Final[dict[str, dict[str, Any]]] = {
+    "plain": PLAIN,
+    "tv": {"on_policy": None},
+    "adaspec": {**PLAIN, "selective": {"keep": 0.4}},
+}
+
+
+def recipe_of(small: bool, **changes: Any) -> Recipe:
+    """recipes/speculate.yaml on the data of this benchmark."""
+    raw = yaml.safe_load((ROOT / "recipes" / "speculate.yaml").read_text(encoding="utf-8"))
+    raw["traffic"] |= {n: str(CACHE / f"{n}.jsonl") for n in ("labelled",)}
+    raw["traffic"]["path"] = str(CACHE / "traffic.jsonl")
+    if small:
+        raw["traffic"]["limit"] = 60
+        raw["dataset"]["min_examples"] = 10
+        raw["teacher"]["tune"] |= {"layers": 2, "epochs": 1}
+        raw["train"] |= {"epochs": 1, "evals": 1}
+        raw["speculate"] |= {"prompts": 8, "speed_prompts": 4, "choose_prompts": 2}
+        raw["speculate"] |= {"draft_lengths": [2, 4], "lookup_lengths": [2]}
+        raw["speculate"]["sampling_test"] = {"prompts": 4, "fixed_prompts": 1, "seeds": 20}
+    for section, keys in changes.items():
+        raw[section] |= keys
+    return Recipe.model_validate(raw)
+
+
+def share_stages(source: Path, folder: Path) -> None:
+    """What comes before training is the same for all ways, and its answers are paid for once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("traffic", "tune", "check", "ask", "dataset", "store"):
+        if (source / name).exists() and not (folder / name).exists():
+            shutil.copytree(source / name, folder / name)
+
+
+def verdicts(report: SpeculateReport) -> dict[str, dict[str, bool]]:
+    """Which goals each runtime reaches."""
+    found = {}
+    for runtime in report.runtimes:
+        speedup = runtime.ways[DRAFT].speedup
+        over = {"prompt lookup": runtime.over_lookup, "undistilled": runtime.over_undistilled}
+        found[runtime.runtime] = {
+            "identical": runtime.identical == runtime.compared,
+            f"{LEAST_SPEEDUP} x the target alone": bool(
+                speedup and speedup.estimate >= LEAST_SPEEDUP
+            ),
+            **{f"above {n}": bool(v and v.low > 1.0) for n, v in over.items()},
+        }
+    return found
+
+
+def main() -> None:
+    """Run, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runtimes", nargs="+", default=["transformers", "llama.cpp"])
+    parser.add_argument("--ways", action="store_true")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--data", action="store_true")
+    asked = parser.parse_args()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    write(TASKS["address"](SMALL if asked.small else SIZES, CACHE / "packages"), CACHE)
+    if asked.data:
+        return
+    name = "small" if asked.small else "run"
+    progress = Terminal()
+    root = CACHE / name
+    others = {}
+    base = recipe_of(asked.small, speculate={"runtimes": asked.runtimes})
+    run_stages(base, root, progress, last="train")
+    for way, train in WAYS.items() if asked.ways else ():
+        folder = CACHE / f"{name}-{way}"
+        share_stages(root, folder)
+        run_stages(recipe_of(asked.small, train=train), folder, progress, last="train")
+        others[way] = f"hf:{folder / 'train' / 'student'}"
+    recipe = recipe_of(asked.small, speculate={"runtimes": asked.runtimes, "others": others})
+    run_stages(recipe, root, progress, last="speculate")
+    found = json.loads((root / "speculate" / "speculate.json").read_text(encoding="utf-8"))
+    report = SpeculateReport.model_validate(found)
+    reached = verdicts(report)
+    for line, value in report_lines(report):
+        sys.stderr.write(f"{line}: {value}\n")
+    for runtime, goals in reached.items():
+        sys.stderr.write(
+            f"{runtime}: " + ", ".join(f"{g}: {'yes' if ok else 'no'}" for g, ok in goals.items())
+        )
+        sys.stderr.write("\n")
+    whole = [r for r, goals in reached.items() if all(goals.values())]
+    sys.stderr.write(f"all goals: {', '.join(whole) or 'in no runtime'}\n")
+    if not asked.small:
+        save("speculate", " ".join(["python", *sys.argv]), {"goals": reached, **found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The speculate stage on tiny models: what is written, what is refused, what is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from stillhouse.compress.speculate_llama import Draft, LlamaTarget
+from stillhouse.compress.speculate_report import SpeculateReport, report_lines
+from stillhouse.compress.speculate_serve import (
+    Served,
+    llama_server_command,
+    speculative_config,
+    vllm_command,
+)
+from stillhouse.compress.speculate_stage import Models, run_speculate
+from stillhouse.core.errors import DataError, UserError
+from stillhouse.core.progress import Silent
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_speculate import SpeculateSection
+from stillhouse.models.gguf_file import embedded_gguf
+from stillhouse.models.loading import load_causal_lm
+from stillhouse.stages import stages_of
+from tiny_models import byte_bpe, loud_llama, review_examples, text_recipe, write_jsonl
+
+SPECULATE: dict[str, Any] = {
+    "prompts": 6,
+    "choose_prompts": 2,
+    "max_tokens": 8,
+    "draft_lengths": [1, 3],
+    "lookup_lengths": [2],
+    "speed_prompts": 2,
+    "speed_repeats": 1,
+    "segment": "shop",
+    "sampling_test": {"prompts": 4, "fixed_prompts": 1, "seeds": 20, "tokens": 2},
+    "serve": {"target": "org/target-70b", "draft": "org/draft-1b"},
+}
+
+
+def recipe_with(folder: Path, **speculate: Any) -> Recipe:
+    raw = text_recipe(folder).model_dump(mode="json", by_alias=True)
+    return Recipe.model_validate({**raw, "speculate": {**SPECULATE, **speculate}})
+
+
+def save(folder: Path, layers: int, noise: float = 0.0) -> Path:
+    tokenizer = byte_bpe()
+    model = loud_llama(tokenizer, 2, 0.3)
+    if noise:
+        draw = torch.Generator().manual_seed(layers)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += noise * weight.std() * torch.randn(weight.shape, generator=draw)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_stage_measures_and_writes(tmp_path: Path) -> None:
+    target = save(tmp_path / "target", 1)
+    drafts = {
+        "draft": save(tmp_path / "draft", 1, 0.1),
+        "undistilled": save(tmp_path / "old", 2, 1),
+    }
+    examples = review_examples(10)
+    write_jsonl(tmp_path / "dataset" / "held_out.jsonl", list(examples))
+    queries = [
+        e.to_query().model_copy(update={"metadata": {"shop": "ab"[i % 2]}})
+        for i, e in enumerate(examples)
+    ]
+    write_jsonl(tmp_path / "traffic" / "queries.jsonl", list(queries))
+    models = Models(
+        load_causal_lm(str(target), device="cpu"),
+        {name: load_causal_lm(str(path), device="cpu") for name, path in drafts.items()},
+        {},
+    )
+    work = tmp_path / "work"
+    outcome = run_speculate(
+        recipe_with(target),
+        models,
+        tmp_path / "dataset",
+        tmp_path / "traffic",
+        work=work,
+        progress=Silent(),
+    )
+    report = SpeculateReport.model_validate_json((work / "speculate.json").read_text())
+    assert report.prompts == report.greedy.prompts == 6
+    assert report.lossless
+    assert outcome.summary["identical"] == report.greedy.identical
+    mine, other = report.drafts["draft"], report.drafts["undistilled"]
+    assert mine.acceptance is not None
+    assert other.acceptance is not None
+    assert mine.acceptance.rate.estimate > other.acceptance.rate.estimate
+    assert other.draft_gains is not None
+    assert other.draft_gains.estimate == pytest.approx(
+        mine.acceptance.rate.estimate - other.acceptance.rate.estimate
+    )
+    assert set(mine.by_segment) == {"a", "b"}
+    (runtime,) = report.runtimes
+    assert set(runtime.ways) == {"alone", "draft", "undistilled", "prompt lookup"}
+    assert runtime.over_lookup is not None
+    assert {(t.way, t.length) for t in runtime.tried} == {
+        ("draft", 1), ("draft", 3), ("undistilled", 1), ("undistilled", 3), ("prompt lookup", 2)
+    }  # fmt: skip
+    assert runtime.cost is not None
+    assert runtime.cost.measured is not None
+    config = json.loads((work / "serve" / "speculative_config.json").read_text())
+    assert config == {
+        "method": "draft_model",
+        "model": "org/draft-1b",
+        "num_speculative_tokens": mine.length,
+    }
+    lines = dict(report_lines(report))
+    assert lines["greedy answers"].startswith("6 of 6 identical")
+    assert "verdict" in lines
+
+
+def test_too_few_prompts_are_refused(tmp_path: Path) -> None:
+    target = load_causal_lm(str(save(tmp_path / "target", 1)), device="cpu")
+    write_jsonl(tmp_path / "held_out.jsonl", list(review_examples(3)))
+    with pytest.raises(DataError, match="3 prompts"):
+        run_speculate(
+            recipe_with(tmp_path, segment=None),
+            Models(target, {"draft": target}, {}),
+            tmp_path,
+            tmp_path,
+            work=tmp_path / "work",
+            progress=Silent(),
+        )
+
+
+def test_a_recipe_with_the_section_ends_with_the_stage(tmp_path: Path) -> None:
+    assert stages_of(recipe_with(tmp_path))[-1].name == "speculate"
+    assert "speculate" not in [s.name for s in stages_of(text_recipe(tmp_path))]
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"draft_lengths": [3, 1]}, "rising order"),
+        ({"draft": "other"}, "must be teacher"),
+        ({"speed_prompts": 7}, "not be more than prompts"),
+        ({"others": {"kd": "folder"}}, "must be hf:"),
+        ({"draft": "hf:x"}, "untrained is of the student"),
+        ({"target": "student"}, "cannot be the student"),
+    ],
+)
+def test_sections_that_do_not_fit_are_refused(
+    keys: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationError, match=says):
+        recipe_with(tmp_path, **keys)
+
+
+def test_files_that_are_named_are_known() -> None:
+    section = SpeculateSection(
+        draft="hf:a", undistilled=None, others={"kd": "hf:b"}, draft_gguf="d.gguf"
+    )
+    assert section.files == {"draft": "hf:a", "others.kd": "hf:b", "draft_gguf": "gguf:d.gguf"}
+
+
+def test_commands_for_servers() -> None:
+    served = Served("org/big", "a draft", 5, 2048)
+    assert json.loads(vllm_command(served).split("--speculative-config ")[1].strip("'")) == (
+        speculative_config(served)
+    )
+    command = llama_server_command(served, "big.gguf", "small.gguf")
+    assert "-md small.gguf --spec-type draft-simple --spec-draft-n-max 5" in command
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.gguf"):
+        LlamaTarget(tmp_path / "none.gguf", 256, 1)
+
+
+@pytest.mark.model
+@pytest.mark.full
+def test_llama_cpp_drafts_without_changing_the_answer() -> None:
+    path = embedded_gguf()
+    prompt = "The capital of France is Paris. The capital of Germany is Berlin. The capital of"
+    alone = LlamaTarget(path, 256, 1)
+    expected = alone.answer(prompt, 8)
+    alone.close()
+    for draft in (Draft(3, path), Draft(3)):
+        server = LlamaTarget(path, 256, 1, draft)
+        found = server.answer(prompt, 8)
+        server.close()
+        assert (found.text, found.tokens) == (expected.text, expected.tokens)
+        assert 0 <= found.accepted <= found.drafted
+        assert found.passes == found.tokens - found.accepted
