@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_cut import CutSection
+from stillhouse.core.recipe_signals import CaptureSection
+from stillhouse.core.recipe_train import StudentSection
+from stillhouse.train.planning_signals import capture_format, trimmed
 
 # What does not change an answer does not make answers stale.
 _NO_PART: Final = (
@@ -54,3 +58,18 @@ def training_section(recipe: Recipe) -> Mapping[str, Any]:
         "teacher": recipe.teacher.model,
         "chat_template": recipe.teacher.chat_template,
     }
+
+
+def captured(recipe: Recipe) -> CaptureSection:
+    """The capture section, its format named where `auto` stands for another than it mostly does."""
+    section = recipe.capture or CaptureSection()
+    if section.format != "auto" or not trimmed(recipe):
+        return section
+    return section.model_copy(update={"format": capture_format(recipe)})
+
+
+def reading(recipe: Recipe) -> StudentSection:
+    """What of the student matters to its teacher's signals: text is captured over the whole
+    vocabulary, whichever pieces a student keeps."""
+    whole = {"vocabulary": "full", "size": None, "cut": CutSection()}
+    return recipe.student.model_copy(update=whole) if trimmed(recipe) else recipe.student
