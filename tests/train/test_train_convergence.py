@@ -13,8 +13,9 @@ import torch
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example, Message
-from stillhouse.train.convergence import Convergence, Evidence, judge_course
+from stillhouse.train.convergence import Convergence, judge_course
 from stillhouse.train.detect import Blocks
+from stillhouse.train.evidence import Evidence
 from stillhouse.train.history import CurveRow
 from stillhouse.train.looks import LOOKS, Look, keep_looks, read_looks
 from stillhouse.train.objectives import HeldOutSums

@@ -17,8 +17,9 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.train.batches import Rows
-from stillhouse.train.convergence import Evidence, judge_course
+from stillhouse.train.convergence import judge_course
 from stillhouse.train.detect import Integers
+from stillhouse.train.evidence import Evidence
 from stillhouse.train.fit import Fitted
 from stillhouse.train.history import curve
 from stillhouse.train.looks import Look, keep_looks, look_of, read_looks

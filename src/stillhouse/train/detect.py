@@ -18,6 +18,8 @@ import numpy.typing as npt
 from scipy.stats import binom, kendalltau
 from scipy.stats import t as student_t
 
+from stillhouse.core.statistics import wilson
+
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -79,6 +81,15 @@ def rises(values: Sequence[float]) -> float:
     return min(found)
 
 
+def fewest(level: float) -> int:
+    """The fewest values of which a part of `rises` can be told from chance at a level: the least
+    p-value of R values is 2 / R!."""
+    count = 4
+    while 2 / math.factorial(count) > level:
+        count += 1
+    return count
+
+
 def grew(looks: Sequence[Blocks]) -> Since | None:
     """Whether a measure is higher at the last look than at an earlier one: paired by block.
 
@@ -136,7 +147,7 @@ def _more(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> float:
 
 
 class Gap(NamedTuple):
-    """One mean over another: the difference, and its one-sided lower and upper bounds."""
+    """One figure over another: the difference, and its one-sided lower and upper bounds."""
 
     difference: float
     low: float
@@ -155,6 +166,37 @@ def gap(over: Blocks, under: Blocks, level: float) -> Gap | None:
     freedom = (a + b) ** 2 / (a**2 / (len(over.sums) - 1) + b**2 / (len(under.sums) - 1))
     half = float(student_t.isf(level, freedom)) * math.sqrt(a + b)
     return Gap(difference, difference - half, difference + half)
+
+
+def informed(choices: Integers, teacher: Integers, level: float) -> Gap | None:
+    """How far a student's answers are from chance (0) to its teacher's (1), class by class, with
+    bounds each exceeded with probability about `level`.
+
+    (K r - 1) / (K - 1), with r the mean over the K answers that the teacher gives of the share of
+    each that the student gives too: 0 for answers that have nothing to do with the teacher's, be
+    one of them ever so frequent, and 1 for the teacher's (Youden's J for two). The bounds put K
+    independent Wilson intervals together (MOVER: Zou and Donner 2008). `None` where the teacher
+    gives fewer than two answers.
+
+    Args:
+        choices: the student's answers [N].
+        teacher: the teacher's, -1 where unknown [N].
+        level: of each bound.
+    """
+    answers = np.unique(teacher[teacher >= 0])
+    if len(answers) < 2:
+        return None
+    each = [(teacher == answer, (choices == answer) & (teacher == answer)) for answer in answers]
+    found = [wilson(int(same.sum()), int(of.sum()), 1 - 2 * level) for of, same in each]
+    count = len(found)
+    mean = sum(one.estimate for one in found) / count
+    down = math.sqrt(sum((one.estimate - one.low) ** 2 for one in found)) / count
+    up = math.sqrt(sum((one.high - one.estimate) ** 2 for one in found)) / count
+
+    def scaled(share: float) -> float:
+        return (count * share - 1) / (count - 1)
+
+    return Gap(scaled(mean), scaled(mean - down), scaled(mean + up))
 
 
 def _above(mean: float, error: float, freedom: int) -> float:
