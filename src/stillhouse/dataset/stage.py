@@ -1,7 +1,8 @@
 """The dataset stage: reads the traffic's and the ask stage's files, writes the dataset.
 
 Writes train.jsonl and held_out.jsonl (chat JSONL with the answer last), watch.jsonl where labelled
-examples are watched (see `watch`), rejections.jsonl and dataset.json (see `report`). Knows files; the decisions are in `build`.
+examples are watched (see `watch`), rejections.jsonl and dataset.json (see `report`). Knows files;
+the decisions are in `build`.
 """
 
 from __future__ import annotations
