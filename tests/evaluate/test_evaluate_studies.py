@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -193,3 +194,20 @@ def test_a_chart_is_well_formed_and_stands_alone(
 def test_no_dots_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one point"):
         study_chart("t", [], Axes("x", "y", str))
+
+
+def test_a_flat_curve_says_that_no_more_answers_are_worth_it() -> None:
+    """Scores of one height but for 0.3 points of noise: a gain is never below 0, and most of the
+    time it is known to be below a point."""
+    draw = np.random.default_rng(29)
+    sizes, stopped = [500, 1000, 2000, 4000, NOW] * 2, 0
+    for _ in range(12):
+        scores = (0.8 + draw.normal(0, 0.003, len(sizes))).tolist()
+        fit = fit_curve(sizes, scores)
+        more = steps_from(fit, NOW, COST)
+        assert all(0 <= step.gain_low <= step.gain <= step.gain_high for step in more)
+        reach = reach_of(fit, NOW, 0.9, COST)
+        stopped += worth_verdict(NOW, fit, more, reach, 0.92, None, None)[0].startswith(
+            "no more answers are worth paying for"
+        )
+    assert stopped >= 10
