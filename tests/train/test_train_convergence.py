@@ -140,18 +140,18 @@ def test_a_perfect_student_of_a_frequent_answer_had_no_rate_too_high() -> None:
     assert "rate_too_high" not in found(said)
 
 
-@pytest.mark.parametrize("majority", [0.5, 0.7, 0.9, 0.95, 0.98])
-@pytest.mark.parametrize("count", [50, 100, 300, 1000])
+@pytest.mark.parametrize("majority", [0.5, 0.9, 0.98])
+@pytest.mark.parametrize("count", [50, 200, 1000])
 def test_good_students_are_seldom_told_of_a_rate_too_high(majority: float, count: int) -> None:
-    """Students that give 75% or more of each of the teacher's answers, 300 of each kind."""
+    """Students that give 75% or more of each of the teacher's answers, 150 of each kind."""
     draw = np.random.default_rng(23)
     for right in (0.75, 0.95):
         alarms = 0
-        for _ in range(300):
+        for _ in range(150):
             teacher = (draw.random(count) >= majority) * 1
             choices = np.where(draw.random(count) < right, teacher, 1 - teacher)
             alarms += bool(rate_of(choices, teacher, SETTLED[-12:]))
-        assert alarms <= binom.ppf(0.999, 300, LEVEL)
+        assert alarms <= binom.ppf(0.999, 150, LEVEL)
 
 
 def test_a_student_that_learned_nothing_is_told_so_once_its_loss_has_settled() -> None:
