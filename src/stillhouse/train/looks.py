@@ -92,6 +92,6 @@ def read_looks(folder: Path) -> list[Look]:
             Blocks(np.array(said["divergence"], dtype=np.float64), items),
             Blocks(np.array(said["agreed"], dtype=np.float64), items),
             None if said["choices"] is None else np.array(said["choices"], dtype=np.int64),
-            None if said["watched"] is None else np.array(said["watched"], dtype=np.int64),
+            None if said.get("watched") is None else np.array(said["watched"], dtype=np.int64),
         )
     return [found[step] for step in sorted(found)]
