@@ -28,8 +28,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 from machine_line import save
-from retention import Student, golden_of, sampling_of, teacher_scores, trained
 from retention_data import TASKS, Sizes, TaskData, write
+from retention_students import Student, golden_of, sampling_of, teacher_scores, trained
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stillhouse import Distiller

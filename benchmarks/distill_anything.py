@@ -27,7 +27,8 @@ from typing import Any, Final
 import numpy as np
 from contenders import peer_python
 from machine_line import save
-from retention import CACHE, PLANS, ask, recipe_of, scored, teacher_scores
+from retention import CACHE, PLANS, recipe_of
+from retention_students import ask, scored, teacher_scores
 
 from stillhouse.core.jsonl import read_records
 from stillhouse.core.progress import Silent

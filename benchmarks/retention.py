@@ -2,16 +2,19 @@
 
     python benchmarks/retention.py [--tasks sentiment topic address] [--seeds 0 1 2] [--small]
 
-The teacher is SmolLM2-135M, tuned on each task's labelled set. Sizes are shares of its parameters:
-light at most 10%, medium 25%, heavy 50%. Each student is trained three ways on the same schedule:
+The teacher is SmolLM2-135M, tuned on each task's labelled set. Sizes are shares of its parameters,
+at most 10% (light), 25% (medium) and 50% (heavy). Students of the two tasks with labels are MiniLM
+with two of its six layers and 20,000 of its rows (light), MiniLM as it is (medium, 17%), and the
+teacher's own layers under a label head (heavy); those of the addresses are 2, 4 and 10 of them.
+Light students are trained in three ways, with the same number of steps:
 
-- distilled: on what the teacher believes of traffic and labelled set
-- hard: on the teacher's answers alone, as fine-tuning on an API's answers is
-- alone: on the labelled set's true answers alone, with no teacher
+- distilled: on what the teacher believes of traffic, and of the labelled set beside its true labels
+- hard: on the teacher's own answers to all of these, as fine-tuning on an API's answers is
+- alone: on the labelled set's true answers, with no teacher
 
-(hard and alone are trained at the first size only.) Scored on the golden set's true answers; each
-sample's score is its mean over the seeds, so intervals rest on samples. Every trained student is
-kept in .cache/retention and is not trained again: killed, the same command goes on.
+Scored on the golden set's true answers; each sample's score is its mean over the seeds, so
+intervals rest on samples (reviews: on films). Every trained student is kept in .cache/retention
+with a digest of what it depends on: killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -19,8 +22,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -28,24 +29,25 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from machine_line import save
 from retention_data import TASKS, Sizes, write
+from retention_students import (
+    Student,
+    golden_of,
+    sampling_of,
+    teacher_scores,
+    trained,
+)
 
-from stillhouse.core.jsonl import read_records
 from stillhouse.core.progress import Terminal
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.records import Completion, Example, LabelledQuery
 from stillhouse.core.statistics import bootstrap_mean, paired_difference, paired_ratio
-from stillhouse.core.tasks import ExtractionTask
-from stillhouse.evaluate.scorers import scorers_for
 from stillhouse.evaluate.speed import Contestant, measure_speed
-from stillhouse.models.completer import Completer, Sampling
 from stillhouse.models.student import open_student
 from stillhouse.pipeline import run_stages
 from stillhouse.teacher.build import open_teacher
-from stillhouse.train.stage import run_train
+from stillhouse.train.planning_signals import captures
 
 CACHE: Final = Path(__file__).parents[1] / ".cache" / "retention"
 ARMS: Final = ("distilled", "hard", "alone")
-GOLDEN_ANSWERS: Final = "golden_completions.jsonl"
 # quality and speed that each size is to reach, from the seed's own table and beyond it
 GOALS: Final = {"light": (0.90, 20.0), "medium": (0.96, 8.0), "heavy": (0.99, 3.0)}
 
@@ -62,18 +64,21 @@ class Plan(NamedTuple):
     students: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
-def _label(tokens: int, rows: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Label students: two cut from MiniLM, one from the teacher itself."""
+def _label(
+    tokens: int, rows: int, epochs: tuple[int, int, int], most: int | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Label students: two cut from MiniLM, one from the teacher itself; `epochs` of each. The
+    last, the slowest, learns from at most so many examples."""
     read = {"max_tokens": tokens}
     few = {"distillation_temperature": 2, "alpha": 0.9, "batch_size": 32, "evals": 4}
     return {
         "light": {
-            "student": {**ENCODER, **read, "layers": [0, 1, 2], "vocabulary": rows},
-            "train": {**few, "epochs": 6, "learning_rate": 3e-4},
+            "student": {**ENCODER, **read, "layers": [0, 1], "vocabulary": rows},
+            "train": {**few, "epochs": epochs[0], "learning_rate": 3e-4},
         },
         "medium": {
             "student": {**ENCODER, **read},
-            "train": {**few, "epochs": 4, "learning_rate": 1e-4},
+            "train": {**few, "epochs": epochs[1], "learning_rate": 1e-4},
         },
         "heavy": {
             "student": {
@@ -84,21 +89,33 @@ def _label(tokens: int, rows: int) -> dict[str, dict[str, dict[str, Any]]]:
                 "cut": CUT,
                 "vocabulary": "full",  # rows that are kept take layers, which take time
             },
-            "train": {**few, "epochs": 2, "learning_rate": 1e-4, "head_learning_rate": 1e-3},
+            "train": {
+                **few,
+                "epochs": epochs[2],
+                "examples": most,
+                "learning_rate": 1e-4,
+                "head_learning_rate": 1e-3,
+            },
         },
     }
 
 
 def _text() -> dict[str, dict[str, dict[str, Any]]]:
-    """Text students, all cut from the teacher."""
+    """Text students: some of the teacher's layers, and the rows that addresses use. A layer is a
+    layer's work for both, so the depth is what the speed asks for, below the share that is allowed.
+    """
     few = {"distillation_temperature": 1, "alpha": 0.9, "batch_size": 32, "evals": 4}
-    read = {"head": "text", "from": "teacher", "max_tokens": 192}
+    read = {"head": "text", "from": "teacher", "max_tokens": 192, "vocabulary": "task"}
     return {
         size: {
-            "student": {**read, "size": size},
-            "train": {**few, "epochs": epochs, "learning_rate": rate},
+            "student": {**read, "layers": layers},
+            "train": {**few, "epochs": epochs, "learning_rate": rate, "signals": "cache"},
         }
-        for size, epochs, rate in (("light", 8, 1e-3), ("medium", 5, 6e-4), ("heavy", 3, 3e-4))
+        for size, layers, epochs, rate in (
+            ("light", 2, 6, 1e-3),
+            ("medium", 4, 4, 6e-4),
+            ("heavy", 10, 2, 3e-4),
+        )
     }
 
 
@@ -107,37 +124,24 @@ PLANS: Final[Mapping[str, Plan]] = {
         Sizes(5000, 1500, 1200),
         Sizes(160, 80, 60),
         {"tune": {"layers": 8, "epochs": 2, "learning_rate": 3e-4, "check_fraction": 0.15}},
-        _label(64, 20_000),
+        _label(64, 20_000, (4, 3, 1), 2500),
     ),
     "topic": Plan(
         Sizes(1100, 400, 600),
         Sizes(80, 60, 40),
         {"tune": {"layers": 8, "epochs": 3, "learning_rate": 3e-4, "check_fraction": 0.15}},
-        _label(96, 20_000),
+        _label(96, 20_000, (4, 3, 1)),
     ),
     "address": Plan(
-        Sizes(2500, 800, 400),
+        Sizes(900, 1000, 400),
         Sizes(40, 40, 20),
         {
-            "tune": {"layers": 12, "epochs": 3, "learning_rate": 3e-4, "check_fraction": 0.1},
+            "tune": {"layers": 20, "epochs": 2, "learning_rate": 3e-4, "check_fraction": 0.08},
             "max_tokens": 96,
         },
         _text(),
     ),
 }
-
-
-class Student(NamedTuple):
-    """One student to train."""
-
-    size: str
-    arm: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return f"{self.size}-{self.arm}-{self.seed}"
 
 
 def recipe_of(task: str, plan: Plan, size: str, sizes: Sizes, data: Path) -> Recipe:
@@ -169,92 +173,6 @@ def recipe_of(task: str, plan: Plan, size: str, sizes: Sizes, data: Path) -> Rec
     )
 
 
-def trained(recipe: Recipe, root: Path, student: Student) -> dict[str, Any]:
-    """Train one student unless it is there; its scores on the golden set, sample by sample."""
-    place = root / "students" / student.name
-    if (place / "cell.json").exists():
-        found: dict[str, Any] = json.loads((place / "cell.json").read_text(encoding="utf-8"))
-        return found
-    changes: dict[str, Any] = {"alpha": 0.0} if student.arm in ARMS[1:] else {}
-    one = recipe.model_copy(
-        update={"seed": student.seed, "train": recipe.train.model_copy(update=changes)}
-    )
-    dataset = root / "dataset"
-    if student.arm == "alone":
-        dataset = _labelled_alone(dataset, place / "dataset")
-    started = time.perf_counter()
-    run_train(one, dataset, root / "tune" / "model", place, Terminal())
-    seconds = time.perf_counter() - started
-    facts = json.loads((place / "train.json").read_text(encoding="utf-8"))
-    verdict = json.loads((place / "convergence.json").read_text(encoding="utf-8"))
-    answers = asyncio.run(ask(open_student(place / "student", one.task, one.student.head, 32), one))
-    cell = {
-        "scores": scored(one, root, answers),
-        "parameters": facts["student"]["parameters"],
-        "examples": facts["examples"]["train"],
-        "steps": facts["steps"],
-        "train_seconds": seconds,
-        "convergence": verdict["verdict"],
-    }
-    shutil.rmtree(place / "dataset", ignore_errors=True)
-    (place / "cell.json").write_text(json.dumps(cell), encoding="utf-8")
-    return cell
-
-
-def _labelled_alone(dataset: Path, folder: Path) -> Path:
-    """The examples whose answer is true, and no others; a tenth of them to watch training on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    both = [e for n in ("train", "held_out") for e in read_records(dataset / f"{n}.jsonl", Example)]
-    rows = [example for example in both if example.reference]
-    cut = max(1, len(rows) // 10)
-    for name, part in (("train", rows[cut:]), ("held_out", rows[:cut])):
-        lines = [row.model_dump_json(exclude_none=True) + "\n" for row in part]
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return folder
-
-
-async def ask(completer: Completer, recipe: Recipe) -> list[str]:
-    """A model's answers to the golden set."""
-    assert recipe.traffic.golden is not None
-    golden = golden_of(recipe)
-    try:
-        sampling = sampling_of(recipe)
-        found = await asyncio.gather(*(completer.complete(q, sampling) for q in golden))
-    finally:
-        await completer.aclose()
-    return [one[0].text for one in found]
-
-
-def golden_of(recipe: Recipe) -> list[LabelledQuery]:
-    """The golden set, as the traffic stage reads it."""
-    root = Path(recipe.traffic.golden or "").parent.parent / "run"
-    return list(read_records(root / "traffic" / "golden.jsonl", LabelledQuery))
-
-
-def sampling_of(recipe: Recipe) -> Sampling:
-    """How teacher and students are asked."""
-    if isinstance(recipe.task, ExtractionTask):
-        return Sampling(max_tokens=recipe.teacher.max_tokens)
-    return Sampling(labels=recipe.task.labels)  # type: ignore[union-attr]
-
-
-def scored(recipe: Recipe, root: Path, answers: Sequence[str]) -> list[float]:
-    """The task's first score of each answer: accuracy, or field F1 for JSON."""
-    golden = list(read_records(root / "traffic" / "golden.jsonl", LabelledQuery))
-    scorer = scorers_for(recipe.task)[0]
-    return [
-        float(scorer.score(answer, query.reference))
-        for answer, query in zip(answers, golden, strict=True)
-    ]
-
-
-def teacher_scores(recipe: Recipe, root: Path) -> list[float]:
-    """Of what it answered to the golden set in the run."""
-    by_id = {c.query_id: c.text for c in read_records(root / "ask" / GOLDEN_ANSWERS, Completion)}
-    golden = read_records(root / "traffic" / "golden.jsonl", LabelledQuery)
-    return scored(recipe, root, [by_id.get(query.id, "") for query in golden])
-
-
 def speeds(recipes: Mapping[str, Recipe], root: Path, queries: int) -> dict[str, Any]:
     """Teacher and one student of each size, in turns, on the golden set."""
     first = next(iter(recipes.values()))
@@ -278,46 +196,57 @@ def speeds(recipes: Mapping[str, Recipe], root: Path, queries: int) -> dict[str,
     return asyncio.run(time_all())
 
 
+def groups_of(recipe: Recipe, named: Mapping[str, str]) -> list[str]:
+    """The group of each golden sample; one of its own where none is named."""
+    texts = [recipe.task.input_text(query) for query in golden_of(recipe)]
+    return [named.get(text, text) for text in texts]
+
+
 def report(
     recipes: Mapping[str, Recipe],
-    root: Path,
     cells: Mapping[Student, Mapping[str, Any]],
     teacher: Sequence[float],
     speed: Mapping[str, Any],
+    groups: Sequence[str],
 ) -> dict[str, Any]:
-    """One task's table."""
-    seeds = sorted({student.seed for student in cells})
-
-    def mean(size: str, arm: str) -> list[float] | None:
-        found = [cells[s]["scores"] for s in cells if (s.size, s.arm) == (size, arm)]
-        return np.mean(found, axis=0).tolist() if len(found) == len(seeds) else None
-
+    """One task's table; `groups` [golden] name the samples that are drawn together."""
     rows: dict[str, Any] = {}
     for size in recipes:
-        distilled = mean(size, "distilled")
-        assert distilled is not None
-        first = cells[Student(size, "distilled", seeds[0])]
-        kept = paired_ratio(distilled, teacher)
+        arms: dict[str, Any] = {}
+        mean: dict[str, list[float]] = {}
+        for arm in ARMS:
+            mine = [cells[one] for one in cells if (one.size, one.arm) == (size, arm)]
+            if not mine:
+                continue
+            mean[arm] = np.mean([cell["scores"] for cell in mine], axis=0).tolist()
+            arms[arm] = {
+                "score": bootstrap_mean(mean[arm], groups=groups).to_json(),
+                "per seed": [float(np.mean(cell["scores"])) for cell in mine],
+                "examples": mine[0]["examples"],
+                "steps": mine[0]["steps"],
+                "train seconds": [round(cell["train_seconds"]) for cell in mine],
+                "convergence": [cell["convergence"] for cell in mine],
+            }
+            if arm != "distilled":
+                gain = paired_difference(mean["distilled"], mean[arm], groups=groups)
+                arms[arm]["gain of distillation"] = gain.to_json()
+        kept = paired_ratio(mean["distilled"], teacher, groups=groups)
         faster = speed[size]["qps"] / speed["teacher"]["qps"] if speed else None
         wanted = GOALS[size]
         rows[size] = {
-            "parameters": first["parameters"],
-            "score": bootstrap_mean(distilled).to_json(),
+            "parameters": next(c["parameters"] for one, c in cells.items() if one.size == size),
             "retention": kept.to_json(),
             "times faster": faster,
-            "goal reached": {
+            "goal": {"retention": wanted[0], "times faster": wanted[1]},
+            "reached": {
                 "retention": kept.estimate >= wanted[0],
+                "retention, lower bound": kept.low >= wanted[0],
                 "speed": None if faster is None else faster >= wanted[1],
             },
-            "per seed": [float(np.mean(cells[s]["scores"])) for s in cells if s.size == size],
-            "convergence": first["convergence"],
+            "arms": arms,
         }
-        for arm in ARMS[1:]:
-            other = mean(size, arm)
-            if other is not None:
-                rows[size][arm] = bootstrap_mean(other).to_json()
-                rows[size][f"gain over {arm}"] = paired_difference(distilled, other).to_json()
-    return {"teacher": bootstrap_mean(list(teacher)).to_json(), "students": rows, "speed": speed}
+    whole = bootstrap_mean(list(teacher), groups=groups)
+    return {"teacher": whole.to_json(), "students": rows, "speed": speed}
 
 
 def main() -> None:
@@ -338,7 +267,9 @@ def main() -> None:
         recipes = {
             size: recipe_of(task, plan, size, sizes, base / "data") for size in arguments.sizes
         }
-        run_stages(recipes[arguments.sizes[0]], root, Terminal(), last="dataset")
+        first = recipes[arguments.sizes[0]]
+        last = "capture" if captures(first) else "dataset"
+        run_stages(first, root, Terminal(), last=last)
         if arguments.until == "teacher":
             continue
         cells = {}
@@ -349,8 +280,9 @@ def main() -> None:
                     cells[student] = trained(recipes[size], root, student)
                     print(task, student.name, float(np.mean(cells[student]["scores"])), flush=True)
         speed = speeds(recipes, root, 96) if arguments.until == "speed" else {}
-        teacher = teacher_scores(recipes[arguments.sizes[0]], root)
-        result["tasks"][task] = report(recipes, root, cells, teacher, speed)
+        groups = groups_of(first, TASKS[task](sizes, CACHE / "packages").groups)
+        teacher = teacher_scores(first, root)
+        result["tasks"][task] = report(recipes, cells, teacher, speed, groups)
     if arguments.small or arguments.until != "speed":
         print(json.dumps(result, indent=2))
         return

@@ -21,7 +21,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[1]
@@ -72,6 +72,7 @@ class TaskData(NamedTuple):
     traffic: Sequence[str]
     labelled: Sequence[tuple[str, str]]  # text, true answer
     golden: Sequence[tuple[str, str]]
+    groups: Mapping[str, str] = MappingProxyType({})  # of golden texts that belong together
 
 
 def write(data: TaskData, folder: Path) -> None:
@@ -89,15 +90,16 @@ def sentiment(sizes: Sizes, cache: Path) -> TaskData:
         films.setdefault(row["movie_name"], []).append((row["text"], row["label"]))
     golden: list[tuple[str, str]] = []
     rest: list[tuple[str, str]] = []
-    for film in sorted(films, key=_order):
-        (golden if len(golden) < sizes.golden else rest).extend(films[film])
+    for name in sorted(films, key=_order):
+        (golden if len(golden) < sizes.golden else rest).extend(films[name])
     task = {
         "kind": "classification",
         "name": "sentiment",
         "prompt": "{text}\nSentiment:",
         "labels": ["positive", "negative"],
     }
-    return _parts(task, golden, rest, sizes)
+    film = {text: name for name, rows in films.items() for text, _ in rows}
+    return _parts(task, golden, rest, sizes)._replace(groups=film)
 
 
 def topic(sizes: Sizes, cache: Path) -> TaskData:

@@ -21,7 +21,16 @@ from stillhouse.core.tasks import ClassificationTask
 from stillhouse.teacher.extrapolation import Estimate
 from stillhouse.teacher.plan_records import DevicePlan, MemoryPlan, StudentPlan, TrainingPlan
 from stillhouse.teacher.sample import Sample, size_of
-from stillhouse.train.footprint import GIB, Job, Memory, Work, memory_of, operations, student_shape
+from stillhouse.train.footprint import (
+    GIB,
+    Job,
+    Memory,
+    Work,
+    memory_of,
+    operations,
+    read_rows,
+    student_shape,
+)
 
 BYTES_PER_TOKEN: Final = 4  # English text, by the providers' own rule of thumb
 MARKUP_TOKENS: Final = 8  # a chat template's, a message
@@ -100,6 +109,8 @@ def job_of(recipe: Recipe, after: Any = None) -> Job | None:
             return None
     labels = len(recipe.task.labels) if isinstance(recipe.task, ClassificationTask) else 0
     shape = student_shape(recipe.student, shape) if after is None else _cut(shape, after)
+    if teacher is not None and live:
+        teacher = read_rows(recipe.student, shape, teacher)
     return Job(shape, recipe.train, recipe.student.head, labels, teacher)
 
 

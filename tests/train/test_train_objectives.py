@@ -263,12 +263,6 @@ def _recipe(teacher: dict[str, Any], student: dict[str, Any], train: dict[str, A
     [
         ({"model": "openai:m"}, {"head": "text", "from": "hf:x"}, {}, "openai does not give"),
         (
-            {"model": "hf:m"},
-            {"head": "text", "from": "teacher", "vocabulary": "task"},
-            {},
-            "whole vocabulary",
-        ),
-        (
             {"model": "openai:m", "signals": "none"},
             {"head": "label", "from": "hf:x"},
             {},

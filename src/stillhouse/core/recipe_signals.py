@@ -21,7 +21,8 @@ class CaptureSection(Section):
         default="auto",
         description="sampled (unbiased, about 40 bytes a token), top_k (with the mass of the "
         "rest), hidden (last hidden states: exact), dense (everything). auto: dense for a label "
-        "student, top_k from stored logprobs, sampled otherwise.",
+        "student, top_k from stored logprobs, hidden for a text student of a trimmed vocabulary, "
+        "sampled otherwise.",
     )
     read_from: Literal["auto", "teacher", "logprobs"] = Field(
         default="auto",

@@ -39,7 +39,9 @@ class StudentSection(Section):
         default=None, description="Keep N layers, evenly spaced, or exactly these; null keeps all."
     )
     vocabulary: Literal["full", "task"] | Annotated[int, Field(ge=256)] = Field(
-        default="full", description="full, task (tokens the task's text uses), or at most N tokens."
+        default="full",
+        description="full, task (tokens the task's text uses), or at most N tokens. A text "
+        "student's soft targets are then its teacher's belief over these tokens alone.",
     )
     max_tokens: int = Field(default=2048, ge=8, description="Longer inputs are cut.")
 

@@ -63,6 +63,19 @@ class Head:
             low_rank=tuple(part._replace(up=part.up[:width]) for part in self.low_rank),
         )
 
+    def only(
+        self,
+        ids: Tensor,  # [V'] int64
+    ) -> Head:
+        """Over the chosen ids alone, in their order."""
+        rows = ids.to(self.weight.device)
+        return replace(
+            self,
+            weight=self.weight[rows],
+            bias=None if self.bias is None else self.bias[rows],
+            low_rank=tuple(part._replace(up=part.up[rows]) for part in self.low_rank),
+        )
+
     def finish(self, out: Tensor) -> Tensor:
         """What follows the product: scale, then cap."""
         if self.scale != 1.0:

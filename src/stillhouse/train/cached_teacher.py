@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +20,10 @@ import torch
 from stillhouse.models.head import Head
 from stillhouse.models.head_file import load_head
 from stillhouse.models.loading import pick_device
+from stillhouse.models.restricted import Kept, check_width
 from stillhouse.models.signal_cache import SignalCache
 from stillhouse.models.signal_writer import Named
+from stillhouse.models.signals import HiddenSignal
 from stillhouse.train.batches import SIGNAL_ROWS, Item, Rows
 from stillhouse.train.outputs import Batch, Needs
 from stillhouse.train.teachers import TeacherView
@@ -32,11 +34,13 @@ HELD_OUT: Final = "held_out"
 
 @dataclass(frozen=True, slots=True)
 class CachedSignals:
-    """The caches of a captured dataset, and the head where hidden states need it."""
+    """The caches of a captured dataset, the head where hidden states need it, and the tokens that
+    a trimmed student kept, where not all."""
 
     train: SignalCache
     held_out: SignalCache
     head: Head | None = None
+    kept: Kept | None = None
 
     def bound(
         self, rows: Rows, named: Sequence[Named], ids: Sequence[str], *, held_out: bool
@@ -73,13 +77,21 @@ def open_signals(folder: Path) -> CachedSignals:
 
 
 def with_head(signals: CachedSignals, source: str, device: torch.device | str) -> CachedSignals:
-    """The same, with the teacher's head where the format is hidden states."""
+    """The same, with the teacher's head where the format is hidden states: its rows of the kept
+    tokens.
+
+    Raises:
+        UserError: as `load_head`, and a head without rows for them.
+    """
     layout = signals.train.layout
     if layout.format != "hidden":
         return signals
     dtype = torch.bfloat16 if signals.train.manifest.key.precision == "bf16" else torch.float32
     head = load_head(source, dtype, str(pick_device(str(device))))
-    return CachedSignals(signals.train, signals.held_out, head)
+    if signals.kept is not None:
+        check_width(signals.kept, int(head.weight.shape[0]), source)
+        head = head.only(signals.kept.ids)
+    return replace(signals, head=head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +118,13 @@ class CachedTeacher:
         cache = self.signals.held_out if held_out else self.signals.train
         first = train if held_out else 0
         stored = cache.read([number - first for number in numbers], self.signals.head)
+        signal, kept = stored.signal, self.signals.kept
+        if kept is not None and not isinstance(signal, HiddenSignal):  # whose head has them alone
+            signal = kept.only(signal)
         device = batch["labels"].device
         information = stored.information
         return TeacherView(
-            stored.signal.to(device),
+            signal.to(device),
             None,
             None if information is None else information.to(device),
         )

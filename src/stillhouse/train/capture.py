@@ -280,6 +280,8 @@ def live_layout(
     chosen = capture_format(recipe)
     assert chosen != "auto"
     head = head_of(loaded.model)
+    if section.format == "auto" and chosen == "hidden" and head is None:
+        chosen = "top_k"
     if chosen == "hidden" and head is None:
         raise UserError(
             "capture.format",

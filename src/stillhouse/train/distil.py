@@ -42,6 +42,7 @@ from stillhouse.train.features_wiring import Learned
 from stillhouse.train.fit import Fitted, fit
 from stillhouse.train.history import EarlyStop, Report, curve, write_rows
 from stillhouse.train.lora import merged, save_adapter, with_adapters
+from stillhouse.train.lost import Lost
 from stillhouse.train.packing import PackingCollator, check_packing, packed_padding_share
 from stillhouse.train.parts import detach
 from stillhouse.train.ranks import is_main, wait_for_all, world_size
@@ -129,14 +130,27 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     if job.data.watch and student.head == "label":
         watch = Watch(job.data.watch, _encode(job, student, job.data.watch).rows)
     texts = _texts(job) if student.head == "label" else ()
-    reading = Reading(job.alpha, job.teacher, device, bf16, Learned(train.rows, texts))
+    lost = Lost(job.title, progress)
+    reading = Reading(
+        job.alpha,
+        job.teacher,
+        device,
+        bf16,
+        Learned(train.rows, texts),
+        held_out=held_out.rows,
+        told=lost.kept,
+    )
+    watched_on = job.data.held_out
+    sets = (Learnt(job.data.train, train), Learnt(job.data.held_out, held_out))
     if job.signals is not None:
-        sets = (Learnt(job.data.train, train), Learnt(job.data.held_out, held_out))
         bound = bind_signals(
             job.recipe, student, job.teacher, job.signals, sets, split=job.split_of_train
         )
-        train, held_out = bound.train, bound.held_out
+        train, held_out, watched_on = bound.train, bound.held_out, bound.watched_on
         reading = reading._replace(signals=with_head(bound.signals, job.teacher, device))
+        lost.left_out(bound, job.teacher, device)
+    elif job.alpha > 0:
+        lost.cut_otherwise(job.recipe, student, job.teacher, sets)
     if train.cut:
         progress.say(
             f"{job.title}: {train.cut:,} of {len(train.rows):,} inputs are longer than "
@@ -184,7 +198,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
             head_learning_rate=section.head_learning_rate if student.head == "label" else None,
         )
         parts = (train.rows, held_out.rows)
-        watched = Course(job.recipe, job.alpha, *parts, job.data.held_out, folder, watch)
+        watched = Course(job.recipe, job.alpha, *parts, watched_on, folder, watch)
         watch_course(watched, trainer)
         fitted = fit(trainer, best_by, section.patience)
     verdict = write_course(watched, trainer, fitted, folder / CONVERGENCE) if is_main() else {}
@@ -226,6 +240,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         },
         "alpha": job.alpha,
         "signals": "live" if reading.signals is None else "cache",
+        **lost.facts,
         **_terms(section),
         "distillation_temperature": section.distillation_temperature,
         "divergence": section.divergence,

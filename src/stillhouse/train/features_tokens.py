@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from stillhouse.core.errors import UserError
 from stillhouse.models.loading import Loaded
 from stillhouse.train.batches import Rows
+from stillhouse.train.pieces import cut_otherwise, ids_in
 from stillhouse.train.students import Student
 
 
@@ -44,17 +44,14 @@ def same_tokens(
         )
     ids = None
     if own != other:
-        unknown = [piece for piece in own if piece not in other]
-        if unknown or student.head == "text":
+        ids = ids_in(student.tokenizer, teacher.tokenizer)
+        if ids is None or student.head == "text":
             raise UserError(
                 "train.terms",
                 "insides are compared token by token, and the student's tokenizer is not its "
                 f"teacher's ({len(own):,} pieces against {len(other):,})",
                 action="give both one tokenizer (student.from: teacher, say), or remove the terms",
             )
-        ids = torch.zeros(max(own.values()) + 1, dtype=torch.int64)
-        for piece, number in own.items():
-            ids[number] = other[piece]
     if texts:
         _check_cut(student, teacher, rows, texts, ids)
     return ids
@@ -66,11 +63,7 @@ def _check_cut(
     cut = teacher.tokenizer(
         list(texts), truncation=True, max_length=student.plan.max_tokens, padding=False
     )["input_ids"]
-    known = None if ids is None else ids.tolist()
-    differ = sum(
-        theirs != (item["input_ids"] if known is None else [known[i] for i in item["input_ids"]])
-        for item, theirs in zip(rows.items, cut, strict=True)
-    )
+    differ = len(cut_otherwise([item["input_ids"] for item in rows.items], cut, ids))
     if differ:
         raise UserError(
             "student.vocabulary",

@@ -94,6 +94,15 @@ def student_shape(section: StudentSection, shape: Shape) -> Shape:
     )
 
 
+def read_rows(section: StudentSection, student: Shape, teacher: Shape) -> Shape:
+    """The shape of a teacher that reads along: a text student with fewer rows than its source has
+    it keep the same."""
+    if section.head != "text" or section.vocabulary == "full":
+        return teacher
+    rows = min(student.vocabulary, teacher.vocabulary)
+    return teacher.model_copy(update={"vocabulary": rows, "parameters": None})
+
+
 def memory_of(job: Job, micro_batch: int, tokens: int, *, bf16: bool = True) -> Memory:
     """Bytes at the peak of a step.
 

@@ -73,13 +73,14 @@ def check_recipe(recipe: Recipe) -> None:
     readers = recipe.train.teachers
     if readers is not None and readers.tokenizers == "universal":
         return
-    if recipe.student.vocabulary != "full":
-        raise RecipeError(
-            "train.alpha",
-            "soft targets for text need the teacher's whole vocabulary",
-            value=recipe.train.alpha,
-            action="set train.alpha: 0, or student.vocabulary: full",
-        )
+    if recipe.student.vocabulary != "full" and readers is not None:
+        if any(not member.local for member in readers.members):
+            raise RecipeError(
+                "student.vocabulary",
+                "a server's prompt logprobs are over its whole vocabulary",
+                value=recipe.student.vocabulary,
+                action="set vocabulary: full, or name local teachers alone",
+            )
 
 
 def _check_divergence(recipe: Recipe) -> None:

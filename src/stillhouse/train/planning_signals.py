@@ -36,14 +36,22 @@ def reads_logprobs(recipe: Recipe) -> bool:
     return section.read_from == "logprobs" or not recipe.teacher.trainable
 
 
+def trimmed(recipe: Recipe) -> bool:
+    """Whether a text student learns from its teacher's belief over the pieces that it kept."""
+    return recipe.student.head == "text" and recipe.student.vocabulary != "full"
+
+
 def capture_format(recipe: Recipe) -> CaptureFormat:
-    """The format that `auto` stands for, or the one that is named."""
+    """The format that `auto` stands for, or the one that is named. Where a trimmed student's
+    teacher turns out to have no linear head, `auto` is top_k after all."""
     section = recipe.capture or CaptureSection()
     if section.format != "auto":
         return section.format
     if recipe.student.head == "label":
         return "dense"
-    return "top_k" if reads_logprobs(recipe) else "sampled"
+    if reads_logprobs(recipe):
+        return "top_k"
+    return "hidden" if trimmed(recipe) and recipe.train.signals == "cache" else "sampled"
 
 
 def check_signals(recipe: Recipe) -> None:
@@ -79,6 +87,8 @@ def _check_training(recipe: Recipe) -> None:
             action="set train.signals: live, or leave teachers out",
         )
     chosen = capture_format(recipe)
+    if trimmed(recipe):
+        _check_trimmed(recipe, chosen)
     of = divergence_of(recipe.train.divergence, recipe.train.divergence_beta)
     if reads_logprobs(recipe) and infinite_at_zero(of):
         raise RecipeError(
@@ -97,6 +107,24 @@ def _check_training(recipe: Recipe) -> None:
         )
 
 
+def _check_trimmed(recipe: Recipe, chosen: CaptureFormat) -> None:
+    """What a belief restricted to some pieces cannot be had from."""
+    if reads_logprobs(recipe):
+        raise RecipeError(
+            "student.vocabulary",
+            "logprobs that came with the answers are over the teacher's whole vocabulary",
+            value=recipe.student.vocabulary,
+            action="set vocabulary: full, or train from a teacher whose weights are here",
+        )
+    if chosen == "sampled":
+        raise RecipeError(
+            "capture.format",
+            "draws that fall on other pieces say nothing of those that student.vocabulary keeps",
+            value=chosen,
+            action="use format: hidden or top_k, or auto",
+        )
+
+
 def _check_capture(recipe: Recipe) -> None:
     section, chosen = recipe.capture or CaptureSection(), capture_format(recipe)
     _check_keys(section, chosen)
@@ -109,13 +137,6 @@ def _check_capture(recipe: Recipe) -> None:
                 action="use format: dense, or auto, and leave read_from out",
             )
         return
-    if recipe.student.vocabulary != "full":
-        raise RecipeError(
-            "student.vocabulary",
-            "signals are over the teacher's whole vocabulary",
-            value=recipe.student.vocabulary,
-            action="set vocabulary: full, or leave capture out",
-        )
     if reads_logprobs(recipe):
         _check_logprobs(recipe, chosen)
     elif not recipe.teacher.trainable:

@@ -6,7 +6,7 @@ Knows the recipe's section, model folders and servers; knows no loss.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import openai
@@ -23,7 +23,7 @@ from stillhouse.train.batches import DOMAIN, Rows
 from stillhouse.train.cached_teacher import CachedSignals
 from stillhouse.train.ensemble import EnsembleSource, Member
 from stillhouse.train.features_wiring import Learned
-from stillhouse.train.objectives import check_one_tokenizer
+from stillhouse.train.kept import believe_kept
 from stillhouse.train.other_tokenizer import with_other_tokens
 from stillhouse.train.outputs import CausalReader
 from stillhouse.train.packing import check_packing
@@ -42,6 +42,9 @@ class Reading(NamedTuple):
     bf16: bool
     learned: Learned
     signals: CachedSignals | None = None  # in the teacher's place
+    held_out: Rows | None = None
+    # hears of each live teacher of a trimmed student how much of its belief is on the kept pieces
+    told: Callable[[str, float], None] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,7 +78,8 @@ class Opened(NamedTuple):
 def open_readers(
     readers: ReadersSection, student: Student, reading: Reading, *, packing: bool = False
 ) -> Opened:
-    """All members over the student's tokenizer, as one source.
+    """All members over the student's tokenizer, as one source; over its pieces alone where they
+    were trimmed.
 
     Raises:
         UserError: weights, tokenizer or key that do not fit or are not there.
@@ -87,7 +91,9 @@ def open_readers(
     for section in readers.members:
         if section.local:
             loaded = open_reader(section, reading)
-            check_one_tokenizer(student.tokenizer, loaded.tokenizer)
+            mass = believe_kept(student, loaded, reading.learned.rows, reading.held_out)
+            if mass is not None and reading.told is not None:
+                reading.told(section.model, mass)
             if packing:
                 pad = int(student.tokenizer.pad_token_id)
                 check_packing(loaded.model, reading.learned.rows, pad)

@@ -56,6 +56,11 @@ class StudentPlan:
     cut: dict[str, object] | None = None  # the plan of a student of a given size
     said: tuple[str, ...] = ()  # the same, for people
 
+    @property
+    def trimmed(self) -> bool:
+        """Whether pieces of the source's vocabulary are gone."""
+        return self.vocabulary < self.vocabulary_before
+
     def as_json(self) -> dict[str, object]:
         """A plain object."""
         lists = {"layers_kept": list(self.layers_kept), "said": list(self.said)}
