@@ -15,10 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom, kendalltau
+from scipy.stats import beta, binom, kendalltau
 from scipy.stats import t as student_t
-
-from stillhouse.core.statistics import wilson
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -174,8 +172,8 @@ def informed(choices: Integers, teacher: Integers, level: float) -> Gap | None:
 
     (K r - 1) / (K - 1), with r the mean over the K answers that the teacher gives of the share of
     each that the student gives too: 0 for answers that have nothing to do with the teacher's, be
-    one of them ever so frequent, and 1 for the teacher's (Youden's J for two). The bounds put K
-    independent Wilson intervals together (MOVER: Zou and Donner 2008). `None` where the teacher
+    one of them ever so frequent, and 1 for the teacher's (Youden's J for two). The bounds put exact
+    ones of the K shares together (MOVER: Zou and Donner 2008). `None` where the teacher
     gives fewer than two answers.
 
     Args:
@@ -186,12 +184,15 @@ def informed(choices: Integers, teacher: Integers, level: float) -> Gap | None:
     answers = np.unique(teacher[teacher >= 0])
     if len(answers) < 2:
         return None
-    each = [(teacher == answer, (choices == answer) & (teacher == answer)) for answer in answers]
-    found = [wilson(int(same.sum()), int(of.sum()), 1 - 2 * level) for of, same in each]
-    count = len(found)
-    mean = sum(one.estimate for one in found) / count
-    down = math.sqrt(sum((one.estimate - one.low) ** 2 for one in found)) / count
-    up = math.sqrt(sum((one.high - one.estimate) ** 2 for one in found)) / count
+    of = np.array([(teacher == answer).sum() for answer in answers])
+    same = np.array([((choices == answer) & (teacher == answer)).sum() for answer in answers])
+    count, shares = len(answers), same / of
+    # Clopper and Pearson's: one example of an answer must not say more than it can.
+    lows = np.where(same > 0, beta.ppf(level, np.maximum(same, 1), of - same + 1), 0.0)
+    highs = np.where(same < of, beta.isf(level, same + 1, np.maximum(of - same, 1)), 1.0)
+    mean = float(shares.mean())
+    down = float(np.sqrt(((shares - lows) ** 2).sum())) / count
+    up = float(np.sqrt(((highs - shares) ** 2).sum())) / count
 
     def scaled(share: float) -> float:
         return (count * share - 1) / (count - 1)
