@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from stillhouse.core.learning_curve import CurveFit, fit_curve
 from stillhouse.core.statistics import Interval
 from stillhouse.evaluate.frontier_choice import choose, corrected, efficient, verdict_of
-from stillhouse.evaluate.studies import AnswerCost, SizedStudent
+from stillhouse.evaluate.studies import AnswerCost, Reach, SizedStudent
 from stillhouse.evaluate.study_chart import Axes, Bend, Dot, Level, study_chart
 from stillhouse.evaluate.worth import reach_of, steps_from, worth_most
 from stillhouse.evaluate.worth import verdict_of as worth_verdict
@@ -193,3 +194,20 @@ def test_a_chart_is_well_formed_and_stands_alone(
 def test_no_dots_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one point"):
         study_chart("t", [], Axes("x", "y", str))
+
+
+def test_a_flat_curve_says_that_no_more_answers_are_worth_it() -> None:
+    """Scores of one height but for 0.3 points of noise: a gain is never below 0, and most of the
+    time it is known to be below a point."""
+    draw = np.random.default_rng(29)
+    sizes, stopped = [500, 1000, 2000, 4000, NOW] * 2, 0
+    reach = Reach(target=0.9, examples=None, soonest=None, latest=None, answers=None, usd=None)
+    for _ in range(12):
+        scores = (0.8 + draw.normal(0, 0.003, len(sizes))).tolist()
+        fit = fit_curve(sizes, scores)
+        more = steps_from(fit, NOW, COST)
+        assert all(0 <= step.gain_low <= step.gain <= step.gain_high for step in more)
+        stopped += worth_verdict(NOW, fit, more, reach, 0.92, None, None)[0].startswith(
+            "no more answers are worth paying for"
+        )
+    assert stopped >= 10

@@ -72,8 +72,8 @@ class MoreAnswers(Result):
     usd: float | None
     score: Interval = Field(description="Fitted; extrapolated.")
     gain: float = Field(description="Points that the fit says the step brings.")
-    gain_low: float = Field(description="The fit's lower bound there, over the fit here; points.")
-    gain_high: float = Field(description="The fit's upper bound there, over the fit here; points.")
+    gain_low: float = Field(description="Lower bound of the gain itself; points.")
+    gain_high: float = Field(description="Upper bound of it; points.")
     usd_per_point: float | None = Field(
         description="null where nothing is gained or the price is unknown."
     )
