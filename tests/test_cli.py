@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from stillhouse.cli import app
 from stillhouse.core.recipe_corpus_file import corpus_schema_text, load_corpus_recipe
 from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
-from stillhouse.core.recipe_images_file import image_schema_text
-from stillhouse.core.recipe_images_file import load_image_recipe
+from stillhouse.core.recipe_images_file import image_schema_text, load_image_recipe
 from stillhouse.stages import STAGE_NAMES
 
 ROOT = Path(__file__).parents[1]

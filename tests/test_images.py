@@ -173,13 +173,20 @@ def test_a_teacher_without_a_head_for_these_labels_is_not_taken_as_it_is(tmp_pat
     kept = {name: weight for name, weight in weights.items() if "classifier" not in name}
     save_file(kept, headless / "model.safetensors", {"format": "pt"})
     refused(headless, "has no head of its own")
-    save_file({"classifier.bias": weights["classifier.bias"]}, headless / "model.safetensors", {"format": "pt"})
+    save_file(
+        {"classifier.bias": weights["classifier.bias"]},
+        headless / "model.safetensors",
+        {"format": "pt"},
+    )
     refused(headless, "does not hold the weights")
 
 
 def test_a_student_that_cannot_be_is_refused_before_the_teacher_is_trained(tmp_path: Path) -> None:
     gray = f"hf:{_vit(tmp_path / 'gray')}"
-    for source, said in ((f"hf:{tmp_path / 'nowhere'}", "cannot be loaded"), (gray, "student.from")):
+    for source, said in (
+        (f"hf:{tmp_path / 'nowhere'}", "cannot be loaded"),
+        (gray, "student.from"),
+    ):
         recipe = recipe_of(tmp_path, student={"from": source, "widths": [], "epochs": 1})
         for part in (tmp_path / "train.npz", tmp_path / "test.npz"):
             held = dict(np.load(part))

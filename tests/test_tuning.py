@@ -209,7 +209,10 @@ def test_other_weights_in_the_same_folder_are_another_study(
     override = [f"{of}=hf:{folder}"]
     if of == "teacher.members":
         other = project / "teacher"
-        override = ["teacher.model=ensemble", f"{of}=[{{model: 'hf:{folder}'}}, {{model: 'hf:{other}'}}]"]
+        override = [
+            "teacher.model=ensemble",
+            f"{of}=[{{model: 'hf:{folder}'}}, {{model: 'hf:{other}'}}]",
+        ]
     recipe = load_recipe(project / "recipe.yaml", override)
     assert recipe.tune is not None
     space, run = space_of(recipe, recipe.tune), RunFolder(project / "run")
@@ -238,7 +241,9 @@ def test_the_recipe_that_comes_out_is_run_with_the_answers_that_are_there(
     tuned = load_recipe(folder / "tuned.yaml")
     done = {one.name: one for one in run_stages(tuned, folder / "run", Silent())}
     assert [name for name, one in done.items() if not one.skipped] == ["train", "evaluate"]
-    assert done["ask"].manifest.output_hash == RunFolder(project / "run").manifest("ask").output_hash  # type: ignore[union-attr]
+    assert (
+        done["ask"].manifest.output_hash == RunFolder(project / "run").manifest("ask").output_hash
+    )  # type: ignore[union-attr]
     assert not (project / "run" / "train").exists()
 
 

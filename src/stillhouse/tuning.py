@@ -5,7 +5,8 @@ The stages up to the dataset (and the capture, where the recipe has one) are run
 up to date, in the run's own folder; trials never open what is held out. At the end the recipe as it
 is and the best trial, both trained on the same examples, answer the held-out sets once. Writes
 study.db, tune.json, tune.html and tuned.yaml in the run's folder `tuning/`, and there a run folder
-`run/`, in which that recipe finds what was asked already. Knows stages and files; trials are in `train.search_run`, figures in `evaluate`.
+`run/`, in which that recipe finds what was asked already. Knows stages and files; trials are in
+`train.search_run`, figures in `evaluate`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from stillhouse.core.learning_curve import CurveFit, fit_curve
 from stillhouse.core.statistics import Interval
 from stillhouse.evaluate.frontier_choice import choose, corrected, efficient, verdict_of
+from stillhouse.evaluate.frontier_page import frontier_lines, render_frontier
 from stillhouse.evaluate.size_curve import size_fit, size_words
-from stillhouse.evaluate.studies import AnswerCost, SizedStudent
+from stillhouse.evaluate.studies import AnswerCost, FrontierStudy, SizedStudent
 from stillhouse.evaluate.study_chart import Axes, Bend, Dot, Level, study_chart
 from stillhouse.evaluate.worth import reach_of, steps_from, worth_most
 from stillhouse.evaluate.worth import verdict_of as worth_verdict
@@ -237,3 +238,39 @@ def test_the_curve_over_size_says_what_the_law_says_and_no_more_than_the_teacher
     assert near is not None
     assert near.bigger == 20_000_000
     assert near.gain < fit.gain
+
+
+def test_the_page_draws_the_curve_over_size() -> None:
+    students = _of_size(_law(0.97, 0.30, 0.5))
+    study = FrontierStudy(
+        name="x",
+        task="x",
+        kind="classification",
+        created="2026-01-01T00:00:00",
+        metric="accuracy",
+        reference="golden",
+        n=500,
+        confidence=0.95,
+        margin=0.03,
+        teacher=Interval(estimate=0.95, low=0.93, high=0.97, n=500),
+        teacher_name="t",
+        versions={},
+        teacher_parameters=None,
+        teacher_qps=None,
+        teacher_usd_per_1k=None,
+        answers_usd=1.0,
+        machine_usd_per_hour=1.0,
+        students=tuple(students),
+        steps=(),
+        fit=(fit := size_fit(students, None, 0.95)),
+        bigger=size_words(fit, 5),
+        chosen=None,
+        firm=False,
+        verdict=("none",),
+    )
+    page = render_frontier(study)
+    assert page.count("<svg") == 2
+    assert "A bigger student would still gain" in page
+    assert 'class="fit' in page
+    assert any(line.startswith("a bigger student") for line in frontier_lines(study))
+    assert FrontierStudy.model_validate_json(study.model_dump_json()) == study

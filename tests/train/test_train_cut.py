@@ -319,9 +319,7 @@ def test_texts_are_drawn_from_first_to_last() -> None:
 def test_the_loss_is_what_the_page_says() -> None:
     """docs/cutting.md: 1 layers, 2 hidden, 0.6 heads x key-value heads, 0.6 neurons, 0.4 rows."""
     before = layout_of(config_of("llama", 400), "text").shape
-    after = replace(
-        before, layers=2, hidden=24, heads=2, kv_heads=1, neurons=32, vocabulary=200
-    )
+    after = replace(before, layers=2, hidden=24, heads=2, kv_heads=1, neurons=32, vocabulary=200)
     by_hand = (
         1.0 * log(4 / 2) ** 2
         + 2.0 * log(48 / 24) ** 2

@@ -1,8 +1,9 @@
 """The two models of a corpus recipe: a teacher with its language head, and the student.
 
 A teacher whose files hold no head gets a new one, which `teacher.adapt` has to train. A student is
-cut from the teacher (layers, or to a size), loaded, or made from a configuration with first weights drawn from the seed;
-it keeps the teacher's tokenizer. Knows sources and shapes; knows no objective and no trainer.
+cut from the teacher (layers, or to a size), loaded, or made from a configuration with first weights
+drawn from the seed; it keeps the teacher's tokenizer. Knows sources and shapes; knows no objective
+and no trainer.
 """
 
 from __future__ import annotations
@@ -158,9 +159,7 @@ def build_corpus_student(
             samples = section.cut.samples
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(recipe.seed)
-                made = cut_model(
-                    model, teacher.tokenizer, cut, _form(kind), texts, samples=samples
-                )
+                made = cut_model(model, teacher.tokenizer, cut, _form(kind), texts, samples=samples)
             model, kept = made.model, made.layers_kept
         elif section.layers is not None:
             kept = cut_layers(model, section.layers)

@@ -137,7 +137,7 @@ def _of_transformers(source: str, sizes: Sizes, *, as_it_is: bool) -> Net:
     return Net(body, mean, std, channels, _size(seen, body.config))
 
 
-def _check_whole(  # noqa: PLR0917 - what was found beside what is wanted
+def _check_whole(
     source: str, body: Any, report: Any, labels: int, classes: int, *, as_it_is: bool
 ) -> None:
     """Refuse weights that would be drawn at random and never learned, or that are no body's."""

@@ -48,8 +48,8 @@ def trim_tokenizer(
     """Keep the special tokens, the characters or bytes, and the pieces that `texts` use.
 
     Args:
-        tokenizer: a WordPiece or Unigram (XLM-RoBERTa) tokenizer, or BPE by bytes or with a fallback
-            to them (Gemma, Phi-3).
+        tokenizer: a WordPiece or Unigram (XLM-RoBERTa) tokenizer, or BPE by bytes or with a
+            fallback to them (Gemma, Phi-3).
         texts: the task's text, as the student will read it.
         limit: so many pieces: the task's, the most frequent first, then the source's other pieces
             in its own order, which in all kinds of vocabulary is roughly by frequency (another
