@@ -4,8 +4,8 @@ Every shape that meets the budget is compared, and the one that takes least from
 worst-hit places is chosen: the sum over depth, hidden size, heads x key-value heads, neurons and
 rows of w * ln(before / after)^2. Squares spread a cut over all of them, as Minitron found best once
 the student is trained again (Muralidharan et al. 2024, arXiv:2407.14679: width before depth, hence
-the weights); what was spread is then made up exactly by the number of MLP neurons. The weights are a
-rule of thumb and no promise of quality. Knows configs; `cut_width` carries a plan out.
+the weights); what was spread is then made up exactly by the number of MLP neurons. The weights are
+a rule of thumb and no promise of quality. Knows configs; `cut_width` carries a plan out.
 """
 
 from __future__ import annotations
