@@ -144,7 +144,7 @@ def _check_whole(
     drawn = {str(key) for key in report["missing_keys"]}
     drawn |= {str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"]}
     prefix = body.base_model_prefix + "."
-    inner = set()
+    inner: set[str] = set()
     if body.base_model is not body:  # else what is body and what is head is not told apart
         inner = {name for name, _ in body.base_model.named_parameters()}
     lost = sorted(key for key in drawn if key.removeprefix(prefix) in inner)
