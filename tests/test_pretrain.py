@@ -210,7 +210,7 @@ def test_a_student_of_a_size(kind: str, encoder: Path, llama: Path, tmp_path: Pa
     assert not info["missing_keys"]
     assert loaded.config.num_hidden_layers == len(plan["layers_kept"])
     before, after = (
-        report["test"][name]["divergence"]["estimate"] for name in ("start", "student")
+        report["test"][name]["perplexity"]["estimate"] for name in ("start", "student")
     )
     assert after < before
 
