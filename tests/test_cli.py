@@ -28,7 +28,7 @@ OPTIONS = {
     "run": STAGE_OPTIONS,
     "images": STAGE_OPTIONS,
     "report": {"folder", "as_json"},
-    "schema": {"corpus", "images"},
+    "schema": {"corpus", "of_images"},
     "store": set(),
     "mine": {
         "logs",
