@@ -162,7 +162,7 @@ def recipe_of(task: str, plan: Plan, size: str, sizes: Sizes, data: Path) -> Rec
                 "batch_size": 32,
                 **plan.teacher,
             },
-            "dataset": {"min_examples": 20},
+            "dataset": {"min_examples": 20, "watch": 0},
             **students,
         }
     )
