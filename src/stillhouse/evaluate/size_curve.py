@@ -61,7 +61,7 @@ def size_fit(
         bigger = min(bigger, teacher_parameters)
     span = bigger / smallest
     grid = {round(smallest * span ** (k / (DRAWN - 1))) for k in range(DRAWN)}
-    here, there = fit.at(largest).estimate, fit.at(bigger)
+    gain = fit.gain(largest, bigger)
     return SizeFit(
         sizes=tuple(size for size, _ in known),
         ceiling=fit.ceiling,
@@ -72,12 +72,14 @@ def size_fit(
             SizePoint(parameters=n, score=fit.at(n), beyond=n > largest)
             for n in sorted(grid | {largest, bigger})
         ),
+        on_curve=len(known) > FEWEST_SCATTERED  # else the scatter widens the intervals
+        or all(score.low <= fit.at(size).estimate <= score.high for size, score in known),
         largest=largest,
         bigger=bigger,
-        score=there,
-        gain=100 * (there.estimate - here),
-        gain_low=100 * (there.low - here),
-        gain_high=100 * (there.high - here),
+        score=fit.at(bigger),
+        gain=100 * gain.estimate,
+        gain_low=100 * gain.low,
+        gain_high=100 * gain.high,
     )
 
 
@@ -97,8 +99,13 @@ def size_words(fit: SizeFit | None, sizes: int) -> str:
         f"at {count(fit.bigger)} parameters, from {count(fit.largest)}, the curve over size says "
         f"{share(fit.score)}: {fit.gain:+.1f} points [{fit.gain_low:+.1f}, {fit.gain_high:+.1f}]"
     )
-    if fit.gain_low > 0:
-        return f"a bigger student would still gain: {step}"
+    if not fit.on_curve:
+        return (
+            "these sizes do not tell whether a bigger student would gain: they lie on no curve "
+            "that rises with size; train more sizes or seeds"
+        )
     if fit.gain_high < POINT:
         return f"a bigger student would gain little: {step}"
+    if fit.gain_low > 0:
+        return f"a bigger student would still gain: {step}"
     return f"these sizes do not tell whether a bigger student would gain: {step}"

@@ -183,12 +183,16 @@ class SizeFit(Result):
     exponent: float = Field(description="b of score(n) = c - a n^-b.")
     amount: float = Field(description="a of score(n) = c - a n^-b.")
     drawn: tuple[SizePoint, ...]
+    on_curve: bool = Field(
+        description="Whether the interval of each of three students holds the curve; of more, how "
+        "they scatter about it is in its intervals."
+    )
     largest: int = Field(description="Parameters of the largest student.")
     bigger: int = Field(description="Twice that; the teacher's parameters at most.")
     score: Interval = Field(description="Fitted, of the bigger one; extrapolated.")
     gain: float = Field(description="Points that the fit says the bigger one brings.")
-    gain_low: float = Field(description="The fit's lower bound there, over the fit here; points.")
-    gain_high: float = Field(description="The fit's upper bound there, over the fit here; points.")
+    gain_low: float = Field(description="Lower bound of the gain itself; points.")
+    gain_high: float = Field(description="Upper bound of it; points.")
 
 
 class FrontierStudy(Study):
