@@ -20,6 +20,7 @@ from stillhouse.core.machine import package_versions
 from stillhouse.core.progress import Terminal
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery
+from stillhouse.core.runfolder import hash_file
 from stillhouse.core.tasks import ExtractionTask
 from stillhouse.evaluate.scorers import scorers_for
 from stillhouse.models.completer import Completer, Sampling
@@ -98,13 +99,15 @@ def _armed(recipe: Recipe, root: Path, student: Student) -> Recipe:
 
 def _digest(recipe: Recipe, root: Path, student: Student) -> str:
     """Of all that a student depends on."""
-    stages = ["dataset", *(["capture"] if captures(recipe) else [])]
+    stages = ["capture"] if captures(recipe) else []
     stages += ["tune"] if (root / "tune" / "manifest.json").exists() else []
+    parts = {name: hash_file(root / "dataset" / f"{name}.jsonl") for name in ("train", "held_out")}
     told = {
         "recipe": recipe.model_dump(
             mode="json", by_alias=True, include={"task", "student", "train", "seed"}
         ),
         "stages": {name: read_json(root / name / "manifest.json")["outputs"] for name in stages},
+        "dataset": parts,
         "arm": student.arm,
         "versions": package_versions("stillhouse", "torch", "transformers"),
     }

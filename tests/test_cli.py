@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from stillhouse.cli import app
 from stillhouse.core.recipe_corpus_file import corpus_schema_text, load_corpus_recipe
 from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
-from stillhouse.core.recipe_images_file import load_image_recipe
+from stillhouse.core.recipe_images_file import image_schema_text, load_image_recipe
 from stillhouse.stages import STAGE_NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ OPTIONS = {
     "run": STAGE_OPTIONS,
     "images": STAGE_OPTIONS,
     "report": {"folder", "as_json"},
-    "schema": {"corpus"},
+    "schema": {"corpus", "of_images"},
     "store": set(),
     "mine": {
         "logs",
@@ -166,6 +166,7 @@ def test_report_of_no_run_says_so(tmp_path: Path) -> None:
 def test_the_schema_in_docs_is_the_schema() -> None:
     assert (ROOT / "docs" / "recipe.schema.json").read_text() == recipe_schema_text()
     assert (ROOT / "docs" / "corpus_recipe.schema.json").read_text() == corpus_schema_text()
+    assert (ROOT / "docs" / "image_recipe.schema.json").read_text() == image_schema_text()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)

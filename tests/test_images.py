@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
-from stillhouse.core.errors import DataError, RecipeError
+from stillhouse.core.errors import DataError, RecipeError, UserError
 from stillhouse.core.jsonl import read_json
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe_images import ImageRecipe
@@ -118,6 +119,82 @@ def test_an_image_classifier_of_transformers_teaches_and_learns(tmp_path: Path) 
     plain = ViTForImageClassification.from_pretrained(student)
     assert plain.config.num_labels == CLASSES
     assert report["chosen_T"] == 2.0
+
+
+def _vit(folder: Path, **more: Any) -> Path:
+    torch.manual_seed(0)
+    plain = {
+        "image_size": 8,
+        "patch_size": 4,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "num_channels": 1,
+        "num_labels": CLASSES,
+    }
+    ViTForImageClassification(ViTConfig(**plain | more)).save_pretrained(folder)
+    return folder
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_teacher_taken_as_it_is_says_whose_labels_it_has(tmp_path: Path) -> None:
+    source = {"from": f"hf:{_vit(tmp_path / 'vit')}", "widths": [], "epochs": 0}
+    recipe = recipe_of(tmp_path, teacher=source, train={"temperatures": [1], "alone": False})
+    heard = Heard()
+    report = run_images(recipe, tmp_path / "run", heard)
+    said = "\n".join(heard.lines)
+    assert "label k is taken to be class k of the images (label 0: LABEL_0)" in said
+    plain = ViTForImageClassification.from_pretrained(tmp_path / "vit").eval()
+    test = read_images(tmp_path / "test.npz", "images.test")
+    with torch.no_grad():
+        logits = plain((test.pixels / 255 - 0.5) / 0.5).logits
+    right = (logits.argmax(-1) == test.labels).double().mean()
+    assert report["accuracy"]["teacher"]["estimate"] == pytest.approx(float(right))
+
+
+def test_a_teacher_without_a_head_for_these_labels_is_not_taken_as_it_is(tmp_path: Path) -> None:
+    def refused(folder: Path, said: str) -> None:
+        source = {"from": f"hf:{folder}", "widths": [], "epochs": 0}
+        recipe = recipe_of(tmp_path, teacher=source)
+        with pytest.raises(UserError, match=said):
+            run_images(recipe, tmp_path / "run", Silent())
+
+    refused(_vit(tmp_path / "seven", num_labels=7), "knows 7 labels, and the images have 3")
+    headless = _vit(tmp_path / "headless")
+    weights = load_file(headless / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "classifier" not in name}
+    save_file(kept, headless / "model.safetensors", {"format": "pt"})
+    refused(headless, "has no head of its own")
+    save_file(
+        {"classifier.bias": weights["classifier.bias"]},
+        headless / "model.safetensors",
+        {"format": "pt"},
+    )
+    refused(headless, "does not hold the weights")
+
+
+def test_a_student_that_cannot_be_is_refused_before_the_teacher_is_trained(tmp_path: Path) -> None:
+    gray = f"hf:{_vit(tmp_path / 'gray')}"
+    for source, said in (
+        (f"hf:{tmp_path / 'nowhere'}", "cannot be loaded"),
+        (gray, "student.from"),
+    ):
+        recipe = recipe_of(tmp_path, student={"from": source, "widths": [], "epochs": 1})
+        for part in (tmp_path / "train.npz", tmp_path / "test.npz"):
+            held = dict(np.load(part))
+            np.savez(part, images=np.stack([held["images"]] * 3, -1), labels=held["labels"])
+        with pytest.raises(UserError, match=said):
+            run_images(recipe, tmp_path / "run", Silent())
+        assert not (tmp_path / "run" / "teacher").exists()
+        assert not (tmp_path / "run" / "teacher.partial").exists()
 
 
 def test_pixels_are_brought_to_what_a_body_wants() -> None:

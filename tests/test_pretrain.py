@@ -178,6 +178,42 @@ def test_mobilebert_learns_layer_by_layer(encoder: Path, tmp_path: Path) -> None
     assert plan["architecture"] == "MobileBertForMaskedLM"
 
 
+@pytest.mark.parametrize("kind", ["masked_lm", "causal_lm"])
+def test_a_student_of_a_size(kind: str, encoder: Path, llama: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Heard(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    masked = kind == "masked_lm"
+    recipe = corpus_recipe(
+        write_corpus(tmp_path / "c.jsonl"), encoder if masked else llama, kind,
+        student={"from": "teacher", "layers": None, "size": 0.6, "cut": {"depth": "last"}},
+        teacher={"adapt": {"epochs": 1, "evals": 1}}, train={"untaught_twin": True, "epochs": 1},
+    )  # fmt: skip
+    root = tmp_path / "run"
+    run_pretrain(recipe, root, Heard())
+    shown = [at for at, line in enumerate(said) if "asked for 60.0%" in line]
+    adapted = next(at for at, line in enumerate(said) if "train the teacher" in line)
+    assert len(shown) == 2  # before the teacher is adapted, and before the first step
+    assert shown[0] < adapted < shown[1]
+    report = pretrain_report(recipe, root)
+    plan = report["plan"]
+    share = plan["parameters"] / plan["cut"]["source_parameters"]
+    assert share == pytest.approx(0.6, rel=0.02)
+    assert plan["parameters"] == plan["cut"]["parameters"] == report["parameters"]["student"]
+    assert plan["parameters_before"] == plan["cut"]["source_parameters"]
+    assert report["parameters"]["start"] == report["parameters"]["twin"] == plan["parameters"]
+    auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    loaded, info = auto.from_pretrained(root / "train" / "student", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert loaded.config.num_hidden_layers == len(plan["layers_kept"])
+    measure = "pseudo_perplexity" if masked else "perplexity"
+    before, after = (report["test"][name][measure]["estimate"] for name in ("start", "student"))
+    assert after < before
+
+
 def test_a_corpus_too_small_for_the_split_is_one_line(encoder: Path, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl", count=12)
     recipe = corpus_recipe(corpus, encoder, "masked_lm")
@@ -197,6 +233,7 @@ def test_a_teacher_without_a_language_head_must_be_adapted(encoder: Path, tmp_pa
     ("changes", "said"),
     [
         ({"student": {"layers": 9}}, "the source has 4 layers"),
+        ({"student": {"layers": None, "size": 0.001}}, r"student\.size: the smallest cut"),
         ({"objective": {"terms": [{"kind": "hidden", "layers": "last", "count": 3}]}}, "at most 2"),
         (
             {"student": {"from": "scratch", "layers": None, "config": {"hiden_size": 8}}},
@@ -234,6 +271,8 @@ def test_a_student_that_cannot_be_is_refused_before_the_teacher_is_trained(
             r"terms\.0\.pool: the first token of a causal_lm sees no other",
         ),
         ({"student": {"config": {"num_hidden_layers": 1}}}, "config: is for from: scratch"),
+        ({"student": {"from": "scratch", "layers": None, "size": "light"}}, "its shape in config"),
+        ({"student": {"cut": {"prefer": "width"}}}, "read with size"),
         ({"evaluate": {"zero_shot": "q.jsonl"}}, "masked_lm does not give"),
         ({"teacher": {"model": "gpt-4o"}}, "must be hf:ID_OR_PATH"),
     ],

@@ -14,17 +14,22 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from stillhouse import study_speeds
 from stillhouse.cli import app
 from stillhouse.core.errors import RecipeError, UserError
+from stillhouse.core.machine import this_machine
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.core.runfolder import RunFolder
+from stillhouse.evaluate.candidates import load_sets
+from stillhouse.evaluate.results import CandidateSpeed
 from stillhouse.evaluate.studies import CurveStudy, FrontierStudy
 from stillhouse.forget import forget_user
 from stillhouse.pipeline import report_of, run_stages
 from stillhouse.study_curve import Options, run_curve
 from stillhouse.study_frontier import run_frontier, sized_variants
+from stillhouse.variants import Ran
 from tiny_models import byte_bpe, tiny_bert, tiny_llama, wordpiece
 
 SHARED = ("traffic", "tune", "check", "ask", "dataset")
@@ -181,6 +186,48 @@ def test_the_second_time_nothing_is_trained(
     assert (root / "frontier" / "speed.json").read_bytes() == speed
 
 
+def test_speeds_are_kept_and_costs_are_of_the_day(
+    recipe: Recipe, root: Path, frontier: FrontierStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, timed = root / "frontier", 0
+    variants = sized_variants(recipe, [], ["layers=1", "layers=4"])
+    ran = [Ran(one, folder / one.name, report_of(folder / one.name)) for one in variants]
+    run, kept = RunFolder(root), (folder / "speed.json").read_text()
+
+    async def time(*_: Any) -> dict[str, CandidateSpeed]:
+        nonlocal timed
+        timed += 1
+        return {one.name: CandidateSpeed(qps=2.0, source="the test") for one in variants}
+
+    def at(**changes: Any) -> dict[str, CandidateSpeed]:
+        raw = recipe.model_dump(mode="json", by_alias=True)
+        for section, keys in changes.items():
+            raw[section] = {**raw[section], **keys}
+        now = Recipe.model_validate(raw)
+        return study_speeds.speeds_of(now, run, ran, load_sets(now, run)[0], folder, Silent())
+
+    monkeypatch.setattr(study_speeds, "_time", time)
+    before = at(prices={"machine_usd_per_hour": 3.6})
+    assert timed == 0
+    dear = at(prices={"machine_usd_per_hour": 36.0})
+    assert timed == 0
+    for name, speed in before.items():
+        assert speed.usd_per_1k == pytest.approx(1 / (speed.qps or 0))
+        assert dear[name].usd_per_1k == pytest.approx(10 / (speed.qps or 0))
+    assert '"usd_per_1k": null' in kept
+    found = at(evaluate={"batch_size": 3})
+    assert timed == 1
+    assert found["layers-1"].qps == 2.0
+    there = this_machine()
+    monkeypatch.setattr(study_speeds, "this_machine", lambda: there._replace(processor="another"))
+    at(evaluate={"batch_size": 3})
+    assert timed == 2
+    monkeypatch.setattr("stillhouse.models.loading.device_name", lambda _: "another GPU")
+    at(evaluate={"batch_size": 3})
+    assert timed == 3
+    (folder / "speed.json").write_text(kept)
+
+
 def test_a_frontier_orders_students_and_leaves_out_what_cannot_be(
     frontier: FrontierStudy, root: Path
 ) -> None:
@@ -196,7 +243,11 @@ def test_a_frontier_orders_students_and_leaves_out_what_cannot_be(
     folder = root / "frontier"
     kept = FrontierStudy.model_validate_json((folder / "frontier.json").read_text())
     assert kept.students == frontier.students
-    assert "layers-1" in (folder / "frontier.html").read_text()
+    page = (folder / "frontier.html").read_text()
+    assert "layers-1" in page
+    assert frontier.fit is None
+    assert "there are 2" in frontier.bigger
+    assert "Would a bigger student gain?" in page
     assert (folder / "frontier.svg").read_text().count("<circle") == 3
 
 

@@ -18,6 +18,7 @@ import yaml
 
 pytest.importorskip("optuna", reason="the tune extra is not installed")
 
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from stillhouse import tuning
@@ -31,10 +32,12 @@ from stillhouse.core.errors import (
 )
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe_file import load_recipe
+from stillhouse.core.runfolder import RunFolder
 from stillhouse.evaluate.search import TuneResult
 from stillhouse.evaluate.search_page import lines, rows
+from stillhouse.pipeline import run_stages
 from stillhouse.train import search_run
-from stillhouse.train.search_space import with_values
+from stillhouse.train.search_space import space_of, with_values
 from stillhouse.tuning import tune_recipe
 from tuning_project import write_project
 
@@ -174,6 +177,10 @@ def test_a_budget_ends_it_inside_a_trial_and_more_goes_on_there(
     assert short.trials[-1].state == "unfinished"
     assert len(short.trials) < TRIALS
     assert any("budget" in note for note in short.notes)
+    # An unfinished trial is counted, and did not end the search.
+    last = tune(project, root, "tune.budget_s=10", f"tune.trials={len(short.trials)}")
+    assert last.trials[-1].state == "unfinished"
+    assert last.stopped_by == "budget"
     monkeypatch.undo()
     whole = tune(project, root)
     assert [plain(whole)["trials"][n]["value"] for n in range(TRIALS)] == [
@@ -191,6 +198,53 @@ def test_another_recipe_is_another_study_in_the_same_file(
     assert found.held_out_looks == 2
     assert any("judged on the held-out sets" in note for note in found.notes)
     assert [path.name for path in (project / "run" / "tuning").glob("*.db")] == ["study.db"]
+
+
+@pytest.mark.parametrize("of", ["student.from", "teacher.model", "teacher.members"])
+def test_other_weights_in_the_same_folder_are_another_study(
+    of: str, project: Path, finished: TuneResult, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(project / ("encoder" if of == "student.from" else "teacher"), folder)
+    override = [f"{of}=hf:{folder}"]
+    if of == "teacher.members":
+        other = project / "teacher"
+        override = [
+            "teacher.model=ensemble",
+            f"{of}=[{{model: 'hf:{folder}'}}, {{model: 'hf:{other}'}}]",
+        ]
+    recipe = load_recipe(project / "recipe.yaml", override)
+    assert recipe.tune is not None
+    space, run = space_of(recipe, recipe.tune), RunFolder(project / "run")
+
+    def name() -> str:
+        assert recipe.tune is not None
+        return tuning._study_name(recipe, recipe.tune, space, run)
+
+    before = name()
+    assert name() == before
+    weights = load_file(folder / "model.safetensors")
+    weights[min(weights)] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert name() != before
+
+
+def test_the_recipe_that_comes_out_is_run_with_the_answers_that_are_there(
+    project: Path, finished: TuneResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project / "run" / "tuning"
+
+    def asked(*_: Any, **__: Any) -> Any:
+        pytest.fail("the teacher was asked again")
+
+    monkeypatch.setattr("stillhouse.stages.run_ask", asked)
+    tuned = load_recipe(folder / "tuned.yaml")
+    done = {one.name: one for one in run_stages(tuned, folder / "run", Silent())}
+    assert [name for name, one in done.items() if not one.skipped] == ["train", "evaluate"]
+    assert (
+        done["ask"].manifest.output_hash == RunFolder(project / "run").manifest("ask").output_hash
+    )  # type: ignore[union-attr]
+    assert not (project / "run" / "train").exists()
 
 
 @pytest.mark.parametrize(
@@ -248,7 +302,8 @@ def test_the_command(project: Path, finished: TuneResult) -> None:
     at = ["--run-dir", str(project / "run")]
     done = CliRunner().invoke(app, ["tune", str(project / "recipe.yaml"), *at])
     assert done.exit_code == 0, done.output
-    assert "tuned.yaml" in done.output
+    folder = project / "run" / "tuning"
+    assert f"stillhouse run {folder / 'tuned.yaml'} --run-dir {folder / 'run'}" in done.output
     assert "train.learning_rate" in done.output
     done = CliRunner().invoke(app, ["tune", str(project / "recipe.yaml"), *at, "--json"])
     assert json.loads(done.stdout)["study"] == finished.study

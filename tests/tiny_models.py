@@ -103,6 +103,37 @@ def fallback_bpe() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
 
 
+def unigram(byte_fallback: bool = False) -> PreTrainedTokenizerFast:
+    """SentencePiece's Unigram as XLM-RoBERTa has it, control pieces first: words, parts of words
+    and characters, the longer the likelier; with bytes for unknown characters, or without."""
+    words = sorted({word for text in TEXTS for word in text.split()})
+    parts = sorted({word[k : k + 3] for word in words for k in range(1, len(word))} - set(words))
+    characters = sorted({chr(c) for c in range(33, 127)} | {"\u2581", "\u00e9"})
+    vocab: dict[str, float] = dict.fromkeys(["<s>", "<pad>", "</s>", "<unk>"], 0.0)
+    for score, pieces in ((-4.0, [f"\u2581{word}" for word in words]), (-7.0, parts)):
+        vocab |= {p: score - 0.01 * i for i, p in enumerate(pieces) if len(p) > 1}
+    vocab |= {character: -11.0 - 0.01 * i for i, character in enumerate(characters)}
+    vocab["\u2581rarest"] = -20.0
+    if byte_fallback:
+        vocab |= {f"<0x{byte:02X}>": -14.0 for byte in range(256)}
+    backend = Tokenizer(models.Unigram(list(vocab.items()), unk_id=3, byte_fallback=byte_fallback))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        cls_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+    )
+
+
 def tiny_bert(
     tokenizer: PreTrainedTokenizerFast, layers: int = 4, dropout: float = 0.0
 ) -> BertModel:

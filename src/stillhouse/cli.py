@@ -32,6 +32,7 @@ from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.progress import Progress, Silent, Terminal
 from stillhouse.core.recipe_corpus_file import corpus_schema_text
 from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
+from stillhouse.core.recipe_images_file import image_schema_text
 from stillhouse.doctor import advice, examine
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.summary import summary_rows
@@ -200,10 +201,15 @@ def forget(
 
 @app.command()
 def schema(
+    *,
     corpus: Annotated[bool, typer.Option("--corpus", help="Of corpus recipes.")] = False,
+    of_images: Annotated[bool, typer.Option("--images", help="Of image recipes.")] = False,
 ) -> None:
     """Print the JSON Schema of recipes, for editors."""
-    typer.echo(corpus_schema_text() if corpus else recipe_schema_text(), nl=False)
+    if corpus and of_images:
+        raise UserError("--images", "goes not with --corpus: one schema at a time")
+    text = corpus_schema_text if corpus else image_schema_text if of_images else recipe_schema_text
+    typer.echo(text(), nl=False)
 
 
 @app.command()

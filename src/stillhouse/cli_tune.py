@@ -12,7 +12,7 @@ from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.core.progress import Silent, Terminal
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.evaluate.search_page import lines, rows
-from stillhouse.tuning import FOLDER, PAGE, TUNED, tune_recipe
+from stillhouse.tuning import FOLDER, PAGE, TUNED, TUNED_RUN, tune_recipe
 
 
 def tune(
@@ -36,4 +36,9 @@ def tune(
     Console(soft_wrap=True, highlight=False).print(table)
     for line in lines(found):
         typer.echo(line)
-    typer.echo(f"recipe: {root / FOLDER / TUNED}; page: {root / FOLDER / PAGE}")
+    folder = root / FOLDER
+    typer.echo(f"recipe: {folder / TUNED}; page: {folder / PAGE}")
+    typer.echo(
+        "train it on all examples, with the answers that are there: "
+        f"stillhouse run {folder / TUNED} --run-dir {folder / TUNED_RUN}"
+    )

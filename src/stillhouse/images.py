@@ -37,6 +37,7 @@ def run_images(recipe: ImageRecipe, root: Path, progress: Progress) -> dict[str,
     seconds: dict[str, float] = {}
     with run.locked(), reproducible_threads():
         write_json(root / RECIPE_FILE, recipe.model_dump(mode="json", by_alias=True))
+        checked = False
         for number, name in enumerate(STAGES, start=1):
             key = _key(name, recipe, run)
             count = f"[{number}/{len(STAGES)}] {name}"
@@ -45,6 +46,9 @@ def run_images(recipe: ImageRecipe, root: Path, progress: Progress) -> dict[str,
                 progress.say(f"{count}: up to date")
                 seconds[name] = current.seconds
                 continue
+            if name != "evaluate" and not checked:
+                module.check_image_nets(recipe)
+                checked = True
             progress.say(count)
             call = partial(_stage, module, name, recipe, run, progress)
             seconds[name] = run_one(run, key, progress, call).seconds

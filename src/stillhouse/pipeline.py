@@ -46,6 +46,7 @@ from stillhouse.teacher.retirement import warn_of_retirement
 from stillhouse.train.planning import check_recipe
 
 RECIPE_FILE: Final = "recipe.json"
+LOCAL: Final = ("hf:", "gguf:", "replay:")  # sources that may be files of this machine
 READS_WEIGHTS: Final = ("tune", "check", "expand", "ask", "capture", "train", "prune")
 # What in a recipe brings a stage that not every recipe has.
 NEEDED: Final = {
@@ -179,18 +180,14 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
     judge, function = recipe.dataset.judge, recipe.dataset.validators.function
     if stage.name == "judge" and judge is not None:
         inputs["gold"] = _hash_of_users(Path(judge.gold))
-        if judge.model.startswith(("hf:", "gguf:", "replay:")):
+        if judge.model.startswith(LOCAL):
             inputs.update(local_weights("judge", judge.model))
     if stage.name in ("judge", "dataset") and function is not None:
         source_file = source_of(function)
         if source_file is not None:
             inputs["validator"] = _hash_of_users(source_file)
-    sources = [
-        (f"member {number}" if recipe.teacher.members else "teacher", source)
-        for number, source in enumerate(recipe.teacher.sources)
-    ]
-    for field, source in (*sources, ("student", recipe.student.source)):
-        if stage.name in READS_WEIGHTS and source.startswith(("hf:", "gguf:", "replay:")):
+    for field, source in local_models(recipe):
+        if stage.name in READS_WEIGHTS:
             found = dict(local_weights(field, source))
             if stage.name == "capture" and field == "student":  # how it cuts text, no weights
                 found = {name: h for name, h in found.items() if not _of_a_model(name)}
@@ -231,6 +228,16 @@ def _hash_of_users(path: Path) -> str:
         return hash_file(path)
     except OSError as error:
         raise DataError(str(path), f"cannot be read: {error.strerror}") from None
+
+
+def local_models(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The teacher, or its members, and the student, where they may lie on this machine; each with
+    the name that its hashes bear in a key."""
+    for number, source in enumerate(recipe.teacher.sources):
+        if source.startswith(LOCAL):
+            yield f"member {number}" if recipe.teacher.members else "teacher", source
+    if recipe.student.source.startswith(LOCAL):
+        yield "student", recipe.student.source
 
 
 def local_weights(field: str, source: str) -> Iterator[tuple[str, str]]:

@@ -195,7 +195,9 @@ def run_pretrain(
                 results.append(CorpusResult(stage.name, True, current))
                 continue
             if stage.name in ("teacher", "train") and not checked:
-                _models().check_corpus_student(recipe)
+                cut = _models().check_corpus_student(recipe)
+                for line in () if cut is None else cut.lines():
+                    progress.say(f"      student: {line}")
                 checked = True
             progress.say(f"{count}: {stage.caption}")
             call = partial(_call, stage, recipe, run, progress)

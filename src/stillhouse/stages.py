@@ -276,6 +276,10 @@ STAGES: Final[tuple[Stage, ...]] = (
             "judge": r.dataset.judge.mode if r.dataset.judge else None,
             "signals": r.teacher.answer_signals,
             "beliefs": needs_beliefs(r),
+            "watched": {
+                "head": r.student.head,
+                "check_fraction": r.teacher.tune.check_fraction if r.teacher.tune else None,
+            },
         },
         _dataset,
         ("datasketch", "numpy", "scikit-learn"),

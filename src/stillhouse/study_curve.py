@@ -14,11 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from scipy.special import ndtri
-
 from stillhouse.core.errors import DataError, RunFolderError
 from stillhouse.core.jsonl import read_json, void, write_atomic, write_json
-from stillhouse.core.learning_curve import CurveFit, fit_curve
+from stillhouse.core.learning_curve import CurveFit
 from stillhouse.core.machine import package_versions
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
@@ -26,6 +24,7 @@ from stillhouse.core.runfolder import RunFolder
 from stillhouse.evaluate.curve_page import curve_chart, render_curve
 from stillhouse.evaluate.pricing import FIGURES_REST_ON
 from stillhouse.evaluate.report import Report
+from stillhouse.evaluate.size_curve import curve_through
 from stillhouse.evaluate.studies import AnswerCost, CurvePoint, CurveStudy, Fit, FitPoint
 from stillhouse.evaluate.worth import reach_of, steps_from, verdict_of, worth_most
 from stillhouse.variants import Ran, Variant, check_variant, run_shared, run_variant, varied
@@ -33,7 +32,6 @@ from stillhouse.variants import Ran, Variant, check_variant, run_shared, run_var
 FOLDER: Final = "curve"
 HALVINGS: Final = 4  # sizes where none are given: all, a half, ... a sixteenth
 DRAWN: Final = 41
-FEWEST_SCATTERED: Final = 3  # as many scores as a curve has parameters show no scatter
 REACHES: Final = 4.0  # how far beyond the largest size the curve is drawn
 
 
@@ -189,21 +187,11 @@ def _point(one: _Planned, made: Ran) -> CurvePoint:
 def fitted(points: Sequence[CurvePoint], confidence: float) -> CurveFit:
     """The learning curve through the students.
 
-    All were judged on the same samples, whose luck moves them together: the noise of the curve is
-    their scatter about it. Too few to show a scatter: the noise of each score.
-
     Raises:
         ValueError: fewer than three sizes.
     """
-    errors: list[float] | None = None
-    if len(points) <= FEWEST_SCATTERED:
-        wide = 2 * float(ndtri((1 + confidence) / 2))
-        errors = [max((p.score.high - p.score.low) / wide, 1e-6) for p in points]
-    return fit_curve(
-        [point.examples for point in points],
-        [point.score.estimate for point in points],
-        confidence=confidence,
-        errors=errors,
+    return curve_through(
+        [point.examples for point in points], [point.score for point in points], confidence
     )
 
 

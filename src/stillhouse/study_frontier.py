@@ -8,7 +8,6 @@ choice is in `evaluate.frontier_choice`.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,38 +16,30 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-from stillhouse.core.errors import DataError, RecipeError, RunFolderError, UserError
-from stillhouse.core.jsonl import read_json, void, write_atomic, write_json
-from stillhouse.core.money import HOUR_S, machine_usd_per_hour, usd_per_1k_queries
-from stillhouse.core.optional import require
+from stillhouse.core.errors import DataError, RecipeError, UserError
+from stillhouse.core.jsonl import void, write_atomic, write_json
+from stillhouse.core.money import HOUR_S, machine_usd_per_hour
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.core.statistics import paired_difference
 from stillhouse.evaluate.build import read_evaluation
-from stillhouse.evaluate.candidates import EvaluationSet, load_sets, sampling_for
+from stillhouse.evaluate.candidates import EvaluationSet, load_sets
 from stillhouse.evaluate.frontier_choice import choose, corrected, efficient, verdict_of
 from stillhouse.evaluate.frontier_page import frontier_chart, render_frontier
 from stillhouse.evaluate.gate import decide
 from stillhouse.evaluate.metrics import Resampling
-from stillhouse.evaluate.results import (
-    TEACHER,
-    CandidateSpeed,
-)
-from stillhouse.evaluate.speed import Contestant, measure_speed
+from stillhouse.evaluate.results import TEACHER, CandidateSpeed
+from stillhouse.evaluate.size_curve import size_fit, size_words
 from stillhouse.evaluate.studies import FrontierStudy, SizedStudent, Step
-from stillhouse.models.completer import Completer
 from stillhouse.study_curve import common
-from stillhouse.study_forms import forms_of, judged_forms, named, of_form, of_student
-from stillhouse.teacher.build import open_teacher
-from stillhouse.teacher.ensemble import open_ensemble
+from stillhouse.study_forms import judged_forms, of_form, of_student
+from stillhouse.study_speeds import speeds_of
 from stillhouse.variants import Ran, Variant, check_variant, run_shared, run_variant, varied
 
 FOLDER: Final = "frontier"
 SIZES: Final = ("light", "medium", "heavy")
-SPEED: Final = "speed.json"
 
 
 def sized_variants(recipe: Recipe, sizes: Sequence[str], students: Sequence[str]) -> list[Variant]:
@@ -150,7 +141,7 @@ def run_frontier(
                 f"no student could be trained; the first: {next(iter(left_out.values()))}",
             )
         main = load_sets(recipe, run)[0]
-        speeds = _speeds(recipe, run, ran, main, folder, progress)
+        speeds = speeds_of(recipe, run, ran, main, folder, progress)
         study = _study(recipe, run, ran, main, speeds, left_out)
         write_json(folder / "frontier.json", study.model_dump(mode="json"))
         chart = frontier_chart(study)
@@ -159,91 +150,6 @@ def run_frontier(
             folder / "frontier.html", lambda file: void(file.write(render_frontier(study)))
         )
     return study
-
-
-def _speeds(  # noqa: PLR0917 - what is timed, on what, where it is kept
-    recipe: Recipe,
-    run: RunFolder,
-    ran: Sequence[Ran],
-    main: EvaluationSet,
-    folder: Path,
-    progress: Progress,
-) -> dict[str, CandidateSpeed]:
-    """Time all students, and a local teacher, in turns; kept while none of them changes."""
-    trained = {
-        one.variant.name: _hash(RunFolder(one.root), "train")
-        + (_hash(RunFolder(one.root), "compress") if forms_of(one) else "")
-        for one in ran
-    }
-    of = {**trained, TEACHER: _hash(run, "tune") or recipe.teacher.model}
-    of["queries"] = f"{recipe.evaluate.speed_queries} x {recipe.evaluate.speed_repeats}"
-    try:
-        kept = read_json(folder / SPEED)
-        if kept.get("of") == of:
-            return TypeAdapter(dict[str, CandidateSpeed]).validate_python(kept["candidates"])
-    except (RunFolderError, ValidationError, KeyError):
-        pass
-    found = asyncio.run(_time(recipe, run, ran, main, progress))
-    write_json(
-        folder / SPEED,
-        {"of": of, "candidates": {k: v.model_dump(mode="json") for k, v in found.items()}},
-    )
-    return found
-
-
-def _hash(run: RunFolder, stage: str) -> str:
-    manifest = run.manifest(stage)
-    return "" if manifest is None else manifest.output_hash
-
-
-async def _time(
-    recipe: Recipe, run: RunFolder, ran: Sequence[Ran], main: EvaluationSet, progress: Progress
-) -> dict[str, CandidateSpeed]:
-    opener = require("stillhouse.models.student", "train", "timing students")
-    few = main.queries[: recipe.evaluate.speed_queries]
-    opened: dict[str, Completer] = {}
-    try:
-        if recipe.teacher.local and recipe.teacher.ray is None:
-            tuned = run.stage("tune") / "model" if recipe.teacher.tune else None
-            opened[TEACHER] = (
-                open_ensemble(recipe)
-                if recipe.teacher.members
-                else open_teacher(recipe.teacher, recipe.prices, tuned)
-            )
-        for one in ran:
-            places = {named(one, None): one.root / "train" / "student"}
-            for form in forms_of(one):
-                places[named(one, form)] = one.root / "compress" / form.folder
-            for name, place in places.items():
-                opened[name] = opener.open_student(
-                    place,
-                    recipe.task,
-                    recipe.student.head,
-                    recipe.evaluate.batch_size,
-                    recipe.train.device,
-                )
-        sampling = sampling_for(recipe)
-        with progress.bar("speed of all, in turns", None, "queries"):
-            speeds = await measure_speed(
-                {name: Contestant(completer, sampling) for name, completer in opened.items()},
-                few,
-                recipe.evaluate.speed_repeats,
-            )
-    finally:
-        for completer in opened.values():
-            await completer.aclose()
-    hour = machine_usd_per_hour(recipe.prices).usd_per_hour
-    return {
-        name: CandidateSpeed(
-            qps=speed.qps,
-            repeats=speed.repeats,
-            latency_p50_ms=speed.latency_p50_ms,
-            latency_p95_ms=speed.latency_p95_ms,
-            usd_per_1k=usd_per_1k_queries(speed.qps, hour),
-            source="measured here, all in turns",
-        )
-        for name, speed in speeds.items()
-    }
 
 
 def _study(  # noqa: PLR0917 - what a study is made of
@@ -299,6 +205,7 @@ def _study(  # noqa: PLR0917 - what a study is made of
             else None,
             efficient=True,
         )
+    sources = {one.variant.name: one.variant.recipe.student.source for one in ran}
     judged.sort(key=lambda one: -(one.ran.report.student.parameters or 0))
     ordered = efficient([students[one.name] for one in judged])
     chosen = choose(ordered)
@@ -317,6 +224,10 @@ def _study(  # noqa: PLR0917 - what a study is made of
         )
         for larger, smaller in pairwise([one for one in judged if one.form is None])
     )
+    plain = {one.name for one in judged if one.form is None}
+    own = {name for name in plain if sources[name] == recipe.student.source}
+    sized = [one for one in ordered if one.name in own]
+    fit = size_fit(sized, report.teacher.parameters, how.confidence)
     return FrontierStudy(
         **common(recipe, report),
         notes=(*_notes(recipe, teacher is not None), *report.notes),
@@ -326,6 +237,8 @@ def _study(  # noqa: PLR0917 - what a study is made of
         answers_usd=answers_usd,
         machine_usd_per_hour=hour,
         students=tuple(ordered),
+        fit=fit,
+        bigger=size_words(fit, len({one.parameters for one in sized})),
         steps=steps,
         left_out=dict(left_out),
         chosen=None if chosen is None else chosen.name,

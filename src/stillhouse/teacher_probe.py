@@ -172,6 +172,7 @@ def recipe_probe(school: School, lesson: Lesson, *, soft: bool) -> Taught:
         update={
             # No judge sits here, and agreement needs samples or members that not all teachers have.
             **_NO_SOFT_FILTERS,
+            "watch": 0.0,
             "min_examples": min(recipe.dataset.min_examples, max(2, len(school.queries) // 2)),
         }
     )

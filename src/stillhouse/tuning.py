@@ -4,8 +4,9 @@ examples, and say on the held-out sets what the choice was worth.
 The stages up to the dataset (and the capture, where the recipe has one) are run where they are not
 up to date, in the run's own folder; trials never open what is held out. At the end the recipe as it
 is and the best trial, both trained on the same examples, answer the held-out sets once. Writes
-study.db, tune.json, tune.html and tuned.yaml in the run's folder `tuning/`. Knows stages and files;
-trials are in `train.search_run`, figures in `evaluate`.
+study.db, tune.json, tune.html and tuned.yaml in the run's folder `tuning/`, and there a run folder
+`run/`, in which that recipe finds what was asked already. Knows stages and files; trials are in
+`train.search_run`, figures in `evaluate`.
 """
 
 from __future__ import annotations
@@ -40,15 +41,17 @@ from stillhouse.evaluate.search import HeldOutResult, Spread, TrialResult, TuneR
 from stillhouse.evaluate.search_figures import notes_of, parameter_result
 from stillhouse.evaluate.search_page import render_search
 from stillhouse.models.completer import Completer
-from stillhouse.pipeline import run_stages
+from stillhouse.pipeline import local_models, local_weights, run_stages
 from stillhouse.stages import stages_of
 from stillhouse.train.search_space import Parameter, space_of, with_values
+from stillhouse.variants import link_shared
 
 FOLDER: Final = "tuning"
 STUDY: Final = "study.db"
 RESULT: Final = "tune.json"
 PAGE: Final = "tune.html"
 TUNED: Final = "tuned.yaml"
+TUNED_RUN: Final = "run"
 JUDGED: Final = "judged.json"
 TRIALS: Final = "trials"
 
@@ -111,7 +114,7 @@ def tune_recipe(recipe: Recipe, root: Path, progress: Progress) -> TuneResult:
                 f"tune: {len(space)} settings, at most {section.trials} trials on "
                 f"{len(data.train):,} examples, judged on {len(data.held_out):,}"
             )
-            tried = runs.run_search(search, ground, progress)
+            tried, stopped_by = runs.run_search(search, ground, progress)
             with progress.bar("sensitivity", None, ""):
                 importance = search.importance(seed=recipe.seed)
         finally:
@@ -159,7 +162,7 @@ def tune_recipe(recipe: Recipe, root: Path, progress: Progress) -> TuneResult:
             budget_seconds=seconds,
             usd=sum(one.seconds for one in tried) / 3600 * price.usd_per_hour,
             usd_per_hour=price.usd_per_hour,
-            stopped_by="trials" if len(tried) >= section.trials else "budget",
+            stopped_by=stopped_by,
             notes=(),
             versions=package_versions(*FIGURES_REST_ON, "optuna"),
         )
@@ -169,6 +172,7 @@ def tune_recipe(recipe: Recipe, root: Path, progress: Progress) -> TuneResult:
         page = render_search(result)
         write_atomic(folder / PAGE, lambda file: void(file.write(page)))
         write_json(folder / RESULT, result.model_dump(mode="json"))
+        link_shared(parse_recipe(yaml.safe_load(text), TUNED), run, folder / TUNED_RUN)
     return result
 
 
@@ -229,7 +233,12 @@ def _study_name(
         "task": recipe.task.model_dump(mode="json"),
         "student": recipe.student.model_dump(mode="json", by_alias=True),
         "train": recipe.train.model_dump(mode="json"),
-        "teacher": [recipe.teacher.model, recipe.teacher.chat_template],
+        "teacher": [*recipe.teacher.sources, recipe.teacher.chat_template],
+        "weights": {
+            name: digest
+            for field, source in (*local_models(recipe), *_readers(recipe))
+            for name, digest in local_weights(field, source)
+        },
         "space": [[one.key, one.low, one.high, one.log, list(one.choices)] for one in space],
         "how": section.model_dump(
             mode="json", exclude={"search", "trials", "budget_s", "budget_usd"}
@@ -239,6 +248,16 @@ def _study_name(
     }
     text = json.dumps(said, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+
+
+def _readers(recipe: Recipe) -> list[tuple[str, str]]:
+    """Models of this machine that read along with every trial, beside the recipe's teacher."""
+    members = () if recipe.train.teachers is None else recipe.train.teachers.members
+    return [
+        (f"reader {number}", one.model)
+        for number, one in enumerate(members)
+        if one.model.startswith("hf:")
+    ]
 
 
 def _judged(  # noqa: PLR0917

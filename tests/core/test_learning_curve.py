@@ -168,3 +168,51 @@ def test_what_cannot_be_fitted_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"(size|score|number|confidence)"):
         fit_curve(sizes, scores, **more)
+
+
+@pytest.mark.parametrize(
+    ("amount", "noise", "repeats", "known"),
+    [(5.0, 0.003, 1, True), (5.0, 0.01, 3, False), (0.0, 0.003, 1, True), (0.0, 0.003, 3, False)],
+)
+def test_the_interval_of_a_gain_holds_it_as_often_as_it_says(
+    amount: float, noise: float, repeats: int, known: bool
+) -> None:
+    """Of a doubling; on a flat curve its upper bound is below a point nearly always."""
+    draw = np.random.default_rng(11)
+    sizes = SIZES * repeats
+    at = np.array([law(n, 0.9, amount) for n in sizes])
+    truth = law(20_000, 0.9, amount) - law(10_000, 0.9, amount)
+    missed = flat = 0
+    for _ in range(40):
+        scores = (at + draw.normal(0, noise, len(sizes))).tolist()
+        errors = [noise] * len(sizes) if known else None
+        gain = fit_curve(sizes, scores, errors=errors).gain(10_000, 20_000)
+        missed += not gain.low - 1e-12 <= truth <= gain.high
+        assert 0 <= gain.low <= gain.estimate <= gain.high
+        flat += gain.high < 0.01
+    assert missed <= binom.ppf(0.999, 40, 0.05)
+    if amount == 0:
+        assert flat >= 36
+
+
+def test_a_gain_is_the_difference_of_one_curve() -> None:
+    """Against all (c, a, b) of a fine grid that fit, as `at` is."""
+    errors = [0.02, 0.015, 0.01, 0.01, 0.01]
+    noise = np.array([0.01, -0.02, 0.01, 0.0, -0.01])
+    scores = np.array([law(n) for n in SIZES]) + noise
+    gain = fit_curve(SIZES, scores.tolist(), errors=errors).gain(10_000, 20_000)
+    c = np.linspace(0.7, 1.0, 301)[:, None, None]
+    a = np.linspace(0.0, 0.4, 401)[:, None]  # at n = 2000
+    b = np.geomspace(0.05, 4.0, 120)
+    misfit = sum(
+        ((s - (c - a * (n / 2000.0) ** -b)) / e) ** 2
+        for n, s, e in zip(SIZES, scores, errors, strict=True)
+    )
+    allowed = misfit <= misfit.min() + chi2.ppf(0.95, 1)
+    gains = np.broadcast_to(a * (5.0**-b - 10.0**-b), allowed.shape)[allowed]
+    assert gain.low == pytest.approx(gains.min(), abs=1e-3)
+    assert gain.high == pytest.approx(gains.max(), abs=2e-3)
+    falling = fit_curve(SIZES, (1 - scores).tolist(), errors=errors, best=0.0, falling=True)
+    assert falling.gain(10_000, 20_000).high == pytest.approx(gain.high)
+    with pytest.raises(ValueError, match="from a size"):
+        falling.gain(2, 1)

@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from stillhouse.core.learning_curve import CurveFit, fit_curve
 from stillhouse.core.statistics import Interval
 from stillhouse.evaluate.frontier_choice import choose, corrected, efficient, verdict_of
-from stillhouse.evaluate.studies import AnswerCost, SizedStudent
+from stillhouse.evaluate.frontier_page import frontier_lines, render_frontier
+from stillhouse.evaluate.size_curve import size_fit, size_words
+from stillhouse.evaluate.studies import AnswerCost, FrontierStudy, Reach, SizedStudent
 from stillhouse.evaluate.study_chart import Axes, Bend, Dot, Level, study_chart
 from stillhouse.evaluate.worth import reach_of, steps_from, worth_most
 from stillhouse.evaluate.worth import verdict_of as worth_verdict
@@ -193,3 +196,99 @@ def test_a_chart_is_well_formed_and_stands_alone(
 def test_no_dots_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one point"):
         study_chart("t", [], Axes("x", "y", str))
+
+
+def test_a_flat_curve_says_that_no_more_answers_are_worth_it() -> None:
+    """Scores of one height but for 0.3 points of noise: a gain is never below 0, and most of the
+    time it is known to be below a point."""
+    draw = np.random.default_rng(29)
+    sizes, stopped = [500, 1000, 2000, 4000, NOW] * 2, 0
+    reach = Reach(target=0.9, examples=None, soonest=None, latest=None, answers=None, usd=None)
+    for _ in range(12):
+        scores = (0.8 + draw.normal(0, 0.003, len(sizes))).tolist()
+        fit = fit_curve(sizes, scores)
+        more = steps_from(fit, NOW, COST)
+        assert all(0 <= step.gain_low <= step.gain <= step.gain_high for step in more)
+        stopped += worth_verdict(NOW, fit, more, reach, 0.92, None, None)[0].startswith(
+            "no more answers are worth paying for"
+        )
+    assert stopped >= 10
+
+
+def _of_size(scores: dict[float, float]) -> list[SizedStudent]:
+    """Students of so many million parameters."""
+    return [student(str(size), score, size, "pass") for size, score in scores.items()]
+
+
+def _law(ceiling: float, amount: float, exponent: float) -> dict[float, float]:
+    """Five sizes on a curve, but for alternating ten-thousandths."""
+    return {
+        size: ceiling - amount * size**-exponent + (1e-4 if number % 2 else -1e-4)
+        for number, size in enumerate((1.0, 2.0, 4.0, 8.0, 16.0))
+    }
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        (_law(0.97, 0.30, 0.5), "a bigger student would still gain: at 32M parameters, from 16M"),
+        (_law(0.90, 0.20, 2.0), "a bigger student would gain little"),
+        ({1.0: 0.7, 2.0: 0.8, 4.0: 0.74}, "do not tell whether a bigger student would gain"),
+        ({1.0: 0.7, 2.0: 0.8}, "is not known: a curve over size needs 3 .* there are 2"),
+    ],
+)
+def test_whether_a_bigger_student_would_gain(scores: dict[float, float], said: str) -> None:
+    students = _of_size(scores)
+    fit = size_fit(students, None, 0.95)
+    assert (fit is None) == (len(scores) < 3)
+    assert re.search(said, size_words(fit, len(scores)))
+
+
+def test_the_curve_over_size_says_what_the_law_says_and_no_more_than_the_teacher() -> None:
+    fit = size_fit(_of_size(_law(0.97, 0.30, 0.5)), None, 0.95)
+    assert fit is not None
+    truth = 100 * 0.30 * (16**-0.5 - 32**-0.5)
+    assert fit.gain == pytest.approx(truth, abs=0.1)
+    assert fit.gain_low < truth < fit.gain_high
+    assert [p.beyond for p in fit.drawn] == [p.parameters > 16e6 for p in fit.drawn]
+    assert fit.drawn[-1].parameters == fit.bigger == 32e6
+    near = size_fit(_of_size(_law(0.97, 0.30, 0.5)), 20_000_000, 0.95)
+    assert near is not None
+    assert near.bigger == 20_000_000
+    assert near.gain < fit.gain
+
+
+def test_the_page_draws_the_curve_over_size() -> None:
+    students = _of_size(_law(0.97, 0.30, 0.5))
+    study = FrontierStudy(
+        name="x",
+        task="x",
+        kind="classification",
+        created="2026-01-01T00:00:00",
+        metric="accuracy",
+        reference="golden",
+        n=500,
+        confidence=0.95,
+        margin=0.03,
+        teacher=Interval(estimate=0.95, low=0.93, high=0.97, n=500),
+        teacher_name="t",
+        versions={},
+        teacher_parameters=None,
+        teacher_qps=None,
+        teacher_usd_per_1k=None,
+        answers_usd=1.0,
+        machine_usd_per_hour=1.0,
+        students=tuple(students),
+        steps=(),
+        fit=(fit := size_fit(students, None, 0.95)),
+        bigger=size_words(fit, 5),
+        chosen=None,
+        firm=False,
+        verdict=("none",),
+    )
+    page = render_frontier(study)
+    assert page.count("<svg") == 2
+    assert "A bigger student would still gain" in page
+    assert 'class="fit' in page
+    assert any(line.startswith("a bigger student") for line in frontier_lines(study))
+    assert FrontierStudy.model_validate_json(study.model_dump_json()) == study

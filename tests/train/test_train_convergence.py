@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example, Message
-from stillhouse.train.convergence import Convergence, Evidence, judge_course
+from stillhouse.train.convergence import Convergence, judge_course
+from stillhouse.train.convergence_rate import rate_too_high
 from stillhouse.train.detect import Blocks
+from stillhouse.train.evidence import LEVEL, Evidence
 from stillhouse.train.history import CurveRow
 from stillhouse.train.looks import LOOKS, Look, keep_looks, read_looks
 from stillhouse.train.objectives import HeldOutSums
@@ -105,6 +108,136 @@ def test_each_fault_is_named_with_its_next_action() -> None:
         said = course(entropy=entropy)
         assert said.verdict.state == "soft_targets"
         assert said.verdict.actions[0].startswith(f"{way} train.distillation_temperature")
+
+
+def answers(choices: np.ndarray, teacher: np.ndarray) -> Look:
+    ones = np.ones(len(teacher))
+    return Look(60, Blocks(0.1 * ones, ones), Blocks((choices == teacher) * 1.0, ones), choices)
+
+
+def rate_of(choices: np.ndarray, teacher: np.ndarray, losses: list[float]) -> bool | None:
+    evidence = Evidence(
+        rows=[row(k, loss) for k, loss in enumerate(losses, 1)],
+        looks=[],
+        kept=answers(choices, teacher),
+        lesson=None,
+        best_step=60,
+        learning_rate=1e-3,
+        distillation_temperature=2.0,
+        classes=2,
+        teacher=teacher,
+    )
+    return rate_too_high(evidence).found
+
+
+SETTLED = [0.2 + (0.01 if k % 2 else 0.0) + 0.8**k for k in range(40)]
+
+
+def test_a_perfect_student_of_a_frequent_answer_had_no_rate_too_high() -> None:
+    teacher = np.array([0] * 97 + [1] * 3)
+    assert rate_of(teacher, teacher, SETTLED) is False
+    said = course(teacher=teacher, kept=answers(teacher, teacher), looks=[])
+    assert "rate_too_high" not in found(said)
+
+
+@pytest.mark.parametrize("majority", [0.5, 0.9, 0.98])
+@pytest.mark.parametrize("count", [50, 200, 1000])
+def test_good_students_are_seldom_told_of_a_rate_too_high(majority: float, count: int) -> None:
+    """Students that give 75% or more of each of the teacher's answers, 150 of each kind."""
+    draw = np.random.default_rng(23)
+    for right in (0.75, 0.95):
+        alarms = 0
+        for _ in range(150):
+            teacher = (draw.random(count) >= majority) * 1
+            choices = np.where(draw.random(count) < right, teacher, 1 - teacher)
+            alarms += bool(rate_of(choices, teacher, SETTLED[-12:]))
+        assert alarms <= binom.ppf(0.999, 150, LEVEL)
+
+
+def test_a_student_that_learned_nothing_is_told_so_once_its_loss_has_settled() -> None:
+    teacher = np.arange(N) % 10 // 8
+    nothing = np.zeros(N, dtype=np.int64)
+    assert rate_of(nothing, teacher, [0.7, 0.69] * 8) is True
+    few = np.array([0] * (N - 5) + [1] * 5)
+    assert rate_of(np.zeros(N, dtype=np.int64), few, [0.7, 0.69] * 8) is None
+    # No count of these could tell such a fall from chance: it is not said to have settled.
+    for rows in (8, 9, 10):
+        falling = np.geomspace(2.0, 0.01, rows).tolist()
+        assert rate_of(nothing, teacher, falling) is None
+    assert rate_of(nothing, teacher, np.geomspace(2.0, 0.01, 14).tolist()) is False
+
+
+def test_a_verdict_names_what_could_not_be_looked_at() -> None:
+    """`converged` is not said as if nothing had been left out."""
+    seen = course(truth=np.arange(N) % 2, teacher=np.arange(N) % 2)
+    assert "cannot be told" in seen.verdict.sentence  # whether mistakes are copied: there are none
+    said = course(lesson=None)
+    assert said.verdict.state == "converged"
+    for words in ("too little data", "too small", "not looked at on its training examples"):
+        assert words in said.verdict.sentence
+    text = course(classes=None, teacher=None, entropy=None)
+    assert "one size tells nothing" in text.verdict.sentence
+    assert "no known cause of a loss was found" not in text.verdict.sentence
+    everything = course(
+        truth=np.where(np.arange(N) < 10, 1 - np.arange(N) % 2, np.arange(N) % 2),
+    )
+    assert everything.verdict.sentence == (
+        "The student has converged: no known cause of a loss was found."
+    )
+
+
+def steady(step: int, divergence: float) -> Look:
+    """A look whose mean is known to a thousandth."""
+    ones = np.ones(N)
+    each = divergence * (1 + 0.01 * (-1.0) ** np.arange(N))
+    right = (np.arange(N) < 150) * 1.0
+    choices = np.where(right == 1, np.arange(N) % 2, 1 - np.arange(N) % 2)
+    return Look(step, Blocks(each, ones), Blocks(right, ones), choices)
+
+
+def test_a_ceiling_is_judged_by_the_curve_continued_over_steps() -> None:
+    """A slow fall: its last half brings less than a tenth, its curve goes on to far below."""
+    small = look(60, 0.3, 150)
+    slow = [steady(10 * 2**k, 0.5 * (10 * 2**k) ** -0.1) for k in range(7)]
+    said = course(looks=slow, kept=slow[-1], lesson=small, best_step=640)
+    assert said.floor is not None
+    assert said.floor.errors == tuple(one.divergence.error for one in slow)
+    (ceiling,) = (one for one in said.findings if one.name == "capacity_ceiling")
+    (moving,) = (one for one in said.findings if one.name == "not_finished")
+    assert moving.found is False
+    assert ceiling.found is None
+    assert "had not settled" in ceiling.seen
+
+    flat = [steady(10 * 2**k, 0.3 + 0.5 * 0.2**k) for k in range(7)]
+    said = course(looks=flat, kept=flat[-1], lesson=small, best_step=640)
+    (ceiling,) = (one for one in said.findings if one.name == "capacity_ceiling")
+    assert ceiling.found
+    assert ceiling.action == "a bigger student (student.size, student.layers)"
+    assert ceiling.numbers["floor"] == pytest.approx(0.3, rel=0.02)
+
+    vague = [look(10 * k, 0.3, 150) for k in range(1, 5)]
+    said = course(looks=vague, kept=vague[-1], lesson=small, best_step=40)
+    (ceiling,) = (one for one in said.findings if one.name == "capacity_ceiling")
+    assert ceiling.found
+    assert "more steps may still bring some" in ceiling.seen
+    assert "twice the train.epochs" in (ceiling.action or "")
+
+
+def test_the_watch_set_tells_accuracy_and_copied_mistakes() -> None:
+    teacher, truth = np.array([0] * 80 + [1] * 20), np.zeros(100, dtype=np.int64)
+    looks = []
+    for k in range(1, 7):
+        copies = np.array([0] * 80 + [1] * (4 * (k - 1)) + [0] * (24 - 4 * k))
+        looks.append(look(10 * k, 0.05 + 0.5 * 0.1**k, 198)._replace(watched=copies))
+    said = course(looks=looks, kept=looks[-1], watched=(teacher, truth))
+    assert said.verdict.state == "copies_mistakes"
+    written = said.as_json()
+    assert written["of_known_truth"] == {"examples": 100, "teacher_wrong": 20}
+    assert written["looks"][0]["accuracy"] == 1.0
+    assert written["looks"][-1]["accuracy"] == pytest.approx(0.8)
+    assert written["looks"][-1]["agreement_on_mistakes"] == 1.0
+    alone = course(looks=looks, kept=looks[-1])
+    assert written["looks"][-1]["agreement"] == alone.as_json()["looks"][-1]["agreement"]
 
 
 def test_what_was_not_measured_is_not_judged() -> None:

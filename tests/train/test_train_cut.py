@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    BertForSequenceClassification,
     GPT2Config,
     LlamaConfig,
     PreTrainedModel,
@@ -23,7 +25,8 @@ from transformers import (
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe_cut import CutSection
-from stillhouse.train.cut_importance import measure_importance
+from stillhouse.train import cut_plan
+from stillhouse.train.cut_importance import evenly_drawn, measure_importance
 from stillhouse.train.cut_plan import CutPlan, Rows, layers_by_rule, plan_cut
 from stillhouse.train.cut_shapes import layout_from, layout_of
 from stillhouse.train.cut_student import cut_model
@@ -285,6 +288,84 @@ def test_a_smallest_share_that_is_named_can_be_met() -> None:
     assert _plan(named).parameters
 
 
+def test_tables_are_tied_as_is_wished_or_not_at_all() -> None:
+    two = config_of("llama-untied", 400)
+    for tie in (True, False):
+        assert plan_cut(two, 0.5, form="text", cut=CutSection(tie=tie)).after.tied is tie
+    one = config_of("llama", 400)
+    assert plan_cut(one, 0.5, form="text", cut=CutSection(tie=True)).after.tied
+    with pytest.raises(UserError, match="makes no second one"):
+        plan_cut(one, 0.5, form="text", cut=CutSection(tie=False))
+    with pytest.raises(UserError, match="makes no second one"):
+        plan_cut(config_of("bert", 99), 0.5, form="masked", cut=CutSection(tie=False))
+    with pytest.raises(UserError, match="no output table"):
+        plan_cut(two, 0.5, form="label", cut=CutSection(tie=True))
+
+
+def test_texts_are_drawn_from_first_to_last() -> None:
+    texts = [str(number) for number in range(15)]
+    assert evenly_drawn(texts, 8) == [str(number) for number in range(0, 15, 2)]
+    assert evenly_drawn(texts, 15) == evenly_drawn(texts, 99) == texts
+    assert evenly_drawn(texts, 2) == ["0", "14"]
+    tokenizer = wordpiece()
+    model = model_of("bert", len(tokenizer))
+    layout = layout_from(model, "bert", 0)
+    texts = ["dull"] * 8 + [TEXTS[0]] * 7  # in two parts, as data often lies
+    read = measure_importance(model, tokenizer, layout, texts, 8)
+    chosen = [len(tokenizer(text)["input_ids"]) for text in texts[::2]]
+    assert read.tokens == sum(chosen)
+
+
+def test_the_loss_is_what_the_page_says() -> None:
+    """docs/cutting.md: 1 layers, 2 hidden, 0.6 heads x key-value heads, 0.6 neurons, 0.4 rows."""
+    before = layout_of(config_of("llama", 400), "text").shape
+    after = replace(before, layers=2, hidden=24, heads=2, kv_heads=1, neurons=32, vocabulary=200)
+    by_hand = (
+        1.0 * log(4 / 2) ** 2
+        + 2.0 * log(48 / 24) ** 2
+        + 0.6 * log(6 * 3 / 2) ** 2
+        + 0.6 * log(96 / 32) ** 2
+        + 0.4 * log(400 / 200) ** 2
+    )
+    assert cut_plan._lost(before, before, after, cut_plan._BALANCED) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("rank", [8, 24])
+@pytest.mark.parametrize("form", ["masked", "label"])
+def test_low_rank_embeddings_have_the_parameters_that_were_planned(form: Any, rank: int) -> None:
+    tokenizer = wordpiece()
+    model = model_of("bert", len(tokenizer))
+    if form == "label":
+        model = BertForSequenceClassification(model.config)
+    cut = CutSection(embedding_rank=rank)
+    plan = plan_cut(model.config, 0.4, form=form, cut=cut)
+    assert _parameters(cut_model(model, tokenizer, plan, form, TEXTS).model) == plan.parameters
+
+
+def test_the_head_of_low_rank_embeddings_says_what_the_head_before_said() -> None:
+    tokenizer = wordpiece()
+    model = model_of("bert", len(tokenizer))
+    cut = CutSection(embedding_rank=40, hidden=48, heads=6)
+    plan = plan_cut(model.config, 0.95, form="masked", layers=4, cut=cut)
+    plan = replace(plan, after=replace(plan.after, neurons=96))  # nothing else is cut
+    batch = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    batch.pop("token_type_ids", None)
+    mask = batch["attention_mask"].bool()
+
+    def beliefs(one: Any) -> torch.Tensor:
+        with torch.no_grad():
+            logits: torch.Tensor = one.eval()(**batch).logits[mask]
+        return logits.log_softmax(-1)
+
+    wanted = beliefs(model)
+    small: Any = cut_model(model, tokenizer, plan, "masked", TEXTS).model
+    got = beliefs(small)
+    small.generator_predictions.apply(small._init_weights)
+    drawn = beliefs(small)
+    near, far = ((wanted.exp() * (wanted - one)).sum(-1).mean() for one in (got, drawn))
+    assert near < 0.5 * far
+
+
 @pytest.mark.parametrize("rank", [8, 24])
 def test_low_rank_embeddings_are_an_electra(rank: int, tmp_path: Path) -> None:
     tokenizer = wordpiece()
@@ -296,7 +377,7 @@ def test_low_rank_embeddings_are_an_electra(rank: int, tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = before.embeddings(ids)
     done = cut_model(model, tokenizer, plan, "masked", TEXTS)
-    assert _parameters(done.model) > 0
+    assert _parameters(done.model) == plan.parameters
     done.model.save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).model_type == "electra"
     again: Any = AutoModelForMaskedLM.from_pretrained(tmp_path)

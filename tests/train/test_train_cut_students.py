@@ -20,6 +20,7 @@ from transformers import (
 from stillhouse.core.errors import UserError
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_cut import CutSection
 from stillhouse.core.recipe_train import StudentSection
 from stillhouse.core.tasks import ClassificationTask, GenerationTask, Task
 from stillhouse.train.preflight import check_student, planned_cut
@@ -114,6 +115,8 @@ def test_from_scratch_needs_a_shape_and_a_tokenizer_only(
     assert not torch.equal(weights[0], weights[2])
     share = 1 if size is None else 0.25
     assert one.plan.parameters / one.plan.parameters_before == pytest.approx(share, rel=0.02)
+    if size is not None:
+        assert any("all weights drawn anew" in line for line in one.plan.said)
     with pytest.raises(UserError, match=r"no \.safetensors"):
         _student(f"hf:{tmp_path / 'shape'}", 1, task, head=head)
 
@@ -140,6 +143,10 @@ def test_a_label_that_a_smaller_vocabulary_cannot_spell() -> None:
         ({"size": "tiny"}, "light"),
         ({"cut": {"prefer": "width"}}, "read with student.size"),
         ({"from": "scratch:"}, "scratch:ID_OR_PATH"),
+        (
+            {"from": "scratch:x", "size": 0.5, "cut": {"depth": "importance"}},
+            "from: scratch draws all anew",
+        ),
     ],
 )
 def test_sections_that_mean_nothing(section: dict[str, Any], words: str) -> None:
@@ -167,6 +174,22 @@ def test_a_size_is_refused_before_the_teacher_is_paid(folders: dict[str, Path]) 
     check_student(recipe.model_copy(update={"student": fits}))
     said = "\n".join(planned_cut(recipe.model_copy(update={"student": fits})).lines)
     assert "asked for 25.0%" in said
+
+
+def test_a_wish_about_tables_is_kept_or_refused(folders: dict[str, Path]) -> None:
+    recipe = text_recipe(folders["llama"])
+    student = recipe.student.model_copy(update={"size": "medium", "layers": None})
+
+    def check(tie: bool, **more: Any) -> None:
+        wished = student.model_copy(update={"cut": CutSection(tie=tie), **more})
+        check_student(recipe.model_copy(update={"student": wished}))
+
+    check(True)  # as it is
+    with pytest.raises(UserError, match=r"student\.cut\.tie.*makes no second one"):
+        check(False)
+    for tie in (True, False):
+        with pytest.raises(UserError, match=r"student\.cut\.tie.*no output table"):
+            _student(f"hf:{folders['llama']}", size="medium", cut={"tie": tie})
 
 
 def test_a_student_of_a_size_is_trained_and_its_plan_is_shown(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from stillhouse.train.detect import Blocks, copied, gap, grew, rises
+from stillhouse.train.detect import Blocks, copied, fewest, gap, grew, informed, rises
 
 LEVEL = 0.05
 RUNS = 300
@@ -136,3 +136,49 @@ def test_a_gap_is_seldom_seen_between_equal_sets() -> None:
     equal = gap(blocks(np.ones(20)), blocks(np.ones(20)), LEVEL)
     assert equal is not None
     assert equal.low == equal.high == 0
+
+
+def test_a_trend_needs_as_many_values_as_can_tell_it_from_chance() -> None:
+    least = fewest(0.01)
+    assert least == 6
+    assert rises([float(k) for k in range(least)]) <= 0.01
+    assert rises([float(k) for k in range(least - 1)]) > 0.01
+
+
+def _answers(
+    draw: np.random.Generator, count: int, majority: float, right: float, classes: int = 2
+) -> tuple[np.ndarray, np.ndarray]:
+    """A teacher whose first answer has the share `majority`, and a student that gives each of its
+    answers with probability `right`, else another."""
+    rest = (1 - majority) / (classes - 1)
+    teacher = draw.choice(classes, count, p=[majority, *[rest] * (classes - 1)])
+    other = (teacher + draw.integers(1, classes, count)) % classes
+    return np.where(draw.random(count) < right, teacher, other), teacher
+
+
+@pytest.mark.parametrize("majority", [0.5, 0.8, 0.9, 0.98])
+@pytest.mark.parametrize("count", [50, 200, 1000])
+def test_bounds_of_what_was_learned_hold_under_imbalance(majority: float, count: int) -> None:
+    """Of a student that learned nothing (its answers are drawn without a look at the item), and of
+    one that gives 80% of each answer."""
+    draw = np.random.default_rng(17)
+    above = below = 0
+    for _ in range(RUNS):
+        _, teacher = _answers(draw, count, majority, 1.0)
+        nothing = informed(_answers(draw, count, majority, 1.0)[1], teacher, LEVEL)
+        good = informed(*_answers(draw, count, majority, 0.8), LEVEL)
+        above += nothing is not None and nothing.low > 0
+        below += good is not None and good.high < 0.6
+    assert above <= MOST
+    assert below <= MOST
+
+
+def test_what_was_learned_is_told_class_by_class() -> None:
+    teacher = np.array([0] * 97 + [1] * 3)
+    one = informed(np.zeros(100, dtype=np.int64), teacher, 0.01)
+    same = informed(teacher, teacher, 0.01)
+    assert one is not None
+    assert same is not None
+    assert one.difference == pytest.approx(0.0)
+    assert same.difference == pytest.approx(1.0)
+    assert informed(teacher, np.where(teacher == 1, -1, 0), 0.01) is None

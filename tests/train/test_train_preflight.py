@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, XLMRobertaConfig
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import Recipe
 from stillhouse.train.preflight import check_student
-from tiny_models import byte_bpe, tiny_bert, tiny_llama, wordpiece
+from tiny_models import byte_bpe, tiny_bert, tiny_llama, unigram, wordpiece
 
 
 def recipe(
@@ -57,6 +59,25 @@ def test_what_cannot_be_built_is_named(
         with pytest.raises(UserError, match=expected) as caught:
             check_student(one)
         assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_that_cannot_be_trimmed_is_named(tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    word_level = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", pad_token="<unk>"
+    )
+    for name, tokenizer in (("words", word_level), ("unigram", unigram())):
+        tokenizer.save_pretrained(tmp_path / name)
+        config = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        shape = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6}
+        more = {"intermediate_size": 96, "max_position_embeddings": 66}
+        XLMRobertaConfig(**config, **shape, **more).save_pretrained(tmp_path / name)
+    one = recipe(f"scratch:{tmp_path / 'words'}", size="heavy")
+    assert one.student.vocabulary == "task"
+    with pytest.raises(UserError, match=r"student\.vocabulary.*WordLevel.*use full"):
+        check_student(one)
+    check_student(recipe(f"scratch:{tmp_path / 'words'}", size="heavy", vocabulary="full"))
+    check_student(recipe(f"scratch:{tmp_path / 'unigram'}", size="heavy"))
 
 
 def test_a_device_that_is_not_there_is_named(encoder_folder: Path) -> None:

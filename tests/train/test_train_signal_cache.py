@@ -318,6 +318,10 @@ def test_training_from_the_cache_loads_no_teacher_and_resumes(
         patched.setattr("stillhouse.train.reading.load_causal_lm", None)
         run_train(recipe, dataset_folder, None, work, Silent(), signals=cache)
     assert json.loads((work / "train.json").read_text())["signals"] == "cache"
+    # Answers to training examples are looked at without a stored belief.
+    said = json.loads((work / "convergence.json").read_text())
+    (data,) = (one for one in said["findings"] if one["name"] == "too_little_data")
+    assert "was not looked at" not in data["seen"]
     live = recipe.model_copy(update={"train": recipe.train.model_copy(update={"signals": "live"})})
     run_train(live, dataset_folder, None, tmp_path / "live", Silent())
     curves = [json.loads((f / "history.json").read_text()) for f in (work, tmp_path / "live")]

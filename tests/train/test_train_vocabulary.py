@@ -7,13 +7,20 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stillhouse.core.errors import UserError
-from stillhouse.train.vocabulary import Trimmed, merge_steps, trim_tokenizer
-from tiny_models import TEXTS, byte_bpe, fallback_bpe, wordpiece
+from stillhouse.train.vocabulary import Trimmed, check_trims, merge_steps, trim_tokenizer
+from tiny_models import TEXTS, byte_bpe, fallback_bpe, unigram, wordpiece
 
-KINDS = {"wordpiece": wordpiece(), "bpe": byte_bpe(), "fallback": fallback_bpe()}
+KINDS = {
+    "wordpiece": wordpiece(),
+    "bpe": byte_bpe(),
+    "fallback": fallback_bpe(),
+    "unigram": unigram(),
+    "unigram-bytes": unigram(byte_fallback=True),
+}
 SOME = TEXTS[:3]
 TRIMMED = {kind: trim_tokenizer(source, SOME) for kind, source in KINDS.items()}
 
@@ -46,7 +53,7 @@ def test_any_text_of_kept_pieces_is_cut_as_before(kind: str, data: st.DataObject
         assert _same(kind, trimmed, text)
 
 
-@pytest.mark.parametrize("kind", ["bpe", "fallback"])
+@pytest.mark.parametrize("kind", ["bpe", "fallback", "unigram-bytes"])
 @given(text=st.text(max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_bytes_still_spell_everything(kind: str, text: str) -> None:
@@ -56,11 +63,12 @@ def test_bytes_still_spell_everything(kind: str, text: str) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
 @given(text=st.text(alphabet="abcdefghijklmnopqrstuvwxyz .,:", max_size=60))
 @settings(max_examples=100, deadline=None)
-def test_wordpiece_still_spells_what_it_spelt(text: str) -> None:
-    tokenizer = TRIMMED["wordpiece"].tokenizer
-    if KINDS["wordpiece"].unk_token_id not in KINDS["wordpiece"](text)["input_ids"]:
+def test_characters_still_spell_what_was_spelt(kind: str, text: str) -> None:
+    tokenizer = TRIMMED[kind].tokenizer
+    if KINDS[kind].unk_token_id not in KINDS[kind](text)["input_ids"]:
         assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
 
 
@@ -92,6 +100,33 @@ def test_a_plain_tokenizer_is_saved(kind: str, tmp_path) -> None:
         assert loaded(text)["input_ids"] == trimmed.tokenizer(text)["input_ids"]
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert "auto_map" not in config
+
+
+def test_control_pieces_of_a_unigram_vocabulary_stay_where_they_are() -> None:
+    for kind in ("unigram", "unigram-bytes"):
+        source, trimmed = KINDS[kind], TRIMMED[kind].tokenizer
+        assert trimmed.pad_token_id == source.pad_token_id
+        assert trimmed.unk_token_id == source.unk_token_id
+        assert trimmed.mask_token_id == len(trimmed) - 1
+
+
+def test_an_unknown_character_costs_as_much_in_a_trimmed_unigram_vocabulary() -> None:
+    """`a` is no piece: to spell it as unknown costs the lowest score and 10 more, here that of a
+    piece which the task does not use; without it, the cut below would be the cheaper one."""
+    scores = {"<unk>": 0.0, "ab": -14.0, "cd": -14.0, "efg": -14.0, "bcdefg": -5.0, "zzz": -30.0}
+    backend = Tokenizer(models.Unigram(list(scores.items()), unk_id=0))
+    source = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert source.tokenize("abcdefg") == ["ab", "cd", "efg"]
+    trimmed = trim_tokenizer(source, ["abcdefg", "bcdefg"]).tokenizer
+    assert trimmed.tokenize("abcdefg") == ["ab", "cd", "efg"]
+
+
+def test_kinds_that_cannot_be_trimmed_are_told_without_a_text() -> None:
+    for tokenizer in KINDS.values():
+        check_trims(tokenizer)
+    words = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    with pytest.raises(UserError, match=r"WordLevel.*use full|use full"):
+        check_trims(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>"))
 
 
 def test_merges_are_consistent() -> None:

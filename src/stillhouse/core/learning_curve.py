@@ -87,6 +87,34 @@ class CurveFit:
             raise ValueError(f"the size must be above 0 (got {n})")
         return _interval(self._problem(), float(n), self.falling)
 
+    def gain(self, start: float, end: float) -> Interval:
+        """How much better the curve is at a size than at a smaller one: never below 0, since no
+        curve of this form loses by more.
+
+        The profile likelihood interval of the difference itself; that of the score at `end` also
+        holds what is not known of the score at `start`.
+
+        Raises:
+            ValueError: not 0 < start < end.
+        """
+        if not 0 < start < end:
+            raise ValueError(f"a gain is from a size above 0 to a larger one (got {start}, {end})")
+        problem = self._problem()
+        sizes = (float(start), float(end))
+        estimate = max(0.0, problem.at(sizes[1]) - problem.at(sizes[0]))
+        low, high = (
+            _edge(lambda gain: problem.gain_misfit(gain, *sizes), problem, estimate, way)
+            for way in (-1.0, 1.0)
+        )
+        if problem.fits(problem.gain_misfit(0.0, *sizes)):
+            low = 0.0
+        return Interval(
+            estimate=estimate,
+            low=max(0.0, min(low, estimate)),
+            high=max(high, estimate),
+            n=len(self.sizes),
+        )
+
     def extrapolates(self, size: float) -> bool:
         """Whether a size lies outside those that were measured."""
         return not min(self.sizes) <= size <= max(self.sizes)
@@ -213,6 +241,21 @@ class _Problem:
             return self.ceiling
         return float(self.ceiling - self.amount * (size / self.unit) ** -self.exponent)
 
+    def fits(self, misfit: float) -> bool:
+        """Whether a curve of this weighted sum of squares fits well enough."""
+        return misfit <= self.limit * (1 + 1e-9) + 1e-15
+
+    def gain_misfit(self, gain: float, start: float, end: float) -> float:
+        """The least weighted sum of squares of the curves that rise by `gain` between two sizes."""
+        if gain < 0:
+            return math.inf
+        rise = (start / self.unit) ** -EXPONENTS - (end / self.unit) ** -EXPONENTS  # [K]
+        powers = self.sizes ** -EXPONENTS[:, None]  # [K, S]
+        raised = self.scores + (gain / rise)[:, None] * powers  # what the ceiling should be
+        ceiling = np.minimum((self.weights * raised).sum(-1) / self.weights.sum(), self.best)
+        rest = raised - ceiling[:, None]
+        return float((self.weights * rest**2).sum(-1).min())
+
     def misfit(self, value: float, size: float) -> float:
         """The least weighted sum of squares of the curves that pass through `value` at `size`."""
         if value > self.best:
@@ -307,30 +350,32 @@ def _best_curve(x: Floats, y: Floats, weights: Floats, best: float) -> _Curve:
 
 def _interval(problem: _Problem, size: float, falling: bool) -> Interval:
     estimate = problem.at(size)
-    low, high = (_edge(problem, size, estimate, way) for way in (-1.0, 1.0))
+    low, high = (
+        _edge(lambda value: problem.misfit(value, size), problem, estimate, way)
+        for way in (-1.0, 1.0)
+    )
+    if math.isfinite(problem.best) and problem.fits(problem.misfit(problem.best, size)):
+        high = problem.best
     low, high = min(low, estimate), max(high, estimate)
     if falling:
         low, estimate, high = -high, -estimate, -low
     return Interval(estimate=estimate, low=low, high=high, n=len(problem.sizes))
 
 
-def _edge(problem: _Problem, size: float, start: float, way: float) -> float:
+def _edge(misfit: Callable[[float], float], problem: _Problem, start: float, way: float) -> float:
     """The last value on one side of `start` that a curve which fits takes: doubling, halving."""
-    limit = problem.limit * (1 + 1e-9) + 1e-15
-    if way > 0 and math.isfinite(problem.best) and problem.misfit(problem.best, size) <= limit:
-        return problem.best
     span = float(np.ptp(problem.scores)) or 1e-6
     step, inside, outside = 1e-2 * span, start, start
     for _ in range(_DOUBLINGS):
         outside = start + way * step
-        if problem.misfit(outside, size) > limit:
+        if not problem.fits(misfit(outside)):
             break
         inside, step = outside, 2 * step
     else:
         return outside
     for _ in range(_HALVINGS):
         middle = (inside + outside) / 2
-        if problem.misfit(middle, size) > limit:
+        if not problem.fits(misfit(middle)):
             outside = middle
         else:
             inside = middle

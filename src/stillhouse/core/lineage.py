@@ -167,7 +167,10 @@ def _dataset(
     folder = run.stage(name)
     users: set[str] = set()
     examples = 0
-    for path in ("train.jsonl", "held_out.jsonl") if file is None else (file,):
+    files = ["train.jsonl", "held_out.jsonl"] if file is None else [file]
+    if file is None and (folder / "watch.jsonl").exists():
+        files.append("watch.jsonl")
+    for path in files:
         for _, raw in read_objects(folder / path):
             examples += 1
             user = raw.get("user")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from stillhouse.core.divergence_names import DivergenceKind
+from stillhouse.core.recipe_cut import CutSection, Size
 from stillhouse.core.recipe_features import (
     BalanceSection,
     ProgressiveSection,
@@ -86,6 +87,12 @@ class CorpusStudentSection(Section):
     layers: int | tuple[int, ...] | None = Field(
         default=None, description="Keep N layers, evenly spaced, or exactly these; null keeps all."
     )
+    size: Size | None = Field(
+        default=None,
+        description="Cut to a share of the source's parameters, within 2%: light (0.10), medium "
+        "(0.25), heavy (0.50), or a number; null: as it is. All rows of the vocabulary stay.",
+    )
+    cut: CutSection = Field(default_factory=CutSection, description="By which means, with size.")
     config: dict[str, JsonValue] | None = Field(
         default=None,
         description="scratch: what differs from the teacher's configuration; with model_type, of "
@@ -107,6 +114,10 @@ class CorpusStudentSection(Section):
             raise ValueError("config: is for from: scratch; a cut student has its source's")
         if self.source == FROM_SCRATCH and self.layers is not None:
             raise ValueError("layers: cuts a source; from: scratch has its depth in config")
+        if self.source == FROM_SCRATCH and self.size is not None:
+            raise ValueError("size: cuts a source; from: scratch has its shape in config")
+        if self.size is None and self.cut != CutSection():
+            raise ValueError("cut: is read with size; set one")
         return self
 
 

@@ -139,6 +139,14 @@ class DatasetSection(Section):
         description="Jaccard similarity of word 3-shingles; 1 turns it off.",
     )
     held_out: float = Field(default=0.1, gt=0, lt=0.9, description="Share held out, by group.")
+    watch: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.5,
+        description="Label students: share of the labelled examples (at most 200, none below 30) "
+        "that training looks at for accuracy and the teacher's mistakes, and never learns from; "
+        "0: none.",
+    )
     min_examples: int = Field(
         default=50, ge=2, description="Fewer accepted examples than this stop the run."
     )

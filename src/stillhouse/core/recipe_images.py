@@ -38,7 +38,11 @@ class NetSection(Section):
         default=(), description="conv: channels of its layers, each of stride 2; mlp: its layers."
     )
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    epochs: float = Field(default=10.0, ge=0, description="teacher: 0 takes it as it is.")
+    epochs: float = Field(
+        default=10.0,
+        ge=0,
+        description="teacher: 0 takes it as it is, its labels in the order of the images' classes.",
+    )
     learning_rate: float | None = Field(
         default=None, gt=0, description="null: 1e-3 for new nets, 2e-5 for hf:."
     )

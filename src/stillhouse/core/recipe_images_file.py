@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,3 +33,8 @@ def load_image_recipe(path: Path, overrides: Sequence[str] = ()) -> ImageRecipe:
         for name, net in (("teacher", recipe.teacher), ("student", recipe.student))
     }
     return recipe.model_copy(update={"images": images, **nets})
+
+
+def image_schema_text() -> str:
+    """The JSON Schema of image recipes; docs/image_recipe.schema.json is this."""
+    return json.dumps(ImageRecipe.model_json_schema(by_alias=True), indent=2) + "\n"

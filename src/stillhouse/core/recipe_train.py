@@ -59,6 +59,10 @@ class StudentSection(Section):
     def _cut_has_a_size(self) -> StudentSection:
         if self.size is None and self.cut != CutSection():
             raise ValueError("student.cut is read with student.size; set one")
+        if self.source.startswith(SCRATCH) and self.cut.depth != CutSection().depth:
+            raise ValueError(
+                "student.cut.depth chooses among a source's layers; from: scratch draws all anew"
+            )
         return self
 
     @field_validator("layers")

@@ -32,7 +32,8 @@ class Judged(NamedTuple):
     `completions` counts all answers, `accepted_completions` those that passed the checks;
     `by_query` is both of each answered query, (accepted, all).
     `candidates` hold, by query, the best answer of those that only soft filters rejected, `shares`
-    how far its samples agreed, where that was looked at.
+    how far its samples agreed, where that was looked at, and `own` what the teacher itself says
+    where the example holds a true answer in its place.
     """
 
     examples: list[Example]
@@ -42,6 +43,7 @@ class Judged(NamedTuple):
     by_query: list[tuple[int, int]]
     candidates: Mapping[str, Candidate]
     shares: Mapping[str, float]
+    own: Mapping[str, str] = {}
 
 
 class ExampleMaker(NamedTuple):
@@ -113,6 +115,7 @@ def accept(
     found = Judged([], list(failures), 0, 0, [], candidates := {}, shares := {})
     failed = {failure.query_id for failure in failures}
     seen = passed = 0
+    own: dict[str, str] = {}
     for query in queries:
         samples = samples_of(completions, query)
         seen += len(samples)
@@ -149,13 +152,15 @@ def accept(
         found.rejections.extend(selected.rejections)
         if selected.kept is not None:
             found.examples.append(maker.make(query, selected.kept, reference))
+            if reference is not None:
+                own[query.id] = selected.kept.text
         if selected.candidate is not None:
             candidates[query.id] = selected.candidate
         if selected.share is not None:
             shares[query.id] = selected.share
     if validators.function is not None:
         validators.function.require_working()
-    return found._replace(completions=seen, accepted_completions=passed)
+    return found._replace(completions=seen, accepted_completions=passed, own=own)
 
 
 def _voices(

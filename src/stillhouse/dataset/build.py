@@ -8,7 +8,7 @@ they come from is the stage's business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from stillhouse.core.duplicates import groups_of, normalised, repeats
@@ -35,6 +35,7 @@ from stillhouse.dataset.floors import (
     unmeasured,
 )
 from stillhouse.dataset.select import Judgements
+from stillhouse.dataset.watch import watch_set
 
 
 class Coverage(NamedTuple):
@@ -77,8 +78,14 @@ class Dataset(NamedTuple):
         }
         return [example for example in self.examples if example.group not in pinned]
 
-    def split(self, share: float, seed: int) -> Split[Example]:
-        """(train, held-out), by group; `share` is of the `free` examples.
+    def watch(self, share: float, seed: int, without: Collection[str] = ()) -> list[Example]:
+        """Those that training looks at and never learns from (`watch.watch_set`), at most `share`
+        of the labelled ones; `without` are ids that the teacher was tuned on: what it gets wrong
+        elsewhere, it may get right there."""
+        return watch_set(self.examples, self.judged.own, share, seed, without)
+
+    def split(self, share: float, seed: int, watch: Sequence[Example] = ()) -> Split[Example]:
+        """(train, held-out), by group, without the watch set; `share` is of the `free` examples.
 
         A share of all would leave little unlabelled traffic to train on where most is labelled.
 
@@ -87,8 +94,8 @@ class Dataset(NamedTuple):
         """
         free = self.free
         split = split_by_group(free, [example.group for example in free], share, seed)
-        held_out = {example.id for example in split.second}
-        return Split([e for e in self.examples if e.id not in held_out], split.second)
+        other = {example.id for example in (*split.second, *watch)}
+        return Split([e for e in self.examples if e.id not in other], split.second)
 
 
 def build_dataset(

@@ -15,6 +15,7 @@ import yaml
 from stillhouse.core.jsonl import read_json, void, write_atomic
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.rights import terms_sentence
+from stillhouse.dataset.watch import WATCH
 
 CARD: Final = "README.md"
 TASK_CATEGORIES: Final = {
@@ -54,6 +55,7 @@ def dataset_card(recipe: Recipe, facts: Mapping[str, Any], digest: str) -> str:
                 "data_files": [
                     {"split": "train", "path": "train.jsonl"},
                     {"split": "test", "path": "held_out.jsonl"},
+                    *([{"split": "validation", "path": WATCH}] if facts.get("watch") else []),
                 ],
             }
         ],
@@ -74,12 +76,17 @@ def dataset_card(recipe: Recipe, facts: Mapping[str, Any], digest: str) -> str:
         "## Content",
         _table(
             ("part", "examples"),
-            [("train", facts["train"]), ("held out (`test`)", facts["held_out"])],
+            [
+                ("train", facts["train"]),
+                ("held out (`test`)", facts["held_out"]),
+                *([("watched (`validation`)", facts["watch"])] if facts.get("watch") else []),
+            ],
         ),
         "Each line is a chat (`messages`, the answer last) with its provenance: `id` (the query), "
         "`teacher`, `teacher_revision`, `prompt_hash`, `filters` and, where the traffic named "
         "users, `user` as a pseudonym. "
-        f"{facts['with_truth']:,} training examples hold a true answer in place of the teacher's.",
+        f"{facts['with_truth']:,} training examples hold a true answer in place of the teacher's."
+        + _watched(facts),
         *_classes(facts),
         "## What was kept",
         f"{acceptance['estimate']:.1%} of {acceptance['n']:,} answers passed the checks (95% "
@@ -127,6 +134,15 @@ def _table(head: tuple[str, str], rows: list[tuple[str, Any]]) -> str:
         return ""
     lines = [f"| {name} | {count:,} |" for name, count in rows]
     return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---:|", *lines])
+
+
+def _watched(facts: Mapping[str, Any]) -> str:
+    if not facts.get("watch"):
+        return ""
+    return (
+        f" The {facts['watch']:,} watched ones hold the teacher's answer and the true one as "
+        "`reference`; no student is trained on them."
+    )
 
 
 def _classes(facts: Mapping[str, Any]) -> list[str]:

@@ -24,8 +24,8 @@ Knows the finished dataset; makes no decisions. Keys, all stable:
   `agreement_seen`: p5, p50 of the agreement of each query's best answer (null where not looked at)
 - `judge`: the figures of judge.json, null without a judge
 
-The stage adds `filters` (what each example passed, in order) and `users` (how many different ones,
-by pseudonym).
+The stage adds `watch` (how many labelled examples training only looks at), `filters` (what each
+example passed, in order) and `users` (how many different ones, by pseudonym).
 """
 
 from __future__ import annotations

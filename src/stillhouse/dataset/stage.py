@@ -1,13 +1,14 @@
 """The dataset stage: reads the traffic's and the ask stage's files, writes the dataset.
 
-Writes train.jsonl and held_out.jsonl (chat JSONL with the answer last), rejections.jsonl and
-dataset.json (see `report`). Knows files; the decisions are in `build`.
+Writes train.jsonl and held_out.jsonl (chat JSONL with the answer last), watch.jsonl where labelled
+examples are watched (see `watch`), rejections.jsonl and dataset.json (see `report`). Knows files;
+the decisions are in `build`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery, Query, Rejection
 from stillhouse.core.runfolder import Outcome, hash_file
-from stillhouse.core.split import Split
+from stillhouse.core.split import Split, tune_check_split
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.dataset.build import Dataset, build_dataset
 from stillhouse.dataset.contamination import REASON
@@ -26,6 +27,7 @@ from stillhouse.dataset.floors import ClusterAcceptance, low_clusters
 from stillhouse.dataset.provenance import filters_passed, with_provenance
 from stillhouse.dataset.report import dataset_report
 from stillhouse.dataset.select import JudgementKey
+from stillhouse.dataset.watch import WATCH
 
 SHOWN_CLUSTERS: Final = 3
 WARNED_CLUSTERS: Final = 10
@@ -54,6 +56,7 @@ def run_dataset(  # noqa: PLR0917 - one signature for all stages
     failures_path = ask_dir / "failures.jsonl"
     failures = list(read_records(failures_path, Rejection)) if failures_path.exists() else []
     golden = _labelled(traffic_dir / "golden.jsonl")
+    labelled = _labelled(traffic_dir / "labelled.jsonl")
     with progress.bar("building the dataset", None, "examples") as bar:
         dataset = build_dataset(
             recipe.task,
@@ -62,7 +65,7 @@ def run_dataset(  # noqa: PLR0917 - one signature for all stages
             queries=queries,
             completions=completions,
             failures=failures,
-            labelled=_labelled(traffic_dir / "labelled.jsonl"),
+            labelled=labelled,
             golden=golden,
             judgements=_judgements(judge_dir),
             members=_completions(members, known) if members.exists() else None,
@@ -80,20 +83,40 @@ def run_dataset(  # noqa: PLR0917 - one signature for all stages
     write_records(rejections_path, dataset.rejections)
     _say_coverage(recipe, dataset, progress)
     _usable(recipe, len(queries), dataset, rejections_path)
-    split = dataset.split(recipe.dataset.held_out, recipe.seed)
+    watch = _watch(recipe, dataset, labelled)
+    split = dataset.split(recipe.dataset.held_out, recipe.seed, watch)
     _splits_are_usable(recipe, dataset, split)
 
     write_records(work / "train.jsonl", split.first)
     write_records(work / "held_out.jsonl", split.second)
+    if watch:
+        write_records(work / WATCH, watch)
+        progress.say(
+            f"      {len(watch):,} labelled examples are looked at in training, not learned from "
+            "(dataset.watch)"
+        )
     judged = None if judge_dir is None else read_json(judge_dir / JUDGE)
     report = dataset_report(recipe, len(queries), dataset, split, judged)
+    report["watch"] = len(watch)
     report["filters"] = list(filters)
     report["users"] = len({e.user for e in dataset.examples if e.user is not None})
     write_json(work / "dataset.json", report)
     keys = ("queries", "examples", "train", "held_out", "acceptance", "rejections", "contamination")
     summary = {key: report[key] for key in keys}
     back = sum(example.readmitted is not None for example in dataset.judged.examples)
+    summary |= {"watch": len(watch)} if watch else {}
     return Outcome(summary=summary | ({"readmitted": back} if back else {}))
+
+
+def _watch(recipe: Recipe, dataset: Dataset, labelled: Sequence[LabelledQuery]) -> list[Example]:
+    """The watch set; none for a text student, whose answers training does not read."""
+    if recipe.student.head != "label":
+        return []
+    tune, tuned = recipe.teacher.tune, set[str]()
+    if tune is not None and labelled:
+        parts = tune_check_split(labelled, tune.check_fraction, recipe.seed)
+        tuned = {query.as_traffic().id for query in parts.first}
+    return dataset.watch(recipe.dataset.watch, recipe.seed, tuned)
 
 
 def needs_beliefs(recipe: Recipe) -> bool:

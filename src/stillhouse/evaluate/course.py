@@ -96,16 +96,16 @@ def read_course(folder: Path) -> Course | None:
 
 
 def course_charts(course: Course | None) -> list[Chart]:
-    """Accuracy beside agreement, where the truth of held-out examples is known."""
+    """Accuracy beside agreement, where the truth of examples not trained on is known."""
     if course is None:
         return []
     known = [look for look in course.looks if look.accuracy is not None]
     if not known:
         return []
-    title = "Held-out accuracy, and the teacher's mistakes that are copied"
+    title = "Accuracy on examples of known truth, and the teacher's mistakes that are copied"
     lines = (
         Series("accuracy", "student", [(look.step, look.accuracy or 0.0) for look in known]),
-        Series("agreement", "teacher", [(look.step, look.agreement) for look in known]),
+        Series("held-out agreement", "teacher", [(look.step, look.agreement) for look in known]),
         Series(
             "agreement where the teacher is wrong",
             "other",

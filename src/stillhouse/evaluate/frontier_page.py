@@ -15,7 +15,7 @@ from markupsafe import Markup
 from stillhouse.evaluate import summary
 from stillhouse.evaluate.page import environment
 from stillhouse.evaluate.studies import FrontierStudy, SizedStudent
-from stillhouse.evaluate.study_chart import Axes, Dot, Level, study_chart
+from stillhouse.evaluate.study_chart import Axes, Bend, Dot, Level, study_chart
 
 
 class FrontierRow(NamedTuple):
@@ -66,6 +66,39 @@ def frontier_chart(study: FrontierStudy) -> Markup:
     )
 
 
+def size_chart(study: FrontierStudy) -> Markup | None:
+    """Score against parameters with the fitted curve; `None` where there is none."""
+    fit = study.fit
+    if fit is None:
+        return None
+    dots = [
+        Dot(
+            float(one.parameters or 1),
+            one.score.estimate,
+            one.score.low,
+            one.score.high,
+            one.name,
+            _style(study, one),
+            f"{one.name}: {summary.share(one.score)}",
+        )
+        for one in study.students
+    ]
+    metric = summary.METRIC_NAMES.get(study.metric, study.metric)
+    return study_chart(
+        f"{metric} against parameters",
+        dots,
+        Axes("parameters (log scale)", metric, summary.count),
+        line=[
+            Bend(p.parameters, p.score.estimate, p.score.low, p.score.high, p.beyond)
+            for p in fit.drawn
+        ],
+        levels=[
+            Level("teacher", study.teacher.estimate, "teacher"),
+            Level("the students' ceiling, by the fit", fit.ceiling.estimate, "ceiling"),
+        ],
+    )
+
+
 def _style(study: FrontierStudy, one: SizedStudent) -> Literal["", "fail", "chosen"]:
     if one.name == study.chosen:
         return "chosen"
@@ -87,6 +120,8 @@ def render_frontier(study: FrontierStudy) -> str:
             chosen=chosen,
             metric=summary.METRIC_NAMES.get(study.metric, study.metric),
             chart=frontier_chart(study),
+            sizes=size_chart(study),
+            bigger=_sentence(study.bigger) if study.bigger else "",
             verdict=[_sentence(line) for line in study.verdict],
             notes=[_sentence(line) for line in study.notes],
             versions=sorted(study.versions.items()),
@@ -128,6 +163,8 @@ def frontier_lines(study: FrontierStudy) -> Iterator[str]:
     """What stands below the table."""
     for step in study.steps:
         yield f"{step.larger} over {step.smaller}: {summary.points(step.difference)}"
+    if study.bigger:
+        yield study.bigger
     yield from (f"left out: {name}: {why}" for name, why in study.left_out.items())
     yield from (f"note: {note}" for note in study.notes)
     first, *rest = study.verdict

@@ -72,8 +72,8 @@ class MoreAnswers(Result):
     usd: float | None
     score: Interval = Field(description="Fitted; extrapolated.")
     gain: float = Field(description="Points that the fit says the step brings.")
-    gain_low: float = Field(description="The fit's lower bound there, over the fit here; points.")
-    gain_high: float = Field(description="The fit's upper bound there, over the fit here; points.")
+    gain_low: float = Field(description="Lower bound of the gain itself; points.")
+    gain_high: float = Field(description="Upper bound of it; points.")
     usd_per_point: float | None = Field(
         description="null where nothing is gained or the price is unknown."
     )
@@ -166,6 +166,35 @@ class Step(Result):
     difference: Interval
 
 
+class SizePoint(Result):
+    """The fitted score at a number of parameters."""
+
+    parameters: int
+    score: Interval
+    beyond: bool = Field(description="Beyond the largest student trained: extrapolated.")
+
+
+class SizeFit(Result):
+    """The curve of score over parameters, through students of one source."""
+
+    sizes: tuple[int, ...] = Field(description="Parameters of the students it goes through.")
+    ceiling: Interval = Field(description="Where the curve ends with parameters without end.")
+    ceiling_known: bool = Field(description="Whether the scores bound it short of 1.")
+    exponent: float = Field(description="b of score(n) = c - a n^-b.")
+    amount: float = Field(description="a of score(n) = c - a n^-b.")
+    drawn: tuple[SizePoint, ...]
+    on_curve: bool = Field(
+        description="Whether the interval of each of three students holds the curve; of more, how "
+        "they scatter about it is in its intervals."
+    )
+    largest: int = Field(description="Parameters of the largest student.")
+    bigger: int = Field(description="Twice that; the teacher's parameters at most.")
+    score: Interval = Field(description="Fitted, of the bigger one; extrapolated.")
+    gain: float = Field(description="Points that the fit says the bigger one brings.")
+    gain_low: float = Field(description="Lower bound of the gain itself; points.")
+    gain_high: float = Field(description="Upper bound of it; points.")
+
+
 class FrontierStudy(Study):
     """frontier.json."""
 
@@ -178,6 +207,10 @@ class FrontierStudy(Study):
     machine_usd_per_hour: float
     students: tuple[SizedStudent, ...] = Field(description="Largest first.")
     steps: tuple[Step, ...]
+    fit: SizeFit | None = Field(
+        default=None, description="null: fewer than three sizes of the recipe's source."
+    )
+    bigger: str = Field(default="", description="Whether a bigger student would still gain.")
     left_out: Mapping[str, str] = Field(default_factory=dict, description="Name: why.")
     chosen: str | None = Field(description="The cheapest that passes the gate; null: none does.")
     firm: bool = Field(description="It passes at the corrected confidence too.")

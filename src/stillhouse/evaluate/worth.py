@@ -22,23 +22,22 @@ FARTHEST: Final = 10.0  # a fit says nothing of ten times what it has seen
 
 def steps_from(fit: CurveFit, now: int, cost: AnswerCost) -> tuple[MoreAnswers, ...]:
     """What larger datasets would bring, from `now` examples."""
-    here = fit.at(now).estimate
-    return tuple(_step(fit, now, here, round(now * factor), cost) for factor in FACTORS)
+    return tuple(_step(fit, now, round(now * factor), cost) for factor in FACTORS)
 
 
-def _step(fit: CurveFit, now: int, here: float, then: int, cost: AnswerCost) -> MoreAnswers:
-    there = fit.at(then)
+def _step(fit: CurveFit, now: int, then: int, cost: AnswerCost) -> MoreAnswers:
+    found = fit.gain(now, then)
     answers = math.ceil((then - now) * cost.answers_per_example)
     price = None if cost.usd_per_answer is None else answers * cost.usd_per_answer
-    gain = 100 * (there.estimate - here)
+    gain = 100 * found.estimate
     return MoreAnswers(
         examples=then,
         answers=answers,
         usd=price,
-        score=there,
+        score=fit.at(then),
         gain=gain,
-        gain_low=100 * (there.low - here),
-        gain_high=100 * (there.high - here),
+        gain_low=100 * found.low,
+        gain_high=100 * found.high,
         usd_per_point=price / gain if price is not None and gain > 1e-9 else None,
     )
 
@@ -69,9 +68,8 @@ def worth_most(fit: CurveFit, now: int, cost: AnswerCost, point_usd: float) -> M
     """
     if cost.usd_per_answer is None:
         return None
-    here = fit.at(now).estimate
     tried = sorted({round(now * FARTHEST ** (k / 40)) for k in range(1, 41)} - {now})
-    steps = [_step(fit, now, here, then, cost) for then in tried]
+    steps = [_step(fit, now, then, cost) for then in tried]
     best = max(steps, key=lambda one: point_usd * one.gain - (one.usd or 0.0), default=None)
     if best is None or point_usd * best.gain <= (best.usd or 0.0):
         return None
@@ -166,6 +164,7 @@ def _answer(  # noqa: PLR0917
             f"at {usd(point_usd)} a point, {worth.answers:,} more answers are worth paying for"
             + (" at least" if edge else "")
             + f": {usd(worth.usd)} for {worth.gain:+.1f} points"
+            + _least(worth, point_usd)
         )
     if reach.examples is not None and now < reach.examples <= FARTHEST * now:
         price = "" if reach.usd is None else f" ({usd(reach.usd)})"
@@ -190,4 +189,16 @@ def _answer(  # noqa: PLR0917
             "more answers still help, but by the fit not enough: with a bigger student they may "
             "come within the margin of the teacher"
         )
-    return f"twice as many answers ({double.answers:,} more) still bring a point or more"
+    still = f"twice as many answers ({double.answers:,} more) still bring a point or more"
+    if double.gain_low >= FEW_POINTS:
+        return still
+    return f"{still} by the fit, which cannot rule out less"
+
+
+def _least(worth: MoreAnswers, point_usd: float) -> str:
+    """What the least gain that fits says of a step that pays by the fit."""
+    if point_usd * worth.gain_low > (worth.usd or 0.0):
+        return ""
+    return (
+        f"; the scores do not rule out that they bring {worth.gain_low:+.1f}, less than they cost"
+    )

@@ -220,6 +220,16 @@ def pick_device(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
+def device_name(device: str = "auto") -> str:
+    """`cpu`, or the GPU's own name.
+
+    Raises:
+        UserError: as `pick_device`.
+    """
+    picked = pick_device(device)
+    return torch.cuda.get_device_name(picked) if picked.type == "cuda" else str(picked)
+
+
 def count_parameters(model: torch.nn.Module) -> int:
     """All weights, trained or frozen; tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

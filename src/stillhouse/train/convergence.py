@@ -2,8 +2,8 @@
 
 Reads a training's course (learning curve, looks at the held-out set, the kept student on examples
 it was trained on) and says of each known cause whether it is there, is not, or cannot be told from
-what was measured. `LEVEL` is the chance that a test speaks of something that is not there. Rules,
-their error rates and limits are in docs/convergence.md. Knows numbers; knows no model and no file.
+what was measured (`evidence`). Rules, their error rates and limits are in docs/convergence.md.
+Knows numbers; knows no model and no file.
 """
 
 from __future__ import annotations
@@ -11,41 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
-
-import numpy as np
+from typing import Any, Final, NamedTuple
 
 from stillhouse.core.learning_curve import CurveFit, fit_curve
 from stillhouse.core.statistics import wilson
-from stillhouse.train.detect import Blocks, Integers, copied, gap, grew, rises
-from stillhouse.train.history import CurveRow
-from stillhouse.train.looks import Look
+from stillhouse.train.convergence_rate import rate_too_high
+from stillhouse.train.detect import Blocks, copied, gap, grew
+from stillhouse.train.evidence import LEVEL, Evidence, Finding, Name, finite, percent, told
 
-LEVEL: Final = 0.01
 FITS: Final = 0.95  # a student that gives less of its lesson's answers back has not fitted it
 WIDE: Final = 0.02  # agreement lost from seen to unseen examples that more data may bring back
 MOVING: Final = 0.10  # a share of the divergence, gained in the last half, that is still moving
 BARE, FLAT = 0.02, 0.90  # teacher entropy over log C, below and above which targets say little
-
-Name = Literal[
-    "rate_too_high",
-    "copies_mistakes",
-    "divergence_growth",
-    "too_little_data",
-    "not_finished",
-    "capacity_ceiling",
-    "soft_targets",
-]
-
-
-class Finding(NamedTuple):
-    """One known cause: `found` (`None`: cannot be told), what was seen, and what to do about it."""
-
-    name: Name
-    found: bool | None
-    seen: str
-    action: str | None = None
-    numbers: Mapping[str, float | int | None] = {}
 
 
 class Verdict(NamedTuple):
@@ -54,29 +31,6 @@ class Verdict(NamedTuple):
     state: str
     sentence: str
     actions: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """The course of one training.
-
-    `kept` and `lesson` are the kept student on the held-out set and on examples of the training
-    set. For a classifier of C `classes`, `teacher` and `truth` [N] are answers to the held-out
-    items, -1 where unknown, and `entropy` is the teacher's mean one over classes at the
-    distillation temperature (nats), `None` where it is not known or not learned from.
-    """
-
-    rows: Sequence[CurveRow]
-    looks: Sequence[Look]
-    kept: Look | None
-    lesson: Look | None
-    best_step: int
-    learning_rate: float
-    distillation_temperature: float
-    classes: int | None = None
-    teacher: Integers | None = None
-    truth: Integers | None = None
-    entropy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +47,13 @@ class Convergence:
         return {
             "verdict": self.verdict._asdict() | {"actions": list(self.verdict.actions)},
             "findings": [
-                one._asdict() | {"numbers": {k: _finite(v) for k, v in one.numbers.items()}}
+                one._asdict() | {"numbers": {k: finite(v) for k, v in one.numbers.items()}}
                 for one in self.findings
             ],
             "extrapolated_divergence": None
             if self.floor is None
             else {**self.floor.ceiling.to_json(), "known": self.floor.ceiling_known},
+            "of_known_truth": _told_json(self.evidence),
             "looks": _looks_json(self.evidence),
         }
 
@@ -106,7 +61,7 @@ class Convergence:
 def judge_course(evidence: Evidence) -> Convergence:
     """All findings on a training, and the verdict."""
     floor = _floor(evidence)
-    rate, growth = _rate_too_high(evidence), _divergence_growth(evidence)
+    rate, growth = rate_too_high(evidence), _divergence_growth(evidence)
     data, moving = _too_little_data(evidence), _not_finished(evidence)
     findings = (
         rate,
@@ -114,55 +69,24 @@ def judge_course(evidence: Evidence) -> Convergence:
         growth,
         data,
         moving,
-        _capacity_ceiling(evidence, rate, data, moving, floor),
+        _capacity_ceiling(evidence, rate, moving, floor),
         _soft_targets(evidence),
     )
     return Convergence(_verdict(findings), findings, floor, evidence)
 
 
-def _rate_too_high(evidence: Evidence) -> Finding:
-    """A rising training loss, or a student that learned nothing though its loss has settled."""
-    losses = [row.loss for row in evidence.rows if row.loss is not None]
-    lower = f"lower train.learning_rate (it was {evidence.learning_rate:g}), to a tenth at first"
-    name: Name = "rate_too_high"
-    if any(row.loss is None and row.held_out_divergence is None for row in evidence.rows):
-        return Finding(name, True, "the training loss was not finite at some step", lower)
-    if len(losses) < 8:
-        return Finding(name, None, f"{len(losses)} rows of training loss are too few to tell")
-    p = rises(losses)
-    numbers: dict[str, float | int | None] = {"p_value": p}
-    if p <= LEVEL:
-        return Finding(
-            name, True, f"the training loss rose in the course of training (p = {p:.2g})", lower,
-            numbers,
-        )  # fmt: skip
-    settled = rises([-loss for loss in losses[len(losses) // 2 :]]) > LEVEL
-    if evidence.kept is not None and evidence.teacher is not None and settled:
-        common = int(np.bincount(evidence.teacher[evidence.teacher >= 0]).max(initial=0))
-        share = common / max(1, int((evidence.teacher >= 0).sum()))
-        agreement = evidence.kept.agreement
-        got = wilson(int(agreement.sums.sum()), len(agreement.sums), 1 - 2 * LEVEL)
-        numbers |= {"agreement": got.estimate, "most_frequent_answer": share}
-        if got.low <= share:
-            return Finding(
-                name, True,
-                f"the training loss has settled, yet the student agrees on {_share(got.estimate)}, "
-                f"not clearly above always giving the most frequent answer ({_share(share)})",
-                f"{lower}; if it was low already, raise it and train longer", numbers,
-            )  # fmt: skip
-    return Finding(name, False, "the training loss did not rise", None, numbers)
-
-
 def _copies_mistakes(evidence: Evidence) -> Finding:
     name: Name = "copies_mistakes"
-    looks = [look.choices for look in evidence.looks]
-    if evidence.teacher is None or evidence.truth is None or any(c is None for c in looks):
-        return Finding(name, None, "needs a classifier, and the truth of held-out examples")
-    known = (evidence.truth >= 0) & (evidence.teacher >= 0)
-    if not known.any():
-        return Finding(name, None, "no held-out example has a true answer beside the teacher's")
-    choices = np.array([c[known] for c in looks if c is not None]).reshape(-1, int(known.sum()))
-    found = copied(choices, evidence.teacher[known], evidence.truth[known])
+    if evidence.classes is None:
+        return Finding(name, None, "needs a classifier")
+    known = told(evidence)
+    if known is None:
+        return Finding(
+            name, None,
+            "no example that is not trained on has a true answer beside the teacher's "
+            "(traffic.labelled with use_labelled, and dataset.watch)",
+        )  # fmt: skip
+    found = copied(known.choices, known.teacher, known.truth)
     if found is None:
         return Finding(name, None, "fewer than two looks, or the teacher is never wrong here")
     step = evidence.looks[found.look].step
@@ -176,9 +100,9 @@ def _copies_mistakes(evidence: Evidence) -> Finding:
         "p_value": found.p_value,
     }
     seen = (
-        f"since step {step:,} accuracy went from {_share(found.accuracy[0])} to "
-        f"{_share(found.accuracy[1])}, and the teacher's answer was given to "
-        f"{_share(found.copied[0])}, then {_share(found.copied[1])} of the {found.wrong:,} items "
+        f"since step {step:,} accuracy went from {percent(found.accuracy[0])} to "
+        f"{percent(found.accuracy[1])}, and the teacher's answer was given to "
+        f"{percent(found.copied[0])}, then {percent(found.copied[1])} of the {found.wrong:,} items "
         f"where it is wrong (p = {found.p_value:.2g})"
     )
     if found.p_value > LEVEL:
@@ -220,8 +144,8 @@ def _too_little_data(evidence: Evidence) -> Finding:
     if found is None:
         return Finding(name, None, "needs 8 held-out items or batches")
     seen = (
-        f"agreement is {_share(evidence.lesson.agreement.mean)} on examples it was trained on and "
-        f"{_share(evidence.kept.agreement.mean)} on held-out ones: {100 * found.difference:+.1f} "
+        f"agreement is {percent(evidence.lesson.agreement.mean)} on examples it was trained on and "
+        f"{percent(evidence.kept.agreement.mean)} on held-out ones: {100 * found.difference:+.1f} "
         f"points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
     )
     numbers = {"gap": found.difference, "low": found.low, "high": found.high}
@@ -260,9 +184,10 @@ def _not_finished(evidence: Evidence) -> Finding:
 
 
 def _capacity_ceiling(
-    evidence: Evidence, rate: Finding, data: Finding, moving: Finding, floor: CurveFit | None
+    evidence: Evidence, rate: Finding, moving: Finding, floor: CurveFit | None
 ) -> Finding:
-    """A student that has settled, and does not give back even what it was trained on."""
+    """A student that has settled, by its looks and by their curve continued over steps, and does
+    not give back even what it was trained on."""
     name: Name = "capacity_ceiling"
     if evidence.classes is None:
         return Finding(
@@ -277,23 +202,29 @@ def _capacity_ceiling(
     lesson = evidence.lesson.agreement
     got = wilson(int(lesson.sums.sum()), len(lesson.sums), 1 - 2 * LEVEL)
     numbers: dict[str, float | int | None] = {"agreement": got.estimate, "high": got.high}
-    seen = f"the kept student gives {_share(got.estimate)} of the answers it was trained on"
-    if floor is not None:
-        best = floor.ceiling
-        numbers |= {"floor": best.estimate, "floor_low": best.low, "floor_high": best.high}
-        seen += (
-            f"; its held-out divergence, continued over steps, ends at {best.estimate:.3g} nats "
-            f"[{best.low:.3g}, {best.high:.3g}]"
-        )
+    seen = f"the kept student gives {percent(got.estimate)} of the answers it was trained on"
     if got.high >= FITS:
         return Finding(name, False, seen, None, numbers)
     if moving.found is not False:
         return Finding(name, None, f"{seen}, but it had not settled", None, numbers)
-    return Finding(
-        name, True, f"{seen}, and has settled",
-        "a bigger student (student.size, student.layers); where it is cheap, twice the "
-        "train.epochs first", numbers,
-    )  # fmt: skip
+    bigger = "a bigger student (student.size, student.layers)"
+    longer = f"{bigger}; where it is cheap, twice the train.epochs first"
+    if floor is None:
+        seen += ", and has settled; too few looks to continue its divergence over steps"
+        return Finding(name, True, seen, longer, numbers)
+    best, last = floor.ceiling, evidence.looks[-1].divergence.mean
+    numbers |= {"floor": best.estimate, "floor_low": best.low, "floor_high": best.high}
+    ends = (
+        f"its held-out divergence, {last:.3g} nats at the last look, would end at "
+        f"{best.estimate:.3g} [{best.low:.3g}, {best.high:.3g}] with steps without end"
+    )
+    settled = (1 - MOVING) * last
+    if best.high < settled:
+        return Finding(name, None, f"{seen}, but {ends}: it had not settled", None, numbers)
+    if best.low < settled:
+        ends += ", so that more steps may still bring some"
+        return Finding(name, True, f"{seen}, and has settled; {ends}", longer, numbers)
+    return Finding(name, True, f"{seen}, and has settled: {ends}", bigger, numbers)
 
 
 def _soft_targets(evidence: Evidence) -> Finding:
@@ -327,61 +258,94 @@ WORDS: Final[Mapping[str, str]] = {
 }
 
 
+UNSEEN: Final[Mapping[str, str]] = {
+    "rate_too_high": "whether the learning rate was too high",
+    "copies_mistakes": "whether it copies the teacher's mistakes",
+    "divergence_growth": "whether it moved away from the teacher",
+    "too_little_data": "whether it has too little data",
+    "not_finished": "whether it was still improving",
+    "capacity_ceiling": "whether it is too small",
+    "soft_targets": "whether the temperature fits",
+}
+
+
 def _verdict(findings: Sequence[Finding]) -> Verdict:
-    """The first finding explains most; the actions of all, in order."""
+    """The first finding explains most; the actions of all, in order. Where there is none, what
+    could not be looked at is said, and why."""
     there = [one for one in findings if one.found]
     if there:
         first = there[0]
         actions = tuple(one.action for one in there if one.action is not None)
         return Verdict(first.name, f"{WORDS[first.name]}: {first.seen}.", actions)
-    unknown = [one.name for one in findings if one.found is None]
+    unknown = [one for one in findings if one.found is None]
+    unseen = "; ".join(f"{UNSEEN[one.name]} ({one.seen})" for one in unknown)
     core = {"rate_too_high", "divergence_growth", "not_finished"}
-    if core & set(unknown):
+    if core & {one.name for one in unknown}:
         return Verdict(
             "unknown",
-            "What was measured is too little to say why the student stands where it stands.",
+            "What was measured is too little to say why the student stands where it stands. It "
+            f"cannot be told {unseen}.",
             ("more held-out examples, or more train.evals",),
         )
+    if not unknown:
+        return Verdict(
+            "converged", "The student has converged: no known cause of a loss was found.", ()
+        )
     return Verdict(
-        "converged", "The student has converged: no known cause of a loss was found.", ()
+        "converged",
+        "The student has converged; of the causes that could be looked at, none was found. It "
+        f"cannot be told {unseen}.",
+        (),
     )
 
 
 def _floor(evidence: Evidence) -> CurveFit | None:
-    """Held-out divergence over steps, continued."""
-    points = [(look.step, look.divergence.mean) for look in evidence.looks if look.step > 0]
-    finite = [(step, value) for step, value in points if math.isfinite(value)]
-    if len(finite) < 4 or len({step for step, _ in finite}) < 4:
+    """Held-out divergence over steps, continued; each look with its own standard error.
+
+    All looks are at the same items, whose luck they share: their errors are taken as independent,
+    which widens what is said of the shape.
+    """
+    looks = [
+        look for look in evidence.looks if look.step > 0 and math.isfinite(look.divergence.mean)
+    ]
+    if len({look.step for look in looks}) < 4:
         return None
-    steps, values = zip(*finite, strict=True)
-    return fit_curve(steps, values, best=0.0, falling=True)
+    errors = [look.divergence.error for look in looks]
+    known = all(0 < error < math.inf for error in errors)
+    return fit_curve(
+        [look.step for look in looks],
+        [look.divergence.mean for look in looks],
+        errors=errors if known else None,
+        best=0.0,
+        falling=True,
+    )
 
 
 def _looks_json(evidence: Evidence) -> list[dict[str, float | int | None]]:
-    found: list[dict[str, float | int | None]] = []
-    teacher, truth = evidence.teacher, evidence.truth
-    for look in evidence.looks:
+    known = told(evidence)
+    wrong = None if known is None else known.teacher != known.truth
+    rows: list[dict[str, float | int | None]] = []
+    for number, look in enumerate(evidence.looks):
         row: dict[str, float | int | None] = {
             "step": look.step,
-            "divergence": _finite(look.divergence.mean),
-            "divergence_error": _finite(look.divergence.error),
+            "divergence": finite(look.divergence.mean),
+            "divergence_error": finite(look.divergence.error),
             "agreement": look.agreement.mean,
             "accuracy": None,
             "agreement_on_mistakes": None,
         }
-        if look.choices is not None and truth is not None and (truth >= 0).any():
-            known = truth >= 0
-            row["accuracy"] = float((look.choices == truth)[known].mean())
-            wrong = known & (teacher >= 0) & (teacher != truth) if teacher is not None else ~known
+        if known is not None and wrong is not None:
+            choices = known.choices[number]
+            row["accuracy"] = float((choices == known.truth).mean())
             if wrong.any():
-                row["agreement_on_mistakes"] = float((look.choices == teacher)[wrong].mean())
-        found.append(row)
-    return found
+                row["agreement_on_mistakes"] = float((choices == known.teacher)[wrong].mean())
+        rows.append(row)
+    return rows
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f}%"
+def _told_json(evidence: Evidence) -> dict[str, int] | None:
+    known = told(evidence)
+    if known is None:
+        return None
+    wrong = int((known.teacher != known.truth).sum())
+    return {"examples": len(known.truth), "teacher_wrong": wrong}

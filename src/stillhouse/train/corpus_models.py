@@ -1,12 +1,14 @@
 """The two models of a corpus recipe: a teacher with its language head, and the student.
 
 A teacher whose files hold no head gets a new one, which `teacher.adapt` has to train. A student is
-cut from the teacher, loaded, or made from a configuration with first weights drawn from the seed;
-it keeps the teacher's tokenizer. Knows sources and shapes; knows no objective and no trainer.
+cut from the teacher (layers, or to a size), loaded, or made from a configuration with first weights
+drawn from the seed; it keeps the teacher's tokenizer. Knows sources and shapes; knows no objective
+and no trainer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +25,13 @@ from transformers import (
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe_corpus import FROM_SCRATCH, CorpusRecipe
+from stillhouse.core.recipe_cut import share_of
 from stillhouse.core.recipe_features import LayeredTerm
 from stillhouse.models.loading import count_parameters, locate
 from stillhouse.models.quiet import quiet_transformers
+from stillhouse.train.cut_plan import CutPlan, plan_cut
+from stillhouse.train.cut_shapes import Form
+from stillhouse.train.cut_student import cut_model
 from stillhouse.train.features_layers import layer_pairs
 from stillhouse.train.layers import cut_layers, depth
 from stillhouse.train.objectives import check_one_tokenizer
@@ -54,11 +60,13 @@ class CorpusPlan:
     layers_kept: tuple[int, ...] | None
     parameters_before: int  # the teacher's
     parameters: int
+    cut: dict[str, object] | None = None  # the plan of a student of a given size
+    said: tuple[str, ...] = ()  # the same, for people
 
     def as_json(self) -> dict[str, object]:
         """A plain object."""
         kept = None if self.layers_kept is None else list(self.layers_kept)
-        return asdict(self) | {"layers_kept": kept}
+        return asdict(self) | {"layers_kept": kept, "said": list(self.said)}
 
 
 def auto_class(kind: str) -> Any:
@@ -116,20 +124,24 @@ class CorpusStudent(NamedTuple):
     plan: CorpusPlan
 
 
-def build_corpus_student(recipe: CorpusRecipe, teacher: Read) -> CorpusStudent:
-    """The student that a recipe asks for.
+def build_corpus_student(
+    recipe: CorpusRecipe, teacher: Read, texts: Sequence[str]
+) -> CorpusStudent:
+    """The student that a recipe asks for; equal arguments give equal weights.
 
     Args:
         recipe: its `student`, `objective.kind` and seed.
         teacher: as it teaches: after `teacher.adapt`. A student that is cut from it shares nothing
             with it.
+        texts: of the corpus, to train on: what a student of a size keeps is measured on them.
 
     Raises:
-        UserError: layers or a configuration that cannot be had, or another tokenizer.
+        UserError: layers, a size or a configuration that cannot be had, or another tokenizer.
     """
     section, kind = recipe.student, recipe.objective.kind
     before = depth(teacher.model)
     kept: tuple[int, ...] | None = None
+    cut: CutPlan | None = None
     revision = teacher.revision
     if section.source == FROM_SCRATCH:
         model = _from_scratch(recipe, teacher)
@@ -142,7 +154,14 @@ def build_corpus_student(recipe: CorpusRecipe, teacher: Read) -> CorpusStudent:
             model, revision = found.model, found.revision
         before = depth(model)
         kept = tuple(range(before))
-        if section.layers is not None:
+        if section.size is not None:
+            cut = _plan(recipe, model.config)
+            samples = section.cut.samples
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.seed)
+                made = cut_model(model, teacher.tokenizer, cut, _form(kind), texts, samples=samples)
+            model, kept = made.model, made.layers_kept
+        elif section.layers is not None:
             kept = cut_layers(model, section.layers)
     model.config.pad_token_id = teacher.tokenizer.pad_token_id
     return CorpusStudent(
@@ -156,17 +175,40 @@ def build_corpus_student(recipe: CorpusRecipe, teacher: Read) -> CorpusStudent:
             layers_kept=kept,
             parameters_before=count_parameters(teacher.model),
             parameters=count_parameters(model),
+            cut=None if cut is None else cut.as_json(),
+            said=() if cut is None else tuple(cut.lines()),
         ),
     )
 
 
-def check_corpus_student(recipe: CorpusRecipe) -> None:
+def _form(kind: str) -> Form:
+    return "masked" if kind == "masked_lm" else "text"
+
+
+def _plan(recipe: CorpusRecipe, config: Any) -> CutPlan:
+    """How a source of this configuration is cut to the recipe's size; all of its rows stay."""
+    section = recipe.student
+    assert section.size is not None
+    return plan_cut(
+        config,
+        share_of(section.size),
+        form=_form(recipe.objective.kind),
+        layers=section.layers,
+        cut=section.cut,
+    )
+
+
+def check_corpus_student(recipe: CorpusRecipe) -> CutPlan | None:
     """Refuse, from configurations alone, a student that could not be built or compared.
 
+    Returns:
+        How a student of a size will be cut.
+
     Raises:
-        UserError: no such teacher, layers or a configuration that cannot be had, layers of a term
-            that are not there, or a tokenizer that cannot hide tokens.
+        UserError: no such teacher, layers, a size or a configuration that cannot be had, layers of
+            a term that are not there, or a tokenizer that cannot hide tokens.
     """
+    cut: CutPlan | None = None
     section, kind = recipe.student, recipe.objective.kind
     folder = str(locate(recipe.teacher.model).folder)
     with quiet_transformers(), torch.device("meta"):  # shapes only
@@ -188,14 +230,18 @@ def check_corpus_student(recipe: CorpusRecipe) -> None:
             student = auto_class(kind).from_config(
                 AutoConfig.from_pretrained(own, local_files_only=True)
             )
-        if section.layers is not None:
+        if section.size is not None:
+            cut = _plan(recipe, student.config)
+        elif section.layers is not None:
             cut_layers(student, section.layers)
+    layers = depth(student) if cut is None else cut.after.layers
     if kind == "masked_lm" and tokenizer.mask_token_id is None:
         raise UserError("teacher.model", "has a tokenizer without a mask token")
     for number, term in enumerate(recipe.objective.terms):
         if isinstance(term, LayeredTerm):
             field = f"objective.terms.{number}"
-            layer_pairs(term.layers, term.count, depth(student), depths, field=field)
+            layer_pairs(term.layers, term.count, layers, depths, field=field)
+    return cut
 
 
 def _copy(model: PreTrainedModel) -> PreTrainedModel:

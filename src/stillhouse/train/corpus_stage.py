@@ -72,7 +72,9 @@ def run_corpus_train(
         StillhouseError: training went off.
     """
     teacher = _teacher(recipe, adapted)
-    student = build_corpus_student(recipe, teacher)
+    train, validation = _passages(corpus, TRAIN), _passages(corpus, VALIDATION)
+    texts = [passage.text for passage in train]
+    student = build_corpus_student(recipe, teacher, texts)
     plan = student.plan
     if not (work / PLAN).exists():
         write_json(work / PLAN, plan.as_json())
@@ -82,8 +84,9 @@ def run_corpus_train(
         f"{plan.parameters:,} parameters, {plan.parameters / plan.parameters_before:.0%} of "
         "the teacher's"
     )
+    for line in plan.said:
+        progress.say(f"      student: {line}")
     cutter = _cutter(recipe, teacher)
-    train, validation = _passages(corpus, TRAIN), _passages(corpus, VALIDATION)
 
     def trained(one: CorpusStudent, folder: Path, *, taught: bool) -> dict[str, Any]:
         job = CorpusJob(
@@ -102,7 +105,7 @@ def run_corpus_train(
 
     twin = None
     if recipe.train.untaught_twin:
-        twin = trained(build_corpus_student(recipe, teacher), work / TWIN, taught=False)
+        twin = trained(build_corpus_student(recipe, teacher, texts), work / TWIN, taught=False)
     facts = trained(student, work, taught=True)
     write_json(work / FACTS, {**facts, "plan": plan.as_json(), "twin": twin})
     return Outcome(
@@ -134,7 +137,9 @@ def run_corpus_evaluate(
     models: dict[str, Any] = {
         REFERENCE: teacher.model,
         STUDENT: _student(trained / STUDENT, kind),
-        START: build_corpus_student(recipe, teacher).model,
+        START: build_corpus_student(
+            recipe, teacher, [passage.text for passage in _passages(corpus, TRAIN)]
+        ).model,
     }
     if (trained / TWIN / STUDENT).is_dir():
         models[TWIN] = _student(trained / TWIN / STUDENT, kind)

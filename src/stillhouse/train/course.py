@@ -1,7 +1,8 @@
 """Gathers what `convergence` judges a training by, and writes its judgement.
 
-Runs the kept student once over a sample of its training examples. Knows the recipe, the trainer and
-one folder; judges nothing itself.
+Has the student answer the watch set at each look, and the kept one a sample of its training
+examples. Both are read for answers alone, which needs no soft target: stored ones may be draws, and
+the watch set has none. Knows the recipe, the trainer and one folder; judges nothing itself.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.train.batches import Rows
-from stillhouse.train.convergence import Evidence, judge_course
+from stillhouse.train.convergence import judge_course
 from stillhouse.train.detect import Integers
+from stillhouse.train.evidence import Evidence
 from stillhouse.train.fit import Fitted
 from stillhouse.train.history import curve
 from stillhouse.train.looks import Look, keep_looks, look_of, read_looks
+from stillhouse.train.objectives import Objective, TermsObjective, Weighted
+from stillhouse.train.outputs import CausalReader, LabelReader
+from stillhouse.train.terms import Response
 from stillhouse.train.trainer import DistillationTrainer
 
 CONVERGENCE: Final = "convergence.json"
@@ -29,8 +34,16 @@ SAMPLE: Final = 500  # training examples that the kept student is looked at on, 
 UNKNOWN: Final = -1
 
 
+class Watch(NamedTuple):
+    """A classifier's watch set: examples with the teacher's answer as label and the truth as
+    reference, and the same as a student reads them."""
+
+    examples: Sequence[Example]
+    rows: Rows
+
+
 class Course(NamedTuple):
-    """What is trained on and watched on, and the folder in which looks are kept."""
+    """What is trained on and looked at, and the folder in which looks are kept."""
 
     recipe: Recipe
     alpha: float
@@ -38,6 +51,7 @@ class Course(NamedTuple):
     held_out: Rows
     examples: Sequence[Example]  # held out
     folder: Path
+    watch: Watch | None = None
 
     @property
     def labels(self) -> bool:
@@ -49,7 +63,7 @@ def watch_course(course: Course, trainer: DistillationTrainer) -> None:
     """Have the looks of a training kept, where it runs in one process."""
     if trainer.args.world_size == 1:
         answers = _labels(course.held_out) if course.labels else None
-        trainer.on_look = keep_looks(course.folder, answers)
+        trainer.on_look = keep_looks(course.folder, answers, lambda: _watched(course, trainer))
 
 
 def write_course(
@@ -66,19 +80,20 @@ def write_course(
     kept = next((look for look in looks if look.step == fitted.best_step), None)
     beliefs = [example.label_probabilities for example in course.examples]
     soft = course.alpha > 0 and classes is not None and all(b is not None for b in beliefs)
-    # Stored beliefs of training examples may be draws at the temperature that is trained at.
-    unseen = kept is None or section.signals == "cache"
     evidence = Evidence(
         rows=curve(fitted.log),
         looks=looks,
         kept=kept,
-        lesson=None if unseen else _lesson(course, trainer, fitted.best_step),
+        lesson=None if kept is None else _lesson(course, trainer, fitted.best_step),
         best_step=fitted.best_step,
         learning_rate=section.effective_learning_rate,
         distillation_temperature=section.distillation_temperature,
         classes=classes,
         teacher=None if classes is None else _teacher(course),
-        truth=None if classes is None else _truth(course),
+        truth=None if classes is None else _truth(course, course.examples),
+        watched=None
+        if course.watch is None
+        else (np.array(_labels(course.watch.rows)), _truth(course, course.watch.examples)),
         entropy=_entropy(beliefs, section.distillation_temperature) if soft else None,
     )
     found = judge_course(evidence).as_json()
@@ -94,7 +109,21 @@ def _lesson(course: Course, trainer: DistillationTrainer, step: int) -> Look:
     numbers = sorted(draw.permutation(len(course.train))[:count].tolist())
     sample = Rows([course.train[number] for number in numbers])
     answers = _labels(sample) if course.labels else None
-    return look_of(step, list(trainer.measured(sample)), answers)
+    return look_of(step, list(trainer.measured(sample, _answers_alone(course))), answers)
+
+
+def _watched(course: Course, trainer: DistillationTrainer) -> Integers | None:
+    """The student's answers to the watch set as it is now [N]."""
+    if course.watch is None:
+        return None
+    sums = trainer.measured(course.watch.rows, _answers_alone(course))
+    return np.concatenate([one.choices.cpu().numpy() for one in sums if one.choices is not None])
+
+
+def _answers_alone(course: Course) -> Objective:
+    """Measures agreement with the answers in the examples; reads no soft target."""
+    reader = LabelReader() if course.labels else CausalReader()
+    return TermsObjective(reader, (Weighted(Response(0.0)),))
 
 
 def _labels(rows: Rows) -> list[int]:
@@ -112,11 +141,11 @@ def _teacher(course: Course) -> Integers:
     return np.array(found)
 
 
-def _truth(course: Course) -> Integers:
+def _truth(course: Course, examples: Sequence[Example]) -> Integers:
     task = course.recipe.task
     assert isinstance(task, ClassificationTask), "recipes pair head label with labels"
     numbers = {label: number for number, label in enumerate(task.labels)}
-    return np.array([numbers.get(e.reference or "", UNKNOWN) for e in course.examples])
+    return np.array([numbers.get(e.reference or "", UNKNOWN) for e in examples])
 
 
 def _entropy(beliefs: Sequence[tuple[float, ...] | None], temperature: float) -> float:

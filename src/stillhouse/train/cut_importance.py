@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,6 +50,14 @@ class Importance:
     tokens: int = 0
 
 
+def evenly_drawn(texts: Sequence[str], samples: int) -> list[str]:
+    """Up to `samples` texts, from the first to the last in even steps: a list in any order of its
+    sources is read as a whole."""
+    if len(texts) <= samples:
+        return list(texts)
+    return [texts[int(at)] for at in np.linspace(0, len(texts) - 1, samples).round()]
+
+
 def measure_importance(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -68,14 +77,13 @@ def measure_importance(
             "there is no text on which to measure what to keep",
             action="give the task's texts, or use from: scratch:... for random weights",
         )
-    step = max(1, len(texts) // samples)
     seen = _Seen(model, layout)
     device = model.device
     training = model.training
     model.train(False)
     try:
         with torch.no_grad():
-            chosen = sorted(texts[::step][:samples], key=len)
+            chosen = sorted(evenly_drawn(texts, samples), key=len)
             for start in range(0, len(chosen), BATCH):
                 batch: Any = tokenizer(
                     chosen[start : start + BATCH],

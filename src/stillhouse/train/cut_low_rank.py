@@ -3,16 +3,17 @@
 ELECTRA (Clark et al. 2020, arXiv:2003.10555) is BERT with embeddings of E channels, normalised
 there, and a linear map to the hidden size: a table V x H becomes V x E and E x H, and plain
 transformers loads it. The narrow tables are the wide ones on the principal directions of what the
-embeddings put out for the task's texts; the map back is the least-squares fit of those outputs.
-Knows BERT and ELECTRA in memory.
+embeddings put out for the task's texts; the map back is the least-squares fit of those outputs. A
+masked language model's head is fitted too: its dense layer to the vectors whose products with the
+narrow table come nearest to the BERT's logits. Knows BERT and ELECTRA in memory.
 
-Legend: V vocabulary, H hidden, E rank, N tokens read.
+Legend: V vocabulary, H hidden, E rank, B texts of a batch, T tokens, N tokens read.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -27,9 +28,10 @@ from transformers import (
 
 from stillhouse.core.errors import UserError
 from stillhouse.models.quiet import quiet_transformers
-from stillhouse.train.cut_importance import BATCH, TOKENS
+from stillhouse.train.cut_importance import BATCH, TOKENS, evenly_drawn
 
 _RIDGE: Final = 1e-4
+_LINEAR: Final = 8.0  # above this, GELU gives back what it is given
 
 
 class _Read(NamedTuple):
@@ -46,7 +48,7 @@ def with_low_rank(
 ) -> PreTrainedModel:
     """The ELECTRA that comes nearest to a BERT with embeddings of `rank` channels.
 
-    The classifier on it starts anew; layers are the BERT's own.
+    A classifier on it starts anew, a masked language model's head is fitted; layers are the BERT's.
 
     Raises:
         UserError: a model that is no BERT.
@@ -59,7 +61,8 @@ def with_low_rank(
             action="leave it out, or use a BERT source",
         )
     body: Any = model.base_model
-    read = _read(body, tokenizer, texts, samples)
+    batches = _batches(body, tokenizer, texts, samples)
+    read = _read(body, batches)
     made = electra_like(model, rank)
     to: Any = made.base_model
     with torch.no_grad():
@@ -82,33 +85,41 @@ def with_low_rank(
         to.embeddings_project.weight.copy_(weight)
         to.embeddings_project.bias.copy_(bias)
         to.encoder.load_state_dict(body.encoder.state_dict())
+        if isinstance(made, ElectraForMaskedLM):
+            _fit_head(model, made, batches)
     made.train(model.training)
     return made
 
 
-def _read(
+def _batches(
     body: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], samples: int
-) -> _Read:
-    step = max(1, len(texts) // samples)
+) -> list[dict[str, Tensor]]:
+    chosen = evenly_drawn(texts, samples)
+    most = min(TOKENS, int(body.config.max_position_embeddings))
+    found = []
+    for start in range(0, len(chosen), BATCH):
+        batch: Any = tokenizer(
+            chosen[start : start + BATCH],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=most,
+        )
+        found.append({name: batch[name] for name in ("input_ids", "attention_mask")})
+    return found
+
+
+def _read(body: Any, batches: Sequence[Mapping[str, Tensor]]) -> _Read:
     seen: list[tuple[Tensor, Tensor]] = []
     hook = body.embeddings.LayerNorm.register_forward_hook(
         lambda _, given, out: seen.append((given[0], out))
     )
     summed, outs = [], []
-    most = min(TOKENS, int(body.config.max_position_embeddings))
     was = body.training
     body.eval()
     try:
         with torch.no_grad():
-            chosen = list(texts[::step][:samples])
-            for start in range(0, len(chosen), BATCH):
-                batch: Any = tokenizer(
-                    chosen[start : start + BATCH],
-                    return_tensors="pt",
-                    padding=True,
-                    truncation=True,
-                    max_length=most,
-                )
+            for batch in batches:
                 body.embeddings(input_ids=batch["input_ids"])
                 mask = batch["attention_mask"].bool()
                 given, out = seen.pop()
@@ -118,6 +129,51 @@ def _read(
         hook.remove()
         body.train(was)
     return _Read(torch.cat(summed).float(), torch.cat(outs).float())
+
+
+def _fit_head(bert: Any, made: Any, batches: Sequence[Mapping[str, Tensor]]) -> None:
+    """Fit the narrow head, in place, on what both models make of the texts.
+
+    With t [H] what the BERT multiplies with its table W [V, H], and n [V, E] the narrow table, the
+    wanted u [E] is the one whose n u comes nearest to W t, but for a constant of all rows, which no
+    softmax sees. A linear map of the narrow body's states is fitted to it. The head has GELU and a
+    normalisation behind its map: the bias lifts all inputs to where GELU is linear, and the gain
+    gives back the spread that the normalisation takes.
+    """
+    table = made.get_output_embeddings().weight.float()
+    narrow = table - table.mean(0)
+    wide = bert.get_output_embeddings().weight.float()
+    wide = wide - wide.mean(0)
+    gram = narrow.T @ narrow
+    gram += _RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+    to_wanted = torch.linalg.solve(gram, narrow.T @ wide)  # [E, H]
+    states, wanted = [], []
+    was = bert.training
+    bert.eval()
+    made.eval()
+    for batch in batches:
+        mask = batch["attention_mask"].bool()  # [B, T]
+        told = bert.cls.predictions.transform(bert.base_model(**batch).last_hidden_state[mask])
+        wanted.append(told.float() @ to_wanted.T)  # [N, E]
+        states.append(made.base_model(**batch).last_hidden_state[mask].float())
+    bert.train(was)
+    x, u = torch.cat(states), torch.cat(wanted)
+    weight, bias = _fit(x, u)
+    fitted = x @ weight.T + bias
+    level = bias.mean()  # what is taken from all channels alike, the normalisation takes anyway
+    spread = (fitted - fitted.mean(1, keepdim=True)).square().mean(1).sqrt().mean()
+    head = made.generator_predictions
+    lift = (fitted - level).abs().max() + _LINEAR
+    head.dense.weight.copy_(weight)
+    head.dense.bias.copy_(bias - level + lift)
+    head.LayerNorm.weight.fill_(float(spread))
+    head.LayerNorm.bias.copy_((u - head.LayerNorm.weight * _normal(fitted)).mean(0))
+    made.generator_lm_head.bias.copy_(bert.cls.predictions.bias)
+
+
+def _normal(rows: Tensor) -> Tensor:
+    rows = rows - rows.mean(1, keepdim=True)
+    return rows / rows.square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
 
 
 def _fit(inputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,11 @@
 """Plan the shape of a student of a given size: how deep, how wide, how many rows. Needs no weights.
 
 Every shape that meets the budget is compared, and the one that takes least from the source in the
-worst-hit places is chosen: the sum over depth, hidden size, heads, neurons and rows of
-w * ln(before / after)^2. Squares spread a cut over all of them, as Minitron found best once the
-student is trained again (Muralidharan et al. 2024, arXiv:2407.14679: width before depth, hence the
-weights); what was spread is then made up exactly by the number of MLP neurons. The weights are a
-rule of thumb and no promise of quality. Knows configs; `cut_width` carries a plan out.
+worst-hit places is chosen: the sum over depth, hidden size, heads x key-value heads, neurons and
+rows of w * ln(before / after)^2. Squares spread a cut over all of them, as Minitron found best once
+the student is trained again (Muralidharan et al. 2024, arXiv:2407.14679: width before depth, hence
+the weights); what was spread is then made up exactly by the number of MLP neurons. The weights are
+a rule of thumb and no promise of quality. Knows configs; `cut_width` carries a plan out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from stillhouse.train.cut_shapes import Form, Layout, Shape, layout_of, low_rank
 TOLERANCE: Final = 0.02  # of the budget
 FIELD: Final = "student.size"
 LEAST_ROWS: Final = 512  # a vocabulary that is free is not made smaller than this
-# Exponents of what is lost: layers, hidden, heads, neurons, rows.
+# Weights of what is lost: layers, hidden, heads x key-value heads, neurons, rows. A head that takes
+# its key-value head with it loses what it looks for and what it looks at, and so counts twice.
 _BALANCED: Final = (1.0, 2.0, 0.6, 0.6, 0.4)
 _WEIGHTS: Final = {
     "balanced": _BALANCED,
@@ -50,6 +51,7 @@ class CutPlan:
     after: Shape
     depth: str
     layers_kept: tuple[int, ...] | None  # None: by importance, known when weights are read
+    drawn: bool = False  # all weights anew, in this shape
 
     def as_json(self) -> dict[str, object]:
         """A plain object."""
@@ -72,7 +74,9 @@ class CutPlan:
             f"({self.parameters / self.source_parameters:.1%}; asked for {self.share:.1%})"
         )
         which = (
-            f"the {b.layers} that change their input most"
+            "all weights drawn anew"
+            if self.drawn
+            else f"the {b.layers} that change their input most"
             if self.layers_kept is None
             else ", ".join(map(str, self.layers_kept))
         )
@@ -131,6 +135,7 @@ def plan_cut(
     layout = layout_of(config, form, classes)
     source = source_parameters(config, layout, form, classes)
     before, budget = layout.shape, round(share * source)
+    _check_tie(layout, cut.tie, form)
     layout = _with_rank(layout, cut.embedding_rank)
     rows = rows or Rows(before.vocabulary)
     held = layout.shape.positions
@@ -229,6 +234,22 @@ def layers_by_rule(total: int, keep: int, rule: str) -> tuple[int, ...] | None:
     if keep == 1:
         return (0,)
     return tuple((2 * i * (total - 1) + keep - 1) // (2 * (keep - 1)) for i in range(keep))
+
+
+def _check_tie(layout: Layout, tie: bool | None, form: Form) -> None:
+    """Refuse a wish about tables that this student does not have."""
+    field = "student.cut.tie"
+    if tie is not None and form == "label":
+        raise UserError(
+            field, "a student with head label has no output table", value=tie, action="leave it out"
+        )
+    if tie is False and not layout.untied_output:
+        raise UserError(
+            field,
+            "the source has one table for embedding and output, and a cut makes no second one",
+            value=tie,
+            action="leave it out, or use a source with two tables",
+        )
 
 
 def _with_rank(layout: Layout, rank: int | None) -> Layout:

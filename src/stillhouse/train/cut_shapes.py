@@ -261,13 +261,21 @@ def neurons_of(config: Any) -> int:
 
 
 def low_rank(layout: Layout, rank: int) -> Layout:
-    """The table of a BERT whose embeddings are `rank` wide and projected, which is an ELECTRA's."""
+    """The table of a BERT whose embeddings are `rank` wide and projected, which is an ELECTRA's.
+
+    A masked language model's head is then as narrow as the table that it shares.
+    """
     outside = Counter(layout.outside)
     for axes in ("VH", "PH", "TH"):
         outside[axes[0] + "E"] += outside.pop(axes)
     outside["H"] -= 2  # the normalisation of the embeddings
     outside["E"] += 2
     outside.update(("HE", "H"))
+    if any(item.name.startswith("cls.predictions.transform.") for item in layout.table):
+        outside["HH"] -= 1
+        outside["EH"] += 1
+        outside["H"] -= 3  # its bias and its normalisation
+        outside["E"] += 3
     return replace(layout, outside=outside, shape=replace(layout.shape, embedding=rank))
 
 

@@ -7,12 +7,13 @@ is trained on a corpus, say).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.recipe_cut import share_of
-from stillhouse.core.recipe_train import StudentSection
+from stillhouse.core.recipe_train import SCRATCH, StudentSection
 from stillhouse.train.cut_importance import measure_importance
 from stillhouse.train.cut_low_rank import electra_like, with_low_rank
 from stillhouse.train.cut_plan import CutPlan, Rows, plan_cut
@@ -55,7 +56,7 @@ def plan_student(
     elif rows is None and section.vocabulary != "full":
         assert isinstance(section.vocabulary, int)
         rows = Rows(min(total, section.vocabulary))
-    return plan_cut(
+    plan = plan_cut(
         config,
         share_of(section.size),
         form=section.head,
@@ -65,6 +66,7 @@ def plan_student(
         layers=section.layers,
         cut=section.cut,
     )
+    return replace(plan, drawn=section.source.startswith(SCRATCH))
 
 
 def sized(

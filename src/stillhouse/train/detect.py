@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom, kendalltau
+from scipy.stats import beta, binom, kendalltau
 from scipy.stats import t as student_t
 
 Floats = npt.NDArray[np.float64]
@@ -79,6 +79,15 @@ def rises(values: Sequence[float]) -> float:
     return min(found)
 
 
+def fewest(level: float) -> int:
+    """The fewest values of which a part of `rises` can be told from chance at a level: the least
+    p-value of R values is 2 / R!."""
+    count = 4
+    while 2 / math.factorial(count) > level:
+        count += 1
+    return count
+
+
 def grew(looks: Sequence[Blocks]) -> Since | None:
     """Whether a measure is higher at the last look than at an earlier one: paired by block.
 
@@ -136,7 +145,7 @@ def _more(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> float:
 
 
 class Gap(NamedTuple):
-    """One mean over another: the difference, and its one-sided lower and upper bounds."""
+    """One figure over another: the difference, and its one-sided lower and upper bounds."""
 
     difference: float
     low: float
@@ -155,6 +164,40 @@ def gap(over: Blocks, under: Blocks, level: float) -> Gap | None:
     freedom = (a + b) ** 2 / (a**2 / (len(over.sums) - 1) + b**2 / (len(under.sums) - 1))
     half = float(student_t.isf(level, freedom)) * math.sqrt(a + b)
     return Gap(difference, difference - half, difference + half)
+
+
+def informed(choices: Integers, teacher: Integers, level: float) -> Gap | None:
+    """How far a student's answers are from chance (0) to its teacher's (1), class by class, with
+    bounds each exceeded with probability about `level`.
+
+    (K r - 1) / (K - 1), with r the mean over the K answers that the teacher gives of the share of
+    each that the student gives too: 0 for answers that have nothing to do with the teacher's, be
+    one of them ever so frequent, and 1 for the teacher's (Youden's J for two). The bounds put exact
+    ones of the K shares together (MOVER: Zou and Donner 2008). `None` where the teacher
+    gives fewer than two answers.
+
+    Args:
+        choices: the student's answers [N].
+        teacher: the teacher's, -1 where unknown [N].
+        level: of each bound.
+    """
+    answers = np.unique(teacher[teacher >= 0])
+    if len(answers) < 2:
+        return None
+    of = np.array([(teacher == answer).sum() for answer in answers])
+    same = np.array([((choices == answer) & (teacher == answer)).sum() for answer in answers])
+    count, shares = len(answers), same / of
+    # Clopper and Pearson's: one example of an answer must not say more than it can.
+    lows = np.where(same > 0, beta.ppf(level, np.maximum(same, 1), of - same + 1), 0.0)
+    highs = np.where(same < of, beta.isf(level, same + 1, np.maximum(of - same, 1)), 1.0)
+    mean = float(shares.mean())
+    down = float(np.sqrt(((shares - lows) ** 2).sum())) / count
+    up = float(np.sqrt(((highs - shares) ** 2).sum())) / count
+
+    def scaled(share: float) -> float:
+        return (count * share - 1) / (count - 1)
+
+    return Gap(scaled(mean), scaled(mean - down), scaled(mean + up))
 
 
 def _above(mean: float, error: float, freedom: int) -> float:

@@ -24,6 +24,7 @@ from stillhouse.core.recipe_train import TrainSection
 from stillhouse.core.records import Example
 from stillhouse.core.split import part_of
 from stillhouse.core.tasks import ClassificationTask
+from stillhouse.dataset.watch import WATCH
 from stillhouse.models.loading import folder_size, pick_device
 from stillhouse.train.batches import (
     Collator,
@@ -36,7 +37,7 @@ from stillhouse.train.batches import (
 )
 from stillhouse.train.cached_teacher import with_head
 from stillhouse.train.checkpoints import weight_errors
-from stillhouse.train.course import CONVERGENCE, Course, watch_course, write_course
+from stillhouse.train.course import CONVERGENCE, Course, Watch, watch_course, write_course
 from stillhouse.train.features_wiring import Learned
 from stillhouse.train.fit import Fitted, fit
 from stillhouse.train.further import Further, open_trained
@@ -76,10 +77,12 @@ CHECKPOINTS: Final = "checkpoints"
 
 
 class Data(NamedTuple):
-    """What a student learns from, and what it is watched on."""
+    """What a student learns from, and what it is looked at on: `watch` has the teacher's answers
+    beside true ones, and says nothing of when to stop."""
 
     train: Sequence[Example]
     held_out: Sequence[Example]
+    watch: Sequence[Example] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,10 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     for line in student.plan.said:
         progress.say(f"{job.title}: {line}")
     use_cache = student.model.config.to_dict().get("use_cache")
-    train, held_out = (_encode(job, student, part) for part in job.data)
+    train, held_out = (_encode(job, student, part) for part in job.data[:2])
+    watch = None
+    if job.data.watch and student.head == "label":
+        watch = Watch(job.data.watch, _encode(job, student, job.data.watch).rows)
     texts = _texts(job) if student.head == "label" else ()
     lost = Lost(job.title, progress)
     reading = Reading(
@@ -204,7 +210,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         )
         parts = (train.rows, held_out.rows)
         begun = None if job.further is None else job.further.begin(trainer, job.recipe)
-        watched = Course(job.recipe, job.alpha, *parts, watched_on, folder)
+        watched = Course(job.recipe, job.alpha, *parts, watched_on, folder, watch)
         watch_course(watched, trainer)
         fitted = fit(trainer, best_by, section.patience)
     verdict = write_course(watched, trainer, fitted, folder / CONVERGENCE) if is_main() else {}
@@ -244,6 +250,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         "examples": {
             "train": len(train.rows),
             "held_out": len(held_out.rows),
+            "watch": 0 if watch is None else len(watch.rows),
             "train_cut": train.cut,
             "held_out_cut": held_out.cut,
         },
@@ -277,7 +284,9 @@ def read_data(dataset_dir: Path, recipe: Recipe) -> Data:
     Raises:
         DataError: a file without examples, or a part of one class alone.
     """
-    data = Data(*(_examples(dataset_dir / f"{part}.jsonl") for part in Data._fields))
+    train, held_out = (_examples(dataset_dir / f"{part}.jsonl") for part in ("train", "held_out"))
+    watch = dataset_dir / WATCH
+    data = Data(train, held_out, list(read_records(watch, Example)) if watch.exists() else ())
     train = part_of(data.train, recipe.train.examples, recipe.seed)
     if recipe.student.head == "label" and len({one.label for one in train}) == 1:
         raise DataError(

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.utils.hub import cached_file
 
 from stillhouse.core.errors import UserError
@@ -70,7 +70,7 @@ def build_net(section: NetSection, sizes: Sizes, pixels: Tensor, seed: int) -> N
     """A net with its first weights.
 
     Args:
-        section: what it is.
+        section: what it is; one of 0 epochs must be whole, as nothing drawn here is then learned.
         sizes: of the images, and how many classes.
         pixels: images whose mean and spread a new net is normalised by, [N, C, H, W].
         seed: decides all weights that the source does not have.
@@ -81,7 +81,7 @@ def build_net(section: NetSection, sizes: Sizes, pixels: Tensor, seed: int) -> N
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if section.source.startswith("hf:"):
-            return _of_transformers(section.source, sizes)
+            return _of_transformers(section.source, sizes, as_it_is=section.epochs == 0)
         body = _conv(section, sizes) if section.source == "conv" else _mlp(section, sizes)
     scaled = pixels[:10_000].float() / 255
     mean, std = scaled.mean(dim=(0, 2, 3)), scaled.std(dim=(0, 2, 3)).clamp_min(1e-3)
@@ -111,27 +111,61 @@ def _mlp(section: NetSection, sizes: Sizes) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(before, sizes.classes))
 
 
-def _of_transformers(source: str, sizes: Sizes) -> Net:
+def _of_transformers(source: str, sizes: Sizes, *, as_it_is: bool) -> Net:
     name = source.removeprefix("hf:")
     builder: Any = AutoModelForImageClassification
     try:
         with quiet_transformers():
-            body = builder.from_pretrained(
+            labels = int(AutoConfig.from_pretrained(name).num_labels)
+            body, report = builder.from_pretrained(
                 name,
                 num_labels=sizes.classes,
                 ignore_mismatched_sizes=True,
                 use_safetensors=True,
                 dtype=torch.float32,
+                output_loading_info=True,
             )
     except (ValueError, KeyError, OSError) as error:
         raise UserError(
             source, f"cannot be loaded as an image classifier: {error}", action="check the folder"
         ) from None
+    _check_whole(source, body, report, labels, sizes.classes, as_it_is=as_it_is)
     seen = _preprocessing(name)
     channels = int(getattr(body.config, "num_channels", 3))
     mean = seen.get("image_mean") or [0.5] * channels
     std = seen.get("image_std") or [0.5] * channels
     return Net(body, mean, std, channels, _size(seen, body.config))
+
+
+def _check_whole(
+    source: str, body: Any, report: Any, labels: int, classes: int, *, as_it_is: bool
+) -> None:
+    """Refuse weights that would be drawn at random and never learned, or that are no body's."""
+    drawn = {str(key) for key in report["missing_keys"]}
+    drawn |= {str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"]}
+    prefix = body.base_model_prefix + "."
+    inner: set[str] = set()
+    if body.base_model is not body:  # else what is body and what is head is not told apart
+        inner = {name for name, _ in body.base_model.named_parameters()}
+    lost = sorted(key for key in drawn if key.removeprefix(prefix) in inner)
+    if lost:
+        raise UserError(
+            source, f"does not hold the weights of a {type(body).__name__}", value=lost[0],
+            action="give the folder of an image classifier",
+        )  # fmt: skip
+    if as_it_is and labels != classes:
+        raise UserError(
+            source,
+            f"knows {labels} labels, and the images have {classes}: it cannot be taken as it is",
+            action="give it epochs to learn a new head, or a classifier of these labels",
+        )
+    if as_it_is and drawn:
+        raise UserError(
+            source,
+            f"has no head of its own ({min(drawn)} is not in its files): it cannot be taken as it "
+            "is",
+            action="give it epochs to learn one",
+        )
 
 
 def _preprocessing(name: str) -> dict[str, Any]:

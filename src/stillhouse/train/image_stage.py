@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import read_json, write_json
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe_images import ImageRecipe, NetSection
@@ -53,6 +54,31 @@ def read_parts(recipe: ImageRecipe) -> Parts:
     )
 
 
+def check_image_nets(recipe: ImageRecipe) -> None:
+    """Build both nets and have them read two images, before either is trained.
+
+    Raises:
+        DataError: files that cannot be used.
+        UserError: a net that cannot be built, or that cannot read these images.
+    """
+    parts = read_parts(recipe)
+    for field, section in (("teacher.from", recipe.teacher), ("student.from", recipe.student)):
+        net = _net(section, parts, recipe.seed)
+        try:
+            found = tuple(logits_of(net, parts.train.pixels[:2]).shape)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                field, f"cannot read these images: {error}", value=section.source,
+                action="give a net for images of this size and these channels",
+            ) from None  # fmt: skip
+        if found != (2, parts.classes):
+            raise UserError(
+                field,
+                f"answers two images with {list(found)} numbers, not [2, {parts.classes}]",
+                value=section.source,
+            )
+
+
 def run_image_teacher(recipe: ImageRecipe, work: Path, progress: Progress) -> Outcome:
     """Train the teacher on labels, and write down what it believes of every image.
 
@@ -66,6 +92,11 @@ def run_image_teacher(recipe: ImageRecipe, work: Path, progress: Progress) -> Ou
             f"      teacher: {_count(net):,} parameters, {len(parts.train.labels):,} images"
         )
         _fit(recipe, recipe.teacher, net, parts, None, 0.0, recipe.seed, work / "run", progress)
+    else:
+        progress.say(
+            f"      teacher: {_count(net):,} parameters, taken as it is: its label k is taken to "
+            f"be class k of the images (label 0: {_label(net)})"
+        )
     save_net(net.cpu(), work)
     sets = {"train": parts.train, "validation": parts.validation, "test": parts.test}
     beliefs = {name: logits_of(net, part.pixels) for name, part in sets.items()}
@@ -296,6 +327,11 @@ def _loaded(section: NetSection, parts: Parts, seed: int, folder: Path) -> Net:
     net = _net(section, parts, seed)
     load_module(net, folder)
     return net
+
+
+def _label(net: Net) -> str:
+    body: Any = net.body
+    return str(body.config.id2label[0])
 
 
 def _count(net: Net) -> int:

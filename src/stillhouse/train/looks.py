@@ -22,12 +22,13 @@ LOOKS: Final = "looks.jsonl"
 
 class Look(NamedTuple):
     """One look: sums over blocks of divergence (nats) and agreement (items), the items in each,
-    and a classifier's answers by their numbers [N]."""
+    and a classifier's answers by their numbers [N]; `watched` are those to the watch set."""
 
     step: int
     divergence: Blocks
     agreement: Blocks
     choices: Integers | None
+    watched: Integers | None = None
 
 
 def look_of(step: int, sums: Sequence[HeldOutSums], answers: Sequence[int] | None) -> Look:
@@ -52,18 +53,22 @@ def look_of(step: int, sums: Sequence[HeldOutSums], answers: Sequence[int] | Non
 
 
 def keep_looks(
-    folder: Path, answers: Sequence[int] | None
+    folder: Path,
+    answers: Sequence[int] | None,
+    watch: Callable[[], Integers | None] = lambda: None,
 ) -> Callable[[int, Sequence[HeldOutSums]], None]:
-    """A function that writes each look to a folder, for a trainer to call."""
+    """A function that writes each look to a folder, for a trainer to call; `watch` gives a
+    classifier's answers to the watch set as they are then."""
 
     def keep(step: int, sums: Sequence[HeldOutSums]) -> None:
-        look = look_of(step, sums, answers)
+        look, watched = look_of(step, sums, answers), watch()
         line = {
             "step": step,
             "divergence": look.divergence.sums.tolist(),
             "agreed": look.agreement.sums.tolist(),
             "items": look.divergence.items.tolist(),
             "choices": None if look.choices is None else look.choices.tolist(),
+            "watched": None if watched is None else watched.tolist(),
         }
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOOKS).open("a", encoding="utf-8") as handle:
@@ -87,5 +92,6 @@ def read_looks(folder: Path) -> list[Look]:
             Blocks(np.array(said["divergence"], dtype=np.float64), items),
             Blocks(np.array(said["agreed"], dtype=np.float64), items),
             None if said["choices"] is None else np.array(said["choices"], dtype=np.int64),
+            None if said.get("watched") is None else np.array(said["watched"], dtype=np.int64),
         )
     return [found[step] for step in sorted(found)]

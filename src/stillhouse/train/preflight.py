@@ -25,6 +25,7 @@ from stillhouse.train.objectives import check_one_tokenizer
 from stillhouse.train.planning_signals import reads_logprobs
 from stillhouse.train.schedule import uses_bf16
 from stillhouse.train.students import classes_of, student_source, teacher_source
+from stillhouse.train.vocabulary import check_trims
 
 
 class PlannedCut(NamedTuple):
@@ -67,6 +68,8 @@ def check_student(recipe: Recipe) -> None:
     with quiet_transformers():
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
     own = _tokenizer("student.from", source)
+    if recipe.student.vocabulary != "full":
+        check_trims(own)
     model = _shapes(config)
     for teacher in _readers(recipe):
         other = _tokenizer("train.teachers", teacher)

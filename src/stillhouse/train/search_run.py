@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -102,8 +102,15 @@ def tuning_data(dataset_dir: Path, section: SearchSection, recipe: Recipe) -> Da
     return Data(split.first, split.second)
 
 
-def run_search(search: Search, ground: Ground, progress: Progress) -> list[Tried]:
-    """Go on until `tune.trials` trials are done or the budget is; all trials so far.
+class Searched(NamedTuple):
+    """All trials so far, and what ended the search: an unfinished trial was ended by the budget."""
+
+    tried: list[Tried]
+    stopped_by: Literal["trials", "budget"]
+
+
+def run_search(search: Search, ground: Ground, progress: Progress) -> Searched:
+    """Go on until `tune.trials` trials are done or the budget is.
 
     Raises:
         BudgetError: the budget ended before one trial was finished.
@@ -116,7 +123,7 @@ def run_search(search: Search, ground: Ground, progress: Progress) -> list[Tried
         _keep_the_best(ground.folder, tried)
         unfinished = tried and tried[-1].state == "unfinished"
         if len(tried) >= ground.section.trials and not unfinished:
-            return tried
+            return Searched(tried, "trials")
         spent = sum(one.seconds for one in tried)
         over = ground.seconds is not None and spent >= ground.seconds
         if over or not _run_trial(search.next(), ground, spent, tried, progress):
@@ -127,7 +134,7 @@ def run_search(search: Search, ground: Ground, progress: Progress) -> list[Tried
                     "trial was finished; raise tune.budget_s or tune.budget_usd and run the same "
                     "command: it goes on"
                 )
-            return tried
+            return Searched(tried, "budget")
 
 
 def best_of(tried: Sequence[Tried]) -> Tried | None:

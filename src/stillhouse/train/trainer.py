@@ -179,16 +179,19 @@ class DistillationTrainer(Trainer):
         )
         return metrics
 
-    def measured(self, rows: Any = None, model: Any = None) -> Iterator[HeldOutSums]:
-        """What each batch of some rows (the held-out set, if none are given) measures, in order; of
-        another model than the student, if one is given."""
+    def measured(
+        self, rows: Any = None, objective: Objective | None = None, model: Any = None
+    ) -> Iterator[HeldOutSums]:
+        """What each batch of some rows (the held-out set, if none are given) measures, in order,
+        under the trainer's objective or another; of another model than the student, if given."""
+        objective = self.objective if objective is None else objective
         model = self.accelerator.unwrap_model(self.model) if model is None else model
         was_training = model.training
         model.eval()
         try:
             for inputs in self._held_out_batches(rows):
                 with torch.no_grad(), self.accelerator.autocast():
-                    sums = self.objective.held_out(model, self._prepare_inputs(inputs))
+                    sums = objective.held_out(model, self._prepare_inputs(inputs))
                 yield sums  # outside: what the caller does meanwhile is its own
         finally:
             model.train(was_training)
@@ -196,7 +199,7 @@ class DistillationTrainer(Trainer):
     def _held_out_batches(self, eval_dataset: Any) -> Iterable[Any]:
         """This process's share of the held-out set; equally many batches on each, no row twice."""
         world, rank = self.args.world_size, self.args.process_index
-        if world == 1:
+        if world == 1 and eval_dataset is None:
             yield from self.get_eval_dataloader(eval_dataset)
             return
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset

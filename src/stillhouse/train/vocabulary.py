@@ -7,9 +7,9 @@ texts and tokenizer files; knows no weights.
 
 What is guaranteed, and tested:
 - a text all of whose pieces are kept is cut into the same pieces as before;
-- any other text is still spelt, from shorter pieces: byte-level BPE keeps all bytes, WordPiece
-  keeps the single characters of ASCII and of the given texts (a character of neither becomes the
-  unknown token, as in any WordPiece vocabulary).
+- any other text is still spelt, from shorter pieces: byte-level BPE keeps all bytes, WordPiece and
+  Unigram keep the single characters of ASCII and of the given texts, Unigram also the bytes that it
+  falls back to (a character of neither becomes the unknown token, as in any such vocabulary).
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ def trim_tokenizer(
     """Keep the special tokens, the characters or bytes, and the pieces that `texts` use.
 
     Args:
-        tokenizer: a WordPiece tokenizer, or BPE by bytes or with a fallback to them (Gemma, Phi-3).
+        tokenizer: a WordPiece or Unigram (XLM-RoBERTa) tokenizer, or BPE by bytes or with a
+            fallback to them (Gemma, Phi-3).
         texts: the task's text, as the student will read it.
         limit: so many pieces: the task's, the most frequent first, then the source's other pieces
-            in its own order, which in both kinds of vocabulary is roughly by frequency (another
+            in its own order, which in all kinds of vocabulary is roughly by frequency (another
             text of the task uses words that these texts do not); `None` keeps all that are used.
         max_tokens: the new tokenizer's `model_max_length`; `None` keeps the old one.
         labels: texts that the student has to write: their pieces stay, however rare.
@@ -62,15 +63,8 @@ def trim_tokenizer(
     """
     if not texts:
         raise UserError(FIELD, "there is no text to count pieces in", action="use full")
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(
-            FIELD,
-            f"a {type(tokenizer).__name__} cannot be trimmed",
-            action="use full, or a source with a tokenizer.json",
-        )
-    spec: dict[str, Any] = json.loads(backend.to_str())
-    pieces: dict[str, int] = _pieces(spec)
+    spec = _spec(tokenizer)
+    pieces = _pieces(spec)
     added = {str(token["content"]): int(token["id"]) for token in spec["added_tokens"]}
     counts = _count(tokenizer, texts)
 
@@ -109,6 +103,26 @@ def trim_tokenizer(
     )
 
 
+def check_trims(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse, before any text is there, a tokenizer of a kind that cannot be trimmed.
+
+    Raises:
+        UserError: it is of such a kind.
+    """
+    _pieces(_spec(tokenizer))
+
+
+def _spec(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            FIELD,
+            f"a {type(tokenizer).__name__} cannot be trimmed",
+            action="use full, or a source with a tokenizer.json",
+        )
+    return dict(json.loads(backend.to_str()))
+
+
 def _label_pieces(
     label: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -133,9 +147,12 @@ def _pieces(spec: Mapping[str, Any]) -> dict[str, int]:
     kind = spec["model"]["type"]
     if kind == "WordPiece" or (kind == "BPE" and _all_bytes(spec)):
         return dict(spec["model"]["vocab"])
+    if kind == "Unigram":
+        return {piece: number for number, (piece, _) in enumerate(spec["model"]["vocab"])}
     raise UserError(
         FIELD,
-        "only WordPiece vocabularies, and those of BPE that fall back to bytes, can be trimmed",
+        "only WordPiece and Unigram vocabularies, and those of BPE that fall back to bytes, can be "
+        "trimmed",
         value=kind,
         action="use full",
     )
@@ -177,6 +194,8 @@ def _needs(
             alphabet = {piece for piece in alphabet if piece.isascii() or piece in seen}
             alphabet |= {piece for piece in pieces if BYTE.fullmatch(piece)}
         return _Needs(lambda piece: merge_steps(piece, ranks) & pieces.keys(), alphabet)
+    if spec["model"]["type"] == "Unigram":
+        return _Needs(lambda _: set(), _unigram_spelling(spec["model"], pieces, counts, names))
     prefix = str(spec["model"]["continuing_subword_prefix"])
     seen = {char for number in counts for char in names[number].removeprefix(prefix)}
     alphabet = {
@@ -185,6 +204,27 @@ def _needs(
         if len(bare := piece.removeprefix(prefix)) == 1 and (bare.isascii() or bare in seen)
     }
     return _Needs(lambda _: set(), alphabet | {str(spec["model"]["unk_token"])})
+
+
+def _unigram_spelling(
+    model: Mapping[str, Any],
+    pieces: Mapping[str, int],
+    counts: Mapping[int, int],
+    names: Mapping[int, str],
+) -> set[str]:
+    """Characters, bytes, and what the best path through a text is measured by.
+
+    The path of kept pieces stays the best one of fewer; but a character that is no piece costs the
+    lowest score of the vocabulary and 10 more, so a piece of that score stays. The pieces up to the
+    unknown one are control pieces: positions of RoBERTa are counted from the id of one of them.
+    """
+    seen = {char for number in counts for char in names[number]}
+    kept = {piece for piece in pieces if len(piece) == 1 and (piece.isascii() or piece in seen)}
+    if model.get("byte_fallback"):
+        kept |= {piece for piece in pieces if BYTE.fullmatch(piece)}
+    kept.add(min(model["vocab"], key=lambda entry: entry[1])[0])
+    unknown = model.get("unk_id")
+    return kept | {piece for piece, _ in model["vocab"][: 0 if unknown is None else unknown + 1]}
 
 
 def merge_steps(piece: str, ranks: Mapping[tuple[str, str], int]) -> set[str]:
@@ -222,7 +262,14 @@ def _rewrite(spec: dict[str, Any], kept: Sequence[str]) -> None:
     """Renumber a tokenizer.json in place."""
     new = {piece: number for number, piece in enumerate(kept)}
     model = spec["model"]
-    model["vocab"] = {piece: number for piece, number in new.items() if piece in model["vocab"]}
+    if model["type"] == "Unigram":
+        at = model["unk_id"]
+        unknown = None if at is None else model["vocab"][at][0]
+        score = dict(model["vocab"])
+        model["vocab"] = [[piece, score[piece]] for piece in kept if piece in score]
+        model["unk_id"] = unknown if unknown is None else new[unknown]
+    else:
+        model["vocab"] = {piece: n for piece, n in new.items() if piece in model["vocab"]}
     if "merges" in model:
         inside = model["vocab"].keys()
         pairs = [_pair(merge) for merge in model["merges"]]
