@@ -1,4 +1,4 @@
-"""The speed of a frontier's students, their compressed forms, and a local teacher: all timed in turns, once.
+"""The speed of a frontier's students, their forms, and a local teacher: all timed in turns, once.
 
 What was timed is kept while nothing that it rests on changes: the students and the teacher, the
 queries, the batch size, the device, the machine. What a query costs is no part of it: it is worked
