@@ -31,7 +31,8 @@ TOP = {
     "scaffold",
 }
 TOP |= {"stages", "teacher_compare", "teacher_probe", "tuning"}
-TOP |= {"cli_study", "study_curve", "study_frontier", "variants"}
+TOP |= {"cli_study", "study_curve", "study_forms", "study_frontier", "variants"}
+TOP |= {"cli_compress", "compressing"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}
 
