@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.compress.verdicts import megabytes
 from stillhouse.compressing import compress_recipe
 from stillhouse.core.progress import Silent, Terminal
 from stillhouse.core.recipe_file import load_recipe
@@ -82,7 +83,7 @@ def rows(table: CompressedTable) -> Iterator[_Row]:
             ("float student" if row.name == "student" else row.name)
             + (" *" if row.name == table.best else ""),
             row.verdict,
-            f"{row.size_bytes / 1e6:,.1f} MB ({100 * row.size_ratio:.0f}%)",
+            f"{megabytes(row.size_bytes)} ({100 * row.size_ratio:.0f}%)",
             summary.share(own.score),
             "undefined" if row.retention_student is None else summary.share(row.retention_student),
             "" if own.agreement is None else f"{100 * own.agreement.estimate:.1f}%",

@@ -91,7 +91,7 @@ def card(
         f"`{recipe.teacher.model}` for one task ({recipe.task.kind}), as {row.kind.upper()} with "
         f"{row.precision} weights: {megabytes(row.size_bytes)}, run by {RUNTIMES[row.kind]}.",
         f"**{'It passes its gate' if row.verdict == 'pass' else 'It does not pass its gate'}.** "
-        f"{row.sentence[0].upper()}{row.sentence[1:]}.",
+        f"`{row.name}`{row.sentence.removeprefix(row.name)}.",
         "## Where it comes from",
         "\n".join(_origin(recipe, run, base, artefact, student)),
     ]
@@ -228,4 +228,4 @@ def _ms(value: float | None) -> str:
 
 
 def _rate(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:,.3g}"
+    return "unknown" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
