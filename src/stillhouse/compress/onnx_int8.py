@@ -214,7 +214,10 @@ def row_scaled(
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """rows [V, H] INT8 and scales [V, 1] with table ~ rows * scales; |error| <= scale / 2."""
     largest = np.abs(table).max(axis=1, keepdims=True)
-    scales = (np.where(largest > 0, largest, 1.0) / 127).astype(np.float32)
+    # A row of denormals counts as zeros: its scale would round to 0.
+    scales = (np.where(largest > np.finfo(np.float32).tiny * 127, largest, 1.0) / 127).astype(
+        np.float32
+    )
     return np.rint(table / scales).clip(-127, 127).astype(np.int8), scales
 
 
