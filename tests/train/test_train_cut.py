@@ -229,6 +229,12 @@ def test_what_is_preferred_is_cut_first() -> None:
     deep, wide = (_plan(0.25, cut=CutSection(prefer=way)).after for way in ("depth", "width"))
     assert deep.layers < wide.layers
     assert deep.hidden > wide.hidden
+    for half in (
+        _plan(0.5, cut=CutSection(prefer="depth")),
+        _plan(0.7, cut=CutSection(prefer="depth")),
+    ):
+        assert half.after.layers < half.before.layers
+        assert (half.after.hidden, half.after.heads) == (half.before.hidden, half.before.heads)
 
 
 @given(st.floats(0.02, 0.98))

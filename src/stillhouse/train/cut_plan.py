@@ -31,7 +31,7 @@ LEAST_ROWS: Final = 512  # a vocabulary that is free is not made smaller than th
 _BALANCED: Final = (1.0, 2.0, 0.6, 0.6, 0.4)
 _WEIGHTS: Final = {
     "balanced": _BALANCED,
-    "depth": (0.2, *_BALANCED[1:]),
+    "depth": (0.01, *_BALANCED[1:]),  # width and heads as they are, wherever layers will do
     "width": (12.0, *_BALANCED[1:]),
 }
 _TIE_COST: Final = 0.6
