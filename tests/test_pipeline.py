@@ -34,7 +34,7 @@ FILLER = ["the", "film", "and", "story", "cast", "script", "plot", "is", "start"
 STAGE_NAMES = tuple(
     stage.name
     for stage in STAGES
-    if stage.name not in ("expand", "judge", "capture", "prune", "compress")
+    if stage.name not in ("expand", "judge", "capture", "prune", "compress", "speculate")
 )
 
 
