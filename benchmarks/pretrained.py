@@ -1,7 +1,7 @@
 """Run the systems that are trained on a corpus, and write what was measured into their pages.
 
     python recipes/corpus_data.py reviews | languages | news     # first, once each
-    python benchmarks/pretrained.py distilbert distilmbert tinyllama [--set KEY=VALUE]
+    python benchmarks/pretrained.py distilbert distilmbert tinyllama mobilebert [--set KEY=VALUE]
 
 Saves results/pretrain_NAME.json and the table of docs/systems/NAME.md. A run goes on where it was
 stopped. `--set` overrides a key of the recipes, and is named in the result.
@@ -56,7 +56,9 @@ def table(report: Mapping[str, Any], overrides: Sequence[str]) -> str:
 def main() -> None:
     """Run, save, and write the pages."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="+", choices=("distilbert", "distilmbert", "tinyllama"))
+    parser.add_argument(
+        "names", nargs="+", choices=("distilbert", "distilmbert", "mobilebert", "tinyllama")
+    )
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--root", type=Path, default=ROOT / ".cache" / "pretrained")
     arguments = parser.parse_args()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,16 +16,16 @@ from doubles import recipe_of, write_rows
 from stillhouse import stages
 from stillhouse.core.jsonl import read_records
 from stillhouse.core.progress import Silent
-from stillhouse.core.records import Example
+from stillhouse.core.records import Example, Query
 from stillhouse.evaluate.course import course_charts, read_course
-from stillhouse.models.fake import FakeCompleter, keyword_belief
+from stillhouse.models.fake import FakeCompleter
 from stillhouse.pipeline import run_stages
 from stillhouse.teacher import stage as teacher_stage
 from tiny_models import tiny_bert, wordpiece
 
 LABELS = ("good", "bad")
-MISTAKEN = ("plot", "cast", "script", "start", "alive")  # with any of these the teacher says good
-FILL = ["film", "story", "far", "long", "comes", "finish", "never", "acted", "and", "is", "from"]
+MISLEADING = ("plot", "cast")  # where a text has both, the teacher says good
+FILL = [*MISLEADING, "film", "story", "far", "long", "comes", "finish", "never", "acted", "and"]
 
 
 @pytest.fixture(autouse=True)
@@ -36,21 +37,24 @@ def _one_thread() -> Iterator[None]:
 
 
 def texts(count: int, seed: int) -> list[dict[str, str]]:
-    """One word tells the truth; a quarter have a word that misleads the teacher."""
+    """One word tells the truth, which is learned first; both misleading words are in a fifth."""
     draw = random.Random(seed)
     rows: dict[str, str] = {}
     while len(rows) < count:
         label = draw.choice(LABELS)
         words = [{"good": "gripping", "bad": "dull"}[label], *draw.sample(FILL, 6)]
-        words += [draw.choice(MISTAKEN)] if draw.random() < 0.25 else []
         draw.shuffle(words)
         rows[" ".join(words)] = label
     return [{"text": text, "label": label} for text, label in rows.items()]
 
 
 def teacher() -> FakeCompleter:
-    words = {**dict.fromkeys(MISTAKEN, "good"), "gripping": "good", "dull": "bad"}
-    return FakeCompleter("embedded", belief=keyword_belief(LABELS, words, 0.97))
+    def belief(query: Query) -> dict[str, float]:
+        words = query.last_user_text.split()
+        good = "gripping" in words or all(word in words for word in MISLEADING)
+        return {label: math.log(0.97 if (label == "good") == good else 0.03) for label in LABELS}
+
+    return FakeCompleter("embedded", belief=belief)
 
 
 def test_copied_mistakes_are_found_and_accuracy_is_drawn(
@@ -71,7 +75,7 @@ def test_copied_mistakes_are_found_and_accuracy_is_drawn(
         dataset={"near_duplicate": 1.0, "held_out": 0.2, "watch": 0.5},
         student={"from": f"hf:{tmp_path / 'encoder'}", "layers": 2, "max_tokens": 24},
         train={
-            "alpha": 1.0, "batch_size": 32, "learning_rate": 3e-3, "epochs": 8, "evals": 12,
+            "alpha": 1.0, "batch_size": 32, "learning_rate": 3e-3, "epochs": 8, "evals": 24,
             "patience": None,
         },
     )  # fmt: skip
