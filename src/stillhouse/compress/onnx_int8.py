@@ -5,8 +5,8 @@ Matrix products: weights symmetric INT8 with a scale for each output channel, in
 zero point. On x86 without VNNI, products of UINT8 and INT8 are added in pairs in 16 bits and
 saturate; 7-bit weights cannot (255 * 64 * 2 < 2^15), so `reduce_range` is the default and the
 same file gives the same answers on every processor. Embedding tables: symmetric INT8 with a scale
-for each row. In float stay the head (pooler and classifier, Gemm: few weights, each of which the
-answer depends on), normalisations, softmax, GELU and products of two activations. Knows graphs and
+for each row. In float stay the last product (the classifier: few weights, on each of which answers
+depend), normalisations, softmax, GELU and products of two activations. Knows graphs and
 texts; not what the answers are worth.
 
 Source: Jacob et al. 2018 (arXiv:1712.05877) for affine quantization; docs/onnx.md has the measures
@@ -41,6 +41,7 @@ LEAST_TABLE: Final = 2048  # elements; a smaller table is not worth two operator
 FIELD: Final = "compress.calibration"
 MICROSOFT: Final = "com.microsoft"  # the domain of onnxruntime's own operators
 INPUT_LEVELS: Final = 255
+LAST: Final = "classifier_product"
 
 
 def quantize_dynamic_onnx(
@@ -67,11 +68,13 @@ def quantize_dynamic_onnx(
     made = write_float_graph(student, out, task, texts)
     quantization: Any = require("onnxruntime.quantization", EXTRA, NEEDED_FOR)
     path = out / _model_name()
+    last = _last_product(path)
     with quiet_export():
         quantization.quantize_dynamic(
             str(path),
             str(path),
             op_types_to_quantize=["MatMul", "Attention"],
+            nodes_to_exclude=[last],
             per_channel=per_channel,
             reduce_range=reduce_range,
             weight_type=quantization.QuantType.QInt8,
@@ -122,9 +125,10 @@ def quantize_static_onnx(
     made = write_float_graph(student, out, task, kept)
     _check_known(out, kept)
     path = out / _model_name()
+    last = _last_product(path)
     feeds = (made.reader.inputs([text]) for text in kept)
-    ranges = measure_ranges(path, product_inputs(path), feeds, method)
-    quantize_products(path, ranges, per_channel=per_channel, reduce_range=reduce_range)
+    ranges = measure_ranges(path, product_inputs(path, last), feeds, method)
+    quantize_products(path, ranges, last, per_channel=per_channel, reduce_range=reduce_range)
     tables = quantize_tables(path)
     settings = {
         "per_channel": per_channel,
@@ -186,19 +190,21 @@ def quantize_tables(path: Path) -> int:
     return len(made)
 
 
-def product_inputs(path: Path) -> list[str]:
-    """Names of the activations that a graph multiplies by constant weights, in its order."""
+def product_inputs(path: Path, last: str) -> list[str]:
+    """Names of the activations that a graph multiplies by constant weights, in its order; the node
+    named `last` left out."""
     onnx: Any = require("onnx", EXTRA, NEEDED_FOR)
     graph = onnx.load(str(path), load_external_data=False).graph
     constant = {one.name for one in graph.initializer if len(one.dims) == 2}
-    names = [node.input[0] for node in graph.node if _is_product(node, constant)]
+    names = [node.input[0] for node in graph.node if _is_product(node, constant, last)]
     return list(dict.fromkeys(names))
 
 
 def quantize_products(
-    path: Path, ranges: Mapping[str, Range], *, per_channel: bool, reduce_range: bool
+    path: Path, ranges: Mapping[str, Range], last: str, *, per_channel: bool, reduce_range: bool
 ) -> None:
-    """Make each product of an activation and constant weights one of integers, with fixed ranges.
+    """Make each product of an activation and constant weights one of integers, with fixed ranges;
+    the node named `last` stays.
 
     MatMul becomes QuantizeLinear and MatMulIntegerToFloat, Attention QuantizeLinear and QAttention.
     (As QuantizeLinear, DequantizeLinear and MatMul, what onnxruntime's tool writes, its CPU build
@@ -212,7 +218,7 @@ def quantize_products(
     entered: dict[str, _Entered] = {}
     nodes: list[Any] = []
     for node in graph.node:
-        if not _is_product(node, weights):
+        if not _is_product(node, weights, last):
             nodes.append(node)
             continue
         x, name = node.input[0], node.input[1]
@@ -295,8 +301,27 @@ def _integer_product(node: Any, x: _Entered) -> Any:
     return product
 
 
-def _is_product(node: Any, weights: Container[str]) -> bool:
-    return node.op_type in ("MatMul", "Attention") and node.input[1] in weights
+def _is_product(node: Any, weights: Container[str], last: str) -> bool:
+    if node.op_type not in ("MatMul", "Attention") or node.name == last:
+        return False
+    return node.input[1] in weights
+
+
+def _last_product(path: Path) -> str:
+    """Write Gemm as MatMul and Add, which both ways of quantizing know; name the classifier's."""
+    onnx: Any = require("onnx", EXTRA, NEEDED_FOR)
+    tools: Any = require("onnxruntime.quantization.onnx_model", EXTRA, NEEDED_FOR)
+    whole = tools.ONNXModel(onnx.load(str(path)))
+    whole.replace_gemm_with_matmul()
+    whole.topological_sort()
+    graph = whole.model.graph
+    constant = {one.name for one in graph.initializer}
+    products = [
+        node for node in graph.node if node.op_type == "MatMul" and node.input[1] in constant
+    ]
+    products[-1].name = LAST
+    onnx.save(whole.model, str(path))
+    return LAST
 
 
 def _scales(largest: Any, most: int) -> npt.NDArray[np.float32]:
