@@ -67,19 +67,16 @@ def export_onnx(
             cannot be exported, or whose file answers otherwise than the model.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
-    made = write_float_graph(student, out, task, texts, attention=True)
+    made = write_float_graph(student, out, task, texts)
     settings = {"opset": OPSET, "fused": "attention, gelu, normalisation", "worst_nats": made.worst}
     return finish(student, out, task, precision="float32", name=name, settings=settings)
 
 
-def write_float_graph(
-    student: Path, out: Path, task: Task, texts: Sequence[str], *, attention: bool
-) -> FloatGraph:
+def write_float_graph(student: Path, out: Path, task: Task, texts: Sequence[str]) -> FloatGraph:
     """The three files of `export_onnx`, without `artefact.json`.
 
     Args:
         student, out, task, texts: as `export_onnx`.
-        attention: fuse a BERT's attention into one operator; without, its products stay apart.
 
     Raises:
         UserError, MissingExtraError: as `export_onnx`.
@@ -117,7 +114,7 @@ def write_float_graph(
     try:
         with quiet_export():
             _trace(loaded.model, inputs, path)
-            _fuse(loaded.model.config, path, attention)
+            _fuse(loaded.model.config, path)
     except Exception as error:  # the exporter lets any error of a model's own code through
         raise UserError(
             str(student),
@@ -188,7 +185,7 @@ def _trace(model: Any, inputs: Sequence[str], path: Path) -> None:
         )
 
 
-def _fuse(config: Any, path: Path, attention: bool) -> None:
+def _fuse(config: Any, path: Path) -> None:
     """onnxruntime's fusions for transformers: normalisations, GELU with its bias, attention.
 
     Embeddings are left apart, so that `onnx_int8` can give each row its own scale.
@@ -197,7 +194,6 @@ def _fuse(config: Any, path: Path, attention: bool) -> None:
     fusion: Any = require("onnxruntime.transformers.fusion_options", EXTRA, NEEDED_FOR)
     options = fusion.FusionOptions("bert")
     options.enable_embed_layer_norm = False
-    options.enable_attention = attention
     fused = optimizer.optimize_model(
         str(path),
         model_type="bert",

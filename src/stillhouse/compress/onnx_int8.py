@@ -5,8 +5,8 @@ Matrix products: weights symmetric INT8 with a scale for each output channel, in
 zero point. On x86 without VNNI, products of UINT8 and INT8 are added in pairs in 16 bits and
 saturate; 7-bit weights cannot (255 * 64 * 2 < 2^15), so `reduce_range` is the default and the
 same file gives the same answers on every processor. Embedding tables: symmetric INT8 with a scale
-for each row. In float stay the head (pooler and classifier, Gemm: few weights, each of which the
-answer depends on), normalisations, softmax, GELU and products of two activations. Knows graphs and
+for each row. In float stay the last product (the classifier: few weights, on each of which answers
+depend), normalisations, softmax, GELU and products of two activations. Knows graphs and
 texts; not what the answers are worth.
 
 Source: Jacob et al. 2018 (arXiv:1712.05877) for affine quantization; docs/onnx.md has the measures
@@ -17,10 +17,9 @@ Legend: V rows of a table, H channels.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,17 +31,17 @@ from stillhouse.compress.onnx_export import (
     quiet_export,
     write_float_graph,
 )
+from stillhouse.compress.onnx_ranges import Calibration, Range, measure_ranges
 from stillhouse.core.artefact import Artefact
 from stillhouse.core.errors import DataError
 from stillhouse.core.optional import require
 from stillhouse.core.tasks import Task
 
-Calibration = Literal["minmax", "entropy", "percentile"]
-
 LEAST_TABLE: Final = 2048  # elements; a smaller table is not worth two operators more
-PERCENTILE: Final = 99.999
 FIELD: Final = "compress.calibration"
-_METHODS: Final = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+MICROSOFT: Final = "com.microsoft"  # the domain of onnxruntime's own operators
+INPUT_LEVELS: Final = 255
+LAST: Final = "classifier_product"
 
 
 def quantize_dynamic_onnx(
@@ -66,14 +65,16 @@ def quantize_dynamic_onnx(
     Raises:
         UserError, MissingExtraError: as `export_onnx`.
     """
-    made = write_float_graph(student, out, task, texts, attention=True)
+    made = write_float_graph(student, out, task, texts)
     quantization: Any = require("onnxruntime.quantization", EXTRA, NEEDED_FOR)
     path = out / _model_name()
+    last = _last_product(path)
     with quiet_export():
         quantization.quantize_dynamic(
             str(path),
             str(path),
             op_types_to_quantize=["MatMul", "Attention"],
+            nodes_to_exclude=[last],
             per_channel=per_channel,
             reduce_range=reduce_range,
             weight_type=quantization.QuantType.QInt8,
@@ -102,8 +103,6 @@ def quantize_static_onnx(
 ) -> Artefact:
     """Write a label student to `out` as static INT8: the ranges of activations are constants.
 
-    A BERT's attention is not fused here: its products are quantized one by one.
-
     Args:
         student, out, task, name: as `onnx_export.export_onnx`.
         texts: inputs of the task, as the student reads them (`task.input_text`).
@@ -123,31 +122,13 @@ def quantize_static_onnx(
             value=len(texts),
             action="give queries of this task, or make onnx-int8, which needs none",
         )
-    made = write_float_graph(student, out, task, kept, attention=False)
+    made = write_float_graph(student, out, task, kept)
     _check_known(out, kept)
-    quantization: Any = require("onnxruntime.quantization", EXTRA, NEEDED_FOR)
     path = out / _model_name()
-    with tempfile.TemporaryDirectory() as scratch, quiet_export():
-        quantized = Path(scratch) / path.name
-        quantization.quantize_static(
-            str(path),
-            str(quantized),
-            _reader(made.reader, kept, quantization.CalibrationDataReader),
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=["MatMul"],
-            per_channel=per_channel,
-            reduce_range=reduce_range,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            calibrate_method=getattr(quantization.CalibrationMethod, _METHODS[method]),
-            extra_options={
-                "MatMulConstBOnly": True,
-                "DefaultTensorType": _float_type(),
-                "OpTypesToExcludeOutputQuantization": ["MatMul"],
-                "CalibPercentile": PERCENTILE,
-            },
-        )
-        path.write_bytes(quantized.read_bytes())
+    last = _last_product(path)
+    feeds = (made.reader.inputs([text]) for text in kept)
+    ranges = measure_ranges(path, product_inputs(path, last), feeds, method)
+    quantize_products(path, ranges, last, per_channel=per_channel, reduce_range=reduce_range)
     tables = quantize_tables(path)
     settings = {
         "per_channel": per_channel,
@@ -209,33 +190,144 @@ def quantize_tables(path: Path) -> int:
     return len(made)
 
 
+def product_inputs(path: Path, last: str) -> list[str]:
+    """Names of the activations that a graph multiplies by constant weights, in its order; the node
+    named `last` left out."""
+    onnx: Any = require("onnx", EXTRA, NEEDED_FOR)
+    graph = onnx.load(str(path), load_external_data=False).graph
+    constant = {one.name for one in graph.initializer if len(one.dims) == 2}
+    names = [node.input[0] for node in graph.node if _is_product(node, constant, last)]
+    return list(dict.fromkeys(names))
+
+
+def quantize_products(
+    path: Path, ranges: Mapping[str, Range], last: str, *, per_channel: bool, reduce_range: bool
+) -> None:
+    """Make each product of an activation and constant weights one of integers, with fixed ranges;
+    the node named `last` stays.
+
+    MatMul becomes QuantizeLinear and MatMulIntegerToFloat, Attention QuantizeLinear and QAttention.
+    (As QuantizeLinear, DequantizeLinear and MatMul, what onnxruntime's tool writes, its CPU build
+    1.32 multiplies floats by unpacked weights, at the speed of neither.)
+    """
+    onnx: Any = require("onnx", EXTRA, NEEDED_FOR)
+    model = onnx.load(str(path))
+    graph = model.graph
+    weights = {one.name: one for one in graph.initializer if len(one.dims) == 2}
+    constants: dict[str, Any] = {}
+    entered: dict[str, _Entered] = {}
+    nodes: list[Any] = []
+    for node in graph.node:
+        if not _is_product(node, weights, last):
+            nodes.append(node)
+            continue
+        x, name = node.input[0], node.input[1]
+        if x not in entered:
+            entered[x] = _Entered(f"{x}_u8", f"{x}_scale", f"{x}_zero")
+            scale, zero = affine(ranges[x])
+            constants[entered[x].scale], constants[entered[x].zero] = scale, zero
+            nodes.append(onnx.helper.make_node("QuantizeLinear", [x, *entered[x][1:]], [f"{x}_u8"]))
+        if f"{name}_int8" not in constants:
+            whole, scales = column_scaled(
+                onnx.numpy_helper.to_array(weights[name]), per_channel, reduce_range
+            )
+            constants[f"{name}_int8"], constants[f"{name}_scale"] = whole, scales
+            constants[f"{name}_zero"] = np.zeros(scales.shape, dtype=np.int8)
+        nodes.append(_integer_product(node, entered[x]))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for key, value in constants.items():
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), key))
+    used = {name for node in nodes for name in node.input}
+    left = [one for one in graph.initializer if one.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(left)
+    if MICROSOFT not in {one.domain for one in model.opset_import}:
+        model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+    onnx.save(model, str(path))
+
+
+def affine(bounds: Range) -> tuple[np.float32, np.uint8]:
+    """Scale and zero point of a UINT8 range: x ~ (u8 - zero) * scale."""
+    width = bounds.high - bounds.low
+    scale = width / INPUT_LEVELS if width > 0 else 1.0
+    return np.float32(scale), np.uint8(np.clip(np.rint(-bounds.low / scale), 0, INPUT_LEVELS))
+
+
+def column_scaled(
+    weight: npt.NDArray[np.float32], per_channel: bool, reduce_range: bool
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """INT8 [H, N] and scales [N], or one scale [], with weight ~ INT8 * scales.
+
+    Symmetric; within 64 where `reduce_range`, else 127.
+    """
+    most = 64 if reduce_range else 127
+    largest = np.abs(weight).max(axis=0 if per_channel else None)
+    scales = _scales(largest, most)
+    return np.rint(weight / scales).clip(-most, most).astype(np.int8), scales
+
+
 def row_scaled(
     table: npt.NDArray[np.float32],
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """rows [V, H] INT8 and scales [V, 1] with table ~ rows * scales; |error| <= scale / 2."""
-    largest = np.abs(table).max(axis=1, keepdims=True)
-    # A row of denormals counts as zeros: its scale would round to 0.
-    scales = (np.where(largest > np.finfo(np.float32).tiny * 127, largest, 1.0) / 127).astype(
-        np.float32
-    )
+    scales = _scales(np.abs(table).max(axis=1, keepdims=True), 127)
     return np.rint(table / scales).clip(-127, 127).astype(np.int8), scales
 
 
-def _reader(reader: Any, texts: Sequence[str], base: type) -> Any:
-    """The texts as onnxruntime's calibrators take them, one by one: padding sets no range."""
+class _Entered(NamedTuple):
+    """Names of a quantized activation."""
 
-    def feeds() -> Iterator[dict[str, Any]]:
-        for text in texts:
-            yield reader.inputs([text])
+    values: str
+    scale: str
+    zero: str
 
-    class Feeds(base):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._left = feeds()
 
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self._left, None)
+def _integer_product(node: Any, x: _Entered) -> Any:
+    onnx: Any = require("onnx", EXTRA, NEEDED_FOR)
+    name = node.input[1]
+    weight, scale, zero = f"{name}_int8", f"{name}_scale", f"{name}_zero"
+    if node.op_type == "MatMul":
+        inputs = [x.values, weight, x.scale, scale, x.zero, zero]
+        return onnx.helper.make_node(
+            "MatMulIntegerToFloat", inputs, list(node.output), domain=MICROSOFT
+        )
+    bias, mask, past = (*node.input[2:5], "", "", "")[:3]
+    inputs = [x.values, weight, bias, x.scale, scale, mask, x.zero, zero, past]
+    while not inputs[-1]:
+        inputs.pop()
+    product = onnx.helper.make_node("QAttention", inputs, list(node.output), domain=MICROSOFT)
+    product.attribute.extend(node.attribute)
+    return product
 
-    return Feeds()
+
+def _is_product(node: Any, weights: Container[str], last: str) -> bool:
+    if node.op_type not in ("MatMul", "Attention") or node.name == last:
+        return False
+    return node.input[1] in weights
+
+
+def _last_product(path: Path) -> str:
+    """Write Gemm as MatMul and Add, which both ways of quantizing know; name the classifier's."""
+    onnx: Any = require("onnx", EXTRA, NEEDED_FOR)
+    tools: Any = require("onnxruntime.quantization.onnx_model", EXTRA, NEEDED_FOR)
+    whole = tools.ONNXModel(onnx.load(str(path)))
+    whole.replace_gemm_with_matmul()
+    whole.topological_sort()
+    graph = whole.model.graph
+    constant = {one.name for one in graph.initializer}
+    products = [
+        node for node in graph.node if node.op_type == "MatMul" and node.input[1] in constant
+    ]
+    products[-1].name = LAST
+    onnx.save(whole.model, str(path))
+    return LAST
+
+
+def _scales(largest: Any, most: int) -> npt.NDArray[np.float32]:
+    """largest / most; what is all denormals counts as zeros, since its scale would round to 0."""
+    usable = np.where(largest > np.finfo(np.float32).tiny * 127, largest, 1.0)
+    return (usable / most).astype(np.float32)
 
 
 def _check_known(out: Path, texts: Sequence[str]) -> None:
