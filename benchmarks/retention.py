@@ -282,6 +282,8 @@ def main() -> None:
         print(json.dumps(result, indent=2))
         return
     command = "python benchmarks/retention.py --tasks " + " ".join(arguments.tasks)
+    if arguments.sizes != list(GOALS):
+        command += " --sizes " + " ".join(arguments.sizes)
     save("retention", command, result)
 
 
