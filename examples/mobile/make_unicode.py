@@ -23,7 +23,7 @@ OVERLAY, ABOVE = "\u0334", "\u0301"  # of combining classes 1 and 230
 
 HEAD: Final = """\
 // Written by make_unicode.py from tokenizers {version}: what it holds each character for.
-// Runs of code points as "gap length gap length ...", base 36; a gap counts from the last run's end.
+// Runs of code points: "gap length gap length ...", base 36; a gap counts from the last run's end.
 """
 
 
@@ -160,7 +160,9 @@ def main() -> None:
         '"{}": "{}"'.format(*("".join(f"\\u{{{ord(c):x}}}" for c in part) for part in pair))
         for pair in several.items()
     )
-    found.append("// Runs as first (from the last run's first), length, step, distance to lower case.")
+    found.append(
+        "// Runs as first (from the last run's first), length, step, distance to lower case."
+    )
     found.append(f"export const LOWER =\n{literal(table)};\n")
     found.append(f"export const LOWER_TO_SEVERAL = {{ {escaped} }};")
     place = Path(__file__).with_name("unicode.js")

@@ -1,5 +1,5 @@
 // Written by make_unicode.py from tokenizers 0.23.3: what it holds each character for.
-// Runs of code points as "gap length gap length ...", base 36; a gap counts from the last run's end.
+// Runs of code points: "gap length gap length ...", base 36; a gap counts from the last run's end.
 
 export const REMOVED =
   "0 9 2 2 1 i 2n x d 1 11u 6 m 1 5c 1 1d 1 3cu 1 1ks 5 q 5 1d 5 1 a 11u8 4xs 16n 1 6x 3 1 1 3b3 1 " +

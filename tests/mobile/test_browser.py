@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -87,7 +86,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def told(student: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     files = tmp_path_factory.mktemp("files")
     for name in WITHIN:
         (files / name).write_bytes((student / name / "model.onnx").read_bytes())
@@ -97,7 +96,9 @@ def told(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
     onnx.save(bare, str(files / "bare.onnx"))
     (files / "half.onnx").write_bytes(whole[: len(whole) // 2])
     (files / "noise.onnx").write_bytes(b"\xff" * 64)
-    (files / "given").write_text(json.dumps({"texts": TEXTS, "students": [*WITHIN]}), encoding="utf-8")
+    (files / "given").write_text(
+        json.dumps({"texts": TEXTS, "students": [*WITHIN]}), encoding="utf-8"
+    )
     served = Served([], threading.Event(), [])
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, served, files))
     thread = threading.Thread(target=server.serve_forever)
@@ -121,7 +122,7 @@ def told(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
         server.server_close()
     console = log.read_text(encoding="utf-8", errors="replace")
     assert heard, f"the browser told nothing; asked for {served.asked}; {console[-3000:]}"
-    yield served.told[0] | {"console": console, "asked": served.asked}
+    return served.told[0] | {"console": console, "asked": served.asked}
 
 
 def command(url: str, profile: Path) -> list[str]:
@@ -147,9 +148,7 @@ def command(url: str, profile: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [*WITHIN])
-def test_the_same_labels_and_probabilities(
-    told: dict[str, Any], student: Path, name: str
-) -> None:
+def test_the_same_labels_and_probabilities(told: dict[str, Any], student: Path, name: str) -> None:
     assert "error" not in told, told["error"]
     reader = onnx_student.OnnxReader(student / name, 1)
     for text, answer in zip(TEXTS, told["answers"][name], strict=True):

@@ -116,4 +116,3 @@ def test_it_is_made_where_it_is_named() -> None:
     named = CompressSection.model_validate({"formats": ["onnx-mobile"]})
     assert named.wanted("label") == ("onnx-mobile",)
     assert "for label students" in (named.problem("text") or "")
-

@@ -1,4 +1,4 @@
-"""wordpiece.js cuts every text as the tokenizers library does, character by character of Unicode."""
+"""wordpiece.js cuts every text as the tokenizers library does, for every character of Unicode."""
 
 from __future__ import annotations
 
@@ -23,18 +23,35 @@ PAGE = Path(__file__).parents[2] / "examples" / "mobile"
 pytestmark = pytest.mark.skipif(NODE is None, reason="needs node: apt-get install nodejs")
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-WORDS = ("film", "the", "un", "##ing", "##s", "##film", "caf", "##e", "strasse", "#", "##", "-", "!")
-LETTERS = "abcdefghijklmnopqrstuvwxyzé\u0301ßςσ你好ꙋ한ᄒ०ı\u0307\U0001f600ªＡａ�«\U00010428\U0001e922"
+WORDS = (
+    "film",
+    "the",
+    "un",
+    "##ing",
+    "##s",
+    "##film",
+    "caf",
+    "##e",
+    "strasse",
+    "#",
+    "##",
+    "-",
+    "!",
+)
+LETTERS = (
+    "abcdefghijklmnopqrstuvwxyzé\u0301ßςσ你好ꙋ한ᄒ०ı\u0307\U0001f600ªＡａ�«\U00010428\U0001e922"
+)
 CHARACTERS = st.one_of(
     st.characters(exclude_categories=("Cs",)),
     st.sampled_from(
-        "aAbEsŞİIıßẞΣςσéÉ\u0301\u0334\u0323\u093c\u0958\u1e0d\ufb1d 你好\u3000\u2028\u00a0\u00ad\u200b"
-        "\u200d\ufeff\x00\ufffd\t\n\r\x0b\x0c\x85\x1c!?'\"$+<=>^`|~#-—«»।。한글\u1100\u1161\U0001f600"
+        "aAbEsŞİIıßẞΣςσéÉ\u0301\u0334\u0323\u093c\u0958\u1e0d\ufb1d 你好\u3000\u2028\u00a0\u00ad"
+        "\u200b\u200d\ufeff\x00\ufffd\t\n\r\x0b\x0c\x85\x1c!?'\"$+<=>^`|~#-—«»।。한글\u1100\u1161\U0001f600"
         "\U0001d165\U0001d15e\U000e0020\U0001e900\u0345\u1f80\u0b94\U000105c9\U00016d63"
     ),
 )
 PIECES = st.one_of(
-    CHARACTERS, st.sampled_from([*SPECIAL, "films ", " filming", "[mask]", "[ MASK]", "Café", "##ing"])
+    CHARACTERS,
+    st.sampled_from([*SPECIAL, "films ", " filming", "[mask]", "[ MASK]", "Café", "##ing"]),
 )
 
 

@@ -67,8 +67,7 @@ def pack(parts: Path, out: Path) -> None:
     if model.ByteSize() > MOST_BYTES:
         raise UserError(
             "compress.formats",
-            f"one ONNX file holds at most {MOST_BYTES:,} bytes, this would be "
-            f"{model.ByteSize():,}",
+            f"one ONNX file holds at most {MOST_BYTES:,} bytes, this would be {model.ByteSize():,}",
             value="onnx-mobile",
             action="make the student smaller (student.size)",
         )

@@ -72,7 +72,7 @@ class CompressSection(Section):
     max_size_mb: float | None = Field(
         default=None,
         gt=0,
-        description="An artefact of more megabytes (10^6 bytes) on disk is refused; null: no limit.",
+        description="An artefact of more megabytes (10^6 bytes) is refused; null: no limit.",
     )
     speed_by: Literal["latency", "throughput"] = Field(
         default="latency",

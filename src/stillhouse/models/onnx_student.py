@@ -1,9 +1,10 @@
 """A label student that answers from an ONNX file by onnxruntime, without torch and transformers.
 
 Its folder holds `model.onnx`, `tokenizer.json` and `student.json` (labels, inputs, how texts are
-cut and padded), or `model.onnx` alone with the other two in its metadata under their names. Gives what `LabelStudent` gives of the float weights: the same cutting, the same
-batches, log-probabilities over the task's labels. Knows files and a task; does not know how the
-graph was written or with how many bits.
+cut and padded), or `model.onnx` alone with the other two in its metadata under their names. Gives
+what `LabelStudent` gives of the float weights: the same cutting, the same batches,
+log-probabilities over the task's labels. Knows files and a task; does not know how the graph was
+written or with how many bits.
 
 Shapes: B batch, T tokens, C classes.
 """
