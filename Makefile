@@ -1,5 +1,6 @@
 # make demo  runs the main job        make test       the tests (< 10 min)
 # make lint  format, lint, types      make test-full  the heavier suites too
+# make web   onnxruntime-web for examples/mobile (needs npm)
 # make bench the demo's figures again   make bench-retention  three tasks by three sizes
 # The README names the command of every other figure.
 PYTHON ?= python3
@@ -10,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-full lint format bench bench-retention clean
+.PHONY: demo web test test-full lint format bench bench-retention clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,7 +33,23 @@ demo: $(VENV)/.demo
 	$(BIN)/python recipes/quickstart_data.py --out .cache/quickstart
 	$(BIN)/stillhouse run recipes/quickstart.yaml --run-dir $(RUN) || test $$? -eq 3
 
+# Three files of the npm package, checked, so that the page asks no other server when it runs.
+WEB     := examples/mobile/vendor
+WEB_TAR := onnxruntime-web-1.30.0.tgz
+WEB_SHA := d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71
+
+web: $(WEB)/ort.wasm.min.mjs
+
+$(WEB)/ort.wasm.min.mjs:
+	mkdir -p $(WEB)
+	cd $(WEB) && npm pack --silent onnxruntime-web@1.30.0
+	cd $(WEB) && echo "$(WEB_SHA)  $(WEB_TAR)" | sha256sum --check --quiet
+	cd $(WEB) && tar -xzmf $(WEB_TAR) --strip-components=2 package/dist/ort-wasm-simd-threaded.mjs \
+	  package/dist/ort-wasm-simd-threaded.wasm package/dist/ort.wasm.min.mjs
+	rm $(WEB)/$(WEB_TAR)
+
 test: $(VENV)/.dev
+	-@command -v npm >/dev/null && $(MAKE) -s web
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full"
 
 test-full: $(VENV)/.dev

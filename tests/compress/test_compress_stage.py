@@ -240,3 +240,14 @@ def test_an_artefact_is_not_compressed_again(done: RunFolder, tmp_path: Path) ->
             student=done.stage("compress") / "onnx",
             tools=Workshop().tools,
         )
+
+
+def test_one_that_is_too_big_is_refused(run: RunFolder) -> None:
+    compress(run, recipe_of(max_size_mb=0.0005), Workshop())
+    table = table_of(run)
+    big = table.rows[1]
+    assert big.verdict == "fail"
+    assert big.sentence == (
+        "onnx is refused: bigger than compress.max_size_mb: 0.9 kB on disk, 0.0005 MB is allowed"
+    )
+    assert table.best == "onnx-int8"

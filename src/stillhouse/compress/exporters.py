@@ -67,6 +67,13 @@ def _onnx_int8_static(request: ExportRequest) -> None:
     )
 
 
+def _onnx_mobile(request: ExportRequest) -> None:
+    module = require("stillhouse.compress.onnx_mobile", "onnx", "an ONNX student")
+    module.export_mobile(
+        request.student, request.folder, request.task, name=request.name, texts=request.texts
+    )
+
+
 def _gguf(precision: str) -> Exporter:
     def export(request: ExportRequest) -> None:
         module = require("stillhouse.compress.gguf_export", "gguf", "a GGUF student")
@@ -81,6 +88,7 @@ EXPORTERS: Final[Mapping[Format, Exporter]] = {
     "onnx": _onnx,
     "onnx-int8": _onnx_int8,
     "onnx-int8-static": _onnx_int8_static,
+    "onnx-mobile": _onnx_mobile,
     "gguf-f16": _gguf("f16"),
     "gguf-q8_0": _gguf("q8_0"),
     "gguf-q4": _gguf("q4_k"),

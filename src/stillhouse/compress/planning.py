@@ -11,10 +11,9 @@ from stillhouse.core.errors import MissingExtraError, UserError
 from stillhouse.core.optional import pip_line
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_compress import (
-    FORMATS,
-    HEADS,
     CompressSection,
     extra_of,
+    fitting,
     installed,
 )
 
@@ -33,11 +32,11 @@ def check_compress(recipe: Recipe) -> None:
     section = section_of(recipe)
     head = recipe.student.head
     if section.formats is None and not section.wanted(head):
-        fitting = next(one for one in FORMATS if HEADS[one] == head)
+        extra = extra_of(fitting(head)[0])
         raise MissingExtraError(
-            f"the {extra_of(fitting)} extra",
+            f"the {extra} extra",
             f"is not installed and compressing a {head} student needs it",
-            action=pip_line(extra_of(fitting)),
+            action=pip_line(extra),
         )
     for name in section.formats or ():
         if not installed(name):
@@ -57,7 +56,7 @@ def compress_notes(recipe: Recipe) -> list[str]:
         return []
     head = recipe.student.head
     wanted = ", ".join(section.wanted(head)) or "nothing: its extra is not installed"
-    missing = [one for one in FORMATS if HEADS[one] == head and not installed(one)]
+    missing = [one for one in fitting(head) if not installed(one)]
     lines = [
         f"compress makes {wanted} of the student after it is evaluated, and gates each again: "
         f"within {100 * section.margin_student:g} points of the float student, at least "

@@ -151,6 +151,7 @@ def _row(
             against_student=student,
             own=speeds[name],
             parent=speeds[STUDENT],
+            size_bytes=made[name].size_bytes,
         )
     faster = speedup(speeds[name], speeds[STUDENT])
     beliefs = own.probabilities if name != STUDENT else None

@@ -1,5 +1,5 @@
 """The gate of compressed students: not worse than the teacher, nor than the float student, nor
-slower than it.
+slower than it, nor too big.
 
 Both quality tests are `evaluate.gate`'s own: a one-sided bound against a margin. Each artefact gets
 one line that says what it keeps or why it is refused, with the figures. Knows results; measures
@@ -44,6 +44,7 @@ def rule(
     against_student: GateResult,
     own: CandidateSpeed,
     parent: CandidateSpeed,
+    size_bytes: int,
 ) -> Ruling:
     """Judge one artefact."""
     faster = speedup(own, parent)
@@ -53,6 +54,11 @@ def rule(
         faults.append(f"worse than the float student: {_bound(against_student)}")
     if against_teacher.verdict == "fail":
         faults.append(f"worse than the teacher: {_bound(against_teacher)}")
+    if section.max_size_mb is not None and size_bytes > section.max_size_mb * 1e6:
+        faults.append(
+            f"bigger than compress.max_size_mb: {megabytes(size_bytes)} on disk, "
+            f"{section.max_size_mb:g} MB is allowed"
+        )
     if wanted is None:
         faults.append("its speed is not known")
     elif wanted < section.min_speedup:

@@ -18,6 +18,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "train": ("torch", "transformers", "peft", "accelerate", "safetensors"),
     "gguf": ("xllamacpp", "gguf"),
     "onnx": ("onnx", "onnxruntime"),
+    "executorch": ("executorch",),
     "language": ("py3langid",),
     "presidio": ("presidio_analyzer",),
     "tune": ("optuna",),

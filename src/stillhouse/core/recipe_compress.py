@@ -14,7 +14,9 @@ from pydantic import Field, field_validator
 from stillhouse.core.optional import EXTRAS, available
 from stillhouse.core.recipe_section import Section
 
-Format = Literal["onnx", "onnx-int8", "onnx-int8-static", "gguf-f16", "gguf-q8_0", "gguf-q4"]
+Format = Literal[
+    "onnx", "onnx-int8", "onnx-int8-static", "onnx-mobile", "gguf-f16", "gguf-q8_0", "gguf-q4"
+]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 Head = Literal["label", "text"]
 
@@ -22,11 +24,14 @@ HEADS: Final[Mapping[Format, Head]] = {
     "onnx": "label",
     "onnx-int8": "label",
     "onnx-int8-static": "label",
+    "onnx-mobile": "label",
     "gguf-f16": "text",
     "gguf-q8_0": "text",
     "gguf-q4": "text",
 }
 CALIBRATED: Final[frozenset[Format]] = frozenset({"onnx-int8-static"})
+# The graph of another format in another packing: made where it is named alone.
+NAMED_ALONE: Final[frozenset[Format]] = frozenset({"onnx-mobile"})
 
 
 class CompressSection(Section):
@@ -36,7 +41,8 @@ class CompressSection(Section):
     formats: tuple[Format, ...] | None = Field(
         default=None,
         description="What to make. null: all that fit the student's head and whose extra is "
-        "installed (label: onnx, onnx-int8, onnx-int8-static; text: gguf-f16, gguf-q8_0, gguf-q4).",
+        "installed (label: onnx, onnx-int8, onnx-int8-static; text: gguf-f16, gguf-q8_0, gguf-q4). "
+        "onnx-mobile, a label student in one file, is made where it is named.",
     )
     calibration: str | None = Field(
         default=None,
@@ -62,6 +68,11 @@ class CompressSection(Section):
         default=1.0,
         gt=0,
         description="Below so many times the float student's speed, an artefact counts as slower.",
+    )
+    max_size_mb: float | None = Field(
+        default=None,
+        gt=0,
+        description="An artefact of more megabytes (10^6 bytes) is refused; null: no limit.",
     )
     speed_by: Literal["latency", "throughput"] = Field(
         default="latency",
@@ -96,15 +107,20 @@ class CompressSection(Section):
         """What does not fit a student of this head, or `None`."""
         for name in self.formats or ():
             if HEADS[name] != head:
-                fitting = ", ".join(one for one in FORMATS if HEADS[one] == head)
-                return f"formats: {name} is for {HEADS[name]} students; for this one: {fitting}"
+                own = ", ".join(one for one in FORMATS if HEADS[one] == head)
+                return f"formats: {name} is for {HEADS[name]} students; for this one: {own}"
         return None
 
     def wanted(self, head: Head) -> tuple[Format, ...]:
         """The formats to make: those named, else those that fit and can be made here."""
         if self.formats is not None:
             return self.formats
-        return tuple(one for one in FORMATS if HEADS[one] == head and installed(one))
+        return tuple(one for one in fitting(head) if installed(one))
+
+
+def fitting(head: Head) -> tuple[Format, ...]:
+    """The formats of a head that are made where a recipe names none."""
+    return tuple(one for one in FORMATS if HEADS[one] == head and one not in NAMED_ALONE)
 
 
 def extra_of(name: Format) -> str:

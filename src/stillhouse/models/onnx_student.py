@@ -1,9 +1,10 @@
 """A label student that answers from an ONNX file by onnxruntime, without torch and transformers.
 
 Its folder holds `model.onnx`, `tokenizer.json` and `student.json` (labels, inputs, how texts are
-cut and padded). Gives what `LabelStudent` gives of the float weights: the same cutting, the same
-batches, log-probabilities over the task's labels. Knows files and a task; does not know how the
-graph was written or with how many bits.
+cut and padded), or `model.onnx` alone with the other two in its metadata under their names. Gives
+what `LabelStudent` gives of the float weights: the same cutting, the same batches,
+log-probabilities over the task's labels. Knows files and a task; does not know how the graph was
+written or with how many bits.
 
 Shapes: B batch, T tokens, C classes.
 """
@@ -70,7 +71,7 @@ class OnnxReader:
     """Texts through a graph: tokenizer, padding, onnxruntime, log-softmax.
 
     Args:
-        folder: with the three files; nothing is verified here (`core.artefact`).
+        folder: with the three files, or the one; nothing is verified here (`core.artefact`).
         threads: of onnxruntime; 0: `OMP_NUM_THREADS` where it is set, else one a core.
 
     Raises:
@@ -78,12 +79,13 @@ class OnnxReader:
     """
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
-        self.spec = _spec(folder / SPEC)
-        self._tokenizer = _tokenizer(folder / TOKENIZER)
+        self._session = open_session(folder / MODEL, threads)
+        inside = {} if (folder / SPEC).is_file() else metadata(self._session)
+        self.spec = _spec(folder / SPEC, inside.get(SPEC))
+        self._tokenizer = _tokenizer(folder / TOKENIZER, inside.get(TOKENIZER))
         self._tokenizer.enable_truncation(self.spec.max_tokens, direction=self.spec.truncation_side)
         # Of its own, and not cut: measures while another thread reads.
-        self._measuring = _tokenizer(folder / TOKENIZER)
-        self._session = open_session(folder / MODEL, threads)
+        self._measuring = _tokenizer(folder / TOKENIZER, inside.get(TOKENIZER))
 
     def measure(self, text: str) -> int:
         """Tokens of a text, not cut. May be called while another thread reads."""
@@ -243,6 +245,11 @@ def open_session(path: Path, threads: int = 0) -> Any:
         ) from None
 
 
+def metadata(session: Any) -> dict[str, str]:
+    """The file's own notes (ONNX metadata_props)."""
+    return dict(session.get_modelmeta().custom_metadata_map)
+
+
 def log_softmax(logits: Floats) -> Floats:
     """Over the last axis, nats."""
     shifted = logits - logits.max(-1, keepdims=True)
@@ -256,16 +263,20 @@ def _given_threads() -> int:
     return int(given) if given.isdecimal() else 0
 
 
-def _spec(path: Path) -> OnnxSpec:
+def _spec(path: Path, inside: str | None) -> OnnxSpec:
     try:
+        if inside is not None:
+            return OnnxSpec.model_validate_json(inside)
         return OnnxSpec.model_validate(read_json(path))
     except (RunFolderError, OSError, ValidationError) as error:
         raise UserError(str(path), f"cannot be read: {error}") from None
 
 
-def _tokenizer(path: Path) -> Tokenizer:
+def _tokenizer(path: Path, inside: str | None) -> Tokenizer:
     try:
-        found: Tokenizer = Tokenizer.from_file(str(path))
+        found: Tokenizer = (
+            Tokenizer.from_file(str(path)) if inside is None else Tokenizer.from_str(inside)
+        )
     except Exception as error:  # the tokenizers library raises bare Exception
         raise UserError(str(path), f"is no tokenizer: {error}") from None
     found.no_padding()
