@@ -65,6 +65,6 @@ def test_what_is_refused(student: Path, tmp_path: Path, monkeypatch: pytest.Monk
         export_executorch(student, tmp_path / "a", GenerationTask(kind="generation"), texts=TEXTS)
     with pytest.raises(UserError, match="holds no text"):
         export_executorch(student, tmp_path / "a", TASK, texts=["", " "])
-    monkeypatch.setitem(sys.modules, "executorch", None)
+    monkeypatch.setitem(sys.modules, "executorch.exir", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'stillhouse\[executorch\]'"):
         export_executorch(student, tmp_path / "a", TASK, texts=TEXTS)
