@@ -6,10 +6,8 @@ of the engine (`gguf_engine`). Knows llama.cpp's requests; imports no torch.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +17,7 @@ from stillhouse.models.completer import Completer, ModelInfo, Sampling, draw_see
 from stillhouse.models.gguf_engine import GgufEngine
 from stillhouse.models.gguf_file import gguf_facts
 from stillhouse.models.gguf_labels import read_labels
+from stillhouse.models.gguf_threads import GgufAnswers
 from stillhouse.models.label_trie import Branch, branches, ended_sequences
 
 ROUND: Final = 6  # decimals of log-probabilities on the wire
@@ -35,7 +34,7 @@ def open_gguf(path: str, batch_size: int) -> Completer:
     return GgufCompleter(Path(path).expanduser(), batch_size)
 
 
-class GgufCompleter:
+class GgufCompleter(GgufAnswers):
     """Answers from llama.cpp: label likelihoods, chat text, or JSON under a schema.
 
     A query closed to labels and asked once, greedily, is answered from label likelihoods under
@@ -44,13 +43,12 @@ class GgufCompleter:
 
     def __init__(self, path: Path, batch_size: int) -> None:
         facts = gguf_facts(path, f"gguf:{path}")
-        self._engine = GgufEngine(path, min(batch_size, MOST_SLOTS))
-        self._threads = ThreadPoolExecutor(min(batch_size, MOST_SLOTS), thread_name_prefix="gguf")
+        slots = min(batch_size, MOST_SLOTS)
         self._end = facts.end_token
         self._tries: dict[
             tuple[str, ...], tuple[tuple[tuple[int, ...], ...], Sequence[Branch]]
         ] = {}
-        self._info = ModelInfo(
+        info = ModelInfo(
             name=path.stem,
             revision=hash_file(path),
             parameters=facts.parameters,
@@ -60,29 +58,9 @@ class GgufCompleter:
             local=True,
             notes={"head": "text", "engine": "llama.cpp", "architecture": facts.architecture},
         )
+        super().__init__(GgufEngine(path, slots), slots, info)
 
-    @property
-    def info(self) -> ModelInfo:
-        """A local model with its likelihoods."""
-        return self._info
-
-    async def complete(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
-        """Answer one query; see `Completer`."""
-        loop = asyncio.get_running_loop()
-        if sampling.labels and sampling.n == 1 and sampling.sampling_temperature == 0:
-            return [await loop.run_in_executor(self._threads, self._classify, query, sampling)]
-        samples = [
-            loop.run_in_executor(self._threads, self._chat, query, sampling, sample)
-            for sample in range(sampling.n)
-        ]
-        return list(await asyncio.gather(*samples))
-
-    async def aclose(self) -> None:
-        """Stop the threads and free the model."""
-        await asyncio.to_thread(self._threads.shutdown, wait=True)
-        self._engine.close()
-
-    def _chat(self, query: Query, sampling: Sampling, sample: int) -> Completion:
+    def _write(self, query: Query, sampling: Sampling, sample: int) -> Completion:
         request: dict[str, object] = {
             "messages": _turns(query),
             "max_tokens": sampling.max_tokens,

@@ -7,10 +7,8 @@ file was written.
 
 from __future__ import annotations
 
-import asyncio
 import unicodedata
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +23,7 @@ from stillhouse.models.gguf_completer import MOST_SLOTS, ROUND, token_logprobs
 from stillhouse.models.gguf_engine import CONTEXT_PER_SLOT, GgufEngine
 from stillhouse.models.gguf_file import gguf_facts
 from stillhouse.models.gguf_labels import read_labels
+from stillhouse.models.gguf_threads import GgufAnswers
 from stillhouse.models.label_trie import Branch, branches, ended_sequences
 
 FIRST: Final = "a"  # stands for a query where labels are cut into tokens
@@ -78,7 +77,7 @@ def open_gguf_student(
     return GgufStudent(folder, artefact, settings, task, batch_size)
 
 
-class GgufStudent:
+class GgufStudent(GgufAnswers):
     """Answers from llama.cpp: label likelihoods, or text; see the module.
 
     An extraction is first written freely, as by the float student; where that is not what the
@@ -98,12 +97,9 @@ class GgufStudent:
         self._settings, self._task = settings, task
         slots = min(batch_size, MOST_SLOTS)
         trained = min(settings.max_tokens or 0, settings.positions)
-        self._engine = GgufEngine(
-            path, slots, min(settings.positions, max(CONTEXT_PER_SLOT, trained * 2))
-        )
-        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="gguf")
+        context = min(settings.positions, max(CONTEXT_PER_SLOT, trained * 2))
         self._labels: dict[tuple[str, ...], _Labels] = {}
-        self._info = ModelInfo(
+        info = ModelInfo(
             name=path.stem,
             revision=artefact.files[settings.file][:32],
             parameters=facts.parameters,
@@ -118,27 +114,7 @@ class GgufStudent:
                 "precision": artefact.precision,
             },
         )
-
-    @property
-    def info(self) -> ModelInfo:
-        """A local model with its likelihoods."""
-        return self._info
-
-    async def complete(self, query: Query, sampling: Sampling) -> Sequence[Completion]:
-        """Answer one query; see `Completer`."""
-        loop = asyncio.get_running_loop()
-        if sampling.labels and sampling.n == 1 and sampling.sampling_temperature == 0:
-            return [await loop.run_in_executor(self._threads, self._classify, query, sampling)]
-        samples = [
-            loop.run_in_executor(self._threads, self._write, query, sampling, sample)
-            for sample in range(sampling.n)
-        ]
-        return list(await asyncio.gather(*samples))
-
-    async def aclose(self) -> None:
-        """Stop the threads and free the model."""
-        await asyncio.to_thread(self._threads.shutdown, wait=True)
-        self._engine.close()
+        super().__init__(GgufEngine(path, slots, context), slots, info)
 
     def _prompt(self, query_id: str, messages: Sequence[Message]) -> str:
         turns = [{"role": m.role, "content": m.content} for m in messages]

@@ -25,16 +25,15 @@ from tokenizers import Tokenizer
 from stillhouse.core.artefact import Artefact
 from stillhouse.core.errors import RunFolderError, UserError
 from stillhouse.core.jsonl import read_json
-from stillhouse.core.records import Completion, Query, Record
+from stillhouse.core.records import Record
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
-from stillhouse.models.batching import BatchingCompleter, Call
 from stillhouse.models.completer import ModelInfo
+from stillhouse.models.label_completer import LabelCompleter
 
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
 SPEC: Final = "student.json"
 OUTPUT: Final = "logits"
-ROUND: Final = 6  # decimals of log-probabilities on the wire, as of the float student
 THREADS: Final = "OMP_NUM_THREADS"
 REVISION_DIGITS: Final = 32
 
@@ -121,7 +120,7 @@ class OnnxReader:
         return OnnxRead(self.log_p(self._feed(encoded)), [len(one.ids) for one in encoded])
 
 
-class OnnxStudent(BatchingCompleter):
+class OnnxStudent(LabelCompleter):
     """A sequence classifier in ONNX that reads `task.input_text(query)`.
 
     Raises:
@@ -138,8 +137,6 @@ class OnnxStudent(BatchingCompleter):
         size_bytes: int,
         precision: str,
     ) -> None:
-        super().__init__(batch_size)
-        self._reader, self._task = reader, task
         spec = reader.spec
         if spec.labels != task.labels:
             raise UserError(
@@ -147,7 +144,7 @@ class OnnxStudent(BatchingCompleter):
                 f"are {list(spec.labels)}, the task's labels are {list(task.labels)}",
                 action="compress a student of this task",
             )
-        self._info = ModelInfo(
+        info = ModelInfo(
             name=spec.name,
             revision=revision,
             parameters=spec.parameters,
@@ -157,40 +154,7 @@ class OnnxStudent(BatchingCompleter):
             takes_seed=False,
             notes={"head": "label", "device": "cpu", "dtype": precision, "runtime": "onnxruntime"},
         )
-
-    @property
-    def info(self) -> ModelInfo:
-        """A local model that gives its belief over the labels."""
-        return self._info
-
-    def length_of(self, query: Query) -> int:
-        """Tokens of the varying text."""
-        return self._reader.measure(self._task.input_text(query))
-
-    def run_batch(self, calls: Sequence[Call]) -> list[Sequence[Completion]]:
-        """One run of the graph; `n` samples of a query are the same answer n times."""
-        log_p, tokens = self._reader.read([self._task.input_text(call.query) for call in calls])
-        best, rows = log_p.argmax(-1).tolist(), log_p.tolist()
-        return [self._answers(call, rows[i], best[i], tokens[i]) for i, call in enumerate(calls)]
-
-    def _answers(
-        self, call: Call, row: list[float], best: int, tokens: int
-    ) -> Sequence[Completion]:
-        labels = self._task.labels
-        belief = {label: round(value, ROUND) for label, value in zip(labels, row, strict=True)}
-        return [
-            Completion(
-                query_id=call.query.id,
-                text=labels[best],
-                model=self._info.name,
-                revision=self._info.revision,
-                sample=sample,
-                prompt_tokens=tokens,
-                completion_tokens=1,
-                label_logprobs=belief,
-            )
-            for sample in range(call.sampling.n)
-        ]
+        super().__init__(reader, task, info, batch_size)
 
 
 def open_onnx_student(

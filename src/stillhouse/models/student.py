@@ -6,21 +6,17 @@ for any white-box model. Knows model folders and tasks; does not know how the st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from stillhouse.core.artefact import is_artefact
 from stillhouse.core.errors import UserError
-from stillhouse.core.records import Completion, Query
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.models.artefact_student import open_artefact
-from stillhouse.models.batching import BatchingCompleter, Call
 from stillhouse.models.classifier_reader import ClassifierReader
-from stillhouse.models.completer import Completer, ModelInfo
+from stillhouse.models.completer import Completer
 from stillhouse.models.hf_completer import HfCompleter
+from stillhouse.models.label_completer import LabelCompleter
 from stillhouse.models.loading import Loaded, load_causal_lm, load_classifier
-
-ROUND = 6  # decimals of log-probabilities on the wire
 
 
 def open_student(
@@ -64,7 +60,7 @@ def open_weights(
     return LabelStudent(load_classifier(str(folder), device=device), task, batch_size)
 
 
-class LabelStudent(BatchingCompleter):
+class LabelStudent(LabelCompleter):
     """A sequence classifier that reads `task.input_text(query)`.
 
     Inputs longer than the tokenizer's `model_max_length` or the model's positions are cut, as they
@@ -75,46 +71,11 @@ class LabelStudent(BatchingCompleter):
     """
 
     def __init__(self, loaded: Loaded, task: ClassificationTask, batch_size: int) -> None:
-        super().__init__(batch_size)
-        self._loaded, self._task = loaded, task
-        self._reader = ClassifierReader(loaded)
-        if self._reader.classes != task.labels:
+        reader = ClassifierReader(loaded)
+        super().__init__(reader, task, loaded.info("label"), batch_size)
+        if reader.classes != task.labels:
             raise UserError(
                 f"{loaded.name} id2label",
-                f"holds {list(self._reader.classes)}, the task's labels are {list(task.labels)}",
+                f"holds {list(reader.classes)}, the task's labels are {list(task.labels)}",
                 action="train the student again for this task",
             )
-
-    @property
-    def info(self) -> ModelInfo:
-        """A local model that gives its belief over the labels."""
-        return self._loaded.info("label")
-
-    def length_of(self, query: Query) -> int:
-        """Tokens of the varying text."""
-        return self._reader.measure(self._task.input_text(query))
-
-    def run_batch(self, calls: Sequence[Call]) -> list[Sequence[Completion]]:
-        """One forward pass; `n` samples of a query are the same answer n times."""
-        log_p, lengths = self._reader.read([self._task.input_text(call.query) for call in calls])
-        best, rows = log_p.argmax(-1).tolist(), log_p.tolist()
-        return [self._answers(call, rows[i], best[i], lengths[i]) for i, call in enumerate(calls)]
-
-    def _answers(
-        self, call: Call, row: list[float], best: int, tokens: int
-    ) -> Sequence[Completion]:
-        labels = self._task.labels
-        belief = {label: round(value, ROUND) for label, value in zip(labels, row, strict=True)}
-        return [
-            Completion(
-                query_id=call.query.id,
-                text=labels[best],
-                model=self._loaded.name,
-                revision=self._loaded.revision,
-                sample=sample,
-                prompt_tokens=tokens,
-                completion_tokens=1,
-                label_logprobs=belief,
-            )
-            for sample in range(call.sampling.n)
-        ]
