@@ -26,11 +26,12 @@ from transformers import (
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe_cut import CutSection
 from stillhouse.train import cut_plan
-from stillhouse.train.cut_importance import evenly_drawn, measure_importance
+from stillhouse.train.cut_importance import measure_importance
 from stillhouse.train.cut_plan import CutPlan, Rows, layers_by_rule, plan_cut
 from stillhouse.train.cut_shapes import layout_from, layout_of
 from stillhouse.train.cut_student import cut_model
 from stillhouse.train.cut_width import narrowed
+from stillhouse.train.text_sample import evenly_drawn
 from tiny_models import TEXTS, byte_bpe, wordpiece
 
 FAMILIES = (*DECODERS, *ENCODERS)

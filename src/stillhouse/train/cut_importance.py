@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,9 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stillhouse.core.errors import UserError
 from stillhouse.train.cut_shapes import Layout, Named
 from stillhouse.train.layers import blocks_of
-
-TOKENS: Final = 128  # of a text, read from its start
-BATCH: Final = 8
+from stillhouse.train.text_sample import TOKENS, sample_batches
 
 
 @dataclass(slots=True)
@@ -48,14 +45,6 @@ class Importance:
     layers: list[float]
     norms: dict[str, NormSeen] = field(default_factory=dict)  # by module name
     tokens: int = 0
-
-
-def evenly_drawn(texts: Sequence[str], samples: int) -> list[str]:
-    """Up to `samples` texts, from the first to the last in even steps: a list in any order of its
-    sources is read as a whole."""
-    if len(texts) <= samples:
-        return list(texts)
-    return [texts[int(at)] for at in np.linspace(0, len(texts) - 1, samples).round()]
 
 
 def measure_importance(
@@ -83,15 +72,8 @@ def measure_importance(
     model.train(False)
     try:
         with torch.no_grad():
-            chosen = sorted(evenly_drawn(texts, samples), key=len)
-            for start in range(0, len(chosen), BATCH):
-                batch: Any = tokenizer(
-                    chosen[start : start + BATCH],
-                    return_tensors="pt",
-                    padding=True,
-                    truncation=True,
-                    max_length=min(TOKENS, layout.shape.positions or TOKENS),
-                )
+            most = layout.shape.positions or TOKENS
+            for batch in sample_batches(tokenizer, texts, samples, most):
                 mask = batch["attention_mask"].bool().to(device)  # [B, T]
                 if not mask.any():
                     continue

@@ -28,7 +28,7 @@ from transformers import (
 
 from stillhouse.core.errors import UserError
 from stillhouse.models.quiet import quiet_transformers
-from stillhouse.train.cut_importance import BATCH, TOKENS, evenly_drawn
+from stillhouse.train.text_sample import sample_batches
 
 _RIDGE: Final = 1e-4
 _LINEAR: Final = 8.0  # above this, GELU gives back what it is given
@@ -94,19 +94,11 @@ def with_low_rank(
 def _batches(
     body: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], samples: int
 ) -> list[dict[str, Tensor]]:
-    chosen = evenly_drawn(texts, samples)
-    most = min(TOKENS, int(body.config.max_position_embeddings))
-    found = []
-    for start in range(0, len(chosen), BATCH):
-        batch: Any = tokenizer(
-            chosen[start : start + BATCH],
-            return_tensors="pt",
-            padding=True,
-            truncation=True,
-            max_length=most,
-        )
-        found.append({name: batch[name] for name in ("input_ids", "attention_mask")})
-    return found
+    most = int(body.config.max_position_embeddings)
+    return [
+        {name: batch[name] for name in ("input_ids", "attention_mask")}
+        for batch in sample_batches(tokenizer, texts, samples, most)
+    ]
 
 
 def _read(body: Any, batches: Sequence[Mapping[str, Tensor]]) -> _Read:

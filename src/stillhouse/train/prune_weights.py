@@ -14,7 +14,7 @@ Legend: O outputs, I inputs of a linear layer, N tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,7 @@ from transformers import (
 
 from stillhouse.core.errors import UserError
 from stillhouse.train.layers import blocks_of
-
-TOKENS: Final = 128  # of a text, when inputs are measured
-BATCH: Final = 16
+from stillhouse.train.text_sample import sample_batches
 
 
 def prunable(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
@@ -123,7 +121,6 @@ def input_norms(
     """
     if not texts:
         raise UserError("prune.importance", "there is no text to measure it on")
-    chosen = sorted(texts[:: max(1, len(texts) // samples)][:samples], key=len)
     squares: dict[str, Tensor] = {}
     seen: dict[str, Tensor] = {}
     hooks = [
@@ -133,15 +130,8 @@ def input_norms(
     was_training = model.training
     model.train(False)
     try:
-        for start in range(0, len(chosen), BATCH):
-            longest = min(TOKENS, int(tokenizer.model_max_length))
-            batch: Any = tokenizer(
-                chosen[start : start + BATCH],
-                return_tensors="pt",
-                padding=True,
-                truncation=True,
-                max_length=longest,
-            )
+        most = int(tokenizer.model_max_length)
+        for batch in sample_batches(tokenizer, texts, samples, most):
             seen["mask"] = batch["attention_mask"].bool().to(model.device)
             if seen["mask"].any():
                 model.base_model(
