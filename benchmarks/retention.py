@@ -116,10 +116,10 @@ def _text() -> dict[str, dict[str, dict[str, Any]]]:
 
 PLANS: Final[Mapping[str, Plan]] = {
     "sentiment": Plan(
-        Sizes(5000, 1500, 1200),
+        Sizes(9500, 1500, 1200),
         Sizes(160, 80, 60),
         {"tune": {"layers": 8, "epochs": 2, "learning_rate": 3e-4, "check_fraction": 0.15}},
-        _label(64, 20_000, (4, 3, 1), 2500),
+        _label(64, 20_000, (2, 2, 1), 2500),
     ),
     "topic": Plan(
         Sizes(1100, 400, 600),

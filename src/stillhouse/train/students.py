@@ -27,7 +27,7 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_train import SCRATCH, StudentSection
 from stillhouse.core.records import Message
 from stillhouse.core.tasks import ClassificationTask, Task
-from stillhouse.models.chat import prompt_text
+from stillhouse.models.chat import answer_text, prompt_text
 from stillhouse.models.loading import count_parameters, locate
 from stillhouse.models.quiet import quiet_transformers
 from stillhouse.train.cut_plan import CutPlan
@@ -240,7 +240,8 @@ def _trimmer(
     if section.head == "text":  # what the chat template writes between the texts is read too
         turns = (Message(role="system", content="-"), Message(role="user", content="-"))
         frames = [prompt_text(tokenizer, turns), prompt_text(tokenizer, turns[1:])]
-        texts = [*texts, *frames * max(1, len(texts) // 2)]
+        following = [answer_text(tokenizer, text) for text in texts]  # without a template: a space
+        texts = [*texts, *following, *frames * max(1, len(texts) // 2)]
         labels = task.labels if isinstance(task, ClassificationTask) else ()
     most = min(section.max_tokens, tokenizer.model_max_length)
     return lambda limit: trim_tokenizer(tokenizer, texts, limit, most, labels)

@@ -1,0 +1,121 @@
+"""What the gateway's parts say to each other: assignments, requests, outcomes, states, decisions.
+
+Frozen records without behaviour. Knows no server, no database and no statistics.
+
+Words: a `task` is what a client names as the model; its two `variant`s are teacher and student. A
+`unit` is who is assigned and counted as one (user, else conversation, else request). The `stage` of
+an experiment says how much of the traffic the student answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from stillhouse.core.records import Record
+
+Variant = Literal["teacher", "student"]
+# teacher_only: the slice that the teacher always answers; control and treatment: the two arms of an
+# A/B test; shadow: the teacher answers, and the student is asked unseen
+Arm = Literal["teacher_only", "control", "treatment", "shadow"]
+StageKind = Literal["off", "shadow", "canary", "full"]
+Action = Literal["advance", "hold", "roll_back", "kill", "revive", "approve", "wait"]
+OutcomeKind = Literal["scorer", "judge", "feedback", "corrected", "delayed"]
+
+
+class Assignment(Record):
+    """Who answers one request, decided before anybody is asked."""
+
+    task: str
+    unit: str = Field(description="Hash of the user, conversation or request.")
+    arm: Arm
+    variant: Variant
+    shadowed: bool = Field(default=False, description="The student is asked too, unseen.")
+    stage: int = Field(ge=0, description="Number of the stage in the experiment's plan.")
+    version: int = Field(ge=0, description="Of the experiment's state that decided.")
+
+
+class ExperimentState(Record):
+    """Where one task's migration stands; changed only by compare and swap of `version`."""
+
+    task: str
+    version: int = Field(default=0, ge=0)
+    stage: int = Field(default=0, ge=0, description="Number in the plan.")
+    kind: StageKind = "off"
+    share: float = Field(
+        default=0, ge=0, le=1, description="Of the traffic that the student takes."
+    )
+    since: float = Field(default=0, description="Unix seconds at which the stage began.")
+    killed: bool = Field(default=False, description="The kill switch: the teacher answers all.")
+    waiting: bool = Field(default=False, description="An advance waits for approval.")
+    threshold: float | None = Field(
+        default=None, description="Confidence below which the teacher answers; None: no fallback."
+    )
+
+
+class Served(Record):
+    """One request as it was answered: what the log holds beside the bodies (`core.gateway_log`)."""
+
+    id: str
+    at: float = Field(description="Unix seconds at which it came in.")
+    task: str
+    tenant: str
+    unit: str
+    user: str | None = Field(default=None, description="Pseudonym of who asked, for deletion.")
+    arm: Arm
+    variant: Variant = Field(description="Who gave the answer that the client saw.")
+    stage: int = Field(ge=0)
+    version: int = Field(ge=0)
+    upstream: str
+    fell_back: bool = False
+    confidence: float | None = None
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+    cost_usd: float = Field(default=0, ge=0)
+    teacher_cost_usd: float = Field(
+        default=0, ge=0, description="What the teacher's price is for these tokens."
+    )
+    latency_ms: float = Field(ge=0)
+    first_token_ms: float | None = Field(default=None, ge=0)
+    status: int
+    error: str | None = None
+    shadow_of: str | None = Field(
+        default=None, description="A shadow answer: id of the request that it was asked beside."
+    )
+
+
+class Outcome(Record):
+    """What came of one answer; a request may have several."""
+
+    request: str
+    kind: OutcomeKind
+    score: float = Field(ge=0, le=1)
+    at: float
+    corrected: str | None = None
+    detail: Mapping[str, JsonValue] = Field(default_factory=dict)
+
+
+class Pair(Record):
+    """Student and teacher on one request, each with its score in [0, 1]."""
+
+    request: str
+    unit: str
+    at: float
+    teacher: float = Field(ge=0, le=1)
+    student: float = Field(ge=0, le=1, description="Of the student arm: with its fallbacks.")
+    bare: float | None = Field(default=None, ge=0, le=1, description="Of the student alone.")
+
+
+class Decision(Record):
+    """One line of the audit log: what was decided about an experiment, and on what numbers."""
+
+    at: float
+    task: str
+    action: Action
+    from_stage: int
+    to_stage: int
+    reason: str
+    numbers: Mapping[str, JsonValue] = Field(default_factory=dict)
+    by: str = Field(default="policy", description="The policy, or the name of an admin's key.")
