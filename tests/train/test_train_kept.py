@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from stillhouse.train.batches import Collator, encode_chats
 from stillhouse.train.cached_teacher import CachedTeacher, with_head
 from stillhouse.train.capture import run_capture
 from stillhouse.train.features_wiring import Learned
+from stillhouse.train.kept import whole_of
 from stillhouse.train.on_policy import WRITERS, WRITTEN_BY
 from stillhouse.train.outputs import Counts, Needs, StepAt, count
 from stillhouse.train.planning import check_recipe
@@ -340,6 +342,34 @@ def test_examples_that_are_cut_otherwise_are_counted_refused_or_left_out(
     others = [e for e in examples[1] if e not in bound.watched_on]
     with pytest.raises(UserError, match=r"all \d+ held-out examples"):
         bind(words, others)
+
+
+def test_without_a_template_the_piece_that_begins_an_answer_is_kept(teacher: Path) -> None:
+    """The answer follows its prompt after a space, which its first piece takes in."""
+    recipe = recipe_for(teacher)
+    whole = AutoTokenizer.from_pretrained(teacher)
+    whole.chat_template = None
+    joined = sorted(piece for piece in whole.get_vocab() if re.fullmatch(r"Ġ[a-z]{3,}", piece))
+    words = [piece[1:] for piece in joined]
+    assert len(words) >= 8
+    turns = [
+        ({"role": "user", "content": "Q:"}, {"role": "assistant", "content": w}) for w in words
+    ]
+    origin = {"task": "t", "group": "g", "teacher": "t", "teacher_revision": "1"}
+    chats = [
+        Example.model_validate({"id": str(n), "messages": turn, **origin})
+        for n, turn in enumerate(turns)
+    ]
+    texts = [message.content for chat in chats for message in chat.messages]
+    student = build_student(
+        recipe.student, recipe.task, recipe.student.source, texts, 0, plain=True
+    )
+    of = whole_of(recipe, student, str(teacher))
+    assert of is not None
+    of.reads.tokenizer.chat_template = None
+    rows = encode_chats(chats, student.tokenizer, 64).rows
+    assert set(joined) <= student.tokenizer.get_vocab().keys()
+    assert of.differing(rows, chats) == []
 
 
 def test_another_tokenizer_is_refused(teacher: Path, dataset_folder: Path, tmp_path: Path) -> None:
