@@ -122,3 +122,50 @@ def test_a_replayed_run_counts_by_its_store_alone(tmp_path: Path) -> None:
     assert keys() == before
     store.write_text("two\n")
     assert all(now != then for now, then in zip(keys(), before, strict=True))
+
+
+def model_in(folder: Path) -> Path:
+    """The files of a model; nothing opens them."""
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["scratch:", "scratch:hf:"])
+def test_a_shape_from_scratch_counts_by_its_config_and_tokenizer(
+    tmp_path: Path, prefix: str
+) -> None:
+    folder = model_in(tmp_path / "shape")
+    made = recipe(student={"head": "label", "from": f"{prefix}{folder}"})
+    train = next(one for one in STAGES if one.name == "train")
+    run = RunFolder(tmp_path / "run")
+
+    def digest() -> str:
+        return stage_key(train, made, run).digest
+
+    before = digest()
+    (folder / "model.safetensors").write_text("other weights, which are not read")
+    assert digest() == before
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text('{"other": true}')
+        assert digest() != before
+        before = digest()
+
+
+def test_a_teacher_that_reads_along_counts_by_its_weights_and_costs_no_answer(
+    tmp_path: Path,
+) -> None:
+    folder = model_in(tmp_path / "reader")
+    made = recipe(
+        task={"kind": "generation"},
+        traffic={"path": "nowhere.jsonl"},
+        student={"head": "text", "from": "embedded"},
+        train={"teachers": {"members": [{"model": f"hf:{folder}"}]}},
+    )
+    stages = {stage.name: stage for stage in STAGES}
+    run = RunFolder(tmp_path / "run")
+    before = {name: stage_key(stages[name], made, run).digest for name in ("ask", "train")}
+    (folder / "model.safetensors").write_text("other weights")
+    assert stage_key(stages["ask"], made, run).digest == before["ask"]
+    assert stage_key(stages["train"], made, run).digest != before["train"]

@@ -26,6 +26,7 @@ from stillhouse.core.owners import record_owners
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_file import parse_recipe
+from stillhouse.core.recipe_train import SCRATCH
 from stillhouse.core.rights import ASKING, check_rights
 from stillhouse.core.runfolder import (
     Manifest,
@@ -47,6 +48,8 @@ from stillhouse.train.planning import check_recipe
 
 RECIPE_FILE: Final = "recipe.json"
 LOCAL: Final = ("hf:", "gguf:", "replay:")  # sources that may be files of this machine
+WEIGHTS: Final = (".safetensors", ".gguf", ".index.json")
+TRAINS: Final = ("train", "prune")
 READS_WEIGHTS: Final = ("tune", "check", "expand", "ask", "capture", "train", "prune")
 # What in a recipe brings a stage that not every recipe has.
 NEEDED: Final = {
@@ -192,6 +195,9 @@ def stage_key(stage: Stage, recipe: Recipe, run: RunFolder) -> StageKey:
             if stage.name == "capture" and field == "student":  # how it cuts text, no weights
                 found = {name: h for name, h in found.items() if not _of_a_model(name)}
             inputs.update(found)
+    if stage.name in TRAINS:
+        for field, source in local_readers(recipe):
+            inputs.update(local_weights(field, source))
     for field, part in (("traffic", recipe.traffic.select), ("expand", recipe.traffic.expand)):
         if stage.name == field and part is not None and part.embedder.startswith("hf:"):
             inputs.update(local_weights("embedder", part.embedder))
@@ -236,12 +242,27 @@ def local_models(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for number, source in enumerate(recipe.teacher.sources):
         if source.startswith(LOCAL):
             yield f"member {number}" if recipe.teacher.members else "teacher", source
-    if recipe.student.source.startswith(LOCAL):
+    if recipe.student.source.startswith((*LOCAL, SCRATCH)):
         yield "student", recipe.student.source
 
 
+def local_readers(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Models that read along while the student trains, where they may lie on this machine."""
+    members = () if recipe.train.teachers is None else recipe.train.teachers.members
+    for number, one in enumerate(members):
+        if one.model.startswith(LOCAL):
+            yield f"reader {number}", one.model
+
+
 def local_weights(field: str, source: str) -> Iterator[tuple[str, str]]:
-    """Names and hashes of the files of a model that lies on this machine."""
+    """Names and hashes of the files of a model that lies on this machine.
+
+    Of `scratch:SOURCE`, whose weights are not read, those of its shape and tokenizer.
+    """
+    if source.startswith(SCRATCH):
+        whole = local_weights(field, f"hf:{source.removeprefix(SCRATCH).removeprefix('hf:')}")
+        yield from ((name, digest) for name, digest in whole if not name.endswith(WEIGHTS))
+        return
     kind, _, name = source.partition(":")
     path = Path(name).expanduser()
     if kind == "replay":  # of a run folder, its store alone
@@ -255,9 +276,7 @@ def local_weights(field: str, source: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_a_model(name: str) -> bool:
-    return name.endswith((".safetensors", ".gguf", "config.json", ".index.json")) and not (
-        name.endswith("tokenizer_config.json")
-    )
+    return name.endswith((*WEIGHTS, "config.json")) and not (name.endswith("tokenizer_config.json"))
 
 
 def read_run_recipe(root: Path) -> Recipe:

@@ -41,7 +41,7 @@ from stillhouse.evaluate.search import HeldOutResult, Spread, TrialResult, TuneR
 from stillhouse.evaluate.search_figures import notes_of, parameter_result
 from stillhouse.evaluate.search_page import render_search
 from stillhouse.models.completer import Completer
-from stillhouse.pipeline import local_models, local_weights, run_stages
+from stillhouse.pipeline import local_models, local_readers, local_weights, run_stages
 from stillhouse.stages import stages_of
 from stillhouse.train.search_space import Parameter, space_of, with_values
 from stillhouse.variants import link_shared
@@ -236,7 +236,7 @@ def _study_name(
         "teacher": [*recipe.teacher.sources, recipe.teacher.chat_template],
         "weights": {
             name: digest
-            for field, source in (*local_models(recipe), *_readers(recipe))
+            for field, source in (*local_models(recipe), *local_readers(recipe))
             for name, digest in local_weights(field, source)
         },
         "space": [[one.key, one.low, one.high, one.log, list(one.choices)] for one in space],
@@ -248,16 +248,6 @@ def _study_name(
     }
     text = json.dumps(said, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
-
-
-def _readers(recipe: Recipe) -> list[tuple[str, str]]:
-    """Models of this machine that read along with every trial, beside the recipe's teacher."""
-    members = () if recipe.train.teachers is None else recipe.train.teachers.members
-    return [
-        (f"reader {number}", one.model)
-        for number, one in enumerate(members)
-        if one.model.startswith("hf:")
-    ]
 
 
 def _judged(  # noqa: PLR0917
