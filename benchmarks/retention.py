@@ -6,7 +6,7 @@ The teacher is SmolLM2-135M, tuned on each task's labelled set. Sizes are shares
 at most 10% (light), 25% (medium) and 50% (heavy). Students of the two tasks with labels are MiniLM
 with two of its six layers and 20,000 of its rows (light), MiniLM as it is (medium, 17%), and the
 teacher's ten lowest layers under a label head (heavy, 47%); those of the addresses are 2, 4 and 10
-layers of the teacher: the lowest, and the last.
+layers of the teacher, those that it can spare least.
 Light students are trained in three ways, with the same number of steps:
 
 - distilled: on what the teacher believes of traffic, and of the labelled set beside its true labels
@@ -100,16 +100,17 @@ def _text() -> dict[str, dict[str, dict[str, Any]]]:
     layer's work for both, so the depth is what the speed asks for, below the share that is allowed.
     Small batches: what was cut needs steps to heal."""
     few = {"distillation_temperature": 1, "alpha": 0.9, "batch_size": 8, "evals": 4}
-    read = {"head": "text", "from": "teacher", "max_tokens": 192, "vocabulary": "task"}
+    cut = {"depth": "greedy"}
+    read = {"head": "text", "from": "teacher", "cut": cut, "max_tokens": 192, "vocabulary": "task"}
     return {
         size: {
             "student": {**read, "layers": layers},
             "train": {**few, "epochs": epochs, "learning_rate": rate, "signals": "cache"},
         }
         for size, layers, epochs, rate in (
-            ("light", [0, 1], 6, 1e-3),
-            ("medium", [0, 1, 2, 29], 4, 6e-4),
-            ("heavy", [*range(9), 29], 2, 3e-4),
+            ("light", 2, 6, 1e-3),
+            ("medium", 4, 4, 6e-4),
+            ("heavy", 10, 3, 3e-4),
         )
     }
 

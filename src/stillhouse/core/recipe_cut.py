@@ -18,10 +18,11 @@ SIZES: Final[dict[SizeName, float]] = {"light": 0.10, "medium": 0.25, "heavy": 0
 class CutSection(Section):
     """How a student of a given size is cut from its source."""
 
-    depth: Literal["even", "first", "last", "first_last", "importance"] = Field(
+    depth: Literal["even", "first", "last", "first_last", "importance", "greedy"] = Field(
         default="even",
         description="Which layers stay: evenly spaced, the first, the last, half from either end, "
-        "or those that change their input most.",
+        "those that change their input most, or those that are missed most when layers are left "
+        "out one after another. Also with student.layers: N.",
     )
     prefer: Literal["balanced", "depth", "width"] = Field(
         default="balanced",
@@ -44,7 +45,10 @@ class CutSection(Section):
         description="BERT students: embeddings of so many channels, projected (an ELECTRA).",
     )
     samples: int = Field(
-        default=128, ge=1, description="Texts on which importance is measured, 128 tokens of each."
+        default=128,
+        ge=1,
+        description="Texts on which importance is measured, 128 tokens of each; of greedy, at "
+        "most 16.",
     )
 
 

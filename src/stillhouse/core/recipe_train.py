@@ -37,7 +37,9 @@ class StudentSection(Section):
     )
     cut: CutSection = Field(default_factory=CutSection, description="By which means, with size.")
     layers: int | tuple[int, ...] | None = Field(
-        default=None, description="Keep N layers, evenly spaced, or exactly these; null keeps all."
+        default=None,
+        description="Keep N layers, evenly spaced or as cut.depth says, or exactly these; null "
+        "keeps all.",
     )
     vocabulary: Literal["full", "task"] | Annotated[int, Field(ge=256)] = Field(
         default="full",
@@ -57,8 +59,13 @@ class StudentSection(Section):
 
     @model_validator(mode="after")
     def _cut_has_a_size(self) -> StudentSection:
-        if self.size is None and self.cut != CutSection():
-            raise ValueError("student.cut is read with student.size; set one")
+        plain = CutSection()
+        asked = {name for name, given in self.cut if given != getattr(plain, name)}
+        by_count = {"depth", "samples"} if isinstance(self.layers, int) else set()
+        if self.size is None and asked - by_count:
+            raise ValueError(
+                "student.cut is read with student.size (depth also with layers: N); set one"
+            )
         if self.source.startswith(SCRATCH) and self.cut.depth != CutSection().depth:
             raise ValueError(
                 "student.cut.depth chooses among a source's layers; from: scratch draws all anew"

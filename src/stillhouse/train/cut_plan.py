@@ -221,8 +221,8 @@ def source_parameters(config: PreTrainedConfig, layout: Layout, form: Form, clas
 
 
 def layers_by_rule(total: int, keep: int, rule: str) -> tuple[int, ...] | None:
-    """The layers that a rule keeps; `None` for `importance`, which needs weights."""
-    if rule == "importance":
+    """The layers that a rule keeps; `None` for `importance` and `greedy`, which need weights."""
+    if rule in ("importance", "greedy"):
         return None if keep < total else tuple(range(total))
     if rule == "first":
         return tuple(range(keep))

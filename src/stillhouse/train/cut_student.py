@@ -14,12 +14,20 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from stillhouse.core.recipe_cut import share_of
 from stillhouse.core.recipe_train import SCRATCH, StudentSection
+from stillhouse.train.cut_greedy import greedy_layers
 from stillhouse.train.cut_importance import measure_importance
 from stillhouse.train.cut_low_rank import electra_like, with_low_rank
-from stillhouse.train.cut_plan import CutPlan, Rows, plan_cut
+from stillhouse.train.cut_plan import CutPlan, Rows, layers_by_rule, plan_cut
 from stillhouse.train.cut_shapes import Form, family_of, layout_from
-from stillhouse.train.cut_width import choose_layers, deepened, narrowed, set_width
+from stillhouse.train.cut_width import (
+    choose_layers,
+    deepened,
+    most_important,
+    narrowed,
+    set_width,
+)
 from stillhouse.train.embeddings import keep_rows
+from stillhouse.train.layers import blocks_of, evenly_spaced
 from stillhouse.train.vocabulary import Trimmed
 
 # What a label student's task is taken to use while its texts are not there yet.
@@ -150,7 +158,10 @@ def cut_model(
     else:
         layout = layout_from(model, family_of(model.config), plan.after.classes)
         importance = measure_importance(model, tokenizer, layout, texts, samples)
-        layers = choose_layers(plan, importance)
+        if plan.layers_kept is None and plan.depth == "greedy":
+            layers = greedy_layers(model, tokenizer, texts, plan.after.layers, samples)
+        else:
+            layers = choose_layers(plan, importance)
         if plan.narrower:
             model = narrowed(model, layout, plan, importance)
         deepened(model, layers)
@@ -171,3 +182,40 @@ def _drawn(model: PreTrainedModel, plan: CutPlan) -> PreTrainedModel:
     kind: Any = type(model)
     drawn: PreTrainedModel = kind(config)
     return drawn
+
+
+def layers_of_count(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    section: StudentSection,
+    classes: int,
+    texts: Sequence[str],
+) -> tuple[int, ...]:
+    """Which of a model's layers stay for `student.layers`, of a student without a size.
+
+    Args:
+        model: the source with the student's head.
+        tokenizer: the source's.
+        section: with `layers`.
+        classes: of a label head.
+        texts: of the task; what its layers are worth is measured on them.
+
+    Raises:
+        UserError: layers that the source does not have, no text, or `depth: importance` of a family
+            without a table of axes.
+    """
+    keep, rule = section.layers, section.cut.depth
+    assert keep is not None
+    if isinstance(keep, tuple):
+        return keep
+    total = len(blocks_of(model))
+    if rule == "greedy":
+        return greedy_layers(model, tokenizer, texts, keep, section.cut.samples)
+    if rule == "importance" and keep < total:
+        layout = layout_from(model, family_of(model.config), classes)
+        worth = measure_importance(model, tokenizer, layout, texts, section.cut.samples).layers
+        return most_important(worth, keep)
+    evenly_spaced(total, keep)  # refuses more than there are
+    chosen = layers_by_rule(total, keep, rule)
+    assert chosen is not None
+    return chosen

@@ -34,8 +34,13 @@ def choose_layers(plan: CutPlan, importance: Importance) -> tuple[int, ...]:
     """The layers that stay: the plan's, or the most important ones."""
     if plan.layers_kept is not None:
         return plan.layers_kept
-    ranked = sorted(range(plan.before.layers), key=lambda n: (-importance.layers[n], n))
-    return tuple(sorted(ranked[: plan.after.layers]))
+    return most_important(importance.layers, plan.after.layers)
+
+
+def most_important(layers: Sequence[float], keep: int) -> tuple[int, ...]:
+    """The `keep` layers of the largest importance, in rising order; of equals the lower."""
+    ranked = sorted(range(len(layers)), key=lambda n: (-layers[n], n))
+    return tuple(sorted(ranked[:keep]))
 
 
 def narrowed(

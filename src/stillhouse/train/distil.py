@@ -316,6 +316,7 @@ def _build(job: Job) -> Student:
         _texts(job),
         job.recipe.seed,
         plain=reads_plain(job.recipe),
+        chats=job.data.train if job.recipe.student.head == "text" else (),
     )
 
 

@@ -30,10 +30,12 @@ from stillhouse.core.tasks import ClassificationTask, Task
 from stillhouse.models.chat import answer_text, prompt_text
 from stillhouse.models.loading import count_parameters, locate
 from stillhouse.models.quiet import quiet_transformers
+from stillhouse.train.batches import Chat
 from stillhouse.train.cut_plan import CutPlan
-from stillhouse.train.cut_student import sized
+from stillhouse.train.cut_student import layers_of_count, sized
 from stillhouse.train.embeddings import keep_positions, keep_rows
 from stillhouse.train.layers import cut_layers, depth
+from stillhouse.train.text_sample import evenly_drawn
 from stillhouse.train.vocabulary import Trimmed, trim_tokenizer
 
 CUT_BASE: Final = "base"
@@ -142,6 +144,7 @@ def build_student(
     seed: int,
     *,
     plain: bool = False,
+    chats: Sequence[Chat] = (),
 ) -> Student:
     """Build a student.
 
@@ -152,6 +155,8 @@ def build_student(
         texts: what the student will read (head `text`: and write); the vocabulary is trimmed to it.
         seed: decides all weights that the source does not have (a new head).
         plain: leave the chat template out, as its teacher was asked without.
+        chats: head `text`: what it will read and write, together; what its parts are worth is
+            measured on these, and without them on `texts`.
 
     Raises:
         UserError: a source, layer or vocabulary that cannot be used.
@@ -174,6 +179,10 @@ def build_student(
     kept = tuple(range(layers))
     max_tokens = min(section.max_tokens, most_tokens(model.config, section.max_tokens))
     trim = None if section.vocabulary == "full" else _trimmer(section, task, tokenizer, texts)
+    measured = [
+        prompt_text(tokenizer, chat.prompt) + answer_text(tokenizer, chat.completion)
+        for chat in evenly_drawn(chats, section.cut.samples)
+    ] or texts
     cut: CutPlan | None = None
     if section.size is not None:
         with torch.random.fork_rng(devices=[]):
@@ -183,7 +192,7 @@ def build_student(
                 tokenizer,
                 section,
                 classes_of(task),
-                texts,
+                measured,
                 trim=trim,
                 fresh=source.startswith(SCRATCH),
             )
@@ -192,7 +201,9 @@ def build_student(
         parameters = cut.source_parameters
     else:
         if section.layers is not None:
-            kept = cut_layers(model, section.layers)
+            kept = cut_layers(
+                model, layers_of_count(model, tokenizer, section, classes_of(task), measured)
+            )
         if trim is not None:
             limit = section.vocabulary if isinstance(section.vocabulary, int) else None
             tokenizer, rows = trim(limit)

@@ -8,16 +8,18 @@ Shapes: B batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 TOKENS: Final = 128  # of a text, read from its start
 BATCH: Final = 8
 
 
-def evenly_drawn(texts: Sequence[str], samples: int) -> list[str]:
+def evenly_drawn(texts: Sequence[T], samples: int) -> list[T]:
     """Up to `samples` texts, from the first to the last in even steps: a list in any order of its
     sources is read as a whole."""
     if len(texts) <= samples:
