@@ -48,7 +48,7 @@ class CutSection(Section):
         default=128,
         ge=1,
         description="Texts on which importance is measured, 128 tokens of each; of greedy, at "
-        "most 16.",
+        "most 8.",
     )
 
 

@@ -25,7 +25,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.train.layers import blocks_of
 from stillhouse.train.text_sample import TOKENS, sample_batches
 
-SAMPLES: Final = 16  # texts at most: each is read about L^2 / 2 times over L layers
+SAMPLES: Final = 8  # texts at most: each is read about L^2 / 2 times over L layers
 NORMS: Final = ("norm", "ln_f", "final_layernorm", "final_layer_norm")  # behind the last layer
 
 
@@ -60,7 +60,7 @@ def greedy_layers(
         tokenizer: the model's.
         texts: of the task, each with its answer where the model writes it.
         keep: how many layers.
-        samples: texts that are read, at most 16.
+        samples: texts that are read, at most 8.
 
     Raises:
         UserError: no text, or more layers than there are.
