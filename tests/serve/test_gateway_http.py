@@ -31,7 +31,7 @@ from gateway_servers import (
 
 from stillhouse.serve.in_memory import ThresholdGate
 
-ASK = {"model": "t", "messages": [{"role": "user", "content": "hello"}]}
+ASK: dict[str, Any] = {"model": "t", "messages": [{"role": "user", "content": "hello"}]}
 
 
 class Got:
