@@ -7,10 +7,15 @@ python examples/gateway_client.py http://127.0.0.1:8080/v1 reviews
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from typing import NamedTuple
 
 import openai
+from aiohttp import web
+
+from stillhouse.serve.gateway_file import GatewayFile
+from stillhouse.serve.server import Gateway, memory_parts
 
 
 class Answers(NamedTuple):
@@ -62,6 +67,50 @@ async def _await(
     return answer.choices[0].message.content or "", "".join(parts)
 
 
+async def _always(request: web.Request) -> web.StreamResponse:
+    """A model's server: chat completions, plain or streamed, with one fixed answer."""
+    asked = await request.json()
+    named = {"id": "chatcmpl-1", "created": 1, "model": asked["model"]}
+    said = {"role": "assistant", "content": "positive"}
+    choice = {"index": 0, "finish_reason": "stop"}
+    if not asked.get("stream"):
+        whole = {**choice, "message": said, "logprobs": None}
+        return web.json_response({**named, "object": "chat.completion", "choices": [whole]})
+    piece = {**named, "object": "chat.completion.chunk", "choices": [{**choice, "delta": said}]}
+    text = f"data: {json.dumps(piece)}\n\ndata: [DONE]\n\n"
+    return web.Response(text=text, content_type="text/event-stream")
+
+
+async def _alone() -> Answers:
+    """Model, gateway and client in one process."""
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", _always)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+    file = GatewayFile.model_validate(
+        {
+            "listen": {"port": 0},
+            "upstreams": {"model": {"base_url": f"http://127.0.0.1:{port}/v1", "model": "m"}},
+            "tasks": {"reviews": {"teacher": "model"}},
+        }
+    )
+    gateway = Gateway(file, memory_parts(file), secrets={})
+    opened: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(gateway.run(lambda at, _: opened.set_result(at.url)))
+    try:
+        return await asyncio.to_thread(ask, f"{await opened}/v1", "reviews", "A gem of a film.")
+    finally:
+        gateway.stop()
+        await serving
+        await runner.cleanup()
+
+
 if __name__ == "__main__":
-    for name, value in ask(sys.argv[1], sys.argv[2], "A gem of a film.")._asdict().items():
+    if len(sys.argv) > 2:
+        answers = ask(sys.argv[1], sys.argv[2], "A gem of a film.")
+    else:
+        answers = asyncio.run(_alone())
+    for name, value in answers._asdict().items():
         print(f"{name}: {value}")
