@@ -229,7 +229,7 @@ def gateway(raw: dict[str, Any], **replaced: Any) -> Iterator[Running]:
         states=replaced.get("states", made.states),
         log=replaced.get("log", made.log),
         keys=replaced.get("keys", made.keys),
-        gate=replaced.get("gate"),
+        gate=replaced.get("gate", made.gate),
     )
     secrets = {name: f"sk-of-{name}" for name in file.upstreams} | {"": ADMIN}
     running = Gateway(file, parts, secrets)

@@ -29,8 +29,6 @@ from gateway_servers import (
     two,
 )
 
-from stillhouse.serve.in_memory import ThresholdGate
-
 ASK: dict[str, Any] = {"model": "t", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -374,7 +372,7 @@ def test_an_unsure_student_gives_way_before_the_first_byte(streamed: bool) -> No
     teacher, student = Model(says("big")), Model(says("small", logprob=-2))
     with models(teacher, student):
         raw = two(teacher, student, **FULL, fallback={"threshold": 0.5, "window_tokens": 3})
-        with gateway(raw, gate=ThresholdGate(0.5)) as running:
+        with gateway(raw) as running:
             unsure = send(running.url, {**ASK, "stream": streamed})
             student.answer = says("small", logprob=-0.1)
             sure = send(running.url, {**ASK, "stream": streamed})

@@ -289,7 +289,8 @@ def test_an_admins_changes_follow_the_plan(tmp_path: Path) -> None:
 
 
 def test_features_of_what_has_no_logprobs_are_empty() -> None:
-    for answer in ({}, {"choices": []}, {"choices": [{"logprobs": None}]}):
+    answers: list[dict[str, Any]] = [{}, {"choices": []}, {"choices": [{"logprobs": None}]}]
+    for answer in answers:
         assert answer_features(answer) == {}
     top = [{"logprob": -0.5}, {"logprob": -2.0}]
     content = [{"logprob": -0.5, "top_logprobs": top}, {"logprob": -1.5}]

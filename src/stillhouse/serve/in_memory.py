@@ -41,19 +41,22 @@ class MemoryStates:
 
 
 class MemoryLog:
-    """The newest requests; older ones are forgotten."""
+    """The newest requests; older ones are forgotten. Whose they are is remembered for longer.
 
-    def __init__(self, remembered: int = REMEMBERED) -> None:
-        self.calls: deque[tuple[GatewayCall, Served]] = deque(maxlen=remembered)
-        self.outcomes: deque[Outcome] = deque(maxlen=remembered)
+    Args:
+        kept: requests, with their bodies, and outcomes.
+    """
+
+    def __init__(self, kept: int = REMEMBERED) -> None:
+        self.calls: deque[tuple[GatewayCall, Served]] = deque(maxlen=kept)
+        self.outcomes: deque[Outcome] = deque(maxlen=kept)
         self._owners: dict[str, str] = {}
-        self._remembered = remembered
 
     def offer(self, call: GatewayCall, served: Served) -> bool:
         """See `Log`."""
         self.calls.append((call, served))
         self._owners[served.id] = served.tenant
-        if len(self._owners) > self._remembered:
+        if len(self._owners) > REMEMBERED:
             del self._owners[next(iter(self._owners))]
         return True
 
@@ -131,13 +134,15 @@ class HashAssigner:
 
 
 class ThresholdGate:
-    """Accepts where the features' mean token probability is at least a threshold."""
+    """Accepts where an answer's mean token probability is at least its task's threshold.
 
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
+    The probability is the model's own, not calibrated. Tasks without a threshold accept everything.
+    """
+
+    def __init__(self, thresholds: Mapping[str, float]) -> None:
+        self._thresholds = thresholds
 
     def confident(self, task: str, features: Mapping[str, float]) -> Verdict:
         """See `Gate`. Features without a probability are not enough."""
-        del task
         probability = features.get("mean_probability", 0.0)
-        return Verdict(probability, probability >= self._threshold)
+        return Verdict(probability, probability >= self._thresholds.get(task, 0.0))

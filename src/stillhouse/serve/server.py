@@ -18,11 +18,18 @@ import aiohttp
 import uvicorn
 from starlette.applications import Starlette
 
-from stillhouse.core.errors import StillhouseError
+from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.serve.app import admin_app, client_app
 from stillhouse.serve.exchange import Exchange
 from stillhouse.serve.gateway_file import GatewayFile, load_gateway, secrets_of
-from stillhouse.serve.in_memory import HashAssigner, ListedKeys, MemoryLog, MemoryStates
+from stillhouse.serve.in_memory import (
+    REMEMBERED,
+    HashAssigner,
+    ListedKeys,
+    MemoryLog,
+    MemoryStates,
+    ThresholdGate,
+)
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import first_state
 from stillhouse.serve.seams import Parts
@@ -50,8 +57,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-def memory_parts(file: GatewayFile) -> Parts:
-    """Seams without a database: states and log are lost with the process."""
+def memory_parts(file: GatewayFile, kept: int = REMEMBERED) -> Parts:
+    """Seams without a database: states, and a log of `kept` requests, are lost with the process."""
     now = time.time()
     states = [
         first_state(
@@ -63,11 +70,17 @@ def memory_parts(file: GatewayFile) -> Parts:
         )
         for name, task in file.tasks.items()
     ]
+    thresholds = {
+        name: task.fallback.threshold
+        for name, task in file.tasks.items()
+        if task.fallback.threshold is not None
+    }
     return Parts(
         assigner=HashAssigner(file.tasks),
         states=MemoryStates(states),
-        log=MemoryLog(),
+        log=MemoryLog(kept),
         keys=ListedKeys(file.clients) if file.clients else None,
+        gate=ThresholdGate(thresholds) if thresholds else None,
     )
 
 
@@ -179,7 +192,14 @@ def serve_file(path: Path, say: Callable[[str], None]) -> None:
         StillhouseError: a port cannot be opened.
     """
     file = load_gateway(path)
-    gateway = Gateway(file, memory_parts(file), secrets_of(file))
+    for name, task in file.tasks.items():
+        if task.fallback.calibrator is not None:
+            raise UserError(
+                f"tasks.{name}.fallback.calibrator", "is not read yet", action="use threshold alone"
+            )
+    if file.log.url is not None:
+        raise UserError("log.url", "is not written to yet", action="leave it out")
+    gateway = Gateway(file, memory_parts(file, kept=0), secrets_of(file))
 
     def told(listen: Address, admin: Address | None) -> None:
         say(f"serving {', '.join(file.tasks)} on {listen.url}/v1")
