@@ -397,3 +397,14 @@ def test_completions_and_embeddings_pass_through() -> None:
         assert send(running.url, {"model": "t", "input": []}, "/v1/embeddings").status == 400
         assert send(running.url, {"model": "t"}, "/v1/completions").status == 400
     assert teacher.paths == ["/v1/completions", "/v1/embeddings"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_without_end_is_cut_off(streamed: bool) -> None:
+    teacher = Model(says("x" * 2000))
+    with models(teacher):
+        raw = {**two(teacher, None), "limits": {"answer_bytes": 1000}}
+        with gateway(raw) as running:
+            got = send(running.url, {**ASK, "stream": streamed})
+    assert b"answer_too_long" in got.body
+    assert len(got.body) < 2000

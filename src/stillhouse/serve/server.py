@@ -208,4 +208,6 @@ def serve_file(path: Path, say: Callable[[str], None]) -> None:
         if not file.needs_key:
             say("no client keys: whoever reaches the port is answered")
 
-    asyncio.run(gateway.run(told))
+    # uvloop where it is installed.
+    with asyncio.Runner(loop_factory=uvicorn.Config(app="").get_loop_factory()) as runner:
+        runner.run(gateway.run(told))

@@ -60,14 +60,18 @@ class Stream:
         """The answer's pieces.
 
         Raises:
-            UpstreamFailed: it broke off or fell silent.
+            UpstreamFailed: it broke off, fell silent or has no end.
         """
         between = self._owner.section.deadlines.between_tokens_s
         clock = asyncio.get_running_loop().time
         piece = self._first
         content = self._reply.content
+        left = self._owner.answer_bytes
         try:
             while piece:
+                left -= len(piece)
+                if left < 0:
+                    raise UpstreamFailed("answer_too_long")
                 yield piece
                 async with asyncio.timeout_at(min(clock() + between, self._ends)):
                     piece = await content.readany()
@@ -104,7 +108,7 @@ class Upstream:
         self.slots = Slots(section.queue.concurrent, section.queue.waiting, section.queue.wait_s)
         self._budget = RetryBudget(section.retry.budget)
         self._session = session
-        self._answer_bytes = answer_bytes
+        self.answer_bytes = answer_bytes
         self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if section.kind == "anthropic":
             self._headers["anthropic-version"] = "2023-06-01"
@@ -135,7 +139,7 @@ class Upstream:
                 read = bytearray()
                 while piece := await reply.content.readany():
                     read += piece
-                    if len(read) > self._answer_bytes:
+                    if len(read) > self.answer_bytes:
                         raise UpstreamFailed("answer_too_long")
             done = True
             return Reply(reply.status, reply.content_type, bytes(read))
