@@ -52,6 +52,7 @@ OPTIONS = {
     "signals": set(),
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
     "compress": {*STAGE_OPTIONS, "student"},
+    "serve": {"file"},
 }
 
 

@@ -22,6 +22,7 @@ from stillhouse.cli_compress import compress
 from stillhouse.cli_images import images
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.cli_pretrain import pretrain
+from stillhouse.cli_serve import serve
 from stillhouse.cli_signals import signals_app
 from stillhouse.cli_speculate import STAGE as SPECULATE
 from stillhouse.cli_speculate import speculate
@@ -70,7 +71,7 @@ app.command()(compress)
 app.command()(pretrain)
 app.command()(images)
 app.command()(speculate)
-app.command()(tune)
+app.command()(serve)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]

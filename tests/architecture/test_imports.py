@@ -34,7 +34,7 @@ TOP = {
 }
 TOP |= {"stages", "stage_sections", "teacher_compare", "teacher_probe", "tuning"}
 TOP |= {"cli_study", "study_curve", "study_forms", "study_frontier", "study_speeds", "variants"}
-TOP |= {"cli_compress", "compressing"}
+TOP |= {"cli_compress", "compressing", "cli_serve"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}
 
@@ -143,7 +143,9 @@ def test_no_import_circle() -> None:
 HEAVY = "torch", "transformers", "xllamacpp", "peft", "accelerate"
 
 
-@pytest.mark.parametrize("package", ["core", "traffic", "teacher", "dataset", "evaluate", "cli"])
+@pytest.mark.parametrize(
+    "package", ["core", "traffic", "teacher", "dataset", "evaluate", "serve", "cli"]
+)
 def test_the_light_parts_import_without_torch(package: str) -> None:
     modules = [
         module_of(p)

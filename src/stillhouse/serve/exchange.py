@@ -1,0 +1,327 @@
+"""One request from assignment to answer: who is asked, who answers instead, what is streamed.
+
+An answer comes from one variant alone: once a byte of it is sent, the other is not asked any more.
+Knows no evidence: assignment, state and confidence come from the seams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final, NamedTuple
+
+from stillhouse.serve.anthropic_shapes import anthropic_answer, openai_answer
+from stillhouse.serve.anthropic_stream import anthropic_stream, joined_messages, openai_stream
+from stillhouse.serve.api_errors import ApiError
+from stillhouse.serve.ask import PATHS, Ask, sent_body, translated
+from stillhouse.serve.features import answer_features
+from stillhouse.serve.metrics import Metrics
+from stillhouse.serve.record_calls import Recorder, Went
+from stillhouse.serve.records import Variant
+from stillhouse.serve.relay import Relay, Unsure
+from stillhouse.serve.seams import Parts
+from stillhouse.serve.sse import joined
+from stillhouse.serve.upstream import Reply, Stream, Upstream, UpstreamFailed
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+JSON: Final = b"application/json"
+EVENTS: Final = b"text/event-stream"
+_MESSAGES: Final = {
+    429: "Too many requests; try again later.",
+    503: "The model is not available now; try again later.",
+    504: "The model did not answer in time.",
+}
+
+
+def base_headers(request_id: str, kind: bytes) -> list[tuple[bytes, bytes]]:
+    """Headers of every answer."""
+    return [(b"content-type", kind), (b"x-request-id", request_id.encode("ascii"))]
+
+
+async def respond(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    """Send a whole response."""
+    length = (b"content-length", str(len(body)).encode("ascii"))
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Turn(NamedTuple):
+    """One variant's turn at a request. `gated`: its answer must be sure enough. `last`: nobody else
+    can answer."""
+
+    variant: Variant
+    upstream: Upstream
+    gated: bool
+    last: bool
+
+
+class Exchange:
+    """Answers requests that were let in."""
+
+    def __init__(self, upstreams: Mapping[str, Upstream], parts: Parts, metrics: Metrics) -> None:
+        self._upstreams = upstreams
+        self._parts = parts
+        self._metrics = metrics
+        self._recorder = Recorder(parts.log, metrics)
+        self._shadows: dict[str, set[asyncio.Task[None]]] = {}
+
+    async def answer(self, ask: Ask, send: Send) -> None:
+        """Answer it.
+
+        Raises:
+            ApiError: nobody could, and nothing is sent yet.
+        """
+        loop = asyncio.get_running_loop()
+        teacher = self._upstream(ask, "teacher")
+        ends = loop.time() + teacher.section.deadlines.total_s
+        variants = self._order(ask)
+        failed: UpstreamFailed | None = None
+        for number, variant in enumerate(variants):
+            upstream = self._upstream(ask, variant)
+            last = number == len(variants) - 1
+            gated = self._gated(ask, variant, last=last)
+            try:
+                await self._try(ask, Turn(variant, upstream, gated, last), send, ends)
+                break
+            except Unsure:
+                ask.fell_back = "low-confidence"
+            except UpstreamFailed as error:
+                failed = error
+                self._metrics.upstream_errors.labels(upstream.name, error.why).inc()
+                ask.fell_back = f"{variant}-down"
+            except asyncio.CancelledError:
+                self._metrics.gone.inc()
+                self._record(ask, variant, upstream, 499, None, error="client left")
+                raise
+            if not last:
+                self._metrics.fallbacks.labels(ask.name, ask.fell_back).inc()
+        else:
+            assert failed is not None
+            ask.fell_back = None
+            self._record(ask, variants[-1], upstream, failed.status, None, error=failed.why)
+            message = _MESSAGES.get(failed.status, "The model could not be reached.")
+            raise ApiError(failed.status, message, code=failed.why, retry_after=failed.retry_after)
+        if ask.assignment.shadowed and ask.fell_back is None and ask.route != "embeddings":
+            self._shadow_later(ask)
+
+    def open_breakers(self) -> dict[str, str]:
+        """State of each upstream's breaker."""
+        return {name: one.breaker.state for name, one in self._upstreams.items()}
+
+    async def drain(self) -> None:
+        """Wait for shadow calls."""
+        tasks = [task for some in self._shadows.values() for task in some]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _upstream(self, ask: Ask, variant: Variant) -> Upstream:
+        name = ask.task.teacher if variant == "teacher" else ask.task.student
+        assert name is not None
+        return self._upstreams[name]
+
+    def _order(self, ask: Ask) -> list[Variant]:
+        task = ask.task
+        if ask.route == "embeddings" or task.student is None:
+            return ["teacher"]
+        if ask.assignment.variant == "student":
+            return (
+                ["student", "teacher"] if task.fallback.teacher_when_student_down else ["student"]
+            )
+        killed = self._parts.states.get(ask.name).killed
+        if killed or not task.fallback.student_when_teacher_down:
+            return ["teacher"]
+        return ["teacher", "student"]
+
+    def _gated(self, ask: Ask, variant: Variant, *, last: bool) -> bool:
+        """Whether the answer must be sure enough: a student's, with a teacher to fall back on."""
+        return (
+            variant == "student"
+            and not last
+            and self._parts.gate is not None
+            and ask.route == "chat"
+            and self._parts.states.get(ask.name).threshold is not None
+        )
+
+    async def _try(self, ask: Ask, turn: Turn, send: Send, ends: float) -> None:
+        section = turn.upstream.section
+        body = sent_body(ask, section.kind, section.model, logprobs=turn.gated)
+        path = _path(ask, section.kind)
+        began = time.perf_counter()
+        if ask.streams and not translated(ask, section.kind) and ask.route != "embeddings":
+            stream = await turn.upstream.stream(path, body, ends, {"x-request-id": ask.id})
+            ask.upstream_s = time.perf_counter() - began
+            try:
+                await self._stream(ask, turn, send, stream)
+            finally:
+                stream.close()
+            return
+        reply = await turn.upstream.ask(path, body, ends, {"x-request-id": ask.id})
+        ask.upstream_s = time.perf_counter() - began
+        await self._whole(ask, turn, send, reply)
+
+    async def _whole(self, ask: Ask, turn: Turn, send: Send, reply: Reply) -> None:
+        content, kind = reply.body, JSON
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            found = None
+        if reply.status >= 400:
+            await self._refused(ask, turn, send, reply, found)
+            return
+        if not isinstance(found, dict) or not _is_answer(found):
+            raise UpstreamFailed("garbage")
+        if turn.gated:
+            self._judge(ask, found)
+            if not ask.own_logprobs:
+                for choice in found["choices"]:
+                    choice.pop("logprobs", None)
+                content = json.dumps(found, separators=(",", ":")).encode("ascii")
+        if translated(ask, turn.upstream.section.kind):
+            found = _translation(ask, found)
+            content = json.dumps(found, separators=(",", ":")).encode("ascii")
+            if ask.streams:
+                kind = EVENTS
+                if ask.route == "messages":
+                    content = anthropic_stream(found)
+                else:
+                    content = openai_stream(found, with_usage=ask.wants_usage)
+        await respond(send, reply.status, self._headers(ask, turn.variant, kind), content)
+        self._record(ask, turn.variant, turn.upstream, reply.status, found, error=None)
+
+    async def _refused(self, ask: Ask, turn: Turn, send: Send, reply: Reply, found: object) -> None:
+        """The upstream says that the request itself is at fault."""
+        if turn.variant == "student" and not turn.last:
+            # What is too much for the student may be well for the teacher.
+            raise UpstreamFailed(f"refused_{reply.status}")
+        error = found.get("error") if isinstance(found, dict) else None
+        content = reply.body
+        if not isinstance(error, dict) or translated(ask, turn.upstream.section.kind):
+            told = error.get("message") if isinstance(error, dict) else None
+            message = told if isinstance(told, str) else "The model refused the request."
+            content = ApiError(reply.status, message).body(anthropic=ask.route == "messages")
+        await respond(send, reply.status, self._headers(ask, turn.variant, JSON), content)
+        why = f"refused_{reply.status}"
+        self._record(ask, turn.variant, turn.upstream, reply.status, None, error=why)
+
+    async def _stream(self, ask: Ask, turn: Turn, send: Send, stream: Stream) -> None:
+        if stream.status >= 400:
+            content = b"".join([piece async for piece in stream.pieces()])
+            reply = Reply(stream.status, stream.content_type, content)
+            await self._whole(ask, turn, send, reply)
+            return
+        if stream.content_type != EVENTS.decode("ascii"):
+            raise UpstreamFailed("garbage")
+        headers = self._headers(ask, turn.variant, EVENTS)
+        headers.append((b"cache-control", b"no-cache"))
+        hold = ask.task.fallback.window_tokens if turn.gated else 0
+        relay = Relay(ask, send, headers, hold)
+        error = await relay.run(stream.pieces(), self._judge if turn.gated else None)
+        ask.upstream_s = 0.0  # of a stream, what the gateway adds is not seen from here
+        join = joined_messages if ask.route == "messages" else joined
+        self._record(ask, turn.variant, turn.upstream, 200, join(relay.events), error=error)
+
+    def _judge(self, ask: Ask, answer: Mapping[str, Any]) -> None:
+        assert self._parts.gate is not None
+        verdict = self._parts.gate.confident(ask.name, answer_features(answer))
+        ask.confidence = verdict.probability
+        if not verdict.accept:
+            raise Unsure
+
+    def _headers(self, ask: Ask, variant: Variant, kind: bytes) -> list[tuple[bytes, bytes]]:
+        headers = base_headers(ask.id, kind)
+        headers.append((b"x-stillhouse-variant", variant.encode("ascii")))
+        if ask.fell_back is not None:
+            headers.append((b"x-stillhouse-fallback", ask.fell_back.encode("ascii")))
+        return headers
+
+    def _record(
+        self,
+        ask: Ask,
+        variant: Variant,
+        upstream: Upstream,
+        status: int,
+        response: Mapping[str, Any] | None,
+        *,
+        error: str | None,
+        shadow_of: str | None = None,
+    ) -> None:
+        went = Went(variant, upstream, self._upstream(ask, "teacher"), status, error, shadow_of)
+        self._recorder.answered(ask, went, response)
+
+    def _shadow_later(self, ask: Ask) -> None:
+        running = self._shadows.setdefault(ask.name, set())
+        if len(running) >= ask.task.shadows:
+            self._metrics.shadows.labels(ask.name, "dropped").inc()
+            return
+        task = asyncio.create_task(self._shadow(ask))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    async def _shadow(self, ask: Ask) -> None:
+        """Ask the student unseen; its answer goes to the log alone."""
+        seen = ask.id
+        body = {name: value for name, value in ask.body.items() if name != "stream"}
+        body.pop("stream_options", None)
+        shadow = Ask(
+            id=f"{seen}-s",
+            at=ask.at,
+            started=time.perf_counter(),
+            route=ask.route,
+            name=ask.name,
+            task=ask.task,
+            body=body,
+            tenant=ask.tenant,
+            user=ask.user,
+            conversation=ask.conversation,
+            assignment=ask.assignment,
+        )
+        student = self._upstream(ask, "student")
+        kind = student.section.kind
+        ends = asyncio.get_running_loop().time() + student.section.deadlines.total_s
+        response: Mapping[str, Any] | None = None
+        error: str | None = None
+        status = 200
+        judged = self._parts.gate is not None and ask.route == "chat"
+        try:
+            sent = sent_body(shadow, kind, student.section.model, logprobs=judged)
+            reply = await student.ask(_path(ask, kind), sent, ends)
+            status = reply.status
+            found = json.loads(reply.body)
+            if not isinstance(found, dict) or not _is_answer(found):
+                raise ValueError("no answer")
+            response = found
+            if judged and self._parts.gate is not None:
+                verdict = self._parts.gate.confident(ask.name, answer_features(found))
+                shadow.confidence = verdict.probability
+        except UpstreamFailed as failed:
+            status, error = failed.status, failed.why
+        except (ValueError, RecursionError, ApiError):
+            status, error = 502, "garbage"
+        self._metrics.shadows.labels(ask.name, "failed" if error else "answered").inc()
+        self._record(shadow, "student", student, status, response, error=error, shadow_of=seen)
+
+
+def _path(ask: Ask, kind: str) -> str:
+    if kind == "anthropic":
+        return PATHS["messages"]
+    return PATHS["chat" if ask.route == "messages" else ask.route]
+
+
+def _translation(ask: Ask, found: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer in the client's API.
+
+    Raises:
+        UpstreamFailed: it is no answer.
+    """
+    try:
+        if ask.route == "messages":
+            return anthropic_answer(found)
+        return openai_answer(found, int(ask.at))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        raise UpstreamFailed("garbage") from None
+
+
+def _is_answer(found: Mapping[str, Any]) -> bool:
+    """Whether a body is an answer of any of the APIs."""
+    return any(isinstance(found.get(name), list) for name in ("choices", "data", "content"))

@@ -1,0 +1,252 @@
+"""What a client's request passes before it is asked: key, size, shape, task, assignment.
+
+Bare ASGI on the routes that answer, for their speed. Knows no upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final
+
+from stillhouse.serve.api_errors import ApiError
+from stillhouse.serve.ask import Ask, Route
+from stillhouse.serve.exchange import JSON, Exchange, Send, base_headers, respond
+from stillhouse.serve.gateway_file import GatewayFile
+from stillhouse.serve.gateway_sections import LimitsSection
+from stillhouse.serve.metrics import Metrics
+from stillhouse.serve.request_checks import (
+    check_chat,
+    check_common,
+    check_completion,
+    check_embedding,
+    parse_json,
+)
+from stillhouse.serve.seams import Parts, Principal
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Check = Callable[[dict[str, Any], LimitsSection], None]
+CHECKS: Final[Mapping[Route, Check]] = {
+    "chat": check_chat,
+    "messages": check_chat,
+    "completions": check_completion,
+    "embeddings": check_embedding,
+}
+LONGEST_KEY: Final = 512
+BODY_S: Final = 60
+FINISH_S: Final = 1
+LONGEST_NAME: Final = 512
+ANYBODY: Final = Principal("", frozenset("*"))
+
+
+def new_id() -> str:
+    """A request's id."""
+    return "req_" + os.urandom(12).hex()
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """A request header's text."""
+    for known, value in scope["headers"]:
+        if known == name:
+            return str(value.decode("latin-1"))
+    return None
+
+
+async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        ApiError: 413: it is too long; 408: too slow. ClientGoneError: the client left.
+    """
+    told = header(scope, b"content-length")
+    if told is not None and told.isdecimal() and int(told[:20]) > most:
+        if header(scope, b"expect") is None:
+            await _let_finish(receive)
+        raise _too_long(most)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGoneError
+                part = message.get("body", b"")
+                size += len(part)
+                if size > most:
+                    await _let_finish(receive)
+                    raise _too_long(most)
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return b"".join(parts) if len(parts) > 1 else parts[0]
+    except TimeoutError:
+        raise ApiError(408, f"The body did not arrive within {BODY_S} seconds.") from None
+
+
+def _too_long(most: int) -> ApiError:
+    return ApiError(413, f"The body may be {most} bytes at most.", code="body_too_long")
+
+
+async def _let_finish(receive: Receive) -> None:
+    """Let a client finish sending for a while: one that is cut off never reads the refusal."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FINISH_S):
+            while (await receive()).get("more_body", False):
+                pass
+
+
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def admit(scope: Scope, parts: Parts) -> Principal:
+    """Whose key a request shows.
+
+    Raises:
+        ApiError: 401.
+    """
+    if parts.keys is None:
+        return ANYBODY
+    shown = header(scope, b"authorization") or ""
+    kind, _, key = shown.partition(" ")
+    if kind.lower() != "bearer":
+        key = header(scope, b"x-api-key") or ""
+    key = key.strip()
+    found = parts.keys.check(key) if 0 < len(key) <= LONGEST_KEY else None
+    if found is None:
+        raise ApiError(401, "The API key is missing or not known.", code="invalid_api_key")
+    return found
+
+
+class Front:
+    """One answering route, as an ASGI application."""
+
+    def __init__(
+        self,
+        route: Route,
+        file: GatewayFile,
+        parts: Parts,
+        exchange: Exchange,
+        metrics: Metrics,
+    ) -> None:
+        self._route = route
+        self._check = CHECKS[route]
+        self._tasks = file.tasks
+        self._limits = file.limits
+        self._parts = parts
+        self._exchange = exchange
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        started = time.perf_counter()
+        request_id = new_id()
+        self._metrics.open.inc()
+        begun = False
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            principal = admit(scope, self._parts)
+            raw = await read_body(scope, receive, self._limits.body_bytes)
+            ask = self._ask(scope, raw, request_id, started, principal)
+            await _until_gone(self._exchange.answer(ask, watched), receive)
+        except ClientGoneError:
+            pass
+        except ApiError as error:
+            self._metrics.refused.labels(str(error.status)).inc()
+            await refuse(send, request_id, error, anthropic=self._route == "messages")
+        except Exception:
+            if begun:
+                raise
+            failed = ApiError(500, "The gateway failed; the request id says where to look.")
+            await refuse(send, request_id, failed, anthropic=self._route == "messages")
+            raise
+        finally:
+            self._metrics.open.dec()
+
+    def _ask(
+        self, scope: Scope, raw: bytes, request_id: str, started: float, principal: Principal
+    ) -> Ask:
+        body = parse_json(raw, self._limits.json_depth)
+        if self._route == "messages":
+            check_common(body, self._limits)
+            if not isinstance(body.get("max_tokens"), int):
+                raise ApiError(400, "max_tokens is missing.", param="max_tokens")
+        self._check(body, self._limits)
+        name = body["model"]
+        task = self._tasks.get(name)
+        if task is None or not principal.may(name):
+            raise ApiError(
+                404, "There is no such model for this key.", code="model_not_found", param="model"
+            )
+        user = body.get("user") or body.get("safety_identifier")
+        if self._route == "messages":
+            metadata = body.get("metadata") or {}
+            user = metadata.get("user_id") if isinstance(metadata.get("user_id"), str) else None
+        user = user or header(scope, b"x-stillhouse-user")
+        conversation = header(scope, b"x-stillhouse-conversation")
+        for param, value in (("user", user), ("conversation", conversation)):
+            if value is not None and len(value) > LONGEST_NAME:
+                raise ApiError(400, f"{param} is longer than {LONGEST_NAME}.", param=param)
+        state = self._parts.states.get(name)
+        tenant = principal.tenant
+        assignment = self._parts.assigner.assign(
+            name, _own(tenant, user), _own(tenant, conversation), request_id, state
+        )
+        return Ask(
+            id=request_id,
+            at=time.time(),
+            started=started,
+            route=self._route,
+            name=name,
+            task=task,
+            body=body,
+            tenant=tenant,
+            user=user,
+            conversation=conversation,
+            assignment=assignment,
+        )
+
+
+def _own(tenant: str, name: str | None) -> str | None:
+    """Users of two tenants are two users, whatever they are called."""
+    return None if name is None else f"{tenant}\n{name}".encode("utf-8", "replace").decode()
+
+
+async def _until_gone(work: Any, receive: Receive) -> None:
+    """Do the work, but give it up when the client leaves."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+            if task.cancelled():
+                raise ClientGoneError
+        task.result()
+    finally:
+        for one in (task, gone):
+            if not one.done():
+                one.cancel()
+
+
+async def refuse(send: Send, request_id: str, error: ApiError, *, anthropic: bool = False) -> None:
+    """Send an error."""
+    headers = base_headers(request_id, JSON)
+    if error.retry_after is not None:
+        seconds = max(1, round(error.retry_after))
+        headers.append((b"retry-after", str(seconds).encode("ascii")))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if error.status == 413:
+        headers.append((b"connection", b"close"))
+    await respond(send, error.status, headers, error.body(anthropic=anthropic))

@@ -1,0 +1,110 @@
+"""gateway.yaml: reading it, and what must hold between its sections.
+
+Every mistake becomes one line that names the key. Knows no server.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from pydantic import Field, model_validator
+
+from stillhouse.core.errors import RecipeError, UserError
+from stillhouse.core.recipe_file import parse_as
+from stillhouse.core.recipe_section import Section
+from stillhouse.serve.gateway_sections import (
+    LOOPBACK,
+    AdminSection,
+    ClientKey,
+    LimitsSection,
+    ListenSection,
+    LogSection,
+    TaskSection,
+    UpstreamSection,
+)
+
+
+class GatewayFile(Section):
+    """The whole file."""
+
+    listen: ListenSection = ListenSection()
+    admin: AdminSection | None = None
+    clients: tuple[ClientKey, ...] = Field(
+        default=(), description="Keys that are let in; none: everybody who reaches the port."
+    )
+    keys_in_store: bool = Field(default=False, description="Client keys are in the log's database.")
+    upstreams: dict[str, UpstreamSection] = Field(min_length=1)
+    tasks: dict[str, TaskSection] = Field(min_length=1)
+    limits: LimitsSection = LimitsSection()
+    log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> GatewayFile:
+        for name, task in self.tasks.items():
+            if not name.isprintable() or not name:
+                raise ValueError("a task's name must be printable")
+            for variant, upstream in (("teacher", task.teacher), ("student", task.student)):
+                if upstream is not None and upstream not in self.upstreams:
+                    raise ValueError(
+                        f"tasks.{name}.{variant} names no upstream: there are "
+                        f"{', '.join(self.upstreams)}"
+                    )
+        if self.listen.host not in LOOPBACK and not self.needs_key:
+            raise ValueError(
+                "listen.host is not loopback, so clients must be listed with their keys"
+            )
+        if self.keys_in_store and self.log.url is None:
+            raise ValueError("keys_in_store needs log.url")
+        return self
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether clients must show a key."""
+        return bool(self.clients) or self.keys_in_store
+
+
+def load_gateway(path: Path) -> GatewayFile:
+    """Read the file.
+
+    Raises:
+        RecipeError: no such file, not YAML, an unknown key, a value that does not fit.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(
+            str(path), "there is no such file", action="see docs/gateway.md"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), f"cannot be read: {error}") from None
+    except Exception as error:  # PyYAML lets through what its constructors raise
+        raise RecipeError(str(path), f"is not valid YAML: {error}", action="mend it") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(str(path), "is not a mapping of sections", action="see docs/gateway.md")
+    return parse_as(GatewayFile, raw, str(path))
+
+
+def secrets_of(file: GatewayFile, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The upstreams' keys by upstream, and the admin's under an empty name.
+
+    Raises:
+        UserError: a variable that the file names is not set, or holds what no header may.
+    """
+    wanted = {
+        name: one.api_key_env for name, one in file.upstreams.items() if one.api_key_env is not None
+    }
+    if file.admin is not None:
+        wanted[""] = file.admin.key_env
+    found: dict[str, str] = {}
+    for name, variable in wanted.items():
+        field = f"upstreams.{name}.api_key_env" if name else "admin.key_env"
+        value = environment.get(variable, "").strip()
+        if not value:
+            raise UserError(field, f"the variable {variable} is not set", action="export it")
+        if not value.isascii() or not value.isprintable():
+            raise UserError(field, f"the variable {variable} holds what no key may hold")
+        found[name] = value
+    return found

@@ -1,0 +1,222 @@
+"""Sections of gateway.yaml: upstreams, tasks, limits, deadlines, keys, log.
+
+Strict: an unknown key is an error. Knows no file and no server.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from stillhouse.core.recipe_section import Section
+from stillhouse.serve.records import StageKind
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class ListenSection(Section):
+    """Where clients reach the gateway."""
+
+    host: str = Field(default="127.0.0.1", description="Any but loopback needs client keys.")
+    port: int = Field(default=8080, ge=0, le=65535)
+    drain_s: float = Field(
+        default=30, gt=0, description="Time that open requests get after SIGTERM."
+    )
+
+
+class AdminSection(Section):
+    """The admin API and metrics: their own port and key. Left out: there is no admin API."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8081, ge=0, le=65535)
+    key_env: str = Field(
+        default="STILLHOUSE_ADMIN_KEY", description="Environment variable with the admin key."
+    )
+
+
+class DeadlinesSection(Section):
+    """How long is waited for an upstream, in seconds."""
+
+    connect_s: float = Field(default=5, gt=0)
+    first_token_s: float = Field(
+        default=60, gt=0, description="Until a stream's first piece; of a stream alone."
+    )
+    between_tokens_s: float = Field(
+        default=30, gt=0, description="Between the pieces of an answer once it has begun."
+    )
+    total_s: float = Field(
+        default=300, gt=0, description="For the whole request, retries and fallback included."
+    )
+
+
+class LimitsSection(Section):
+    """What a request may be. More than this is refused with 4xx."""
+
+    body_bytes: int = Field(default=4_000_000, ge=1)
+    json_depth: int = Field(default=64, ge=1, le=500)
+    messages: int = Field(default=1000, ge=1, description="Messages of one request.")
+    max_tokens: int = Field(default=200_000, ge=1, description="Of an answer, as the client asks.")
+    n: int = Field(default=16, ge=1, description="Answers of one request.")
+    answer_bytes: int = Field(default=32_000_000, ge=1, description="Of an upstream's answer.")
+
+
+class RetrySection(Section):
+    """Asking again before the first byte, and how much of it the whole traffic may cause."""
+
+    attempts: int = Field(
+        default=2, ge=1, le=5, description="Tries of one request, first included."
+    )
+    budget: float = Field(
+        default=0.1, ge=0, le=1, description="Retries as a share of all requests, at most."
+    )
+    pause_s: float = Field(default=0.05, ge=0, description="Before the second try; then doubled.")
+
+
+class BreakerSection(Section):
+    """When an upstream counts as down."""
+
+    failures: int = Field(default=5, ge=1, description="One after another that open it.")
+    open_s: float = Field(default=10, gt=0, description="Until one request may try again.")
+
+
+class QueueSection(Section):
+    """How many requests an upstream gets at a time, and how many wait for it."""
+
+    concurrent: int = Field(default=256, ge=1)
+    waiting: int = Field(default=512, ge=0, description="More are refused with 429.")
+    wait_s: float = Field(default=10, gt=0, description="Longer is refused with 503.")
+
+
+class PriceSection(Section):
+    """USD per million tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
+class UpstreamSection(Section):
+    """One model server. Requests name tasks; never an address."""
+
+    kind: Literal["openai", "anthropic"] = Field(
+        default="openai", description="The API that it speaks."
+    )
+    base_url: str = Field(description="With its version: https://api.openai.com/v1")
+    model: str = Field(min_length=1, description="The model's name there.")
+    api_key_env: str | None = Field(
+        default=None, description="Environment variable with its key; None: it needs none."
+    )
+    price: PriceSection = PriceSection(input=0, output=0)
+    deadlines: DeadlinesSection = DeadlinesSection()
+    retry: RetrySection = RetrySection()
+    breaker: BreakerSection = BreakerSection()
+    queue: QueueSection = QueueSection()
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be http://HOST/... or https://HOST/...")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "must hold no user, password, query or fragment; keys go in a variable"
+            )
+        return value.rstrip("/")
+
+
+class StageSection(Section):
+    """One stage of an experiment's plan."""
+
+    kind: StageKind
+    share: float = Field(default=0, ge=0, le=1, description="Of the traffic, to the student.")
+    min_requests: int = Field(default=500, ge=0, description="Before it may advance.")
+    min_hours: float = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> StageSection:
+        if self.kind == "canary" and self.share == 0:
+            raise ValueError("a canary needs a share")
+        if self.kind in ("off", "shadow") and self.share:
+            raise ValueError(f"the student answers nobody at {self.kind}: leave share out")
+        return self
+
+
+class GuardrailsSection(Section):
+    """Student against teacher: what rolls back at once. None: not watched."""
+
+    latency_ratio: float | None = Field(default=2.0, gt=0, description="Of p95.")
+    error_rate: float | None = Field(default=0.05, gt=0, le=1, description="More than teacher's.")
+    cost_ratio: float | None = Field(default=1.0, gt=0)
+
+
+class ExperimentSection(Section):
+    """How the student takes over, and on what evidence."""
+
+    stages: tuple[StageSection, ...] = (
+        StageSection(kind="shadow"),
+        StageSection(kind="canary", share=0.05),
+        StageSection(kind="canary", share=0.25),
+        StageSection(kind="full", share=1),
+    )
+    margin: float = Field(default=0.05, gt=0, lt=1, description="Quality that may be lost.")
+    margin_kind: Literal["absolute", "relative"] = "relative"
+    alpha: float = Field(default=0.05, gt=0, lt=1, description="Chance of a wrong advance.")
+    teacher_only: float = Field(
+        default=0.02, ge=0, lt=1, description="Slice that the teacher always answers."
+    )
+    shadow_share: float = Field(default=1, ge=0, le=1, description="Of shadowed requests.")
+    sticky: Literal["user", "conversation", "request"] = "user"
+    approval: bool = Field(default=False, description="An advance waits for an admin.")
+    salt: str = Field(default="", description="Another salt assigns anew.")
+    guardrails: GuardrailsSection = GuardrailsSection()
+
+
+class FallbackSection(Section):
+    """When the other variant answers instead."""
+
+    student_when_teacher_down: bool = True
+    teacher_when_student_down: bool = True
+    calibrator: Path | None = Field(
+        default=None, description="File that turns a student's confidence into a probability."
+    )
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="Probability below which the teacher answers."
+    )
+    window_tokens: int = Field(
+        default=16, ge=1, description="Of a stream that are held back until it is decided."
+    )
+
+
+class TaskSection(Section):
+    """What clients name as the model."""
+
+    teacher: str = Field(description="Name of an upstream.")
+    student: str | None = Field(default=None, description="Name of an upstream.")
+    experiment: ExperimentSection = ExperimentSection()
+    fallback: FallbackSection = FallbackSection()
+    shadows: int = Field(default=32, ge=0, description="Shadow calls at a time; more are dropped.")
+
+
+class ClientKey(Section):
+    """One client's key, as its SHA-256: printf %s KEY | sha256sum"""
+
+    tenant: str = Field(min_length=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    scopes: tuple[str, ...] = Field(default=("*",), description="Names of tasks, or feedback.")
+
+
+class LogSection(Section):
+    """The traffic log."""
+
+    url: str | None = Field(
+        default=None, description="sqlite:///FILE or postgresql://...; None: nothing is kept."
+    )
+    sample: float = Field(default=1, ge=0, le=1)
+    retention_days: float | None = Field(default=30, gt=0)
+    queue: int = Field(default=10_000, ge=1, description="Records that wait to be written.")
+    redact: tuple[str, ...] | None = Field(
+        default=None, description="Kinds of personal data; None: the usual ones."
+    )

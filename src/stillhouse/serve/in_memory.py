@@ -1,0 +1,148 @@
+"""The server's seams in memory: for tests, and for a gateway without a database.
+
+States are lost with the process. Knows no evidence: nothing advances by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from stillhouse.core.gateway_log import GatewayCall
+from stillhouse.serve.gateway_sections import ClientKey, TaskSection
+from stillhouse.serve.records import Arm, Assignment, Decision, ExperimentState, Outcome, Served
+from stillhouse.serve.seams import Principal, Verdict
+
+_SPAN: Final = float(2**64)
+REMEMBERED: Final = 10_000
+
+
+class MemoryStates:
+    """States by task, with their decisions."""
+
+    def __init__(self, states: Iterable[ExperimentState]) -> None:
+        self._states = {state.task: state for state in states}
+        self.decisions: list[Decision] = []
+
+    def get(self, task: str) -> ExperimentState:
+        """See `States`."""
+        return self._states[task]
+
+    def swap(self, old_version: int, new: ExperimentState, decision: Decision) -> bool:
+        """See `States`."""
+        if self._states[new.task].version != old_version:
+            return False
+        self._states[new.task] = new
+        self.decisions.append(decision)
+        return True
+
+
+class MemoryLog:
+    """The newest requests; older ones are forgotten. Whose they are is remembered for longer.
+
+    Args:
+        kept: requests, with their bodies, and outcomes.
+    """
+
+    def __init__(self, kept: int = REMEMBERED) -> None:
+        self.calls: deque[tuple[GatewayCall, Served]] = deque(maxlen=kept)
+        self.outcomes: deque[Outcome] = deque(maxlen=kept)
+        self._owners: dict[str, str] = {}
+
+    def offer(self, call: GatewayCall, served: Served) -> bool:
+        """See `Log`."""
+        self.calls.append((call, served))
+        self._owners[served.id] = served.tenant
+        if len(self._owners) > REMEMBERED:
+            del self._owners[next(iter(self._owners))]
+        return True
+
+    def outcome(self, outcome: Outcome) -> None:
+        """See `Log`."""
+        self.outcomes.append(outcome)
+
+    def owner(self, request: str) -> str | None:
+        """See `Log`."""
+        return self._owners.get(request)
+
+
+class ListedKeys:
+    """The keys of gateway.yaml. Compares digests, each in constant time."""
+
+    def __init__(self, clients: Iterable[ClientKey]) -> None:
+        self._clients = [
+            (one.sha256.encode("ascii"), Principal(one.tenant, frozenset(one.scopes)))
+            for one in clients
+        ]
+
+    def check(self, presented: str) -> Principal | None:
+        """See `Keys`."""
+        digest = hashlib.sha256(presented.encode("utf-8", "surrogatepass")).hexdigest().encode()
+        found: Principal | None = None
+        for known, principal in self._clients:
+            if hmac.compare_digest(known, digest):
+                found = principal
+        return found
+
+
+class HashAssigner:
+    """Assigns by hash of the unit: sticky, alike on every gateway with the same file."""
+
+    def __init__(self, tasks: Mapping[str, TaskSection]) -> None:
+        self._tasks = tasks
+
+    def assign(
+        self,
+        task: str,
+        user: str | None,
+        conversation: str | None,
+        request_id: str,
+        state: ExperimentState,
+    ) -> Assignment:
+        """See `Assigner`."""
+        plan = self._tasks[task].experiment
+        who = request_id
+        if plan.sticky == "user":
+            who = user or conversation or request_id
+        elif plan.sticky == "conversation":
+            who = conversation or user or request_id
+        unit = hashlib.blake2b(f"{task}\n{plan.salt}\n{who}".encode(), digest_size=24).digest()
+        slice_, place, shadow = (
+            int.from_bytes(unit[start : start + 8], "big") / _SPAN for start in (0, 8, 16)
+        )
+        arm: Arm = "control"
+        if self._tasks[task].student is None or state.killed or state.kind == "off":
+            arm = "control"
+        elif slice_ < plan.teacher_only:
+            arm = "teacher_only"
+        elif state.kind == "shadow":
+            arm = "shadow" if shadow < plan.shadow_share else "control"
+        elif state.kind == "full" or place < state.share:
+            arm = "treatment"
+        return Assignment(
+            task=task,
+            unit=unit.hex()[:32],
+            arm=arm,
+            variant="student" if arm == "treatment" else "teacher",
+            shadowed=arm == "shadow",
+            stage=state.stage,
+            version=state.version,
+        )
+
+
+class ThresholdGate:
+    """Accepts where an answer's mean token probability is at least its task's threshold.
+
+    The probability is the model's own, not calibrated. Tasks without a threshold accept everything.
+    """
+
+    def __init__(self, thresholds: Mapping[str, float]) -> None:
+        self._thresholds = thresholds
+
+    def confident(self, task: str, features: Mapping[str, float]) -> Verdict:
+        """See `Gate`. Features without a probability are not enough."""
+        probability = features.get("mean_probability", 0.0)
+        return Verdict(probability, probability >= self._thresholds.get(task, 0.0))

@@ -1,0 +1,76 @@
+"""What is measured of the gateway, in Prometheus' words, and the same in OpenTelemetry's.
+
+The one module that knows a metric's name. Labels are names of gateway.yaml and fixed words, so
+that their number is bounded; nothing of a request's content is among them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+# Our name -> OpenTelemetry's GenAI semantic conventions (those that it has).
+OTEL_METRICS: Final = {
+    "stillhouse_request_seconds": "gen_ai.server.request.duration",
+    "stillhouse_first_token_seconds": "gen_ai.server.time_to_first_token",
+    "stillhouse_tokens": "gen_ai.client.token.usage",
+}
+OTEL_LABELS: Final = {
+    "task": "gen_ai.request.model",
+    "upstream": "gen_ai.provider.name",
+    "operation": "gen_ai.operation.name",
+    "kind": "gen_ai.token.type",
+    "error": "error.type",
+}
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_ADDED: Final = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.03, 0.1, 1)
+_BREAKER: Final = {"closed": 0, "half_open": 1, "open": 2}
+
+
+class Metrics:
+    """The counters of one gateway process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"stillhouse_{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(
+                f"stillhouse_{name}", text, labels, buckets=buckets, registry=self.registry
+            )
+
+        self.requests = counter(
+            "requests", "Requests by who answered.", "task", "variant", "operation", "status"
+        )
+        self.refused = counter("refused", "Requests refused before anybody was asked.", "status")
+        self.tokens = counter("tokens", "Tokens, input and output.", "task", "variant", "kind")
+        self.cost = counter("cost_usd", "What answers cost.", "task", "variant")
+        self.saved = counter("saved_usd", "What the teacher would have cost more.", "task")
+        self.fallbacks = counter("fallbacks", "The other variant answered.", "task", "reason")
+        self.upstream_errors = counter("upstream_errors", "By upstream.", "upstream", "error")
+        self.shadows = counter("shadows", "Shadow calls by what became of them.", "task", "result")
+        self.dropped = counter("log_dropped", "Requests that the traffic log dropped.")
+        self.gone = counter("clients_gone", "Clients that left before their answer.")
+        self.seconds = histogram(
+            "request_seconds", "From request to answer.", _SECONDS, "task", "variant", "operation"
+        )
+        self.first_token = histogram(
+            "first_token_seconds", "To a stream's first byte.", _SECONDS, "task", "variant"
+        )
+        self.added = histogram("added_seconds", "Latency that the gateway adds.", _ADDED)
+        self.open = Gauge("stillhouse_open_requests", "In work.", registry=self.registry)
+        self.breaker = Gauge(
+            "stillhouse_breaker",
+            "0 closed, 1 half open, 2 open.",
+            ("upstream",),
+            registry=self.registry,
+        )
+
+    def page(self, breakers: dict[str, str]) -> bytes:
+        """The page that Prometheus reads; takes each upstream's breaker state."""
+        for upstream, state in breakers.items():
+            self.breaker.labels(upstream).set(_BREAKER[state])
+        return generate_latest(self.registry)
