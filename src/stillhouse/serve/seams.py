@@ -1,0 +1,95 @@
+"""What the server asks of the other parts: who answers, where experiments stand, who may ask.
+
+Protocols alone; `in_memory` has doubles. All are called on the event loop and must not block, but
+for those that say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from stillhouse.core.gateway_log import GatewayCall
+from stillhouse.serve.records import Assignment, Decision, ExperimentState, Outcome, Served
+
+
+class Principal(NamedTuple):
+    """Who a client key belongs to."""
+
+    tenant: str
+    scopes: frozenset[str]
+
+    def may(self, scope: str) -> bool:
+        """Whether the key covers a task's name, or `feedback`."""
+        return "*" in self.scopes or scope in self.scopes
+
+
+class Verdict(NamedTuple):
+    """Whether a student's answer is good enough to be shown."""
+
+    probability: float
+    accept: bool
+
+
+class Assigner(Protocol):
+    """Who answers a request."""
+
+    def assign(
+        self,
+        task: str,
+        user: str | None,
+        conversation: str | None,
+        request_id: str,
+        state: ExperimentState,
+    ) -> Assignment:
+        """Decide; the same for one unit as long as the state stays."""
+
+
+class States(Protocol):
+    """Where each task's experiment stands."""
+
+    def get(self, task: str) -> ExperimentState:
+        """The newest known state; from memory."""
+
+    def swap(self, old_version: int, new: ExperimentState, decision: Decision) -> bool:
+        """Replace a state if its version is still the old one; may block."""
+
+
+class Log(Protocol):
+    """The traffic log."""
+
+    def offer(self, call: GatewayCall, served: Served) -> bool:
+        """Take a request; False: it was dropped, and counted."""
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Take what came of a request; may block."""
+
+    def owner(self, request: str) -> str | None:
+        """The tenant of a request, `None` for one that is not known; may block."""
+
+
+class Keys(Protocol):
+    """Client keys."""
+
+    def check(self, presented: str) -> Principal | None:
+        """Who presents a key; `None`: nobody."""
+
+
+class Gate(Protocol):
+    """Whether a student's answer may be shown."""
+
+    def confident(self, task: str, features: Mapping[str, float]) -> Verdict:
+        """The probability that it is acceptable, and whether that is enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the server is given. `keys` is None where everybody is let in, `gate` where every
+    student's answer is shown."""
+
+    assigner: Assigner
+    states: States
+    log: Log
+    keys: Keys | None = None
+    gate: Gate | None = None
