@@ -1,7 +1,7 @@
 """Client keys: made once and shown once, stored as hashes, scoped, revocable.
 
-A key is `sh-ID-SECRET` with 256 random bits in SECRET, so one SHA-256 is enough to store it by (there
-is nothing to guess, unlike a password). Knows no request: who may do what is the server's.
+A key is `sh-ID-SECRET` with 256 random bits in SECRET, so one SHA-256 is enough to store it by:
+unlike a password there is nothing to guess. Knows no request: who may do what is the server's.
 """
 
 from __future__ import annotations

