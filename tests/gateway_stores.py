@@ -21,6 +21,9 @@ def postgres_server(folder: Path) -> Iterator[str]:
         server = pgserver.get_server(folder, cleanup_mode="stop")
     except Exception as error:
         pytest.skip(f"PostgreSQL does not start here: {type(error).__name__}: {error}")
+    # What a crash of the machine would cost is not tested here: without fsync it stops at once.
+    server.psql("ALTER SYSTEM SET fsync = off;")
+    server.psql("SELECT pg_reload_conf();")
     try:
         yield server.get_uri()
     finally:

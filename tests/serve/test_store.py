@@ -35,7 +35,9 @@ Urls = Callable[[], str]
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def urls(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Urls]:
+def urls(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Urls]:
     folder = tmp_path_factory.mktemp("stores")
     if request.param == "sqlite":
         yield lambda: f"sqlite:///{folder}/{len(list(folder.iterdir()))}.db"

@@ -239,7 +239,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(body=st.dictionaries(st.sampled_from(["messages", "user", "tools"]), JSON, max_size=3))
 def test_any_body_is_hidden_without_a_change_of_its_form(body: dict[str, object]) -> None:
     call = call_of(1, request=body)
