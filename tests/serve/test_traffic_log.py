@@ -1,4 +1,4 @@
-"""The traffic log: what is promised is written, what is lost is counted, nothing private is kept."""
+"""The traffic log: what is promised is written, losses are counted, nothing private is kept."""
 
 from __future__ import annotations
 

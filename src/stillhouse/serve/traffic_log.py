@@ -190,16 +190,16 @@ class TrafficLog:
                 if not self._queue:
                     return
                 taken = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
-            rows, gone = [], {"refused": 0}
+            rows, refused = [], 0
             for item in taken:
                 try:
                     rows.append(self._row(item))
                 except (ValueError, TypeError, RecursionError):
-                    gone["refused"] += 1
+                    refused += 1
             if not self._write_until_done(rows):
                 return
             with self._changed:
-                self._counts["refused"] += gone["refused"]
+                self._counts["refused"] += refused
                 for item in taken:
                     self._tenants.pop(item.served.id, None)
                     self._bytes -= item.bytes
@@ -232,9 +232,11 @@ class TrafficLog:
     def _one_by_one(self, rows: list[dict[str, Any]]) -> bool:
         """One row is at fault: it is refused, the others are written."""
         if len(rows) == 1:
-            self._count("refused")
+            with self._changed:
+                self._counts["refused"] += 1
+                self._tenants.pop(rows[0]["id"], None)
             return True
-        return all([self._write_until_done([row]) for row in rows])
+        return all(self._write_until_done([row]) for row in rows)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         # A commit whose answer was lost is tried again: rows that are there already are left alone.
@@ -243,6 +245,9 @@ class TrafficLog:
         with self._changed:
             self._counts["written"] += len(rows)
             self._counts["bodiless"] += sum(row["call"] is None for row in rows)
+            for row in rows:
+                self._tenants.pop(row["id"], None)
+            self._changed.notify_all()
 
     def _row(self, item: _Waiting) -> dict[str, Any]:
         call, served = item.call, item.served
