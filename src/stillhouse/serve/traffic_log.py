@@ -1,0 +1,294 @@
+"""The traffic log: a bounded queue, and one thread that redacts and writes in transactions.
+
+Loss policy: `offer` never waits. When the queue is full the newest request is dropped and counted;
+while the database is down or the disk full the queue holds what came and the writer tries again. A
+record is complete when its transaction is committed (`written`), and then outlives SIGKILL; a kill
+loses what still waited, `close` writes it. What cannot be stored at all is counted as refused.
+Knows no request format: the redactor is passed in.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+
+from stillhouse.core.gateway_log import GatewayCall
+from stillhouse.serve.private import Pseudonyms, Redact, private_call, redacted, weight
+from stillhouse.serve.records import Outcome, Served
+from stillhouse.serve.states import insert_new
+from stillhouse.serve.tables import CALLS, OUTCOMES, StoreError
+
+_RETRY_S: Final = (0.05, 2.0)
+OUTCOME_WAIT_S: Final = 5.0
+
+
+class UnknownRequestError(StoreError):
+    """An outcome of a request that the log does not hold, or that another tenant made."""
+
+
+class LogCounts(NamedTuple):
+    """What became of the requests that were offered: all but `waiting` have ended.
+
+    offered = written + dropped + refused + lost + waiting. `bodiless`: of those written, how many
+    without their texts, because they were not sampled or the redactor failed.
+    """
+
+    offered: int
+    written: int
+    dropped: int
+    refused: int
+    lost: int
+    waiting: int
+    bodiless: int
+    redactor_failed: int
+    retries: int
+
+
+class _Waiting(NamedTuple):
+    call: GatewayCall
+    served: Served
+    bytes: int
+
+
+class TrafficLog:
+    """`seams.Log` over a database.
+
+    Args:
+        redact: what is done to every text before it is stored; it runs in the writer's thread.
+            Where it raises, the request is stored without its texts. `None`: stored as they came.
+        sample: share of units whose texts are kept; the figures are kept of all, so that sampling
+            does not bend the evidence. By hash of the unit: a user is kept whole or not at all.
+        capacity: most requests that wait; `capacity_bytes`: about how much memory they may take.
+        batch: most requests in one transaction.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pseudonyms: Pseudonyms,
+        *,
+        redact: Redact | None,
+        sample: float = 1.0,
+        capacity: int = 10_000,
+        capacity_bytes: int = 256_000_000,
+        batch: int = 200,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._pseudonyms = pseudonyms
+        self._redact = redact
+        self._sample = sample
+        self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
+        self._batch = batch
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._queue: deque[_Waiting] = deque()
+        self._tenants: dict[str, str] = {}  # of the requests that wait or are being written
+        self._bytes = 0
+        self._counts = dict.fromkeys(LogCounts._fields, 0)
+        self._closed = False
+        self._give_up_at = float("inf")
+        self._writer = threading.Thread(target=self._run, name="traffic-log", daemon=True)
+        self._writer.start()
+
+    def offer(self, call: GatewayCall, served: Served) -> bool:
+        """Take a request; False: it was dropped, and counted. Never waits for the database."""
+        item = _Waiting(call, served, weight(call.request) + weight(call.response))
+        with self._changed:
+            self._counts["offered"] += 1
+            full = len(self._tenants) >= self._capacity
+            if self._closed or full or self._bytes + item.bytes > self._capacity_bytes:
+                self._counts["dropped"] += 1
+                return False
+            self._queue.append(item)
+            self._tenants[served.id] = served.tenant
+            self._bytes += item.bytes
+            self._changed.notify_all()
+        return True
+
+    def owner(self, request: str) -> str | None:
+        """The tenant of a request, `None` for one that is not known; may block."""
+        with self._changed:
+            waiting = self._tenants.get(request)
+        if waiting is not None:
+            return waiting
+        if not _storable(request):
+            return None
+        with self._engine.connect() as connection:
+            found = connection.execute(sa.select(CALLS.c.tenant).where(CALLS.c.id == request))
+            return found.scalar_one_or_none()
+
+    def outcome(self, outcome: Outcome, tenant: str | None = None) -> None:
+        """Store what came of a request; blocks, also until the request itself is written.
+
+        Args:
+            tenant: who says so; `None`: the gateway itself (a scorer, a judge).
+
+        Raises:
+            UnknownRequestError: no such request, or another tenant's: the same to the caller.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: outcome.request not in self._tenants, OUTCOME_WAIT_S)
+        owner = self.owner(outcome.request)
+        if owner is None or (tenant is not None and owner != tenant):
+            raise UnknownRequestError(f"request {outcome.request!r:.120} is not known")
+        body = outcome.model_dump(warnings=False)
+        if self._redact is not None:
+            body["detail"] = redacted(body["detail"], self._redact)
+            if outcome.corrected is not None:
+                body["corrected"] = self._redact(outcome.corrected)
+        row = {
+            "request": outcome.request,
+            "kind": outcome.kind,
+            "score": outcome.score,
+            "at": outcome.at,
+            "body": _json(body),
+        }
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(OUTCOMES).values(**row))
+        except sa.exc.IntegrityError:  # deleted since, or still waiting for its database
+            raise UnknownRequestError(f"request {outcome.request!r:.120} is not known") from None
+
+    def counts(self) -> LogCounts:
+        """What became of the requests so far."""
+        with self._changed:
+            return LogCounts(**{**self._counts, "waiting": len(self._tenants)})
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all that was offered is written; False: it took too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._tenants, timeout_s)
+
+    def close(self, timeout_s: float = 10.0) -> LogCounts:
+        """Take no more, write what waits, stop. What cannot be written in time counts as lost."""
+        with self._changed:
+            self._closed = True
+            self._give_up_at = self._clock() + timeout_s
+            self._changed.notify_all()
+        # A statement that hangs in the database is not waited for beyond this.
+        self._writer.join(timeout_s + 1)
+        with self._changed:
+            self._counts["lost"] += len(self._tenants)
+            self._tenants.clear()
+        return self.counts()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                if not self._queue:
+                    return
+                taken = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
+            rows, refused = [], 0
+            for item in taken:
+                try:
+                    rows.append(self._row(item))
+                except (ValueError, TypeError, RecursionError):
+                    refused += 1
+            if not self._write_until_done(rows):
+                return
+            with self._changed:
+                self._counts["refused"] += refused
+                for item in taken:
+                    self._tenants.pop(item.served.id, None)
+                    self._bytes -= item.bytes
+                self._changed.notify_all()
+
+    def _write_until_done(self, rows: list[dict[str, Any]]) -> bool:
+        """False: closing, and time is up."""
+        wait, longest = _RETRY_S
+        while rows:
+            try:
+                self._write(rows)
+                return True
+            except (OperationalError, InterfaceError) as error:
+                if not _passes(error):
+                    return self._one_by_one(rows)
+            except SQLAlchemyError:
+                return self._one_by_one(rows)
+            self._count("retries")
+            with self._changed:
+                if self._clock() >= self._give_up_at:
+                    return False
+                if self._closed:
+                    wait = min(wait, 0.2)
+                self._changed.wait_for(lambda: self._closed, wait)
+            if self._closed:
+                time.sleep(0.02)
+            wait = min(wait * 2, longest)
+        return True
+
+    def _one_by_one(self, rows: list[dict[str, Any]]) -> bool:
+        """One row is at fault: it is refused, the others are written."""
+        if len(rows) == 1:
+            with self._changed:
+                self._counts["refused"] += 1
+                self._tenants.pop(rows[0]["id"], None)
+            return True
+        return all(self._write_until_done([row]) for row in rows)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        # A commit whose answer was lost is tried again: rows that are there already are left alone.
+        with self._engine.begin() as connection:
+            connection.execute(insert_new(self._engine, CALLS), rows)
+        with self._changed:
+            self._counts["written"] += len(rows)
+            self._counts["bodiless"] += sum(row["call"] is None for row in rows)
+            for row in rows:
+                self._tenants.pop(row["id"], None)
+            self._changed.notify_all()
+
+    def _row(self, item: _Waiting) -> dict[str, Any]:
+        call, served = item.call, item.served
+        named = call.user if call.user is not None else served.user
+        user = None if named is None else self._pseudonyms.of(served.tenant, named)
+        told = served.model_dump(warnings=False) | {"user": user}
+        body: str | None = None
+        if sampled(served.unit, self._sample):
+            try:
+                body = _json(private_call(call, user, self._redact))
+            except Exception:  # the redactor is the user's own: its fault must not leak a text
+                self._count("redactor_failed")
+        if self._redact is not None and told["error"] is not None:
+            # An upstream's message may quote the request; the redacted one is with the texts.
+            told["error"] = f"status {served.status}"
+        columns = ("id", "at", "task", "tenant", "unit", "user", "variant", "shadow_of")
+        row = {name: told[name] for name in columns}
+        if not all(_storable(value) for value in row.values() if isinstance(value, str)):
+            raise ValueError("a text that no database takes")
+        return row | {"served": _json(told), "call": body}
+
+    def _count(self, name: str) -> None:
+        with self._changed:
+            self._counts[name] += 1
+
+
+def sampled(unit: str, share: float) -> bool:
+    """Whether a unit's texts are kept: the same answer on every gateway."""
+    digest = blake2b(unit.encode("utf-8", "surrogatepass"), digest_size=8, person=b"sample")
+    return int.from_bytes(digest.digest(), "big") < share * 2**64
+
+
+def _passes(error: DBAPIError) -> bool:
+    """Whether an error is of the database's state (down, full, locked) and not of the row."""
+    return "too big" not in str(error.orig)
+
+
+def _storable(text: str) -> bool:
+    # PostgreSQL takes no NUL, UTF-8 no lone surrogate.
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
