@@ -34,7 +34,7 @@ from stillhouse.core.statistics import bootstrap_mean, paired_difference
 from stillhouse.models.completer import Sampling
 from stillhouse.models.student import open_student
 from stillhouse.pipeline import read_run_recipe
-from stillhouse.train.fake_quant import ONNX_DYNAMIC, QuantScheme, quantized
+from stillhouse.train.fake_quant import ONNX_INT8, QuantScheme, quantized
 from stillhouse.train.further import open_trained
 from stillhouse.train.heal import Place, go_on
 from stillhouse.train.prune import Pruning, run_prune
@@ -42,8 +42,8 @@ from stillhouse.train.quantize import distil_quantized
 from stillhouse.train.students import Student, classes_of, save_student
 
 SCHEMES = {
-    "int8": ONNX_DYNAMIC,
-    "int8 in 7 bits": QuantScheme(reduced=True),
+    "int8": ONNX_INT8,
+    "int8 in 8 bits": QuantScheme(tables="row", head=False),
     "int4, groups of 128": QuantScheme(bits=4, group=128, activations=False, tables="float"),
 }
 PRUNINGS = {
@@ -112,7 +112,7 @@ class Golden:
                 task=task,
                 head="label",
                 name=self.recipe.name,
-                max_tokens=self.recipe.student.max_tokens,
+                texts=(),
                 calibration=(),
             )
         )

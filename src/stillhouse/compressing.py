@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from stillhouse.compress.planning import check_compress, section_of
-from stillhouse.compress.stage import run_compress
+from stillhouse.compress_aware import compress
 from stillhouse.core.artefact import student_sha
 from stillhouse.core.errors import UserError
 from stillhouse.core.progress import Progress
@@ -26,7 +26,7 @@ from stillhouse.pipeline import (
     run_stages,
     stage_key,
 )
-from stillhouse.stages import STAGES
+from stillhouse.stages import STAGES, Context
 
 STAGE: Final = next(stage for stage in STAGES if stage.name == "compress")
 
@@ -73,7 +73,9 @@ def _compress_other(recipe: Recipe, root: Path, progress: Progress, student: Pat
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", student.resolve().name).strip("-.") or "student"
     # Beside the stages, so that what is true of their folders is true of it.
     stage = replace(
-        STAGE, name=f"{STAGE.name}-{name}-{sha[:8]}", reads=("traffic", "expand", "ask", "dataset")
+        STAGE,
+        name=f"{STAGE.name}-{name}-{sha[:8]}",
+        reads=("traffic", "tune", "expand", "ask", "dataset", "capture"),
     )
     with run.locked(), reproducible_threads():
         key = stage_key(stage, recipe, run)
@@ -87,4 +89,13 @@ def _compress_other(recipe: Recipe, root: Path, progress: Progress, student: Pat
 
 
 def _call(recipe: Recipe, run: RunFolder, progress: Progress, student: Path, work: Path) -> Outcome:
-    return run_compress(recipe, run, work, progress, student=student)
+    context = Context(recipe, run, work, progress)
+    return compress(
+        recipe,
+        run,
+        context.tuned,
+        context.signals,
+        work=work,
+        progress=progress,
+        student=student,
+    )

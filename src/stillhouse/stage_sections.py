@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from stillhouse.compress.planning import learns_grid, section_of
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_cut import CutSection
 from stillhouse.core.recipe_signals import CaptureSection
@@ -57,6 +58,19 @@ def training_section(recipe: Recipe) -> Mapping[str, Any]:
         "train": dump(recipe.train, without={"distributed"}),
         "teacher": recipe.teacher.model,
         "chat_template": recipe.teacher.chat_template,
+    }
+
+
+def compress_section(recipe: Recipe) -> Mapping[str, Any]:
+    """What the smaller forms of a student depend on; training too, where it may follow."""
+    student = {"head": recipe.student.head, "max_tokens": recipe.student.max_tokens}
+    return {
+        "task": dump(recipe.task),
+        "student": student,
+        "compress": dump(section_of(recipe)),
+        "evaluate": dump(recipe.evaluate),
+        "prices": dump(recipe.prices),
+        **({"training": training_section(recipe)} if learns_grid(recipe) else {}),
     }
 
 

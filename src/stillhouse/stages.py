@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from stillhouse.compress.planning import section_of
-from stillhouse.compress.stage import run_compress
+from stillhouse.compress_aware import compress
 from stillhouse.core.forgotten import ForgottenUsers
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
@@ -29,6 +28,7 @@ from stillhouse.stage_sections import (
     NOT_IN_ANSWERS,
     NOT_IN_VERDICTS,
     captured,
+    compress_section,
     dump,
     reading,
     training_section,
@@ -337,15 +337,9 @@ STAGES: Final[tuple[Stage, ...]] = (
     Stage(
         "compress",
         "bring the student into smaller forms, and gate each of them again",
-        ("traffic", "ask", "dataset", "train", "evaluate"),
-        lambda r: {
-            "task": dump(r.task),
-            "student": {"head": r.student.head, "max_tokens": r.student.max_tokens},
-            "compress": dump(section_of(r)),
-            "evaluate": dump(r.evaluate),
-            "prices": dump(r.prices),
-        },
-        lambda c: run_compress(c.recipe, c.run, c.work, c.progress),
+        ("traffic", "tune", "ask", "dataset", "capture", "train", "evaluate"),
+        compress_section,
+        lambda c: compress(c.recipe, c.run, c.tuned, c.signals, work=c.work, progress=c.progress),
         (*TORCH_PACKAGES, *STATISTICS_PACKAGES, *RUNTIME_PACKAGES),
     ),
     Stage(

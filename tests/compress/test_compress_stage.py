@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from compress_doubles import LIKE, SLOW_S, Made, Workshop, evaluated
+from stillhouse.compress.retrained import Retrain
 from stillhouse.compress.stage import run_compress
-from stillhouse.core.artefact import read_artefact
+from stillhouse.core.artefact import read_artefact, student_sha
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import read_records
 from stillhouse.core.progress import Silent
@@ -251,3 +252,73 @@ def test_one_that_is_too_big_is_refused(run: RunFolder) -> None:
         "onnx is refused: bigger than compress.max_size_mb: 0.9 kB on disk, 0.0005 MB is allowed"
     )
     assert table.best == "onnx-int8"
+
+
+def learned(asked: list[Path]) -> Retrain:
+    """A training that leaves a folder of its own."""
+
+    def retrain(student: Path, work: Path) -> Path:
+        asked.append(student)
+        (work / "student").mkdir(parents=True, exist_ok=True)
+        (work / "student" / "weights").write_text("on the grid")
+        return work / "student"
+
+    return retrain
+
+
+def again(run: RunFolder, recipe: Recipe, shop: Workshop, retrain: Retrain) -> CompressedTable:
+    work = run.open_partial(key(recipe))
+    outcome = run_compress(recipe, run, work, Silent(), retrain=retrain, tools=shop.tools)
+    run.finish(key(recipe), outcome, 1.0, 100.0)
+    return table_of(run)
+
+
+def test_an_int8_form_below_its_gate_is_made_again_of_a_student_that_learned(
+    run: RunFolder,
+) -> None:
+    asked: list[Path] = []
+    shop = Workshop(better=0.17)
+    table = again(run, recipe_of(), shop, learned(asked))
+    assert asked == [run.stage("train") / "student"]
+    assert [row.name for row in table.artefacts] == [*FORMATS, "onnx-int8-static-aware"]
+    plain, aware = table.artefacts[2:]
+    assert plain.verdict == "fail"
+    assert aware.verdict == "pass"
+    assert plain.gain is None
+    assert aware.gain is not None
+    golden = [row.sets["golden"].score.estimate for row in (plain, aware)]
+    assert aware.gain.estimate == pytest.approx(golden[1] - golden[0])
+    assert aware.gain.low > 0
+    assert any("onnx-int8-static-aware is onnx-int8-static of" in note for note in table.notes)
+    made = read_artefact(run.stage("compress") / aware.folder)
+    assert made.made_from.student == student_sha(run.stage("compress/quantization-aware/student"))
+    assert table.best == "onnx-int8-static-aware"
+    card = (run.stage("compress") / aware.folder / "README.md").read_text(encoding="utf-8")
+    assert "distilled further" in card
+
+
+def test_a_student_whose_int8_form_holds_is_not_trained(run: RunFolder) -> None:
+    asked: list[Path] = []
+    recipe = recipe_of(formats=["onnx", "onnx-int8"])
+    again(run, recipe, Workshop(), learned(asked))
+    assert asked == []
+
+
+def test_a_student_that_cannot_learn_is_said(run: RunFolder) -> None:
+    def refuses(student: Path, work: Path) -> Path:
+        raise UserError("student", "has no linear layers")
+
+    table = again(run, recipe_of(), Workshop(), refuses)
+    assert table.left_out == {"onnx-int8-static-aware": "student: has no linear layers"}
+    assert [row.name for row in table.artefacts] == list(FORMATS)
+
+
+def test_killed_between_training_and_export_it_goes_on(run: RunFolder) -> None:
+    recipe, shop, asked = recipe_of(), Workshop(better=0.17), list[Path]()
+    shop.again = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        again(run, recipe, shop, learned(asked))
+    second = Workshop(better=0.17)
+    table = again(run, recipe, second, learned(asked))
+    assert [one.folder.name for one in second.written] == ["onnx-int8-static-aware.partial"]
+    assert table.rows[-1].verdict == "pass"

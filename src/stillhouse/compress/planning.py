@@ -11,6 +11,7 @@ from stillhouse.core.errors import MissingExtraError, UserError
 from stillhouse.core.optional import pip_line
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_compress import (
+    INT8,
     CompressSection,
     extra_of,
     fitting,
@@ -21,6 +22,13 @@ from stillhouse.core.recipe_compress import (
 def section_of(recipe: Recipe) -> CompressSection:
     """The recipe's section, else the defaults."""
     return recipe.compress or CompressSection()
+
+
+def learns_grid(recipe: Recipe) -> bool:
+    """Whether the student is distilled further where an INT8 form falls below its gate."""
+    section = section_of(recipe)
+    wanted = set(section.wanted(recipe.student.head))
+    return section.quantization_aware == "auto" and bool(wanted & set(INT8))
 
 
 def check_compress(recipe: Recipe) -> None:
@@ -62,6 +70,11 @@ def compress_notes(recipe: Recipe) -> list[str]:
         f"within {100 * section.margin_student:g} points of the float student, at least "
         f"{section.min_speedup:g}x its speed; no teacher is asked"
     ]
+    if learns_grid(recipe):
+        lines.append(
+            "where INT8 falls below its gate, the student is distilled further, one epoch with "
+            "rounded weights, and gated again"
+        )
     if missing:
         lines.append(f"{', '.join(missing)} cannot be made here; {pip_line(extra_of(missing[0]))}")
     return lines

@@ -4,7 +4,9 @@ Every artefact is made, answers the same samples as teacher and student did, and
 evaluate's own functions; all are timed in turns with the float student, and started alone for their
 memory and cold start. Leaves a folder an artefact with its card, table.json (measured), answers and
 predictions, and `best`, a link to the smallest that passes. Killed at any moment, the next start
-keeps the finished artefacts and answers. Knows the run folder; no format and no runtime.
+keeps the finished artefacts and answers. Where INT8 forms fall below the gate and training is at
+hand, the student is distilled further and the same forms of it stand beside them. Knows the run
+folder; no format and no runtime.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from stillhouse.compress.best import link_best
 from stillhouse.compress.calibration import calibration_texts
 from stillhouse.compress.card import write_card
 from stillhouse.compress.exporters import EXPORTERS, Exporter, ExportRequest
 from stillhouse.compress.footprint import measure_footprint
 from stillhouse.compress.planning import section_of
 from stillhouse.compress.probe import ProbeSpec
+from stillhouse.compress.retrained import RETRAINED, Retrain, aware_name, below_gate
 from stillhouse.compress.table import Made, Measured, build_table
 from stillhouse.core.artefact import (
     Artefact,
@@ -34,10 +38,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import disk_errors, write_json, write_records
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.recipe_compress import (
-    CALIBRATED,
-    Format,
-)
+from stillhouse.core.recipe_compress import CALIBRATED, INT8, Format
 from stillhouse.core.records import Completion
 from stillhouse.core.runfolder import Outcome, RunFolder
 from stillhouse.evaluate.candidates import (
@@ -82,6 +83,7 @@ def run_compress(
     progress: Progress,
     *,
     student: Path | None = None,
+    retrain: Retrain | None = None,
     tools: Tools = Tools(),  # noqa: B008 - immutable
 ) -> Outcome:
     """Make, judge and time the artefacts of a student.
@@ -92,15 +94,16 @@ def run_compress(
         work: this stage's working folder.
         progress: where to say how far it is.
         student: a student's folder; `None`: the run's own.
+        retrain: distils a student further, for INT8 forms below the gate; `None`: they are refused.
         tools: what writes, opens and starts students.
 
     Raises:
         UserError: no format could be made; says why the first could not.
         StillhouseError: a student does not answer.
     """
-    table = asyncio.run(
-        _Compressing(recipe, run, work, progress, student=student, tools=tools).run()
-    )
+    table = _Compressing(
+        recipe, run, work, progress, student=student, retrain=retrain, tools=tools
+    ).run()
     for row in table.artefacts:
         progress.say(f"      {row.sentence}")
     for name, why in table.left_out.items():
@@ -124,15 +127,16 @@ class _Compressing:
         progress: Progress,
         *,
         student: Path | None,
+        retrain: Retrain | None,
         tools: Tools,
     ) -> None:
         self._recipe, self._run, self._work, self._progress = recipe, run, work, progress
         self._own = student is None
         self._student = run.stage("train") / "student" if student is None else student
-        self._tools = tools
+        self._tools, self._retrain = tools, retrain
         self._section = section_of(recipe)
 
-    async def run(self) -> CompressedTable:
+    def run(self) -> CompressedTable:
         recipe, work = self._recipe, self._work
         if is_artefact(self._student):
             raise UserError(
@@ -143,31 +147,10 @@ class _Compressing:
         sha = student_sha(self._student)
         artefacts, left_out = self._export(sha)
         judged = load_sets(recipe, self._run)
-        opened: dict[str, Completer] = {}
-        try:
-            opened[STUDENT] = self._open(self._student, self._section.float_device)
-            for name in list(artefacts):
-                try:
-                    opened[name] = self._open(work / name, "cpu")
-                except UserError as error:
-                    left_out[name] = str(error)
-                    del artefacts[name]
-            if not artefacts:
-                raise _none_made(left_out)
-            said: dict[str, dict[str, list[Completion]]] = {
-                one.name: await self._ask(one, opened) for one in judged
-            }
-            speeds = await self._time(judged[0], opened)
-        finally:
-            for completer in opened.values():
-                await completer.aclose()
-        answers: dict[str, dict[str, Answers]] = {
-            one.name: {
-                name: answers_of(recipe.task, [[c] for c in completions], "auto")
-                for name, completions in said[one.name].items()
-            }
-            for one in judged
-        }
+        if self._retrain is not None and not artefacts.keys().isdisjoint(INT8):
+            self._learn(self._retrain, judged[0], artefacts, left_out)
+        said, speeds = asyncio.run(self._work_through(judged, artefacts, left_out))
+        answers = {name: self._answers(everyone) for name, everyone in said.items()}
         compared = self._compare(judged, answers)
         write_records(
             work / PREDICTIONS,
@@ -203,20 +186,79 @@ class _Compressing:
                 artefact=artefacts[row.name],
                 student=source,
             )
-        _link(work, table.best)
+        link_best(work, table.best)
         return table
+
+    async def _work_through(
+        self,
+        judged: Sequence[EvaluationSet],
+        artefacts: dict[str, Artefact],
+        left_out: dict[str, str],
+        *,
+        timed: bool = True,
+    ) -> tuple[dict[str, dict[str, list[Completion]]], dict[str, Speed]]:
+        """Completions by set and model, and speeds; what cannot be opened is left out."""
+        opened: dict[str, Completer] = {}
+        try:
+            opened[STUDENT] = self._open(self._student, self._section.float_device)
+            for name in list(artefacts):
+                try:
+                    opened[name] = self._open(self._work / name, "cpu")
+                except UserError as error:
+                    left_out[name] = str(error)
+                    del artefacts[name]
+            if timed and not artefacts:
+                raise _none_made(left_out)
+            said = {str(one.name): await self._ask(one, opened) for one in judged}
+            return said, await self._time(judged[0], opened) if timed else {}
+        finally:
+            for completer in opened.values():
+                await completer.aclose()
+
+    def _answers(self, said: Mapping[str, list[Completion]]) -> dict[str, Answers]:
+        return {
+            name: answers_of(self._recipe.task, [[c] for c in completions], "auto")
+            for name, completions in said.items()
+        }
+
+    def _learn(
+        self,
+        retrain: Retrain,
+        main: EvaluationSet,
+        artefacts: dict[str, Artefact],
+        left_out: dict[str, str],
+    ) -> None:
+        """Where forms lose too much, add those of a student that learned the grid."""
+        plain: dict[str, Artefact] = {
+            name: made for name, made in artefacts.items() if name in INT8
+        }
+        said, _ = asyncio.run(self._work_through([main], plain, {}, timed=False))
+        answers = self._answers(said[main.name])
+        below = below_gate(self._recipe, self._section, main, answers)
+        if not below:
+            return
+        self._progress.say(
+            f"      {', '.join(below)}: below the gate; the student is distilled further"
+        )
+        try:
+            student = retrain(self._student, self._work / RETRAINED)
+        except UserError as error:
+            left_out.update((aware_name(name), str(error)) for name in below)
+            return
+        sha, texts = student_sha(student), self._texts(below)
+        for name in below:
+            try:
+                artefacts[aware_name(name)] = self._make(name, sha, texts, learned=student)
+            except UserError as error:
+                left_out[aware_name(name)] = str(error)
+                shutil.rmtree(self._work / f"{aware_name(name)}.partial", ignore_errors=True)
 
     def _export(self, sha: str) -> tuple[dict[str, Artefact], dict[str, str]]:
         """The artefacts, those that a killed try finished among them, and what cannot be made."""
         made: dict[str, Artefact] = {}
         left_out: dict[str, str] = {}
         wanted = self._section.wanted(self._recipe.student.head)
-        texts = calibration_texts(
-            self._recipe,
-            self._run,
-            self._section.calibration if CALIBRATED & set(wanted) else None,
-            self._section.calibration_samples,
-        )
+        texts = self._texts(wanted)
         with self._progress.bar("write", len(wanted), "formats") as bar:
             for name in wanted:
                 try:
@@ -229,8 +271,20 @@ class _Compressing:
             raise _none_made(left_out)
         return made, left_out
 
-    def _make(self, name: Format, sha: str, texts: Sequence[str]) -> Artefact:
-        folder, partial = self._work / name, self._work / f"{name}.partial"
+    def _texts(self, wanted: Sequence[Format]) -> Sequence[str]:
+        return calibration_texts(
+            self._recipe,
+            self._run,
+            self._section.calibration if CALIBRATED & set(wanted) else None,
+            self._section.calibration_samples,
+        )
+
+    def _make(
+        self, name: Format, sha: str, texts: Sequence[str], learned: Path | None = None
+    ) -> Artefact:
+        """One artefact; `learned` is the student that was distilled further, if it is of that."""
+        own = name if learned is None else aware_name(name)
+        folder, partial = self._work / own, self._work / f"{own}.partial"
         if is_artefact(folder):
             found = read_artefact(folder)
             if found.made_from.student == sha:
@@ -242,7 +296,7 @@ class _Compressing:
         recipe = self._recipe
         self._tools.exporters[name](
             ExportRequest(
-                student=self._student,
+                student=self._student if learned is None else learned,
                 folder=partial,
                 task=recipe.task,
                 head=recipe.student.head,
@@ -339,19 +393,3 @@ def _none_made(left_out: Mapping[str, str]) -> UserError:
 def _written(completions: Sequence[Completion]) -> float:
     """Tokens of a mean answer."""
     return sum(c.completion_tokens or 0 for c in completions) / len(completions)
-
-
-def _link(work: Path, best: str | None) -> None:
-    """`best` leads to the artefact's folder; where the disk takes no link, it is a copy."""
-    place = work / BEST
-    with disk_errors(place):
-        if place.is_symlink():
-            place.unlink()
-        elif place.exists():
-            shutil.rmtree(place)
-        if best is None:
-            return
-        try:
-            place.symlink_to(best, target_is_directory=True)
-        except OSError:
-            shutil.copytree(work / best, place)

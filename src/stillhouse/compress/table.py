@@ -11,6 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from stillhouse.compress.retrained import plain_name
 from stillhouse.compress.verdicts import choose, remarks, rule, speedup
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import read_json
@@ -19,6 +20,7 @@ from stillhouse.core.money import machine_usd_per_hour
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_compress import CompressSection
 from stillhouse.core.runfolder import RunFolder
+from stillhouse.core.statistics import Interval, paired_difference
 from stillhouse.evaluate.build import read_evaluation
 from stillhouse.evaluate.candidates import Answers, EvaluationSet
 from stillhouse.evaluate.comparison import Comparison, divergence_between, retention_of
@@ -179,8 +181,23 @@ def _row(
         latency_speedup=faster.latency,
         throughput_speedup=faster.throughput,
         footprint=measured.footprint,
+        gain=_gain(base, name),
         verdict=verdict,
         sentence=sentence,
+    )
+
+
+def _gain(base: _Judged, name: str) -> Interval | None:
+    scores, how, plain = base.compared[base.main.name].scores, base.how, plain_name(name)
+    if plain is None or plain not in scores:
+        return None
+    return paired_difference(
+        scores[name],
+        scores[plain],
+        how.confidence,
+        resamples=how.resamples,
+        seed=how.seed,
+        groups=how.groups,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from stillhouse.compress.retrained import plain_name
 from stillhouse.core.recipe_compress import CompressSection
 from stillhouse.evaluate import summary
 from stillhouse.evaluate.compressed import CompressedRow
@@ -97,6 +98,12 @@ def remarks(rows: Sequence[CompressedRow], student: CompressedRow) -> list[str]:
             + _bound(student.against_teacher)
         )
     for row in rows:
+        if row.gain is not None:
+            found.append(
+                f"{row.name} is {plain_name(row.name)} of the student distilled further with "
+                f"rounded weights and activations: {summary.points(row.gain)} over "
+                f"{plain_name(row.name)}"
+            )
         if row.size_ratio >= 1:
             found.append(
                 f"{row.name} is no smaller than the float student: {megabytes(row.size_bytes)} "

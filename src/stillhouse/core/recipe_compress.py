@@ -30,6 +30,8 @@ HEADS: Final[Mapping[Format, Head]] = {
     "gguf-q4": "text",
 }
 CALIBRATED: Final[frozenset[Format]] = frozenset({"onnx-int8-static"})
+# Label students whose weights and activations are integers.
+INT8: Final[tuple[Format, ...]] = ("onnx-int8", "onnx-int8-static", "onnx-mobile")
 # The graph of another format in another packing: made where it is named alone.
 NAMED_ALONE: Final[frozenset[Format]] = frozenset({"onnx-mobile"})
 
@@ -92,6 +94,13 @@ class CompressSection(Section):
         default="cpu",
         description="Where the float student runs beside its artefacts, which run on the "
         "processor.",
+    )
+
+    quantization_aware: Literal["auto", False] = Field(
+        default="auto",
+        description="auto: where an INT8 form falls below its gate, the student is distilled "
+        "further with rounded weights and activations, exported and gated again beside it. false: "
+        "it is refused, no more.",
     )
 
     @field_validator("formats")

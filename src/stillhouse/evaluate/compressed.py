@@ -66,6 +66,11 @@ class CompressedRow(Result):
     latency_speedup: float | None = Field(description="Float p50 over this p50, one at a time.")
     throughput_speedup: float | None = Field(description="This queries/s over the float one's.")
     footprint: Footprint
+    gain: Interval | None = Field(
+        default=None,
+        description="Of a form whose student was distilled further on its grid: score less that "
+        "of the same form without, paired; null for all others.",
+    )
     verdict: Literal["pass", "fail"]
     sentence: str = Field(description="The verdict in one line, with its figures.")
 

@@ -66,6 +66,9 @@ class QuantScheme:
 
 # onnxruntime's dynamic quantizer: weight_type QInt8, per_channel.
 ONNX_DYNAMIC: Final = QuantScheme()
+# What `compress/onnx_int8` writes: 7 bits for weights, a scale for each row of a table, the
+# classifier float.
+ONNX_INT8: Final = QuantScheme(reduced=True, tables="row", head=False)
 # compressed-tensors, weights alone, as `compress/compressed_tensors_export` writes them.
 W8A16: Final = QuantScheme(activations=False, tables="float", head=False)
 W4A16: Final = QuantScheme(bits=4, group=128, activations=False, tables="float", head=False)
@@ -133,7 +136,7 @@ def quantized(model: nn.Module, scheme: QuantScheme) -> int:
         raise UserError(
             "compress.quantization_aware",
             f"a {type(model).__name__} has no linear layers whose weights could be rounded",
-            action="use never, or a BERT- or Llama-like student",
+            action="use false, or a BERT- or Llama-like student",
         )
     return count
 
