@@ -17,6 +17,7 @@ Shapes: N samples, K thresholds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -24,8 +25,9 @@ import numpy.typing as npt
 from scipy.special import bdtr, betaincinv
 
 Floats = npt.NDArray[np.float64]
-GRID: Final = 200
-STARTS: Final = 8
+GRID: Final = 1_000
+# Where the tests start, as (1 - t) / error: from 1 down a calibrated confidence keeps the error.
+STARTS: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 class Threshold(NamedTuple):
@@ -81,20 +83,21 @@ def selective_threshold(
     delta: float = 0.05,
     *,
     grid: Floats | None = None,
-    starts: int = STARTS,
+    starts: Sequence[float] = STARTS,
 ) -> Threshold:
     """The lowest threshold at which the error of what the student answers is shown to be <= error.
 
     H_k: P(wrong | confidence >= t_k) > error. Given the number m_k accepted, the wrong ones are
     binomial, and p_k = P(Bin(m_k, error) <= wrong_k) is a valid p-value. The grid is walked from
-    high to low; every K/starts-th threshold brings delta/starts, and a rejected hypothesis hands
-    its level on to the next. All rejections hold together with probability 1 - delta.
+    high to low; each of the S starts brings delta/S, and a rejected hypothesis hands its level on
+    to the next. All rejections hold together with probability 1 - delta.
 
     Args:
         confidence: [N] in [0, 1].
         wrong: [N] of 0 and 1.
         grid: [K] thresholds, falling, chosen without these samples; `probability_grid()` if None.
-        starts: parts of delta. One start fails where the highest thresholds accept too few.
+        starts: the tests start at 1 - start * error, whatever the samples. One start alone fails
+            where the highest thresholds accept too few.
 
     Raises:
         ValueError: no samples, shapes that differ, values out of range or not finite.
@@ -106,15 +109,17 @@ def selective_threshold(
     thresholds = probability_grid() if grid is None else np.asarray(grid, dtype=np.float64)
     if not len(thresholds) or (np.diff(thresholds) >= 0).any():
         raise ValueError("thresholds must fall")
-    if not 1 <= starts <= len(thresholds):
-        raise ValueError(f"starts must be between 1 and the number of thresholds (got {starts})")
+    if not starts or not all(start >= 0 for start in starts):
+        raise ValueError(f"starts must be at least one, and at least 0 (got {starts})")
     counts, errors = _sums(score, loss, thresholds)
     p_values = np.where(
         counts > 0, bdtr(errors, np.maximum(counts, 1).astype(np.int64), error), 1.0
     )
     fresh = np.zeros(len(thresholds))
-    fresh[np.arange(starts) * len(thresholds) // starts] = delta / starts
-    best, best_level, level = None, 0.0, 0.0
+    first = np.searchsorted(-thresholds, error * np.asarray(starts, dtype=np.float64) - 1)
+    np.add.at(fresh, np.minimum(first, len(thresholds) - 1), delta / len(starts))
+    best: int | None = None
+    best_level = level = 0.0
     for k in range(len(thresholds)):
         level += fresh[k]
         if level > 0 and p_values[k] <= level:
