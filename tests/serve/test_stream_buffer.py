@@ -75,3 +75,10 @@ def test_student_that_fails_after_the_window_raises():
 def test_window_without_room_is_refused():
     with pytest.raises(ValueError, match="window"):
         chosen(Student("a"), lambda _: True, pieces=0)
+
+
+def test_student_is_closed_where_the_decision_fails():
+    student = Student("abcd")
+    with pytest.raises(ZeroDivisionError):
+        chosen(student, lambda _: 1 / 0)
+    assert student.closed

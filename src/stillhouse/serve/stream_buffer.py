@@ -57,7 +57,12 @@ async def choose_stream(
         closed = "late"
     except Exception:  # whatever the student's upstream raises, the teacher can still answer
         closed = "failed"
-    if held and closed in ("full", "ended") and accept(Window(tuple(held), closed)):
+    try:
+        takes = held and closed in ("full", "ended") and accept(Window(tuple(held), closed))
+    except BaseException:
+        await _close(student)
+        raise
+    if takes:
         return True, _rest(held, student)
     await _close(student)
     return False, teacher()
