@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stillhouse.core.optional import require
+from stillhouse.traffic.redact import DEFAULT_KINDS, Redactor
 
 
 def serve(
@@ -15,4 +17,10 @@ def serve(
 ) -> None:
     """Answer requests for teacher and student: an OpenAI-compatible server."""
     server = require("stillhouse.serve.server", extra="serve", needed_for="the gateway")
-    server.serve_file(file, typer.echo)
+    server.serve_file(file, typer.echo, redactor)
+
+
+def redactor(kinds: Sequence[str] | None) -> Callable[[str], str]:
+    """Takes personal data of some kinds out of a text; `None`: of the usual kinds."""
+    found = Redactor(DEFAULT_KINDS if kinds is None else kinds)
+    return lambda text: found.texts([text]).texts[0]

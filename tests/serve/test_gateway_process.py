@@ -22,6 +22,7 @@ ASK = {"model": "t", "messages": [{"role": "user", "content": "hello"}]}
 
 # The command alone: the whole command line takes seconds to import.
 SERVE = "import sys, pathlib, stillhouse.cli_serve as c; c.serve(pathlib.Path(sys.argv[1]))"
+SECRET = "0123456789abcdef"
 
 
 def started(path: Path, raw: dict[str, Any]) -> subprocess.Popen[str]:
@@ -31,7 +32,12 @@ def started(path: Path, raw: dict[str, Any]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "A": "sk-secret", "STILLHOUSE_ADMIN_KEY": "a"},
+        env={
+            **os.environ,
+            "A": "sk-secret",
+            "STILLHOUSE_ADMIN_KEY": "a",
+            "STILLHOUSE_PSEUDONYM_SECRET": SECRET,
+        },
     )
 
 

@@ -27,7 +27,7 @@ from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import ACTIONS, changed
 from stillhouse.serve.request_checks import parse_json
-from stillhouse.serve.seams import Parts
+from stillhouse.serve.seams import KeyStore, Parts
 
 _ROUTES: Final[Mapping[str, Kind]] = {
     "/v1/chat/completions": "chat",
@@ -170,6 +170,37 @@ def admin_app(
             )
         return _json(new.model_dump(mode="json"))
 
+    def key_store() -> KeyStore:
+        if parts.key_store is None:
+            raise ApiError(404, "Keys are in gateway.yaml: keys_in_store is off.", code="no_keys")
+        return parts.key_store
+
+    async def keys(request: Request) -> Response:
+        check(request)
+        found = await asyncio.to_thread(key_store().listed)
+        shown = [{**one._asdict(), "scopes": sorted(one.scopes)} for one in found]
+        return _json({"keys": shown})
+
+    async def make_key(request: Request) -> Response:
+        check(request)
+        store = key_store()
+        body = parse_json(await read_body(request.scope, request.receive, ADMIN_BODY), 8)
+        tenant, scopes = body.get("tenant"), body.get("scopes", ["*"])
+        if not isinstance(tenant, str) or not tenant:
+            raise ApiError(400, "tenant must be a string.", param="tenant")
+        if not isinstance(scopes, list) or not scopes:
+            raise ApiError(400, "scopes must be a list of strings.", param="scopes")
+        if not all(isinstance(one, str) and one for one in scopes):
+            raise ApiError(400, "scopes must be a list of strings.", param="scopes")
+        return _json({"key": await asyncio.to_thread(store.make, tenant, scopes, time.time())}, 201)
+
+    async def revoke_key(request: Request) -> Response:
+        check(request)
+        identity = str(request.path_params["id"])
+        if not await asyncio.to_thread(key_store().revoke, identity, time.time()):
+            raise ApiError(404, "There is no such key that holds.", code="key_not_found")
+        return _json({"revoked": identity})
+
     async def page(request: Request) -> Response:
         check(request)
         content = metrics.page(exchange.open_breakers())
@@ -182,6 +213,9 @@ def admin_app(
         routes=[
             Route("/state", states),
             Route("/tasks/{task:path}/{action}", act, methods=["POST"]),
+            Route("/keys", keys, methods=["GET"]),
+            Route("/keys", make_key, methods=["POST"]),
+            Route("/keys/{id}/revoke", revoke_key, methods=["POST"]),
             Route("/metrics", page),
             Route("/healthz", health),
         ],

@@ -12,28 +12,18 @@ import json
 import re
 import secrets
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from stillhouse.core.errors import UserError
-from stillhouse.serve.seams import Principal
+from stillhouse.serve.seams import KeyInfo, Principal
 from stillhouse.serve.tables import KEYS
 
 _FORM: Final = re.compile(r"sh-([0-9a-f]{12})-([A-Za-z0-9_-]{43})", re.ASCII)
 # Compared with where no key has the presented id, so that both cases take the same time.
 _NOBODY: Final = "0" * 64
-
-
-class KeyInfo(NamedTuple):
-    """A key as it may be shown: without its secret."""
-
-    id: str
-    tenant: str
-    scopes: frozenset[str]
-    made_at: float
-    revoked_at: float | None
 
 
 class StoredKeys:

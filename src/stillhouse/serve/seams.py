@@ -6,7 +6,7 @@ for those that say so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -76,6 +76,29 @@ class Keys(Protocol):
         """Who presents a key; `None`: nobody."""
 
 
+class KeyInfo(NamedTuple):
+    """A key as it may be shown: without its secret."""
+
+    id: str
+    tenant: str
+    scopes: frozenset[str]
+    made_at: float
+    revoked_at: float | None
+
+
+class KeyStore(Protocol):
+    """Keys that are made and revoked while the gateway runs; all of it may block."""
+
+    def make(self, tenant: str, scopes: Iterable[str], now: float) -> str:
+        """A new key: the only time that its text is seen."""
+
+    def revoke(self, identity: str, now: float) -> bool:
+        """Refuse a key from now on; False: there is none that holds."""
+
+    def listed(self) -> list[KeyInfo]:
+        """All keys, oldest first."""
+
+
 class Gate(Protocol):
     """Whether a student's answer may be shown."""
 
@@ -93,3 +116,4 @@ class Parts:
     log: Log
     keys: Keys | None = None
     gate: Gate | None = None
+    key_store: KeyStore | None = None

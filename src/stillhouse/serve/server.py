@@ -12,10 +12,11 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import aiohttp
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 
 from stillhouse.core.errors import StillhouseError, UserError
@@ -32,8 +33,12 @@ from stillhouse.serve.in_memory import (
 )
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import first_state
+from stillhouse.serve.private import Pseudonyms
 from stillhouse.serve.seams import Parts
+from stillhouse.serve.stored_parts import Redactors, StoredParts
 from stillhouse.serve.upstream import Upstream
+
+REFRESH_S: Final = 1.0
 
 
 class Address(NamedTuple):
@@ -89,9 +94,17 @@ class Gateway:
 
     Args:
         secrets: keys of the upstreams by name, and the admin's under an empty name.
+        refresh: called about once a second, in a thread, with Unix seconds.
     """
 
-    def __init__(self, file: GatewayFile, parts: Parts, secrets: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        file: GatewayFile,
+        parts: Parts,
+        secrets: Mapping[str, str],
+        refresh: Callable[[float], None] | None = None,
+    ) -> None:
+        self._refresh = refresh
         self._file = file
         self._parts = parts
         self._secrets = secrets
@@ -132,13 +145,27 @@ class Gateway:
             addresses = [Address(*one.getsockname()[:2]) for one in sockets]
             with _signals(self.stop):
                 told(addresses[0], addresses[1] if len(addresses) > 1 else None)
-                await asyncio.gather(
-                    *(
-                        server.serve(sockets=[one])
-                        for server, one in zip(self._servers, sockets, strict=True)
+                refreshing = asyncio.create_task(self._keep_fresh())
+                try:
+                    await asyncio.gather(
+                        *(
+                            server.serve(sockets=[one])
+                            for server, one in zip(self._servers, sockets, strict=True)
+                        )
                     )
-                )
+                finally:
+                    refreshing.cancel()
+                    await asyncio.gather(refreshing, return_exceptions=True)
             await exchange.drain()
+
+    async def _keep_fresh(self) -> None:
+        """What other gateways did, until cancelled; a database that is away is tried again."""
+        while self._refresh is not None:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                await asyncio.to_thread(self._refresh, time.time())
+            except (StillhouseError, SQLAlchemyError):
+                self.metrics.refresh_failures.inc()
 
     def _server(self, app: Starlette) -> _Server:
         return _Server(
@@ -184,12 +211,17 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(one)
 
 
-def serve_file(path: Path, say: Callable[[str], None]) -> None:
+def serve_file(path: Path, say: Callable[[str], None], redact: Redactors) -> None:
     """Serve a gateway.yaml until SIGTERM or SIGINT.
+
+    Args:
+        path: of the file.
+        say: hears the addresses, and at the end what became of the log.
+        redact: gives the redactor of some kinds of personal data; `None`: of the usual ones.
 
     Raises:
         UserError: the file cannot be used, or a variable with a key is not set.
-        StillhouseError: a port cannot be opened.
+        StillhouseError: a port cannot be opened, or the database not be reached.
     """
     file = load_gateway(path)
     for name, task in file.tasks.items():
@@ -197,9 +229,12 @@ def serve_file(path: Path, say: Callable[[str], None]) -> None:
             raise UserError(
                 f"tasks.{name}.fallback.calibrator", "is not read yet", action="use threshold alone"
             )
+    secrets = secrets_of(file)
+    stored: StoredParts | None = None
     if file.log.url is not None:
-        raise UserError("log.url", "is not written to yet", action="leave it out")
-    gateway = Gateway(file, memory_parts(file, kept=0), secrets_of(file))
+        stored = StoredParts(file, Pseudonyms.from_environment(), redact, time.time())
+    parts = memory_parts(file, kept=0) if stored is None else stored.parts
+    gateway = Gateway(file, parts, secrets, None if stored is None else stored.refresh)
 
     def told(listen: Address, admin: Address | None) -> None:
         say(f"serving {', '.join(file.tasks)} on {listen.url}/v1")
@@ -208,6 +243,14 @@ def serve_file(path: Path, say: Callable[[str], None]) -> None:
         if not file.needs_key:
             say("no client keys: whoever reaches the port is answered")
 
-    # uvloop where it is installed.
-    with asyncio.Runner(loop_factory=uvicorn.Config(app="").get_loop_factory()) as runner:
-        runner.run(gateway.run(told))
+    try:
+        # uvloop where it is installed.
+        with asyncio.Runner(loop_factory=uvicorn.Config(app="").get_loop_factory()) as runner:
+            runner.run(gateway.run(told))
+    finally:
+        if stored is not None:
+            counts = stored.close()
+            say(
+                f"traffic log: {counts.written:,} written, {counts.dropped:,} dropped, "
+                f"{counts.lost:,} lost"
+            )
