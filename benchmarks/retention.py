@@ -15,7 +15,8 @@ Light students are trained in three ways, with the same number of steps:
 
 Scored on the golden set's true answers; each sample's score is its mean over the seeds, so
 intervals rest on samples (reviews: on films). Every trained student is kept in .cache/retention
-with a digest of what it depends on: killed, the same command goes on.
+with a digest of what it depends on: killed, the same command goes on. The result keeps what it
+holds of tasks that were not asked for, each with its date.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import argparse
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from machine_line import save
+from machine_line import RESULTS, save
 from retention_data import TASKS, Sizes, write
 from retention_students import (
     Student,
@@ -278,14 +280,17 @@ def main() -> None:
         speed = speeds(recipes, root, 96) if arguments.until == "speed" else {}
         groups = groups_of(first, TASKS[task](sizes, CACHE / "packages").groups)
         teacher = teacher_scores(first, root)
-        result["tasks"][task] = report(recipes, cells, teacher, speed, groups)
+        told = report(recipes, cells, teacher, speed, groups)
+        result["tasks"][task] = {**told, "date": date.today().isoformat()}
     if arguments.small or arguments.until != "speed":
         print(json.dumps(result, indent=2))
         return
     command = "python benchmarks/retention.py --tasks " + " ".join(arguments.tasks)
     if arguments.sizes != list(GOALS):
         command += " --sizes " + " ".join(arguments.sizes)
-    save("retention", command, result)
+    before = json.loads((RESULTS / "retention.json").read_text(encoding="utf-8"))
+    others = {name: one for name, one in before["tasks"].items() if name not in result["tasks"]}
+    save("retention", command, {**result, "tasks": {**others, **result["tasks"]}})
 
 
 if __name__ == "__main__":
