@@ -16,7 +16,8 @@ Light students are trained in three ways, with the same number of steps:
 Scored on the golden set's true answers; each sample's score is its mean over the seeds, so
 intervals rest on samples (reviews: on films). Every trained student is kept in .cache/retention
 with a digest of what it depends on: killed, the same command goes on. The result keeps what it
-holds of tasks that were not asked for, each with its date.
+holds of tasks and sizes that were not asked for, each with its date; sizes of one task only where
+the teacher's score is the same.
 """
 
 from __future__ import annotations
@@ -232,9 +233,11 @@ def report(
         faster = speed[size]["qps"] / speed["teacher"]["qps"] if speed else None
         wanted = GOALS[size]
         rows[size] = {
+            "date": date.today().isoformat(),
             "parameters": next(c["parameters"] for one, c in cells.items() if one.size == size),
             "retention": kept.to_json(),
             "times faster": faster,
+            "speed": {name: speed[name] for name in ("teacher", size) if name in speed},
             "goal": {"retention": wanted[0], "times faster": wanted[1]},
             "reached": {
                 "retention": kept.estimate >= wanted[0],
@@ -244,7 +247,19 @@ def report(
             "arms": arms,
         }
     whole = bootstrap_mean(list(teacher), groups=groups)
-    return {"teacher": whole.to_json(), "students": rows, "speed": speed}
+    return {"teacher": whole.to_json(), "students": rows}
+
+
+def merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Tasks of an earlier result, and sizes of those of now beside the same teacher."""
+    tasks: dict[str, Any] = dict(before)
+    for name, one in now.items():
+        earlier = before.get(name)
+        same = earlier is not None and earlier["teacher"] == one["teacher"]
+        kept = earlier["students"] if earlier is not None and same else {}
+        rows = {**kept, **one["students"]}
+        tasks[name] = {**one, "students": {size: rows[size] for size in GOALS if size in rows}}
+    return tasks
 
 
 def main() -> None:
@@ -273,15 +288,14 @@ def main() -> None:
         cells = {}
         for seed in arguments.seeds:
             for size in arguments.sizes:
-                for arm in ARMS if size == arguments.sizes[0] else ARMS[:1]:
+                for arm in ARMS if size == "light" else ARMS[:1]:
                     student = Student(size, arm, seed)
                     cells[student] = trained(recipes[size], root, student)
                     print(task, student.name, float(np.mean(cells[student]["scores"])), flush=True)
         speed = speeds(recipes, root, 96) if arguments.until == "speed" else {}
         groups = groups_of(first, TASKS[task](sizes, CACHE / "packages").groups)
         teacher = teacher_scores(first, root)
-        told = report(recipes, cells, teacher, speed, groups)
-        result["tasks"][task] = {**told, "date": date.today().isoformat()}
+        result["tasks"][task] = report(recipes, cells, teacher, speed, groups)
     if arguments.small or arguments.until != "speed":
         print(json.dumps(result, indent=2))
         return
@@ -289,8 +303,7 @@ def main() -> None:
     if arguments.sizes != list(GOALS):
         command += " --sizes " + " ".join(arguments.sizes)
     before = json.loads((RESULTS / "retention.json").read_text(encoding="utf-8"))
-    others = {name: one for name, one in before["tasks"].items() if name not in result["tasks"]}
-    save("retention", command, {**result, "tasks": {**others, **result["tasks"]}})
+    save("retention", command, {**result, "tasks": merged(before["tasks"], result["tasks"])})
 
 
 if __name__ == "__main__":
