@@ -1,8 +1,8 @@
 """A text student as GGUF beside its float self: closeness, scores, tokens per second.
 
-    python benchmarks/gguf.py --student runs/quickstart/tune/model \\
+    python benchmarks/gguf_forms.py --student runs/quickstart/tune/model \\
         --gold runs/quickstart/traffic/golden.jsonl
-    python benchmarks/gguf.py --student embedded
+    python benchmarks/gguf_forms.py --student embedded
 
 Any text student's folder. Closeness is the mean KL over the whole vocabulary, in nats per position,
 over the first tokens of the given texts. With `--gold` (labelled queries of a classification task)
@@ -38,7 +38,7 @@ from stillhouse.models.gguf_engine import GgufEngine
 from stillhouse.models.loading import load_causal_lm, locate
 from stillhouse.models.student import open_student
 
-SHOWN = "python benchmarks/gguf.py"
+SHOWN = "python benchmarks/gguf_forms.py"
 WRITTEN = 64
 
 
@@ -76,7 +76,7 @@ def scored(
 
 
 def main() -> None:
-    """Export, compare, and save results/gguf.json."""
+    """Export, compare, and save results/gguf_forms.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--student", default="embedded")
     parser.add_argument("--gold", type=Path)
@@ -103,7 +103,7 @@ def main() -> None:
             lines[precision] = one(
                 Path(work), student, floats, precision, task, gold, texts, options
             )
-    save("gguf", f"{SHOWN} --student {options.student}", {"threads": options.threads, **lines})
+    save("gguf_forms", f"{SHOWN} --student {options.student}", {"threads": options.threads, **lines})
 
 
 def one(  # noqa: PLR0917 (what one line of the table needs)
