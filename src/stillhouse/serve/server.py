@@ -23,6 +23,7 @@ from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.serve.app import admin_app, client_app
 from stillhouse.serve.exchange import Exchange
 from stillhouse.serve.gateway_file import GatewayFile, load_gateway, secrets_of
+from stillhouse.serve.gateway_sections import StudentSection
 from stillhouse.serve.in_memory import (
     REMEMBERED,
     HashAssigner,
@@ -36,7 +37,8 @@ from stillhouse.serve.migration import first_state
 from stillhouse.serve.private import Pseudonyms
 from stillhouse.serve.seams import Parts
 from stillhouse.serve.stored_parts import Redactors, StoredParts
-from stillhouse.serve.upstream import Upstream
+from stillhouse.serve.student_upstream import StudentUpstream
+from stillhouse.serve.upstream import HttpUpstream, Upstream
 
 REFRESH_S: Final = 1.0
 
@@ -127,15 +129,13 @@ class Gateway:
         if file.admin is not None:
             sockets.append(_open(file.admin.host, file.admin.port))
         connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60)
-        async with aiohttp.ClientSession(
-            connector=connector, auto_decompress=True, cookie_jar=aiohttp.DummyCookieJar()
-        ) as session:
-            upstreams = {
-                name: Upstream(
-                    name, one, session, self._secrets.get(name), file.limits.answer_bytes
-                )
-                for name, one in file.upstreams.items()
-            }
+        async with (
+            aiohttp.ClientSession(
+                connector=connector, auto_decompress=True, cookie_jar=aiohttp.DummyCookieJar()
+            ) as session,
+            contextlib.AsyncExitStack() as closing,
+        ):
+            upstreams = await self._upstreams(session, closing)
             exchange = Exchange(upstreams, self._parts, self.metrics)
             apps = [client_app(file, self._parts, exchange, self.metrics)]
             if file.admin is not None:
@@ -157,6 +157,24 @@ class Gateway:
                     refreshing.cancel()
                     await asyncio.gather(refreshing, return_exceptions=True)
             await exchange.drain()
+
+    async def _upstreams(
+        self, session: aiohttp.ClientSession, closing: contextlib.AsyncExitStack
+    ) -> dict[str, Upstream]:
+        """Model servers, and students whose processes are ready."""
+        most = self._file.limits.answer_bytes
+        found: dict[str, Upstream] = {}
+        students: list[StudentUpstream] = []
+        for name, one in self._file.upstreams.items():
+            if isinstance(one, StudentSection):
+                students.append(StudentUpstream(name, one, most))
+                found[name] = students[-1]
+            else:
+                found[name] = HttpUpstream(name, one, session, self._secrets.get(name), most)
+        for student in students:
+            closing.push_async_callback(student.close)
+        await asyncio.gather(*(student.start() for student in students))
+        return found
 
     async def _keep_fresh(self) -> None:
         """What other gateways did, until cancelled; a database that is away is tried again."""
