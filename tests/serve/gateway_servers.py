@@ -242,7 +242,7 @@ def gateway(raw: dict[str, Any], **replaced: Any) -> Iterator[Running]:
 
     with _Loop() as loop:
         done = asyncio.run_coroutine_threadsafe(running.run(told), loop.loop)
-        assert ready.wait(10)
+        assert ready.wait(90)
         listen, admin = opened[0]
         assert admin is not None
         try:

@@ -115,17 +115,16 @@ class HfWriter(HfCompleter):
         row.tokens.append(token)
         if token in self._ends:
             row.finish = "stop"
-            return
-        decode = self._loaded.tokenizer.decode
-        text = decode(row.tokens, skip_special_tokens=True)
+        elif len(row.tokens) >= row.most:
+            row.finish = "length"
+        text = self._loaded.tokenizer.decode(row.tokens, skip_special_tokens=True)
         # A character in two tokens reads as U+FFFD until it is whole.
-        more = "" if text.endswith("\ufffd") else text[row.said :]
+        whole = row.finish is not None or not text.endswith("\ufffd")
+        more = text[row.said :] if whole else ""
         row.said += len(more)
-        if len(row.tokens) >= row.most:
-            more, row.finish = more or text[row.said :], "length"
         logprobs: tuple[TokenLogprob, ...] = ()
         most = row.asked.logprobs
-        if most is not None:
+        if most is not None and row.finish != "stop":
             last = draws.steps[-1:]
             logprobs = tuple(
                 one.model_copy(update={"top": one.top[:most]})
