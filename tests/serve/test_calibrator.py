@@ -15,9 +15,8 @@ from stillhouse.serve.calibrator import (
     fit_calibrator,
     fit_gate,
     gate_of_run,
-    load_gate,
-    save_gate,
 )
+from stillhouse.serve.gate_file import load_gate, save_gate
 
 
 def judged(n, seed):

@@ -19,9 +19,10 @@ import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 
-from stillhouse.core.errors import StillhouseError, UserError
+from stillhouse.core.errors import StillhouseError
 from stillhouse.serve.app import admin_app, client_app
 from stillhouse.serve.exchange import Exchange
+from stillhouse.serve.gates import check_student, gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile, load_gateway, secrets_of
 from stillhouse.serve.gateway_sections import StudentSection
 from stillhouse.serve.in_memory import (
@@ -30,7 +31,6 @@ from stillhouse.serve.in_memory import (
     ListedKeys,
     MemoryLog,
     MemoryStates,
-    ThresholdGate,
 )
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import first_state
@@ -73,21 +73,16 @@ def memory_parts(file: GatewayFile, kept: int = REMEMBERED) -> Parts:
             task.experiment.stages,
             now,
             student=task.student is not None,
-            threshold=task.fallback.threshold,
+            threshold=threshold_of(task),
         )
         for name, task in file.tasks.items()
     ]
-    thresholds = {
-        name: task.fallback.threshold
-        for name, task in file.tasks.items()
-        if task.fallback.threshold is not None
-    }
     return Parts(
         assigner=HashAssigner(file.tasks),
         states=MemoryStates(states),
         log=MemoryLog(kept),
         keys=ListedKeys(file.clients) if file.clients else None,
-        gate=ThresholdGate(thresholds) if thresholds else None,
+        gate=gate_of(file),
     )
 
 
@@ -174,6 +169,9 @@ class Gateway:
         for student in students:
             closing.push_async_callback(student.close)
         await asyncio.gather(*(student.start() for student in students))
+        fingerprints = {one.name: one.pool.fingerprint for one in students}
+        for name, task in self._file.tasks.items():
+            check_student(name, task, fingerprints.get(task.student or ""))
         return found
 
     async def _keep_fresh(self) -> None:
@@ -242,11 +240,6 @@ def serve_file(path: Path, say: Callable[[str], None], redact: Redactors) -> Non
         StillhouseError: a port cannot be opened, or the database not be reached.
     """
     file = load_gateway(path)
-    for name, task in file.tasks.items():
-        if task.fallback.calibrator is not None:
-            raise UserError(
-                f"tasks.{name}.fallback.calibrator", "is not read yet", action="use threshold alone"
-            )
     secrets = secrets_of(file)
     stored: StoredParts | None = None
     if file.log.url is not None:

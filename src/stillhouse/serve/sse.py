@@ -91,7 +91,18 @@ def without_usage(event: bytes) -> bytes:
     return b"data: " + json.dumps(chunk, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
-def without_logprobs(event: bytes) -> bytes:
+def own_logprobs(answer: dict[str, Any], alternatives: int | None) -> None:
+    """Leave of an answer's log-probabilities what the client asked for: so many alternatives a
+    token; `None`: no log-probabilities at all."""
+    for choice in answer.get("choices") or ():
+        if alternatives is None:
+            choice.pop("logprobs", None)
+            continue
+        for token in (choice.get("logprobs") or {}).get("content") or ():
+            token["top_logprobs"] = (token.get("top_logprobs") or [])[:alternatives]
+
+
+def with_own_logprobs(event: bytes, alternatives: int | None) -> bytes:
     """The event without the log-probabilities that the gateway itself asked for.
 
     Raises:
@@ -102,8 +113,7 @@ def without_logprobs(event: bytes) -> bytes:
     chunk = parsed(event)
     if chunk is None:
         return event
-    for choice in chunk.get("choices") or ():
-        choice.pop("logprobs", None)
+    own_logprobs(chunk, alternatives)
     return b"data: " + json.dumps(chunk, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 

@@ -74,7 +74,7 @@ def read_request(body: bytes, task: Task, runtime: Runtime, max_tokens: int) -> 
     modalities = asked.get("modalities")
     if modalities not in (None, ["text"]):
         raise _refused("modalities")
-    query = _query(asked.get("messages"), task)
+    query = query_of(asked.get("messages"), task)
     options = asked.get("stream_options")
     wants = isinstance(options, dict) and options.get("include_usage") is True
     shown = asked.get("top_logprobs")
@@ -102,7 +102,12 @@ def read_request(body: bytes, task: Task, runtime: Runtime, max_tokens: int) -> 
     )
 
 
-def _query(messages: object, task: Task) -> Query:
+def query_of(messages: object, task: Task) -> Query:
+    """The messages of a request as the query of the student's training.
+
+    Raises:
+        ApiError: 400 or 422: not text alone, or not of the task's form.
+    """
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages must be an array of messages.", param="messages")
     read = []
@@ -134,10 +139,10 @@ def _text(message: Mapping[str, Any], where: str) -> str:
     if isinstance(content, str):
         return well_formed(content)
     texts = []
-    for part in content if isinstance(content, list) else [None]:
-        known = isinstance(part, dict) and part.get("type", "text") in _TEXT_PARTS
-        text = part.get("text") if known else None
-        if not isinstance(text, str):
+    parts: list[Any] = content if isinstance(content, list) else [None]
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str) or part.get("type", "text") not in _TEXT_PARTS:
             raise ApiError(400, f"{where}.content is not text alone.", param=where)
         texts.append(text)
     return well_formed("\n".join(texts))
