@@ -229,17 +229,24 @@ def fit_gate(
     Raises:
         ValueError: as `fit_part`.
     """
-    return gate_from(halves(judged), error, delta, method, window)
+    split = halves(judged)
+    return gate_from(split, error, delta, method, window=window, heads=split)
 
 
 def gate_from(
-    split: Halves, error: float, delta: float, method: Choice, window: int | None
+    split: Halves,
+    error: float,
+    delta: float,
+    method: Choice,
+    *,
+    window: int | None,
+    heads: Halves,
 ) -> GateFile:
-    """`fit_gate`, with the halves given."""
+    """`fit_gate`, with the halves given; `heads` are those that have a window."""
     whole = fit_part(split, error, delta, method)
     head: Window | None = None
     if window is not None:
-        own = Halves(*([_head(one) for one in part if one.window] for part in split))
+        own = Halves(*([_head(one) for one in part if one.window] for part in heads))
         part = fit_part(own, error, delta, method)
         found = part.threshold
         head = Window(
