@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 
 from stillhouse.core.errors import DataError
+from stillhouse.core.hashing import unit_hash
 from stillhouse.core.jsonl import disk_errors
-from stillhouse.core.split import unit_hash
 from stillhouse.models.embedders import HashingEmbedder, Vectors
 
 MOST: Final = 4000  # training texts that are compared with

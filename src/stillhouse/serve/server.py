@@ -106,6 +106,7 @@ class Gateway:
         self._parts = parts
         self._secrets = secrets
         self._servers: list[_Server] = []
+        self.students: list[StudentUpstream] = []
         self.metrics = Metrics()
 
     def stop(self) -> None:
@@ -159,17 +160,16 @@ class Gateway:
         """Model servers, and students whose processes are ready."""
         most = self._file.limits.answer_bytes
         found: dict[str, Upstream] = {}
-        students: list[StudentUpstream] = []
         for name, one in self._file.upstreams.items():
             if isinstance(one, StudentSection):
-                students.append(StudentUpstream(name, one, most))
-                found[name] = students[-1]
+                self.students.append(StudentUpstream(name, one, most))
+                found[name] = self.students[-1]
             else:
                 found[name] = HttpUpstream(name, one, session, self._secrets.get(name), most)
-        for student in students:
+        for student in self.students:
             closing.push_async_callback(student.close)
-        await asyncio.gather(*(student.start() for student in students))
-        fingerprints = {one.name: one.pool.fingerprint for one in students}
+        await asyncio.gather(*(student.start() for student in self.students))
+        fingerprints = {one.name: one.pool.fingerprint for one in self.students}
         for name, task in self._file.tasks.items():
             check_student(name, task, fingerprints.get(task.student or ""))
         return found

@@ -68,9 +68,14 @@ class StudentPool:
             raise
 
     @property
+    def processes(self) -> list[StudentProcess]:
+        """Those that there are, open or not."""
+        return [one for one in self._processes if one is not None]
+
+    @property
     def pids(self) -> list[int]:
         """Of the processes that there are."""
-        return [one.pid for one in self._processes if one is not None and one.pid is not None]
+        return [one.pid for one in self.processes if one.pid is not None]
 
     def pick(self) -> StudentProcess | None:
         """The open process with the least to do."""
