@@ -78,10 +78,12 @@ class Stopper:
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         text = self._held + text
-        places = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if places:
+        # The one that is whole first, whatever the pieces are; of several the longest.
+        ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops]
+        found = [(end, at) for end, at in ends if at >= 0]
+        if found:
             self.stopped, self._held = True, ""
-            return text[: min(places)]
+            return text[: min(found)[1]]
         longest = max(len(stop) for stop in self._stops) - 1
         keep = next(
             (

@@ -78,7 +78,7 @@ def read_request(body: bytes, task: Task, runtime: Runtime, max_tokens: int) -> 
     options = asked.get("stream_options")
     wants = isinstance(options, dict) and options.get("include_usage") is True
     shown = asked.get("top_logprobs")
-    logprobs = (_whole(shown) if shown is not None else 0) if asked.get("logprobs") else None
+    logprobs = max(0, _whole(shown or 0)) if asked.get("logprobs") else None
     seed = asked.get("seed")
     most = asked.get("max_completion_tokens") or asked.get("max_tokens") or max_tokens
     closed = not runtime.writes or isinstance(task, ClassificationTask)
@@ -114,7 +114,7 @@ def query_of(messages: object, task: Task) -> Query:
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         role = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(message, dict) or role not in _ROLES:
+        if not isinstance(message, dict) or not isinstance(role, str) or role not in _ROLES:
             raise ApiError(400, f"{where}.role is none that the student reads.", param=where)
         if message.get("tool_calls") or message.get("function_call"):
             raise ApiError(400, f"{where} calls tools; the student knows none.", param=where)
@@ -142,7 +142,7 @@ def _text(message: Mapping[str, Any], where: str) -> str:
     parts: list[Any] = content if isinstance(content, list) else [None]
     for part in parts:
         text = part.get("text") if isinstance(part, dict) else None
-        if not isinstance(text, str) or part.get("type", "text") not in _TEXT_PARTS:
+        if not isinstance(text, str) or str(part.get("type", "text")) not in _TEXT_PARTS:
             raise ApiError(400, f"{where}.content is not text alone.", param=where)
         texts.append(text)
     return well_formed("\n".join(texts))
@@ -169,10 +169,9 @@ def _schema(wanted: object, runtime: Runtime, *, closed: bool) -> Mapping[str, A
     kind = wanted.get("type") if isinstance(wanted, dict) else None
     if closed or not runtime.schemas:
         raise _refused(f"response_format of type {kind}", param="response_format")
-    assert isinstance(wanted, dict)
     if kind == "json_object":
         return {"type": "object"}
-    inner: Any = wanted.get("json_schema")
+    inner: Any = wanted.get("json_schema") if isinstance(wanted, dict) else None
     schema = inner.get("schema") if isinstance(inner, dict) else None
     if kind != "json_schema" or not isinstance(schema, dict):
         raise ApiError(400, "response_format holds no schema.", param="response_format")
