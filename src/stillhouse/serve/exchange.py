@@ -222,8 +222,7 @@ class Exchange:
         hold: int | None = 0
         judge: Judge | None = None
         if turn.gate is not None:
-            # The first event of many servers holds no token.
-            hold = None if turn.gate.window is None else turn.gate.window + 1
+            hold = turn.gate.window
             judge = partial(self._sure.judge, turn.gate)
         relay = Relay(ask, send, headers, hold)
         error = await relay.run(stream.pieces(), judge)

@@ -6,7 +6,7 @@ become an error event. Knows no upstream.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from stillhouse.serve.sse import (
     EventTooLongError,
     joined,
     parsed,
+    tokens_in,
     with_own_logprobs,
     without_usage,
 )
@@ -41,8 +42,8 @@ class Relay:
     """Passes one stream on. `events` are those that came, for the log.
 
     Args:
-        hold: events that are held back until the judge has decided; 0 where there is none, `None`:
-            all of them.
+        hold: tokens that are held back until the judge has decided by them; 0 where there is no
+            judge, `None`: all of them.
     """
 
     def __init__(
@@ -68,18 +69,17 @@ class Relay:
         try:
             async for piece in pieces:
                 waiting += self._take(events.feed(piece))
-                full = self._hold is not None and len(self.events) >= self._hold
-                if waiting and (judge is None or (full and not self._finished)):
-                    if judge is not None:
-                        judge(self._ask, joined(self.events), whole=False)
-                        judge = None
+                if judge is not None and self._enough(waiting):
+                    judge(self._ask, joined(self.events), whole=False)
+                    judge = None
+                if waiting and judge is None:
                     await self._pass(waiting)
                     waiting = []
             waiting += self._take(events.end())
             if not self._finished:
                 raise UpstreamFailed("broke_off")
             if judge is not None:
-                judge(self._ask, joined(self.events), whole=True)
+                judge(self._ask, joined(self.events), whole=self._hold is None)
             await self._pass(waiting)
         except (UpstreamFailed, EventTooLongError, ValueError) as error:
             why = error.why if isinstance(error, UpstreamFailed) else "garbage"
@@ -91,6 +91,10 @@ class Relay:
             await self._pass([DONE])
         await self._send({"type": "http.response.body", "body": b""})
         return None
+
+    def _enough(self, waiting: Sequence[bytes]) -> bool:
+        """Whether there are tokens to judge by: what decides must not depend on how they came."""
+        return self._hold is not None and sum(map(tokens_in, waiting)) >= self._hold
 
     def _take(self, events: list[bytes]) -> list[bytes]:
         """Note what came. The first event tells whether it is a stream of answers at all."""

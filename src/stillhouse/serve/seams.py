@@ -128,7 +128,8 @@ class Gate(Protocol):
         """The probability that it is acceptable, and whether that is enough.
 
         Args:
-            whole: the features are of a whole answer, not of a stream's head.
+            whole: the features are of a whole answer, not of the head of a stream, which may be all
+                of it.
         """
 
 

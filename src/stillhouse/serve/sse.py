@@ -91,6 +91,21 @@ def without_usage(event: bytes) -> bytes:
     return b"data: " + json.dumps(chunk, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
+def tokens_in(event: bytes) -> int:
+    """How many tokens with their log-probabilities an event holds.
+
+    Raises:
+        ValueError: data that is no JSON.
+    """
+    choices = (parsed(event) or {}).get("choices")
+    count = 0
+    for choice in choices if isinstance(choices, list) else ():
+        told = choice.get("logprobs") if isinstance(choice, dict) else None
+        content = told.get("content") if isinstance(told, dict) else None
+        count += len(content) if isinstance(content, list) else 0
+    return count
+
+
 def own_logprobs(answer: dict[str, Any], alternatives: int | None) -> None:
     """Leave of an answer's log-probabilities what the client asked for: so many alternatives a
     token; `None`: no log-probabilities at all."""

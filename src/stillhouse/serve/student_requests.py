@@ -113,7 +113,7 @@ def query_of(messages: object, task: Task) -> Query:
     read = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
-        role = message.get("role") if isinstance(message, dict) else None
+        role: Any = message.get("role") if isinstance(message, dict) else None
         if not isinstance(message, dict) or not isinstance(role, str) or role not in _ROLES:
             raise ApiError(400, f"{where}.role is none that the student reads.", param=where)
         if message.get("tool_calls") or message.get("function_call"):
