@@ -33,7 +33,7 @@ from stillhouse.evaluate.fallback_frontier import (
 from stillhouse.evaluate.results import SetName
 from stillhouse.evaluate.scorers import scorers_for
 from stillhouse.models.confidence import agreement
-from stillhouse.models.novelty import FAMILIARITY, Novelty
+from stillhouse.models.novelty import FAMILIARITY, Novelty, load_novelty
 from stillhouse.pipeline import read_run_recipe
 from stillhouse.serve.calibrator import Choice, Halves, Judged, gate_from, halves
 from stillhouse.serve.features import answer_features, first_text
@@ -48,6 +48,8 @@ GATE: Final = "gate.json"
 NOVELTY: Final = "novelty.npz"
 BATCH: Final = 32
 DAY_S: Final = 86_400
+OF_LABELS: Final = ("logit", "margin", "certainty")
+OF_TEXTS: Final = ("logit", "min_logprob", "min_margin", "tokens")
 
 
 class Live(NamedTuple):
@@ -111,7 +113,9 @@ def calibrate(root: Path, wanted: Wanted, progress: Progress) -> Calibrated:
     opening = Opening(folder, str(head), recipe.task, "student", BATCH, recipe.teacher.max_tokens)
     progress.say(f"calibrate: asks {folder} about {len(held_out.queries):,} {wanted.samples}")
     brain = open_brain(opening)
-    novelty = _novelty(recipe, root) if wanted.novelty else None
+    out = wanted.out or root / FOLDER
+    out.mkdir(parents=True, exist_ok=True)
+    novelty = _novelty(recipe, root, out / NOVELTY) if wanted.novelty else None
     scored = _scored(
         recipe, brain, held_out, wanted, level=level, novelty=novelty, progress=progress
     )
@@ -124,15 +128,15 @@ def calibrate(root: Path, wanted: Wanted, progress: Progress) -> Calibrated:
     if wanted.live is not None:
         split, source, more = with_live(held, wanted.live)
         notes += more
-    out = wanted.out or root / FOLDER
-    out.mkdir(parents=True, exist_ok=True)
     gate = _gate(split, wanted, held, recipe).model_copy(
         update={
             "consistency": wanted.consistency,
             "task": recipe.task,
             "student": brain.voice.fingerprint,
             "source": source,
-            "novelty": None if novelty is None else _keep(novelty, out),
+            "novelty": None
+            if novelty is None
+            else NoveltyFile(file=NOVELTY, sha256=sha256_of(out / NOVELTY)),
         }
     )
     save_gate(out / GATE, gate)
@@ -244,17 +248,14 @@ def _set(recipe: Recipe, root: Path, name: SetName) -> EvaluationSet:
     raise UserError("--on", f"the run has no {name} set", action="take the other one")
 
 
-def _novelty(recipe: Recipe, root: Path) -> Novelty:
+def _novelty(recipe: Recipe, root: Path, place: Path) -> Novelty:
+    """The training texts' vectors as they are kept: what is fitted must be what is served."""
     path = RunFolder(root).stage("dataset") / "train.jsonl"
     texts = [recipe.task.input_text(one.to_query()) for one in read_records(path, Example)]
     if not texts:
         raise DataError(str(path), "holds no training texts")
-    return Novelty.of_texts(texts, recipe.seed)
-
-
-def _keep(novelty: Novelty, out: Path) -> NoveltyFile:
-    novelty.save(out / NOVELTY)
-    return NoveltyFile(file=NOVELTY, sha256=sha256_of(out / NOVELTY))
+    Novelty.of_texts(texts, recipe.seed).save(place)
+    return load_novelty(place)
 
 
 def _scored(
@@ -298,7 +299,7 @@ def _scored(
     for number, (status, body) in enumerate(answers):
         if status >= 400:
             continue
-        features = answer_features(body)
+        features = _used(answer_features(body))
         if near[number] is not None:
             features[FAMILIARITY] = float(near[number] or 0.0)
         text = first_text(body)
@@ -306,7 +307,7 @@ def _scored(
             features |= agreement([said(task, one) for one in (text, *others[number])])
         window: dict[str, float] | None = None
         if wanted.window is not None and often is None:
-            window = {**features, **answer_features(body, wanted.window)}
+            window = {**features, **_used(answer_features(body, wanted.window))}
         own = score(text, held_out.references[number])
         query = held_out.queries[number]
         group = query.id if held_out.groups is None else held_out.groups[number]
@@ -316,6 +317,12 @@ def _scored(
     if not found:
         raise UserError("--student", "answered none of the samples", value=len(answers))
     return found
+
+
+def _used(features: Mapping[str, float]) -> dict[str, float]:
+    """Of a label, what all classes say; of a text, what its tokens do. The others say it again."""
+    names = OF_LABELS if OF_LABELS[-1] in features else OF_TEXTS
+    return {name: features[name] for name in names if name in features}
 
 
 def _texts(body: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification
 
 from mobile_student import make_student
 from stillhouse.compress.gguf_export import export_gguf
@@ -34,26 +34,32 @@ def text_folder(folder: Path) -> Path:
 
 
 def taught_student(
-    folder: Path, texts: list[str], labels: list[str], names: tuple[str, ...], steps: int = 60
+    folder: Path, texts: list[str], labels: list[str], names: tuple[str, ...], steps: int = 40
 ) -> Path:
     """A tiny classifier that has learned these labels."""
     tokenizer = wordpiece()
-    make_student(folder)
+    tokenizer.model_max_length = 40
     torch.manual_seed(0)
-    model = BertForSequenceClassification.from_pretrained(
-        folder,
-        num_labels=len(names),
-        id2label=dict(enumerate(names)),
-        label2id={name: number for number, name in enumerate(names)},
-        ignore_mismatched_sizes=True,
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            id2label=dict(enumerate(names)),
+            label2id={name: number for number, name in enumerate(names)},
+        )
     )
-    batch = tokenizer(texts, padding=True, truncation=True, max_length=40, return_tensors="pt")
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
     wanted = torch.tensor([names.index(label) for label in labels])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(steps):
-        loss = model(**batch, labels=wanted).loss
-        loss.backward()
+        model(**batch, labels=wanted).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

@@ -26,6 +26,7 @@ from stillhouse.serve.gate_file import Calibrator, Features, GateFile, Method, W
 
 STEPS: Final = 50
 FOLDS: Final = 5
+LEAST_SPREAD: Final = 1e-4  # of a feature, over its mean: less is no feature
 METHODS: Final[tuple[Method, ...]] = ("logistic", "temperature", "isotonic")
 LOGIT: Final = "logit"
 Choice = Literal["auto", "logistic", "temperature", "isotonic"]
@@ -80,6 +81,11 @@ def fit_calibrator(
     x: Floats = np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
     if not np.isfinite(x).all():
         raise ValueError("every feature must be finite")
+    if method != "temperature":
+        # What does not vary here says nothing, and in units of its noise it would say anything.
+        varies = x.std(axis=0) > LEAST_SPREAD * np.maximum(1.0, np.abs(x.mean(axis=0)))
+        names = tuple(name for name, one in zip(names, varies, strict=True) if one)
+        x = x[:, varies]
     y = np.asarray(acceptable, dtype=np.float64)
     if method == "temperature":
         return _temperature(x[:, 0], y)
@@ -93,7 +99,6 @@ def fit_calibrator(
 def _logistic(names: tuple[str, ...], x: Floats, y: Floats) -> Calibrator:
     """Penalised maximum likelihood by Newton's steps; penalty |weights|^2 / 2, bias free."""
     means, scales = x.mean(axis=0), x.std(axis=0)
-    scales = np.where(scales > 0, scales, 1.0)
     z = np.column_stack([np.ones(len(x)), (x - means) / scales])
     penalty = np.diag([1e-6] + [1.0] * len(names))
     beta = np.zeros(z.shape[1])

@@ -131,6 +131,8 @@ class Gateway:
             ) as session,
             contextlib.AsyncExitStack() as closing,
         ):
+            for one in sockets:
+                closing.callback(one.close)
             upstreams = await self._upstreams(session, closing)
             exchange = Exchange(upstreams, self._parts, self.metrics)
             apps = [client_app(file, self._parts, exchange, self.metrics)]

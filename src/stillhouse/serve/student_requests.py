@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from pydantic import ValidationError
 
-from stillhouse.core.records import Message, Query, well_formed
+from stillhouse.core.records import Message, Query, Role, well_formed
 from stillhouse.core.tasks import ClassificationTask, Task
 from stillhouse.serve.api_errors import ApiError
 
@@ -118,7 +118,8 @@ def query_of(messages: object, task: Task) -> Query:
             raise ApiError(400, f"{where}.role is none that the student reads.", param=where)
         if message.get("tool_calls") or message.get("function_call"):
             raise ApiError(400, f"{where} calls tools; the student knows none.", param=where)
-        read.append(Message.model_construct(role=role, content=_text(message, where)))
+        known = cast("Role", role)
+        read.append(Message.model_construct(role=known, content=_text(message, where)))
     try:
         query = Query(id="request", messages=tuple(read))
     except ValidationError:
