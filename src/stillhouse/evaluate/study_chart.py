@@ -23,6 +23,7 @@ STYLE: Final = """
 .st .band{fill:#c85a00;fill-opacity:.13}.st .teacher{stroke:#4257d0;stroke-width:1.6}
 .st .gate{stroke:#b3261e;stroke-width:1.6;stroke-dasharray:7 4}
 .st .ceiling{stroke:#59616f;stroke-width:1.2;stroke-dasharray:2 4}
+.st .each .dot{fill-opacity:.45}
 .st .linear .dot{fill:#4d6b57}.st .linear .whisker{stroke:#4d6b57}
 .st .fail .dot{fill:#fff;stroke:#c85a00;stroke-width:2}
 .st .big .dot{fill:#4257d0}.st .big .whisker{stroke:#4257d0}
@@ -40,14 +41,17 @@ STYLE: Final = """
 
 
 class Dot(NamedTuple):
-    """A point with a vertical interval; `style` is one of `STYLE`'s, or empty; `name` is shown."""
+    """A point with a vertical interval; `style` is one of `STYLE`'s, or empty; `name` is shown.
+
+    `each` is one training of several, small beside their mean.
+    """
 
     x: float
     y: float
     low: float
     high: float
     name: str = ""
-    style: Literal["", "linear", "fail", "big", "chosen"] = ""
+    style: Literal["", "linear", "fail", "big", "chosen", "each"] = ""
     title: str = ""
 
 
@@ -235,7 +239,7 @@ def _dots(dots: Sequence[Dot], scale: _Scale) -> Iterator[Markup]:
         end = scale.x(dot.x) > WIDTH * 0.7
         yield Markup(
             '<g class="{}"><line class="whisker" x1="{}" x2="{}" y1="{}" y2="{}"/>'
-            '<circle class="dot" cx="{}" cy="{}" r="5.5"><title>{}</title></circle>'
+            '<circle class="dot" cx="{}" cy="{}" r="{}"><title>{}</title></circle>'
             '<text x="{}" y="{}" text-anchor="{}">{}</text></g>'
         ).format(
             dot.style,
@@ -245,6 +249,7 @@ def _dots(dots: Sequence[Dot], scale: _Scale) -> Iterator[Markup]:
             _px(scale.y(dot.high)),
             x,
             y,
+            2.5 if dot.style == "each" else 5.5,
             dot.title or f"{dot.name} {_percent(dot.y)}",
             _px(scale.x(dot.x) + (-11 if end else 11)),
             _px(scale.y(dot.y) + 5),
