@@ -55,13 +55,11 @@ def curve_chart(study: CurveStudy) -> Markup:
         ]
     levels = [
         Level("teacher", study.teacher.estimate, "teacher"),
-        Level("teacher less the margin", study.teacher.estimate - study.margin, "gate"),
+        Level("teacher less margin", study.teacher.estimate - study.margin, "gate"),
     ]
     line: list[Bend] = []
     if study.fit is not None:
-        levels.append(
-            Level("the student's ceiling, by the fit", study.fit.ceiling.estimate, "ceiling")
-        )
+        levels.append(Level("ceiling, by the fit", study.fit.ceiling.estimate, "ceiling"))
         line = [
             Bend(p.examples, p.score.estimate, p.score.low, p.score.high, p.beyond)
             for p in study.fit.drawn

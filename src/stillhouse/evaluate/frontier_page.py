@@ -63,7 +63,7 @@ def frontier_chart(study: FrontierStudy) -> Markup:
         Axes("USD per 1,000 queries (log scale)", metric, _usd_tick)
         if priced
         else Axes("parameters (log scale)", metric, summary.count),
-        levels=[Level("teacher less the margin", study.teacher.estimate - study.margin, "gate")],
+        levels=[Level("teacher less margin", study.teacher.estimate - study.margin, "gate")],
     )
 
 
@@ -96,7 +96,7 @@ def size_chart(study: FrontierStudy) -> Markup | None:
         ],
         levels=[
             Level("teacher", study.teacher.estimate, "teacher"),
-            Level("the students' ceiling, by the fit", fit.ceiling.estimate, "ceiling"),
+            Level("ceiling, by the fit", fit.ceiling.estimate, "ceiling"),
         ],
     )
 
@@ -117,7 +117,9 @@ def _style(study: FrontierStudy, one: SizedStudent) -> Literal["", "fail", "chos
 
 
 def _usd_tick(value: float) -> str:
-    return f"${value:.{max(0, -math.floor(math.log10(value) + 1e-9))}f}"
+    digits = max(0, 1 - math.floor(math.log10(value) + 1e-9))
+    text = f"{value:.{digits}f}"
+    return "$" + (text.rstrip("0").rstrip(".") if "." in text else text)
 
 
 def render_frontier(study: FrontierStudy) -> str:
