@@ -17,6 +17,7 @@ from stillhouse.serve.anthropic_stream import anthropic_stream, joined_messages,
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import PATHS, Ask, sent_body, translated
 from stillhouse.serve.features import answer_features
+from stillhouse.serve.gateway_sections import TaskSection
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.record_calls import Recorder, Went
 from stillhouse.serve.records import Variant
@@ -66,6 +67,7 @@ class Exchange:
         self._metrics = metrics
         self._recorder = Recorder(parts.log, metrics)
         self._shadows: dict[str, set[asyncio.Task[None]]] = {}
+        self.live = 0  # requests of clients that are in work, counted by who lets them in
 
     async def answer(self, ask: Ask, send: Send) -> None:
         """Answer it.
@@ -105,6 +107,11 @@ class Exchange:
             raise ApiError(failed.status, message, code=failed.why, retry_after=failed.retry_after)
         if ask.assignment.shadowed and ask.fell_back is None and ask.route != "embeddings":
             self._shadow_later(ask)
+
+    def spare(self, task: TaskSection) -> bool:
+        """Whether both of a task's upstreams have room for what can wait."""
+        names = [name for name in (task.teacher, task.student) if name is not None]
+        return all(self._upstreams[name].slots.spare for name in names)
 
     def open_breakers(self) -> dict[str, str]:
         """State of each upstream's breaker."""

@@ -18,6 +18,7 @@ from stillhouse.core.recipe_section import Section
 from stillhouse.serve.gateway_sections import (
     LOOPBACK,
     AdminSection,
+    BatchesSection,
     ClientKey,
     LimitsSection,
     ListenSection,
@@ -40,6 +41,7 @@ class GatewayFile(Section):
     tasks: dict[str, TaskSection] = Field(min_length=1)
     limits: LimitsSection = LimitsSection()
     log: LogSection = LogSection()
+    batches: BatchesSection | None = None
 
     @model_validator(mode="after")
     def _holds_together(self) -> GatewayFile:
@@ -58,6 +60,8 @@ class GatewayFile(Section):
             )
         if self.keys_in_store and self.log.url is None:
             raise ValueError("keys_in_store needs log.url")
+        if self.batches is not None and self.log.url is None:
+            raise ValueError("batches needs log.url")
         return self
 
     @property
