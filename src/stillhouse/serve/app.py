@@ -215,8 +215,8 @@ def admin_app(
         store = key_store()
         body = parse_json(await read_body(request.scope, request.receive, ADMIN_BODY), 8)
         tenant, scopes = body.get("tenant"), body.get("scopes", ["*"])
-        if not isinstance(tenant, str) or not tenant:
-            raise ApiError(400, "tenant must be a string.", param="tenant")
+        if not isinstance(tenant, str) or not tenant or not tenant.isprintable():
+            raise ApiError(400, "tenant must be a printable string.", param="tenant")
         if not isinstance(scopes, list) or not scopes:
             raise ApiError(400, "scopes must be a list of strings.", param="scopes")
         if not all(isinstance(one, str) and one for one in scopes):

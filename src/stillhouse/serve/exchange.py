@@ -117,9 +117,13 @@ class Exchange:
         """State of each upstream's breaker."""
         return {name: one.breaker.state for name, one in self._upstreams.items()}
 
-    async def drain(self) -> None:
-        """Wait for shadow calls."""
+    async def drain(self, seconds: float) -> None:
+        """Wait so long for shadow calls; then give them up."""
         tasks = [task for some in self._shadows.values() for task in some]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        for task in tasks:
+            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _upstream(self, ask: Ask, variant: Variant) -> Upstream:
@@ -181,7 +185,7 @@ class Exchange:
         if turn.gated:
             self._judge(ask, found)
             if not ask.own_logprobs:
-                for choice in found["choices"]:
+                for choice in found.get("choices") or ():
                     choice.pop("logprobs", None)
                 content = json.dumps(found, separators=(",", ":")).encode("ascii")
         if translated(ask, turn.upstream.section.kind):
@@ -331,4 +335,7 @@ def _translation(ask: Ask, found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_answer(found: Mapping[str, Any]) -> bool:
     """Whether a body is an answer of any of the APIs."""
-    return any(isinstance(found.get(name), list) for name in ("choices", "data", "content"))
+    return any(
+        isinstance(inner := found.get(name), list) and all(isinstance(one, dict) for one in inner)
+        for name in ("choices", "data", "content")
+    )

@@ -10,7 +10,10 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import lru_cache
+from ipaddress import ip_address
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import Ask, Route
@@ -103,6 +106,34 @@ class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 
 
+def _check_names(scope: Scope) -> None:
+    """Where no key is asked for, a page in this machine's browser must not reach the port: neither
+    under a name of its own that leads here, nor from another site.
+
+    Raises:
+        ApiError: 403.
+    """
+    host, origin = header(scope, b"host"), header(scope, b"origin")
+    if (host is None or _is_here(f"//{host}", any_address=True)) and (
+        origin is None or _is_here(origin, any_address=False)
+    ):
+        return
+    text = "Without client keys only this machine's own names are answered; give clients keys."
+    raise ApiError(403, text, code="foreign_name")
+
+
+@lru_cache(maxsize=256)
+def _is_here(url: str, *, any_address: bool) -> bool:
+    """Whether a URL names this machine; a bare address is no name that could lead elsewhere."""
+    try:
+        name = urlsplit(url).hostname or ""
+        if name == "localhost":
+            return True
+        return ip_address(name).is_loopback or any_address
+    except ValueError:
+        return False
+
+
 def admit(scope: Scope, parts: Parts) -> Principal:
     """Whose key a request shows.
 
@@ -110,6 +141,7 @@ def admit(scope: Scope, parts: Parts) -> Principal:
         ApiError: 401.
     """
     if parts.keys is None:
+        _check_names(scope)
         return ANYBODY
     shown = header(scope, b"authorization") or ""
     kind, _, key = shown.partition(" ")
@@ -154,6 +186,8 @@ class Front:
             await send(message)
 
         try:
+            if self._exchange.live > self._limits.open_requests:
+                raise ApiError(503, "Too many requests in work.", code="busy", retry_after=1)
             principal = admit(scope, self._parts)
             raw = await read_body(scope, receive, self._limits.body_bytes)
             ask = self._ask(scope, raw, request_id, started, principal)

@@ -61,6 +61,12 @@ class LimitsSection(Section):
     max_tokens: int = Field(default=200_000, ge=1, description="Of an answer, as the client asks.")
     n: int = Field(default=16, ge=1, description="Answers of one request.")
     answer_bytes: int = Field(default=32_000_000, ge=1, description="Of an upstream's answer.")
+    open_requests: int = Field(
+        default=2048, ge=1, description="Requests in work at a time; more get 503."
+    )
+    connections: int = Field(
+        default=4096, ge=1, description="Of clients, a port; more are closed at once."
+    )
 
 
 class RetrySection(Section):
@@ -205,7 +211,17 @@ class ClientKey(Section):
 
     tenant: str = Field(min_length=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    scopes: tuple[str, ...] = Field(default=("*",), description="Names of tasks, or feedback.")
+    scopes: tuple[str, ...] = Field(
+        default=("*",), description="Names of tasks, feedback, batches, or * for all."
+    )
+
+    @field_validator("tenant")
+    @classmethod
+    def _shown(cls, value: str) -> str:
+        # A line break would let a user of one tenant be taken for another tenant's.
+        if not value.isprintable():
+            raise ValueError("must be printable")
+        return value
 
 
 class LogSection(Section):

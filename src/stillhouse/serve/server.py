@@ -23,6 +23,7 @@ from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.serve.app import admin_app, client_app
 from stillhouse.serve.batch_job import Tools
 from stillhouse.serve.batch_runner import BatchRunner
+from stillhouse.serve.connections import limited
 from stillhouse.serve.exchange import Exchange
 from stillhouse.serve.front import Asks
 from stillhouse.serve.gateway_file import GatewayFile, load_gateway, secrets_of
@@ -168,7 +169,7 @@ class Gateway:
                     for task in working:
                         task.cancel()
                     await asyncio.gather(*working, return_exceptions=True)
-            await exchange.drain()
+            await exchange.drain(file.listen.drain_s)
 
     def _runner(self, exchange: Exchange) -> BatchRunner | None:
         """Who runs batches, where there are any."""
@@ -191,7 +192,9 @@ class Gateway:
         return _Server(
             uvicorn.Config(
                 app,
-                log_level="warning",
+                http=limited(self._file.limits.connections),
+                ws="none",
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 lifespan="off",
