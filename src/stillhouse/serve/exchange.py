@@ -36,9 +36,15 @@ _MESSAGES: Final = {
 }
 
 
-def base_headers(request_id: str, kind: bytes) -> list[tuple[bytes, bytes]]:
-    """Headers of every answer."""
-    return [(b"content-type", kind), (b"x-request-id", request_id.encode("ascii"))]
+def base_headers(
+    request_id: str, kind: bytes, *, anthropic: bool = False
+) -> list[tuple[bytes, bytes]]:
+    """Headers of every answer; Anthropic's clients look for the id under another name."""
+    identity = request_id.encode("ascii")
+    headers = [(b"content-type", kind), (b"x-request-id", identity)]
+    if anthropic:
+        headers.append((b"request-id", identity))
+    return headers
 
 
 async def respond(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
@@ -240,7 +246,7 @@ class Exchange:
             raise Unsure
 
     def _headers(self, ask: Ask, variant: Variant, kind: bytes) -> list[tuple[bytes, bytes]]:
-        headers = base_headers(ask.id, kind)
+        headers = base_headers(ask.id, kind, anthropic=ask.route == "messages")
         headers.append((b"x-stillhouse-variant", variant.encode("ascii")))
         if ask.fell_back is not None:
             headers.append((b"x-stillhouse-fallback", ask.fell_back.encode("ascii")))

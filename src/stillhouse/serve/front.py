@@ -319,7 +319,7 @@ async def _until_gone(work: Any, receive: Receive) -> None:
 
 async def refuse(send: Send, request_id: str, error: ApiError, *, anthropic: bool = False) -> None:
     """Send an error."""
-    headers = base_headers(request_id, JSON)
+    headers = base_headers(request_id, JSON, anthropic=anthropic)
     if error.retry_after is not None:
         seconds = max(1, round(error.retry_after))
         headers.append((b"retry-after", str(seconds).encode("ascii")))
