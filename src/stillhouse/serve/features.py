@@ -13,18 +13,16 @@ from typing import Any
 def answer_features(answer: Mapping[str, Any]) -> dict[str, float]:
     """Features of the first choice: mean and least token logprob, mean probability and least margin
     over the second candidate. Empty where the answer has no log-probabilities."""
-    choices = answer.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else {}
-    content = (first.get("logprobs") or {}).get("content")
-    if not isinstance(content, list):
-        return {}
     try:
+        content = answer["choices"][0]["logprobs"]["content"]
+        if not isinstance(content, list):
+            return {}
         found = [float(token["logprob"]) for token in content]
         ranked = [token.get("top_logprobs") or [] for token in content]
         margins = [
             float(top[0]["logprob"]) - float(top[1]["logprob"]) for top in ranked if len(top) > 1
         ]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return {}
     if not found or not all(one <= 0 for one in found):
         return {}

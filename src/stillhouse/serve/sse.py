@@ -102,40 +102,45 @@ def without_logprobs(event: bytes) -> bytes:
     chunk = parsed(event)
     if chunk is None:
         return event
-    for choice in chunk.get("choices") or ():
-        choice.pop("logprobs", None)
+    choices = chunk.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict):
+            choice.pop("logprobs", None)
     return b"data: " + json.dumps(chunk, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
 def joined(events: Iterable[bytes]) -> dict[str, Any]:
     """One chat answer out of the events of its stream: texts, tool calls, logprobs, usage.
 
-    Events that are no JSON are left out.
+    Events that are no JSON, or of another shape, are left out.
     """
     answer: dict[str, Any] = {"object": "chat.completion"}
     choices: dict[int, dict[str, Any]] = {}
     for event in events:
         try:
-            chunk = parsed(event)
-        except ValueError:
+            _join(answer, choices, parsed(event) or {})
+        except (KeyError, TypeError, ValueError, AttributeError):
             continue
-        if chunk is None:
-            continue
-        for name in ("id", "created", "model", "system_fingerprint", "service_tier", "usage"):
-            if chunk.get(name) is not None:
-                answer[name] = chunk[name]
-        for piece in chunk.get("choices") or ():
-            index = piece.get("index", 0)
-            choice = choices.setdefault(
-                index, {"index": index, "message": {"role": "assistant", "content": None}}
-            )
-            _add(choice, piece)
     answer["choices"] = [choices[index] for index in sorted(choices)]
     for choice in answer["choices"]:
         calls = choice["message"].get("tool_calls")
         if calls is not None:
             choice["message"]["tool_calls"] = [calls[place] for place in sorted(calls)]
     return answer
+
+
+def _join(
+    answer: dict[str, Any], choices: dict[int, dict[str, Any]], chunk: dict[str, Any]
+) -> None:
+    for name in ("id", "created", "model", "system_fingerprint", "service_tier", "usage"):
+        if chunk.get(name) is not None:
+            answer[name] = chunk[name]
+    for piece in chunk.get("choices") or ():
+        index = int(piece.get("index", 0))
+        choice = choices.setdefault(
+            index, {"index": index, "message": {"role": "assistant", "content": None}}
+        )
+        _add(choice, piece)
 
 
 def _add(choice: dict[str, Any], piece: dict[str, Any]) -> None:
@@ -147,7 +152,8 @@ def _add(choice: dict[str, Any], piece: dict[str, Any]) -> None:
     for call in delta.get("tool_calls") or ():
         calls = message.setdefault("tool_calls", {})
         known = calls.setdefault(
-            call.get("index", 0), {"type": "function", "function": {"name": "", "arguments": ""}}
+            int(call.get("index", 0)),
+            {"type": "function", "function": {"name": "", "arguments": ""}},
         )
         if call.get("id"):
             known["id"] = call["id"]

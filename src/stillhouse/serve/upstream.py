@@ -188,11 +188,12 @@ class Upstream:
         if refused > 0:
             raise UpstreamFailed("breaker_open", 503, refused)
         try:
-            await self.slots.take()
+            async with asyncio.timeout_at(ends):
+                await self.slots.take()
         except QueueFullError:
             self.breaker.abandoned()
             raise UpstreamFailed("queue_full", 429, 1) from None
-        except QueueWaitError:
+        except (QueueWaitError, TimeoutError):
             self.breaker.abandoned()
             raise UpstreamFailed("queue_wait", 503, 1) from None
         except BaseException:
