@@ -45,7 +45,7 @@ OPTIONS = {
     },
     "plan": {*STAGE_OPTIONS, "sample"},
     "curve": {*STAGE_OPTIONS, "sizes", "repeats", "same_steps", "point_usd"},
-    "frontier": {*STAGE_OPTIONS, "sizes", "students"},
+    "frontier": {*STAGE_OPTIONS, "sizes", "students", "repeats"},
     "pretrain": {*STAGE_OPTIONS, "until"},
     "forget": {"folders", "user", "dry_run", "as_json"},
     "teacher": set(),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,14 +21,17 @@ from starlette.routing import Route
 
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import Route as Kind
+from stillhouse.serve.batch_routes import admin_batch_routes, batch_routes
 from stillhouse.serve.exchange import Exchange
 from stillhouse.serve.feedback import outcome_of
-from stillhouse.serve.front import Front, admit, new_id, read_body
+from stillhouse.serve.front import ClientGoneError, Front, admit, new_id, read_body
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import ACTIONS, changed
 from stillhouse.serve.request_checks import parse_json
 from stillhouse.serve.seams import KeyStore, Parts
+from stillhouse.serve.tables import StoreError
+from stillhouse.serve.traffic_log import UnknownRequestError
 
 _ROUTES: Final[Mapping[str, Kind]] = {
     "/v1/chat/completions": "chat",
@@ -69,7 +73,31 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     return response
 
 
-_HANDLERS: Final[Any] = {ApiError: _api_error, HTTPException: _http_error}
+async def _unknown(_request: Request, _what: Exception) -> Response:
+    return _error(ApiError(404, "There is no such request.", code="request_not_found"))
+
+
+async def _no_store(_request: Request, _what: Exception) -> Response:
+    return _error(ApiError(503, "What is kept cannot be reached now.", retry_after=5))
+
+
+async def _gone(_request: Request, _what: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _crash(_request: Request, _what: Exception) -> Response:
+    return _error(ApiError(500, "The gateway failed; the request id says where to look."))
+
+
+_HANDLERS: Final[Any] = {
+    ApiError: _api_error,
+    HTTPException: _http_error,
+    UnknownRequestError: _unknown,
+    StoreError: _no_store,
+    SQLAlchemyError: _no_store,
+    ClientGoneError: _gone,
+    Exception: _crash,
+}
 
 
 def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Metrics) -> Starlette:
@@ -120,6 +148,7 @@ def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Met
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/v1/feedback", feedback, methods=["POST"]),
+            *batch_routes(file, parts),
             Route("/healthz", health),
         ],
         exception_handlers=_HANDLERS,
@@ -186,8 +215,8 @@ def admin_app(
         store = key_store()
         body = parse_json(await read_body(request.scope, request.receive, ADMIN_BODY), 8)
         tenant, scopes = body.get("tenant"), body.get("scopes", ["*"])
-        if not isinstance(tenant, str) or not tenant:
-            raise ApiError(400, "tenant must be a string.", param="tenant")
+        if not isinstance(tenant, str) or not tenant or not tenant.isprintable():
+            raise ApiError(400, "tenant must be a printable string.", param="tenant")
         if not isinstance(scopes, list) or not scopes:
             raise ApiError(400, "scopes must be a list of strings.", param="scopes")
         if not all(isinstance(one, str) and one for one in scopes):
@@ -216,6 +245,7 @@ def admin_app(
             Route("/keys", keys, methods=["GET"]),
             Route("/keys", make_key, methods=["POST"]),
             Route("/keys/{id}/revoke", revoke_key, methods=["POST"]),
+            *admin_batch_routes(parts, check),
             Route("/metrics", page),
             Route("/healthz", health),
         ],

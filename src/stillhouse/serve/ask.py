@@ -6,11 +6,12 @@ Knows the shapes of requests; asks nobody.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stillhouse.serve.anthropic_shapes import anthropic_request, openai_request
+from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.gateway_sections import TaskSection
 from stillhouse.serve.records import Assignment
 
@@ -98,10 +99,10 @@ def sent_body(
         body.pop("stream_options", None)
     if kind == "anthropic":
         if ask.route != "messages":
-            body = anthropic_request(body)
+            body = _translated(anthropic_request, body)
     else:
         if ask.route == "messages":
-            body = openai_request(body)
+            body = _translated(openai_request, body)
         if body.get("stream") and ask.route != "embeddings":
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         if alternatives:
@@ -115,3 +116,19 @@ def path_of(ask: Ask, kind: str) -> str:
     if kind == "anthropic":
         return PATHS["messages"]
     return PATHS["chat" if ask.route == "messages" else ask.route]
+
+
+def _translated(
+    translate: Callable[[Mapping[str, Any]], dict[str, Any]], body: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A request in the other API.
+
+    Raises:
+        ApiError: it cannot be said there, or is of no shape that either knows.
+    """
+    try:
+        return translate(body)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise ApiError(
+            400, "The request is not of the API's shape.", code="invalid_value"
+        ) from None

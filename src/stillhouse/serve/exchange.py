@@ -19,6 +19,7 @@ from stillhouse.serve.anthropic_stream import anthropic_stream, joined_messages,
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import Ask, path_of, sent_body, translated
 from stillhouse.serve.features import answer_features
+from stillhouse.serve.gateway_sections import TaskSection
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.record_calls import Recorder, Went
 from stillhouse.serve.records import Variant
@@ -38,9 +39,15 @@ _MESSAGES: Final = {
 }
 
 
-def base_headers(request_id: str, kind: bytes) -> list[tuple[bytes, bytes]]:
-    """Headers of every answer."""
-    return [(b"content-type", kind), (b"x-request-id", request_id.encode("ascii"))]
+def base_headers(
+    request_id: str, kind: bytes, *, anthropic: bool = False
+) -> list[tuple[bytes, bytes]]:
+    """Headers of every answer; Anthropic's clients look for the id under another name."""
+    identity = request_id.encode("ascii")
+    headers = [(b"content-type", kind), (b"x-request-id", identity)]
+    if anthropic:
+        headers.append((b"request-id", identity))
+    return headers
 
 
 async def respond(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
@@ -70,6 +77,7 @@ class Exchange:
         self._sure = Sureness(parts.gate, parts.states)
         self._recorder = Recorder(parts.log, metrics)
         self._shadows: dict[str, set[asyncio.Task[None]]] = {}
+        self.live = 0  # requests of clients that are in work, counted by who lets them in
 
     async def answer(self, ask: Ask, send: Send) -> None:
         """Answer it.
@@ -111,13 +119,22 @@ class Exchange:
         if ask.assignment.shadowed and ask.fell_back is None and ask.route != "embeddings":
             self._shadow_later(ask)
 
+    def spare(self, task: TaskSection) -> bool:
+        """Whether both of a task's upstreams have room for what can wait."""
+        names = [name for name in (task.teacher, task.student) if name is not None]
+        return all(self._upstreams[name].slots.spare for name in names)
+
     def open_breakers(self) -> dict[str, str]:
         """State of each upstream's breaker."""
         return {name: one.breaker.state for name, one in self._upstreams.items()}
 
-    async def drain(self) -> None:
-        """Wait for shadow calls."""
+    async def drain(self, seconds: float) -> None:
+        """Wait so long for shadow calls; then give them up."""
         tasks = [task for some in self._shadows.values() for task in some]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        for task in tasks:
+            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _upstream(self, ask: Ask, variant: Variant) -> Upstream:
@@ -234,7 +251,7 @@ class Exchange:
         self._record(ask, turn.variant, turn.upstream, 200, answer, error=error)
 
     def _headers(self, ask: Ask, variant: Variant, kind: bytes) -> list[tuple[bytes, bytes]]:
-        headers = base_headers(ask.id, kind)
+        headers = base_headers(ask.id, kind, anthropic=ask.route == "messages")
         headers.append((b"x-stillhouse-variant", variant.encode("ascii")))
         if ask.fell_back is not None:
             headers.append((b"x-stillhouse-fallback", ask.fell_back.encode("ascii")))
@@ -330,4 +347,7 @@ def _translation(ask: Ask, found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_answer(found: Mapping[str, Any]) -> bool:
     """Whether a body is an answer of any of the APIs."""
-    return any(isinstance(found.get(name), list) for name in ("choices", "data", "content"))
+    return any(
+        isinstance(inner := found.get(name), list) and all(isinstance(one, dict) for one in inner)
+        for name in ("choices", "data", "content")
+    )

@@ -25,19 +25,17 @@ def answer_features(answer: Mapping[str, Any], first: int | None = None) -> dict
     Args:
         first: tokens from the head that are looked at; `None`: all.
     """
-    choices = answer.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else {}
-    content = (choice.get("logprobs") or {}).get("content")
-    if not isinstance(content, list):
-        return {}
-    content = content[:first]
     try:
+        content = answer["choices"][0]["logprobs"]["content"]
+        if not isinstance(content, list):
+            return {}
+        content = content[:first]
         found = [float(token["logprob"]) for token in content]
         ranked = [
             [float(other["logprob"]) for other in token.get("top_logprobs") or ()]
             for token in content
         ]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return {}
     if not found or not all(one <= 0 for one in found):
         return {}

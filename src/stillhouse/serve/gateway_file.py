@@ -6,8 +6,10 @@ Every mistake becomes one line that names the key. Knows no server.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -19,6 +21,7 @@ from stillhouse.serve.gateway_sections import (
     LOOPBACK,
     AdminSection,
     AnyUpstreamSection,
+    BatchesSection,
     ClientKey,
     LimitsSection,
     ListenSection,
@@ -27,6 +30,9 @@ from stillhouse.serve.gateway_sections import (
     TaskSection,
     UpstreamSection,
 )
+
+SHORTEST_ADMIN_KEY: Final = 16
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 class GatewayFile(Section):
@@ -42,6 +48,7 @@ class GatewayFile(Section):
     tasks: dict[str, TaskSection] = Field(min_length=1)
     limits: LimitsSection = LimitsSection()
     log: LogSection = LogSection()
+    batches: BatchesSection | None = None
 
     @field_validator("upstreams", mode="before")
     @classmethod
@@ -70,6 +77,8 @@ class GatewayFile(Section):
             )
         if self.keys_in_store and self.log.url is None:
             raise ValueError("keys_in_store needs log.url")
+        if self.batches is not None and self.log.url is None:
+            raise ValueError("batches needs log.url")
         return self
 
     @property
@@ -133,10 +142,23 @@ def secrets_of(file: GatewayFile, environment: Mapping[str, str] = os.environ) -
     found: dict[str, str] = {}
     for name, variable in wanted.items():
         field = f"upstreams.{name}.api_key_env" if name else "admin.key_env"
+        if not _VARIABLE.fullmatch(variable):
+            # It may be the key itself, which must not be shown.
+            raise UserError(
+                field, "is not the name of a variable", action="put the key in one, name it here"
+            )
         value = environment.get(variable, "").strip()
         if not value:
             raise UserError(field, f"the variable {variable} is not set", action="export it")
         if not value.isascii() or not value.isprintable():
             raise UserError(field, f"the variable {variable} holds what no key may hold")
+        if not name and file.admin is not None and file.admin.host not in LOOPBACK:
+            if len(value) < SHORTEST_ADMIN_KEY:
+                raise UserError(
+                    field,
+                    f"is shorter than {SHORTEST_ADMIN_KEY} characters, and admin.host is not "
+                    "loopback",
+                    action="make one with: openssl rand -hex 32",
+                )
         found[name] = value
     return found

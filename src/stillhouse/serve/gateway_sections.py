@@ -62,6 +62,12 @@ class LimitsSection(Section):
     max_tokens: int = Field(default=200_000, ge=1, description="Of an answer, as the client asks.")
     n: int = Field(default=16, ge=1, description="Answers of one request.")
     answer_bytes: int = Field(default=32_000_000, ge=1, description="Of an upstream's answer.")
+    open_requests: int = Field(
+        default=2048, ge=1, description="Requests in work at a time; more get 503."
+    )
+    connections: int = Field(
+        default=4096, ge=1, description="Of clients, a port; more are closed at once."
+    )
 
 
 class RetrySection(Section):
@@ -236,7 +242,17 @@ class ClientKey(Section):
 
     tenant: str = Field(min_length=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    scopes: tuple[str, ...] = Field(default=("*",), description="Names of tasks, or feedback.")
+    scopes: tuple[str, ...] = Field(
+        default=("*",), description="Names of tasks, feedback, batches, or * for all."
+    )
+
+    @field_validator("tenant")
+    @classmethod
+    def _shown(cls, value: str) -> str:
+        # A line break would let a user of one tenant be taken for another tenant's.
+        if not value.isprintable():
+            raise ValueError("must be printable")
+        return value
 
 
 class LogSection(Section):
@@ -250,4 +266,34 @@ class LogSection(Section):
     queue: int = Field(default=10_000, ge=1, description="Records that wait to be written.")
     redact: tuple[str, ...] | None = Field(
         default=None, description="Kinds of personal data; None: the usual ones."
+    )
+
+
+class BatchesSection(Section):
+    """Files and batches; kept in the log's database. Left out: the gateway has neither."""
+
+    file_bytes: int = Field(default=100_000_000, ge=1, description="Of one uploaded file.")
+    tenant_bytes: int = Field(
+        default=2_000_000_000, ge=1, description="Of a tenant's files together; more is refused."
+    )
+    uploads: int = Field(default=4, ge=1, description="Uploads at a time; more get 429.")
+    requests: int = Field(default=50_000, ge=1, le=1_000_000, description="Lines of one batch.")
+    unfinished: int = Field(
+        default=20, ge=1, description="Batches of a tenant that are not done; more get 429."
+    )
+    running: int = Field(default=4, ge=1, le=100, description="Batches at a time, a gateway.")
+    concurrent: int = Field(
+        default=8, ge=1, description="Lines in work at a time, of all batches, a gateway."
+    )
+    live_most: int = Field(
+        default=8,
+        ge=0,
+        description="Open live requests beyond which one line at a time goes on.",
+    )
+    attempts: int = Field(
+        default=3, ge=1, le=20, description="Tries of a line that may have been paid for."
+    )
+    window_h: float = Field(default=24, gt=0, le=720, description="Until a batch expires.")
+    retention_days: float = Field(
+        default=30, gt=0, description="Files and ended batches are deleted after it, at the latest."
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from stillhouse.core.gateway_log import GatewayCall
+from stillhouse.serve.batches import BatchWork
 from stillhouse.serve.records import Assignment, Decision, ExperimentState, Outcome, Served
 
 
@@ -144,3 +145,4 @@ class Parts:
     keys: Keys | None = None
     gate: Gate | None = None
     key_store: KeyStore | None = None
+    batches: BatchWork | None = None

@@ -21,7 +21,11 @@ from starlette.applications import Starlette
 
 from stillhouse.core.errors import StillhouseError
 from stillhouse.serve.app import admin_app, client_app
+from stillhouse.serve.batch_job import Tools
+from stillhouse.serve.batch_runner import BatchRunner
+from stillhouse.serve.connections import limited
 from stillhouse.serve.exchange import Exchange
+from stillhouse.serve.front import Asks
 from stillhouse.serve.gates import check_student, gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile, load_gateway, secrets_of
 from stillhouse.serve.gateway_sections import StudentSection
@@ -107,12 +111,15 @@ class Gateway:
         self._secrets = secrets
         self._servers: list[_Server] = []
         self.students: list[StudentUpstream] = []
+        self._batches: BatchRunner | None = None
         self.metrics = Metrics()
 
     def stop(self) -> None:
         """Take no more requests, finish those that are open, and end."""
         for server in self._servers:
             server.should_exit = True
+        if self._batches is not None:
+            self._batches.stop()
 
     async def run(self, told: Callable[[Address, Address | None], None]) -> None:
         """Serve until stopped; `told` hears the addresses once both ports are open.
@@ -135,6 +142,7 @@ class Gateway:
                 closing.callback(one.close)
             upstreams = await self._upstreams(session, closing)
             exchange = Exchange(upstreams, self._parts, self.metrics)
+            self._batches = self._runner(exchange)
             apps = [client_app(file, self._parts, exchange, self.metrics)]
             if file.admin is not None:
                 key = self._secrets[""]
@@ -143,7 +151,9 @@ class Gateway:
             addresses = [Address(*one.getsockname()[:2]) for one in sockets]
             with _signals(self.stop):
                 told(addresses[0], addresses[1] if len(addresses) > 1 else None)
-                refreshing = asyncio.create_task(self._keep_fresh())
+                working = [asyncio.create_task(self._keep_fresh())]
+                if self._batches is not None:
+                    working.append(asyncio.create_task(self._batches.run()))
                 try:
                     await asyncio.gather(
                         *(
@@ -152,9 +162,20 @@ class Gateway:
                         )
                     )
                 finally:
-                    refreshing.cancel()
-                    await asyncio.gather(refreshing, return_exceptions=True)
-            await exchange.drain()
+                    if self._batches is not None:
+                        await self._batches.drain(file.listen.drain_s)
+                    for task in working:
+                        task.cancel()
+                    await asyncio.gather(*working, return_exceptions=True)
+            await exchange.drain(file.listen.drain_s)
+
+    def _runner(self, exchange: Exchange) -> BatchRunner | None:
+        """Who runs batches, where there are any."""
+        section, work = self._file.batches, self._parts.batches
+        if section is None or work is None:
+            return None
+        asks = Asks(self._file, self._parts)
+        return BatchRunner(Tools(self._file, section, exchange, asks, work, self.metrics))
 
     async def _upstreams(
         self, session: aiohttp.ClientSession, closing: contextlib.AsyncExitStack
@@ -189,7 +210,9 @@ class Gateway:
         return _Server(
             uvicorn.Config(
                 app,
-                log_level="warning",
+                http=limited(self._file.limits.connections),
+                ws="none",
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 lifespan="off",

@@ -12,6 +12,7 @@ from typing import Final
 from sqlalchemy.engine import Engine
 
 from stillhouse.core.errors import UserError
+from stillhouse.serve.batches import BatchWork
 from stillhouse.serve.gates import gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.in_memory import HashAssigner, ListedKeys
@@ -63,6 +64,8 @@ class StoredParts:
         self._engine: Engine = open_database(file.log.url)
         self._retention = file.log.retention_days
         self._swept = 0.0
+        self._work = None if file.batches is None else BatchWork(self._engine)
+        self._batches_kept_s = 0.0 if file.batches is None else file.batches.retention_days * DAY_S
         self._one = threading.Lock()
         self._states = StoredStates(self._engine)
         self._keys = StoredKeys(self._engine)
@@ -83,6 +86,7 @@ class StoredParts:
             keys=EitherKeys(*keys) if keys else None,
             gate=gate_of(file),
             key_store=self._keys if file.keys_in_store else None,
+            batches=self._work,
         )
 
     def refresh(self, now: float) -> None:
@@ -94,9 +98,13 @@ class StoredParts:
         with self._one:
             self._states.refresh()
             self._keys.refresh()
-            if self._retention is not None and now - self._swept >= SWEEP_S:
-                self._swept = now
+            if now - self._swept < SWEEP_S:
+                return
+            self._swept = now
+            if self._retention is not None:
                 delete_before(self._engine, now - self._retention * DAY_S)
+            if self._work is not None:
+                self._work.sweep(now, self._batches_kept_s)
 
     def close(self) -> LogCounts:
         """Write what waits and let the database go. Blocks."""

@@ -78,6 +78,10 @@ class Upstream(Protocol):
     def breaker(self) -> Health:
         """Whether it is up."""
 
+    @property
+    def slots(self) -> Slots:
+        """Its queue."""
+
     def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Of one request, by the configured price."""
 
@@ -248,11 +252,12 @@ class HttpUpstream:
         if refused > 0:
             raise UpstreamFailed("breaker_open", 503, refused)
         try:
-            await self.slots.take()
+            async with asyncio.timeout_at(ends):
+                await self.slots.take()
         except QueueFullError:
             self.breaker.abandoned()
             raise UpstreamFailed("queue_full", 429, 1) from None
-        except QueueWaitError:
+        except (QueueWaitError, TimeoutError):
             self.breaker.abandoned()
             raise UpstreamFailed("queue_wait", 503, 1) from None
         except BaseException:
