@@ -53,6 +53,27 @@ OPTIONS = {
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
     "compress": {*STAGE_OPTIONS, "student"},
     "serve": {"file"},
+    "calibrate": {
+        "run",
+        "error",
+        "delta",
+        "method",
+        "samples",
+        "acceptable",
+        "student",
+        "window",
+        "novelty",
+        "repeats",
+        "temperature",
+        "log",
+        "task",
+        "days",
+        "outcomes",
+        "student_usd",
+        "teacher_usd",
+        "out",
+        "as_json",
+    },
 }
 
 
