@@ -19,7 +19,7 @@ from stillhouse.serve.sse import (
     joined,
     parsed,
     tokens_in,
-    with_own_logprobs,
+    without_logprobs,
     without_usage,
 )
 from stillhouse.serve.upstream import UpstreamFailed
@@ -117,7 +117,7 @@ class Relay:
                 events = [without_usage(event) for event in events]
             if self._strip_logprobs:
                 own = self._ask.own_alternatives
-                events = [with_own_logprobs(event, own) for event in events]
+                events = [without_logprobs(event, own) for event in events]
         body = b"".join(events)
         if not body:
             return

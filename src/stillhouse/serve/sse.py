@@ -122,7 +122,7 @@ def _objects(value: object) -> list[dict[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def with_own_logprobs(event: bytes, alternatives: int | None) -> bytes:
+def without_logprobs(event: bytes, alternatives: int | None = None) -> bytes:
     """The event without the log-probabilities that the gateway itself asked for.
 
     Raises:

@@ -8,8 +8,9 @@ frames; knows no socket.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -29,6 +30,8 @@ from stillhouse.serve.student_frames import Frame
 from stillhouse.serve.student_requests import Asked, Runtime, read_request
 
 FINGERPRINT_DIGITS: Final = 16
+SPREAD: Final = 1.25
+FEW_CHARS: Final = 12
 Believe = Callable[[Sequence[Query]], Sequence[Completion]]
 
 
@@ -89,24 +92,44 @@ class _Reading:
 
 
 class LabelBrain(_Reading):
-    """Answers with labels, a batch at a time."""
+    """Answers with labels, a batch at a time.
 
-    def __init__(self, opening: Opening, voice: Voice, believe: Believe) -> None:
+    Args:
+        spread: how much longer the longest text of a run of the model may be than the shortest.
+            On a CPU a padded token costs as much as any, and larger batches save little.
+    """
+
+    def __init__(
+        self, opening: Opening, voice: Voice, believe: Believe, spread: float = SPREAD
+    ) -> None:
         super().__init__(opening, voice, Runtime(writes=False))
-        self._believe = believe
+        self._believe, self._spread = believe, spread
 
     def answer(self, jobs: Sequence[Frame], around: Around) -> None:
         """See `Brain`."""
-        asked = self._read(jobs, around.send)
-        if not asked:
-            return
-        frames = []
-        for (number, one), said in zip(asked, self._all(asked), strict=True):
-            if isinstance(said, ApiError):
-                frames.append(refusal(number, said))
-            else:
-                frames.append(label_answer(number, one, said, self.voice))
-        around.send(b"".join(frames))
+        for asked in self._alike(self._read(jobs, around.send)):
+            frames = []
+            for (number, one), said in zip(asked, self._all(asked), strict=True):
+                if isinstance(said, ApiError):
+                    frames.append(refusal(number, said))
+                else:
+                    frames.append(label_answer(number, one, said, self.voice))
+            around.send(b"".join(frames))
+
+    def _alike(self, asked: list[tuple[int, Asked]]) -> Iterator[list[tuple[int, Asked]]]:
+        """Requests of about one length together, the shortest first."""
+
+        def length(one: tuple[int, Asked]) -> int:
+            return len(one[1].query.last_user_text)
+
+        group: list[tuple[int, Asked]] = []
+        for one in sorted(asked, key=length):
+            if group and length(one) > self._spread * length(group[0]) + FEW_CHARS:
+                yield group
+                group = []
+            group.append(one)
+        if group:
+            yield group
 
     def _all(self, asked: Sequence[tuple[int, Asked]]) -> Sequence[Completion | ApiError]:
         try:
@@ -222,7 +245,8 @@ def open_brain(opening: Opening) -> Brain:
         student = open_artefact(folder, opening.task, opening.head, opening.max_batch)
     if kind == "gguf":
         return _llama_text(opening, voice, student)
-    return LabelBrain(opening, voice, _labels(student))
+    on_cpu = student.info.notes.get("device", "cpu") == "cpu"
+    return LabelBrain(opening, voice, _labels(student), SPREAD if on_cpu else math.inf)
 
 
 def _labels(student: Any) -> Believe:
