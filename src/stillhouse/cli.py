@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stillhouse import __version__
+from stillhouse.cli_calibrate import calibrate
 from stillhouse.cli_compress import compress
 from stillhouse.cli_images import images
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
@@ -72,6 +73,7 @@ app.command()(pretrain)
 app.command()(images)
 app.command()(speculate)
 app.command()(serve)
+app.command()(calibrate)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]

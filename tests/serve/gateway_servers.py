@@ -244,7 +244,9 @@ def gateway(raw: dict[str, Any], **replaced: Any) -> Iterator[Running]:
 
     with _Loop() as loop:
         done = asyncio.run_coroutine_threadsafe(running.run(told), loop.loop)
-        assert ready.wait(10)
+        while not ready.wait(0.02):
+            if done.done():
+                done.result()
         listen, admin = opened[0]
         assert admin is not None
         try:

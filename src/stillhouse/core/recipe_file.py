@@ -151,13 +151,16 @@ def _plain(kind: str, message: str, context: Mapping[str, Any]) -> str:
 
 
 _TASK_KINDS = ("classification", "extraction", "generation")
+_UPSTREAM_KINDS = ("openai", "anthropic", "student")
 
 
 def _is_choice(location: Sequence[str | int], index: int) -> bool:
-    """Whether a part of a location is no key: pydantic puts the kind it chose there, of the task or
-    of a term, or the form that a value was read as."""
-    if index == 1 and location[0] == "task":
-        return location[1] in _TASK_KINDS
+    """Whether a part of a location is no key: pydantic puts the kind it chose there, of the task,
+    a term or a gateway's upstream, or the form that a value was read as."""
+    if index >= 1 and location[index - 1] == "task":
+        return location[index] in _TASK_KINDS
+    if index == 2 and location[0] == "upstreams":
+        return location[2] in _UPSTREAM_KINDS
     in_terms = index >= 3 and location[:2] in (("train", "terms"), ("objective", "terms"))
     return in_terms and (index == 3 or "[" in str(location[index]))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stillhouse.core.errors import RecipeError, UserError
 from stillhouse.core.recipe_file import parse_as
@@ -20,11 +20,13 @@ from stillhouse.core.recipe_section import Section
 from stillhouse.serve.gateway_sections import (
     LOOPBACK,
     AdminSection,
+    AnyUpstreamSection,
     BatchesSection,
     ClientKey,
     LimitsSection,
     ListenSection,
     LogSection,
+    StudentSection,
     TaskSection,
     UpstreamSection,
 )
@@ -42,11 +44,21 @@ class GatewayFile(Section):
         default=(), description="Keys that are let in; none: everybody who reaches the port."
     )
     keys_in_store: bool = Field(default=False, description="Client keys are in the log's database.")
-    upstreams: dict[str, UpstreamSection] = Field(min_length=1)
+    upstreams: dict[str, AnyUpstreamSection] = Field(min_length=1)
     tasks: dict[str, TaskSection] = Field(min_length=1)
     limits: LimitsSection = LimitsSection()
     log: LogSection = LogSection()
     batches: BatchesSection | None = None
+
+    @field_validator("upstreams", mode="before")
+    @classmethod
+    def _kind_may_be_left_out(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: {"kind": "openai", **one} if isinstance(one, dict) else one
+            for name, one in value.items()
+        }
 
     @model_validator(mode="after")
     def _holds_together(self) -> GatewayFile:
@@ -93,7 +105,25 @@ def load_gateway(path: Path) -> GatewayFile:
         raise RecipeError(str(path), f"is not valid YAML: {error}", action="mend it") from None
     if not isinstance(raw, dict):
         raise RecipeError(str(path), "is not a mapping of sections", action="see docs/gateway.md")
-    return parse_as(GatewayFile, raw, str(path))
+    return _seen_from(path.parent, parse_as(GatewayFile, raw, str(path)))
+
+
+def _seen_from(base: Path, file: GatewayFile) -> GatewayFile:
+    """Relative paths of students and calibrators are relative to the file's folder."""
+    upstreams = {
+        name: one.model_copy(update={"path": base / one.path.expanduser()})
+        if isinstance(one, StudentSection)
+        else one
+        for name, one in file.upstreams.items()
+    }
+    tasks = {}
+    for name, task in file.tasks.items():
+        if task.fallback.calibrator is not None:
+            place = base / task.fallback.calibrator.expanduser()
+            fallback = task.fallback.model_copy(update={"calibrator": place})
+            task = task.model_copy(update={"fallback": fallback})
+        tasks[name] = task
+    return file.model_copy(update={"upstreams": upstreams, "tasks": tasks})
 
 
 def secrets_of(file: GatewayFile, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -103,7 +133,9 @@ def secrets_of(file: GatewayFile, environment: Mapping[str, str] = os.environ) -
         UserError: a variable that the file names is not set, or holds what no header may.
     """
     wanted = {
-        name: one.api_key_env for name, one in file.upstreams.items() if one.api_key_env is not None
+        name: one.api_key_env
+        for name, one in file.upstreams.items()
+        if isinstance(one, UpstreamSection) and one.api_key_env is not None
     }
     if file.admin is not None:
         wanted[""] = file.admin.key_env

@@ -6,12 +6,13 @@ Strict: an unknown key is an error. Knows no file and no server.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.core.recipe_section import Section
+from stillhouse.core.tasks import Task
 from stillhouse.serve.records import StageKind
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -131,6 +132,36 @@ class UpstreamSection(Section):
                 "must hold no user, password, query or fragment; keys go in a variable"
             )
         return value.rstrip("/")
+
+
+class StudentSection(Section):
+    """A student in processes of the gateway's own: any folder that `run` or `compress` leaves."""
+
+    kind: Literal["student"]
+    path: Path = Field(description="The student's folder, seen from gateway.yaml.")
+    model: str = Field(default="student", min_length=1, description="Its name in answers.")
+    task: Task | None = Field(
+        default=None, description="None: what the artefact, or the run that it lies in, says."
+    )
+    head: Literal["label", "text"] | None = Field(default=None, description="None: likewise.")
+    workers: int = Field(default=1, ge=1, le=64, description="Processes, each with the student.")
+    threads: int = Field(default=1, ge=1, description="Of each process.")
+    device: str = Field(default="auto", description="Of students that transformers runs.")
+    max_batch: int = Field(default=32, ge=1, le=1024, description="Requests answered at once.")
+    max_wait_ms: float = Field(
+        default=2, ge=0, le=1000, description="That a batch waits for the size of the last one."
+    )
+    max_tokens: int = Field(default=256, ge=1, description="Where the client does not say.")
+    start_s: float = Field(default=120, gt=0, description="Until a process must be ready.")
+    hang_s: float = Field(
+        default=60, gt=0, description="Silence, with work, after which a process is killed."
+    )
+    price: PriceSection = PriceSection(input=0, output=0)
+    deadlines: DeadlinesSection = DeadlinesSection()
+    queue: QueueSection = QueueSection()
+
+
+AnyUpstreamSection = Annotated[UpstreamSection | StudentSection, Field(discriminator="kind")]
 
 
 class StageSection(Section):

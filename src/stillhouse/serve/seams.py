@@ -6,9 +6,9 @@ for those that say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from stillhouse.core.gateway_log import GatewayCall
 from stillhouse.serve.batches import BatchWork
@@ -100,11 +100,38 @@ class KeyStore(Protocol):
         """All keys, oldest first."""
 
 
+class GatePlan(NamedTuple):
+    """What a gate needs of a student's answer.
+
+    `alternatives` a token; of a stream its first `window` tokens, `None`: all of it; `samples` more
+    answers at `sampling_temperature`.
+    """
+
+    alternatives: int = 2
+    window: int | None = None
+    samples: int = 0
+    sampling_temperature: float = 0.0
+
+
 class Gate(Protocol):
     """Whether a student's answer may be shown."""
 
-    def confident(self, task: str, features: Mapping[str, float]) -> Verdict:
-        """The probability that it is acceptable, and whether that is enough."""
+    def plan(self, task: str) -> GatePlan | None:
+        """What is needed of a task's answers; `None`: they are all shown."""
+
+    async def about(self, task: str, body: Mapping[str, Any]) -> Mapping[str, float]:
+        """Features of the request itself."""
+
+    def agreement(self, task: str, texts: Sequence[str]) -> Mapping[str, float]:
+        """Features of several answers to one request, the one to be shown first."""
+
+    def confident(self, task: str, features: Mapping[str, float], *, whole: bool = True) -> Verdict:
+        """The probability that it is acceptable, and whether that is enough.
+
+        Args:
+            whole: the features are of a whole answer, not of the head of a stream, which may be all
+                of it.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,28 +19,30 @@ import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 
-from stillhouse.core.errors import StillhouseError, UserError
+from stillhouse.core.errors import StillhouseError
 from stillhouse.serve.app import admin_app, client_app
 from stillhouse.serve.batch_job import Tools
 from stillhouse.serve.batch_runner import BatchRunner
 from stillhouse.serve.connections import limited
 from stillhouse.serve.exchange import Exchange
 from stillhouse.serve.front import Asks
+from stillhouse.serve.gates import check_student, gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile, load_gateway, secrets_of
+from stillhouse.serve.gateway_sections import StudentSection
 from stillhouse.serve.in_memory import (
     REMEMBERED,
     HashAssigner,
     ListedKeys,
     MemoryLog,
     MemoryStates,
-    ThresholdGate,
 )
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import first_state
 from stillhouse.serve.private import Pseudonyms
 from stillhouse.serve.seams import Parts
 from stillhouse.serve.stored_parts import Redactors, StoredParts
-from stillhouse.serve.upstream import Upstream
+from stillhouse.serve.student_upstream import StudentUpstream
+from stillhouse.serve.upstream import HttpUpstream, Upstream
 
 REFRESH_S: Final = 1.0
 
@@ -75,21 +77,16 @@ def memory_parts(file: GatewayFile, kept: int = REMEMBERED) -> Parts:
             task.experiment.stages,
             now,
             student=task.student is not None,
-            threshold=task.fallback.threshold,
+            threshold=threshold_of(task),
         )
         for name, task in file.tasks.items()
     ]
-    thresholds = {
-        name: task.fallback.threshold
-        for name, task in file.tasks.items()
-        if task.fallback.threshold is not None
-    }
     return Parts(
         assigner=HashAssigner(file.tasks),
         states=MemoryStates(states),
         log=MemoryLog(kept),
         keys=ListedKeys(file.clients) if file.clients else None,
-        gate=ThresholdGate(thresholds) if thresholds else None,
+        gate=gate_of(file),
     )
 
 
@@ -113,6 +110,7 @@ class Gateway:
         self._parts = parts
         self._secrets = secrets
         self._servers: list[_Server] = []
+        self.students: list[StudentUpstream] = []
         self._batches: BatchRunner | None = None
         self.metrics = Metrics()
 
@@ -134,15 +132,15 @@ class Gateway:
         if file.admin is not None:
             sockets.append(_open(file.admin.host, file.admin.port))
         connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60)
-        async with aiohttp.ClientSession(
-            connector=connector, auto_decompress=True, cookie_jar=aiohttp.DummyCookieJar()
-        ) as session:
-            upstreams = {
-                name: Upstream(
-                    name, one, session, self._secrets.get(name), file.limits.answer_bytes
-                )
-                for name, one in file.upstreams.items()
-            }
+        async with (
+            aiohttp.ClientSession(
+                connector=connector, auto_decompress=True, cookie_jar=aiohttp.DummyCookieJar()
+            ) as session,
+            contextlib.AsyncExitStack() as closing,
+        ):
+            for one in sockets:
+                closing.callback(one.close)
+            upstreams = await self._upstreams(session, closing)
             exchange = Exchange(upstreams, self._parts, self.metrics)
             self._batches = self._runner(exchange)
             apps = [client_app(file, self._parts, exchange, self.metrics)]
@@ -178,6 +176,26 @@ class Gateway:
             return None
         asks = Asks(self._file, self._parts)
         return BatchRunner(Tools(self._file, section, exchange, asks, work, self.metrics))
+
+    async def _upstreams(
+        self, session: aiohttp.ClientSession, closing: contextlib.AsyncExitStack
+    ) -> dict[str, Upstream]:
+        """Model servers, and students whose processes are ready."""
+        most = self._file.limits.answer_bytes
+        found: dict[str, Upstream] = {}
+        for name, one in self._file.upstreams.items():
+            if isinstance(one, StudentSection):
+                self.students.append(StudentUpstream(name, one, most))
+                found[name] = self.students[-1]
+            else:
+                found[name] = HttpUpstream(name, one, session, self._secrets.get(name), most)
+        for student in self.students:
+            closing.push_async_callback(student.close)
+        await asyncio.gather(*(student.start() for student in self.students))
+        fingerprints = {one.name: one.pool.fingerprint for one in self.students}
+        for name, task in self._file.tasks.items():
+            check_student(name, task, fingerprints.get(task.student or ""))
+        return found
 
     async def _keep_fresh(self) -> None:
         """What other gateways did, until cancelled; a database that is away is tried again."""
@@ -247,11 +265,6 @@ def serve_file(path: Path, say: Callable[[str], None], redact: Redactors) -> Non
         StillhouseError: a port cannot be opened, or the database not be reached.
     """
     file = load_gateway(path)
-    for name, task in file.tasks.items():
-        if task.fallback.calibrator is not None:
-            raise UserError(
-                f"tasks.{name}.fallback.calibrator", "is not read yet", action="use threshold alone"
-            )
     secrets = secrets_of(file)
     stored: StoredParts | None = None
     if file.log.url is not None:

@@ -91,7 +91,38 @@ def without_usage(event: bytes) -> bytes:
     return b"data: " + json.dumps(chunk, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
-def without_logprobs(event: bytes) -> bytes:
+def tokens_in(event: bytes) -> int:
+    """How many tokens with their log-probabilities an event holds.
+
+    Raises:
+        ValueError: data that is no JSON.
+    """
+    count = 0
+    for choice in _objects((parsed(event) or {}).get("choices")):
+        told = choice.get("logprobs")
+        count += len(_objects(told.get("content") if isinstance(told, dict) else None))
+    return count
+
+
+def own_logprobs(answer: dict[str, Any], alternatives: int | None) -> None:
+    """Leave of an answer's log-probabilities what the client asked for: so many alternatives a
+    token; `None`: no log-probabilities at all."""
+    for choice in _objects(answer.get("choices")):
+        if alternatives is None:
+            choice.pop("logprobs", None)
+            continue
+        told = choice.get("logprobs")
+        for token in _objects(told.get("content") if isinstance(told, dict) else None):
+            top = token.get("top_logprobs")
+            token["top_logprobs"] = top[:alternatives] if isinstance(top, list) else []
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    """The objects of an array; an upstream may send anything."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def with_own_logprobs(event: bytes, alternatives: int | None) -> bytes:
     """The event without the log-probabilities that the gateway itself asked for.
 
     Raises:
@@ -102,10 +133,7 @@ def without_logprobs(event: bytes) -> bytes:
     chunk = parsed(event)
     if chunk is None:
         return event
-    choices = chunk.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict):
-            choice.pop("logprobs", None)
+    own_logprobs(chunk, alternatives)
     return b"data: " + json.dumps(chunk, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 

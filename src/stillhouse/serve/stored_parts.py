@@ -13,8 +13,9 @@ from sqlalchemy.engine import Engine
 
 from stillhouse.core.errors import UserError
 from stillhouse.serve.batches import BatchWork
+from stillhouse.serve.gates import gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile
-from stillhouse.serve.in_memory import HashAssigner, ListedKeys, ThresholdGate
+from stillhouse.serve.in_memory import HashAssigner, ListedKeys
 from stillhouse.serve.keys import StoredKeys
 from stillhouse.serve.migration import first_state
 from stillhouse.serve.private import Pseudonyms, Redact
@@ -78,17 +79,12 @@ class StoredParts:
         )
         keys: list[Keys] = [ListedKeys(file.clients)] if file.clients else []
         keys += [self._keys] if file.keys_in_store else []
-        thresholds = {
-            name: task.fallback.threshold
-            for name, task in file.tasks.items()
-            if task.fallback.threshold is not None
-        }
         self.parts = Parts(
             assigner=HashAssigner(file.tasks),
             states=self._states,
             log=self._log,
             keys=EitherKeys(*keys) if keys else None,
-            gate=ThresholdGate(thresholds) if thresholds else None,
+            gate=gate_of(file),
             key_store=self._keys if file.keys_in_store else None,
             batches=self._work,
         )
@@ -138,7 +134,7 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
                 action="give the plan as many stages, or roll the experiment back first",
             )
         first = first_state(
-            name, plan[old.stage :], now, student=True, threshold=task.fallback.threshold
+            name, plan[old.stage :], now, student=True, threshold=threshold_of(task)
         )
         new = first.model_copy(
             update={
