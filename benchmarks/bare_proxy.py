@@ -24,9 +24,7 @@ async def main(upstream: str, port: int) -> None:
             headers = {"content-type": "application/json"}
             async with session.post(upstream + request.path, data=body, headers=headers) as reply:
                 raw = await reply.read()
-                return web.Response(
-                    status=reply.status, body=raw, content_type="application/json"
-                )
+                return web.Response(status=reply.status, body=raw, content_type="application/json")
 
         app = web.Application()
         app.router.add_post("/{path:.*}", passed)

@@ -1,4 +1,4 @@
-"""A model server on loopback that answers with what it was asked, after a while, in its own process.
+"""A model server on loopback that answers what it was asked, after a while, in its own process.
 
     python benchmarks/echo_server.py [--latency-ms 50]
 

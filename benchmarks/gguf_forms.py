@@ -103,7 +103,9 @@ def main() -> None:
             lines[precision] = one(
                 Path(work), student, floats, precision, task, gold, texts, options
             )
-    save("gguf_forms", f"{SHOWN} --student {options.student}", {"threads": options.threads, **lines})
+    save(
+        "gguf_forms", f"{SHOWN} --student {options.student}", {"threads": options.threads, **lines}
+    )
 
 
 def one(  # noqa: PLR0917 (what one line of the table needs)

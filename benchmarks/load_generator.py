@@ -12,9 +12,8 @@ number n, so that no two requests need be alike; `chat(model)` is one for chat c
 
 - A latency runs to the last byte of the answer: in a closed loop from when the request was written,
   in an open loop from when it was due, so that a server that stalls is not asked less.
-- Open loop: requests are due evenly spaced, or by a Poisson process of that rate (`seed`). A request
-  that finds no free connection opens one, up to `connections`; beyond that it waits, and the wait
-  counts.
+- Open loop: requests are due evenly spaced, or by a Poisson process of that rate (`seed`). One
+  that finds no free connection opens one, up to `connections`; beyond that it waits, which counts.
 - One request at a time on a connection, HTTP/1.1 with keep-alive; whole answers, chunked ones, and
   ones that end with the connection. A connection that breaks counts as `failed` and is opened anew.
 - By count (`requests`) or by time (`seconds`). `ramp` requests at the start are not counted.
@@ -38,15 +37,16 @@ from urllib.parse import urlsplit
 
 from echo_server import run
 
-WORDS = (
+TEXT = (
     "a quietly moving film that trusts its actors and never once raises its voice although the "
     "second half loses some of the patience that made the first so good and the ending is rushed"
-).split()
+)
 
 
 def chat(model: str, *, stream: bool = False, words: int = 30) -> Callable[[int], bytes]:
     """Bodies of chat completions: request number n holds its number and some words."""
-    text = " ".join(WORDS[i % len(WORDS)] for i in range(words))
+    known = TEXT.split()
+    text = " ".join(known[i % len(known)] for i in range(words))
 
     def body(number: int) -> bytes:
         asked: dict[str, Any] = {

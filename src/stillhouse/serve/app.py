@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import Route as Kind
@@ -72,7 +73,25 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 _HANDLERS: Final[Any] = {ApiError: _api_error, HTTPException: _http_error}
 
 
-def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Metrics) -> Starlette:
+class Direct:
+    """Sends what is asked of models past the router, whose layers would cost each request as much
+    as its checks; all else goes through it.
+    """
+
+    def __init__(self, fronts: Mapping[str, Front], others: ASGIApp) -> None:
+        self._fronts = fronts
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        front = self._fronts.get(scope["path"]) if scope["type"] == "http" else None
+        if front is not None and scope["method"] == "POST":
+            await front(scope, receive, send)
+        else:
+            await self._others(scope, receive, send)
+
+
+def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Metrics) -> ASGIApp:
     """What clients reach."""
     born = int(time.time())
 
@@ -106,17 +125,10 @@ def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Met
     async def health(_request: Request) -> Response:
         return _json({"status": "ok"})
 
-    fronts = [
-        Route(
-            path,
-            Front(kind, file, parts, exchange, metrics),
-            methods=["POST"],
-        )
-        for path, kind in _ROUTES.items()
-    ]
-    return Starlette(
+    fronts = {path: Front(kind, file, parts, exchange, metrics) for path, kind in _ROUTES.items()}
+    others = Starlette(
         routes=[
-            *fronts,
+            *(Route(path, front, methods=["POST"]) for path, front in fronts.items()),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/v1/feedback", feedback, methods=["POST"]),
@@ -124,6 +136,7 @@ def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Met
         ],
         exception_handlers=_HANDLERS,
     )
+    return Direct(fronts, others)
 
 
 def admin_app(

@@ -5,13 +5,13 @@ Knows the shapes of requests; asks nobody.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stillhouse.serve.anthropic_shapes import anthropic_request, openai_request
 from stillhouse.serve.gateway_sections import TaskSection
+from stillhouse.serve.quick_json import json_bytes
 from stillhouse.serve.records import Assignment
 
 Route = Literal["chat", "completions", "embeddings", "messages"]
@@ -38,6 +38,7 @@ class Ask:
     user: str | None
     conversation: str | None
     assignment: Assignment
+    weight: int = 0  # of its body in memory, in bytes
     upstream_s: float = 0.0
     first_byte_s: float | None = None
     fell_back: str | None = None
@@ -86,4 +87,4 @@ def sent_body(ask: Ask, kind: str, model: str, *, logprobs: bool = False) -> byt
         if logprobs and not body.get("logprobs"):
             body["logprobs"] = True
             body["top_logprobs"] = 2
-    return json.dumps(body, separators=(",", ":")).encode("ascii")
+    return json_bytes(body)

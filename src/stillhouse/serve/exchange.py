@@ -7,7 +7,6 @@ Knows no evidence: assignment, state and confidence come from the seams.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final, NamedTuple
@@ -18,6 +17,8 @@ from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import PATHS, Ask, sent_body, translated
 from stillhouse.serve.features import answer_features
 from stillhouse.serve.metrics import Metrics
+from stillhouse.serve.private import raw_weight
+from stillhouse.serve.quick_json import json_bytes, read_json
 from stillhouse.serve.record_calls import Recorder, Went
 from stillhouse.serve.records import Variant
 from stillhouse.serve.relay import Relay, Unsure
@@ -163,7 +164,7 @@ class Exchange:
     async def _whole(self, ask: Ask, turn: Turn, send: Send, reply: Reply) -> None:
         content, kind = reply.body, JSON
         try:
-            found = json.loads(content)
+            found = read_json(content)
         except (ValueError, RecursionError):
             found = None
         if reply.status >= 400:
@@ -176,10 +177,10 @@ class Exchange:
             if not ask.own_logprobs:
                 for choice in found["choices"]:
                     choice.pop("logprobs", None)
-                content = json.dumps(found, separators=(",", ":")).encode("ascii")
+                content = json_bytes(found)
         if translated(ask, turn.upstream.section.kind):
             found = _translation(ask, found)
-            content = json.dumps(found, separators=(",", ":")).encode("ascii")
+            content = json_bytes(found)
             if ask.streams:
                 kind = EVENTS
                 if ask.route == "messages":
@@ -187,7 +188,10 @@ class Exchange:
                 else:
                     content = openai_stream(found, with_usage=ask.wants_usage)
         await respond(send, reply.status, self._headers(ask, turn.variant, kind), content)
-        self._record(ask, turn.variant, turn.upstream, reply.status, found, error=None)
+        weight = raw_weight(reply.body)
+        self._record(
+            ask, turn.variant, turn.upstream, reply.status, found, error=None, weight=weight
+        )
 
     async def _refused(self, ask: Ask, turn: Turn, send: Send, reply: Reply, found: object) -> None:
         """The upstream says that the request itself is at fault."""
@@ -219,7 +223,8 @@ class Exchange:
         error = await relay.run(stream.pieces(), self._judge if turn.gated else None)
         ask.upstream_s = 0.0  # of a stream, what the gateway adds is not seen from here
         join = joined_messages if ask.route == "messages" else joined
-        self._record(ask, turn.variant, turn.upstream, 200, join(relay.events), error=error)
+        answer, weight = join(relay.events), sum(map(raw_weight, relay.events))
+        self._record(ask, turn.variant, turn.upstream, 200, answer, error=error, weight=weight)
 
     def _judge(self, ask: Ask, answer: Mapping[str, Any]) -> None:
         assert self._parts.gate is not None
@@ -245,8 +250,10 @@ class Exchange:
         *,
         error: str | None,
         shadow_of: str | None = None,
+        weight: int = 0,
     ) -> None:
-        went = Went(variant, upstream, self._upstream(ask, "teacher"), status, error, shadow_of)
+        teacher = self._upstream(ask, "teacher")
+        went = Went(variant, upstream, teacher, status, error, shadow_of, weight)
         self._recorder.answered(ask, went, response)
 
     def _shadow_later(self, ask: Ask) -> None:
@@ -275,22 +282,23 @@ class Exchange:
             user=ask.user,
             conversation=ask.conversation,
             assignment=ask.assignment,
+            weight=ask.weight,
         )
         student = self._upstream(ask, "student")
         kind = student.section.kind
         ends = asyncio.get_running_loop().time() + student.section.deadlines.total_s
         response: Mapping[str, Any] | None = None
         error: str | None = None
-        status = 200
+        status, weight = 200, 0
         judged = self._parts.gate is not None and ask.route == "chat"
         try:
             sent = sent_body(shadow, kind, student.section.model, logprobs=judged)
             reply = await student.ask(_path(ask, kind), sent, ends)
             status = reply.status
-            found = json.loads(reply.body)
+            found = read_json(reply.body)
             if not isinstance(found, dict) or not _is_answer(found):
                 raise ValueError("no answer")
-            response = found
+            response, weight = found, raw_weight(reply.body)
             if judged and self._parts.gate is not None:
                 verdict = self._parts.gate.confident(ask.name, answer_features(found))
                 shadow.confidence = verdict.probability
@@ -299,7 +307,16 @@ class Exchange:
         except (ValueError, RecursionError, ApiError):
             status, error = 502, "garbage"
         self._metrics.shadows.labels(ask.name, "failed" if error else "answered").inc()
-        self._record(shadow, "student", student, status, response, error=error, shadow_of=seen)
+        self._record(
+            shadow,
+            "student",
+            student,
+            status,
+            response,
+            error=error,
+            shadow_of=seen,
+            weight=weight,
+        )
 
 
 def _path(ask: Ask, kind: str) -> str:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import aiohttp
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.serve.app import admin_app, client_app
@@ -167,7 +167,7 @@ class Gateway:
             except (StillhouseError, SQLAlchemyError):
                 self.metrics.refresh_failures.inc()
 
-    def _server(self, app: Starlette) -> _Server:
+    def _server(self, app: ASGIApp) -> _Server:
         return _Server(
             uvicorn.Config(
                 app,

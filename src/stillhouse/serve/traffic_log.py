@@ -22,7 +22,8 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from stillhouse.core.gateway_log import GatewayCall
-from stillhouse.serve.private import Pseudonyms, Redact, private_call, redacted, weight
+from stillhouse.serve.private import Pseudonyms, Redact, private_call, redacted
+from stillhouse.serve.private import weight as weight_of
 from stillhouse.serve.records import Outcome, Served
 from stillhouse.serve.states import insert_new
 from stillhouse.serve.tables import CALLS, OUTCOMES, StoreError
@@ -101,9 +102,11 @@ class TrafficLog:
         self._writer = threading.Thread(target=self._run, name="traffic-log", daemon=True)
         self._writer.start()
 
-    def offer(self, call: GatewayCall, served: Served) -> bool:
+    def offer(self, call: GatewayCall, served: Served, weight: int | None = None) -> bool:
         """Take a request; False: it was dropped, and counted. Never waits for the database."""
-        item = _Waiting(call, served, weight(call.request) + weight(call.response))
+        if weight is None:
+            weight = weight_of(call.request) + weight_of(call.response)
+        item = _Waiting(call, served, weight)
         with self._changed:
             self._counts["offered"] += 1
             full = len(self._tenants) >= self._capacity
