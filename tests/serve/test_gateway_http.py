@@ -386,6 +386,16 @@ def test_an_unsure_student_gives_way_before_the_first_byte(streamed: bool) -> No
     assert logged[0][1].confidence < 0.5 < logged[1][1].confidence
 
 
+def test_an_answering_path_takes_post_alone() -> None:
+    teacher = Model(says("good"))
+    with models(teacher), gateway(two(teacher, None)) as running:
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            assert send(running.url, path=path, method="GET").status == 405
+        assert send(running.url, ASK, path="/v1/chat/completions/").status in (307, 404)
+        assert send(running.url, path="/v2", method="GET").json["error"]["type"]
+    assert not teacher.bodies
+
+
 def test_completions_and_embeddings_pass_through() -> None:
     async def answer(request: Any, body: Any) -> Any:
         return await says("x")(request, body)

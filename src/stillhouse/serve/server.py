@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import time
@@ -243,6 +244,9 @@ def serve_file(path: Path, say: Callable[[str], None], redact: Redactors) -> Non
         if not file.needs_key:
             say("no client keys: whoever reaches the port is answered")
 
+    # What is there now stays: the collector need not look at it with every generation again.
+    gc.collect()
+    gc.freeze()
     try:
         # uvloop where it is installed.
         with asyncio.Runner(loop_factory=uvicorn.Config(app="").get_loop_factory()) as runner:
