@@ -158,7 +158,8 @@ def admin_app(
     async def states(request: Request) -> Response:
         check(request)
         found = {name: parts.states.get(name).model_dump(mode="json") for name in file.tasks}
-        return _json({"tasks": found, "breakers": exchange.open_breakers()})
+        metrics.tell_breakers(exchange.breakers())
+        return _json({"tasks": found, "breakers": metrics.breakers()})
 
     async def act(request: Request) -> Response:
         check(request)
@@ -216,8 +217,8 @@ def admin_app(
 
     async def page(request: Request) -> Response:
         check(request)
-        content = metrics.page(exchange.open_breakers())
-        return Response(content, media_type="text/plain; version=0.0.4")
+        metrics.tell_breakers(exchange.breakers())
+        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
     async def health(_request: Request) -> Response:
         return _json({"status": "ok"})

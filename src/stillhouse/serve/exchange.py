@@ -107,7 +107,7 @@ class Exchange:
         if ask.assignment.shadowed and ask.fell_back is None and ask.route != "embeddings":
             self._shadow_later(ask)
 
-    def open_breakers(self) -> dict[str, str]:
+    def breakers(self) -> dict[str, str]:
         """State of each upstream's breaker."""
         return {name: one.breaker.state for name, one in self._upstreams.items()}
 

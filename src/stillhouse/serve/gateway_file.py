@@ -56,6 +56,11 @@ class GatewayFile(Section):
             raise ValueError(
                 "listen.host is not loopback, so clients must be listed with their keys"
             )
+        if self.listen.workers > 1 and self.log.url is None:
+            raise ValueError(
+                f"listen.workers is {self.listen.workers}, and workers share their states through "
+                "a database: give log.url"
+            )
         if self.keys_in_store and self.log.url is None:
             raise ValueError("keys_in_store needs log.url")
         return self

@@ -25,6 +25,12 @@ class ListenSection(Section):
     drain_s: float = Field(
         default=30, gt=0, description="Time that open requests get after SIGTERM."
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that answer; more than one share their states through log.url.",
+    )
 
 
 class AdminSection(Section):

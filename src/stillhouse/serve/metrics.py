@@ -6,9 +6,20 @@ that their number is bounded; nothing of a request's content is among them.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    values,
+)
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 # Our name -> OpenTelemetry's GenAI semantic conventions (those that it has).
 OTEL_METRICS: Final = {
@@ -62,16 +73,53 @@ class Metrics:
             "first_token_seconds", "To a stream's first byte.", _SECONDS, "task", "variant"
         )
         self.added = histogram("added_seconds", "Latency that the gateway adds.", _ADDED)
-        self.open = Gauge("stillhouse_open_requests", "In work.", registry=self.registry)
+        self.open = Gauge(
+            "stillhouse_open_requests",
+            "In work.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.breaker = Gauge(
             "stillhouse_breaker",
-            "0 closed, 1 half open, 2 open.",
+            "0 closed, 1 half open, 2 open; of several workers the worst.",
             ("upstream",),
             registry=self.registry,
+            multiprocess_mode="livemax",
         )
+        self._shared: CollectorRegistry | None = None
+        if values.ValueClass is not values.MutexValue:
+            self._shared = CollectorRegistry()
+            MultiProcessCollector(self._shared)  # type: ignore[no-untyped-call]
 
-    def page(self, breakers: dict[str, str]) -> bytes:
-        """The page that Prometheus reads; takes each upstream's breaker state."""
+    def tell_breakers(self, breakers: Mapping[str, str]) -> None:
+        """Take each upstream's breaker state; also for the pages of other workers."""
         for upstream, state in breakers.items():
             self.breaker.labels(upstream).set(_BREAKER[state])
-        return generate_latest(self.registry)
+
+    def breakers(self) -> dict[str, str]:
+        """Each upstream's breaker, of several workers the worst, as they were told last."""
+        names = {number: name for name, number in _BREAKER.items()}
+        return {
+            sample.labels["upstream"]: names[int(sample.value)]
+            for metric in (self._shared or self.registry).collect()
+            if metric.name == "stillhouse_breaker"
+            for sample in metric.samples
+        }
+
+    def page(self) -> bytes:
+        """The page that Prometheus reads: of all workers together."""
+        return generate_latest(self._shared or self.registry)
+
+
+def share_metrics(folder: Path, worker: int) -> None:
+    """Keep this process' metrics, those that are made from now on, in files of a folder that all
+    workers share. A worker that is started again under its number goes on from its counts.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    # The library's documented way to name files by something else than the process id.
+    values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
+
+
+def forget_live(folder: Path, worker: int) -> None:
+    """A worker died: what was going on in it goes on no more; what it counted stays."""
+    mark_process_dead(worker, str(folder))  # type: ignore[no-untyped-call]
