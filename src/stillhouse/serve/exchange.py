@@ -75,16 +75,18 @@ class Exchange:
             ApiError: nobody could, and nothing is sent yet.
         """
         loop = asyncio.get_running_loop()
-        teacher = self._upstream(ask, "teacher")
-        ends = loop.time() + teacher.section.deadlines.total_s
         variants = self._order(ask)
+        upstreams = [self._upstream(ask, variant) for variant in variants]
+        ends = loop.time() + max(one.section.deadlines.total_s for one in upstreams)
         failed: UpstreamFailed | None = None
         for number, variant in enumerate(variants):
-            upstream = self._upstream(ask, variant)
+            upstream = upstreams[number]
+            own = loop.time() + upstream.section.deadlines.total_s
             last = number == len(variants) - 1
             gated = self._gated(ask, variant, last=last)
             try:
-                await self._try(ask, Turn(variant, upstream, gated, last), send, ends)
+                turn = Turn(variant, upstream, gated, last)
+                await self._try(ask, turn, send, min(ends, own))
                 break
             except Unsure:
                 ask.fell_back = "low-confidence"

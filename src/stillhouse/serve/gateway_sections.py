@@ -54,7 +54,10 @@ class DeadlinesSection(Section):
         default=30, gt=0, description="Between the pieces of an answer once it has begun."
     )
     total_s: float = Field(
-        default=300, gt=0, description="For the whole request, retries and fallback included."
+        default=300,
+        gt=0,
+        description="For its answer, retries included. A request takes no longer than the longest "
+        "of those that may answer it.",
     )
 
 
