@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -29,6 +30,8 @@ from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import ACTIONS, changed
 from stillhouse.serve.request_checks import parse_json
 from stillhouse.serve.seams import KeyStore, Parts
+from stillhouse.serve.tables import StoreError
+from stillhouse.serve.traffic_log import UnknownRequestError
 
 _ROUTES: Final[Mapping[str, Kind]] = {
     "/v1/chat/completions": "chat",
@@ -70,7 +73,21 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     return response
 
 
-_HANDLERS: Final[Any] = {ApiError: _api_error, HTTPException: _http_error}
+async def _unknown(_request: Request, _what: Exception) -> Response:
+    return _error(ApiError(404, "There is no such request.", code="request_not_found"))
+
+
+async def _no_store(_request: Request, _what: Exception) -> Response:
+    return _error(ApiError(503, "What is kept cannot be reached now.", retry_after=5))
+
+
+_HANDLERS: Final[Any] = {
+    ApiError: _api_error,
+    HTTPException: _http_error,
+    UnknownRequestError: _unknown,
+    StoreError: _no_store,
+    SQLAlchemyError: _no_store,
+}
 
 
 class Direct:
