@@ -9,8 +9,8 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, ParamSpec, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
@@ -40,6 +40,9 @@ _ROUTES: Final[Mapping[str, Kind]] = {
     "/v1/messages": "messages",
 }
 ADMIN_BODY: Final = 10_000
+STORE_S: Final = 15.0  # longer than an outcome waits for its request
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -90,6 +93,20 @@ _HANDLERS: Final[Any] = {
 }
 
 
+async def kept(call: Callable[P, R], *args: P.args, **more: P.kwargs) -> R:
+    """What the database says, off the event loop.
+
+    Raises:
+        ApiError: 503: it says nothing in time; whether it has done what it was asked is not known.
+    """
+    try:
+        async with asyncio.timeout(STORE_S):
+            return await asyncio.to_thread(call, *args, **more)
+    except TimeoutError:
+        text = "What is kept does not answer now; it may yet do what was asked."
+        raise ApiError(503, text, retry_after=5) from None
+
+
 class Direct:
     """Sends what is asked of models past the router, whose layers would cost each request as much
     as its checks; all else goes through it.
@@ -133,10 +150,10 @@ def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Met
             raise ApiError(403, "The key may not give feedback.", code="missing_scope")
         raw = await read_body(request.scope, request.receive, file.limits.body_bytes)
         outcome = outcome_of(parse_json(raw, file.limits.json_depth), time.time())
-        owner = await asyncio.to_thread(parts.log.owner, outcome.request)
+        owner = await kept(parts.log.owner, outcome.request)
         if owner is None or owner != principal.tenant:
             raise ApiError(404, "There is no such request.", code="request_not_found")
-        await asyncio.to_thread(parts.log.outcome, outcome)
+        await kept(parts.log.outcome, outcome)
         return _json({"object": "feedback", "request_id": outcome.request}, 201)
 
     async def health(_request: Request) -> Response:
@@ -195,7 +212,7 @@ def admin_app(
             raise ApiError(409, f"The state is at version {state.version} now.", code="conflict")
         plan = file.tasks[name].experiment.stages
         new, decision = changed(state, plan, action, reason, time.time())
-        if not await asyncio.to_thread(parts.states.swap, state.version, new, decision):
+        if not await kept(parts.states.swap, state.version, new, decision):
             raise ApiError(
                 409, "The state has been changed meanwhile; read it anew.", code="conflict"
             )
@@ -208,7 +225,7 @@ def admin_app(
 
     async def keys(request: Request) -> Response:
         check(request)
-        found = await asyncio.to_thread(key_store().listed)
+        found = await kept(key_store().listed)
         shown = [{**one._asdict(), "scopes": sorted(one.scopes)} for one in found]
         return _json({"keys": shown})
 
@@ -223,12 +240,12 @@ def admin_app(
             raise ApiError(400, "scopes must be a list of strings.", param="scopes")
         if not all(isinstance(one, str) and one for one in scopes):
             raise ApiError(400, "scopes must be a list of strings.", param="scopes")
-        return _json({"key": await asyncio.to_thread(store.make, tenant, scopes, time.time())}, 201)
+        return _json({"key": await kept(store.make, tenant, scopes, time.time())}, 201)
 
     async def revoke_key(request: Request) -> Response:
         check(request)
         identity = str(request.path_params["id"])
-        if not await asyncio.to_thread(key_store().revoke, identity, time.time()):
+        if not await kept(key_store().revoke, identity, time.time()):
             raise ApiError(404, "There is no such key that holds.", code="key_not_found")
         return _json({"revoked": identity})
 
