@@ -39,7 +39,7 @@ class Ask:
     conversation: str | None
     assignment: Assignment
     weight: int = 0  # of its body in memory, in bytes
-    upstream_s: float = 0.0
+    upstream_s: float = 0.0  # waited for models: for their answers, or their streams' first pieces
     first_byte_s: float | None = None
     fell_back: str | None = None
     confidence: float | None = None

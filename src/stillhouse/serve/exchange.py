@@ -152,15 +152,19 @@ class Exchange:
         path = _path(ask, section.kind)
         began = time.perf_counter()
         if ask.streams and not translated(ask, section.kind) and ask.route != "embeddings":
-            stream = await turn.upstream.stream(path, body, ends, {"x-request-id": ask.id})
-            ask.upstream_s = time.perf_counter() - began
+            try:
+                stream = await turn.upstream.stream(path, body, ends, {"x-request-id": ask.id})
+            finally:
+                ask.upstream_s += time.perf_counter() - began
             try:
                 await self._stream(ask, turn, send, stream)
             finally:
                 stream.close()
             return
-        reply = await turn.upstream.ask(path, body, ends, {"x-request-id": ask.id})
-        ask.upstream_s = time.perf_counter() - began
+        try:
+            reply = await turn.upstream.ask(path, body, ends, {"x-request-id": ask.id})
+        finally:
+            ask.upstream_s += time.perf_counter() - began
         await self._whole(ask, turn, send, reply)
 
     async def _whole(self, ask: Ask, turn: Turn, send: Send, reply: Reply) -> None:
@@ -223,7 +227,6 @@ class Exchange:
         hold = ask.task.fallback.window_tokens if turn.gated else 0
         relay = Relay(ask, send, headers, hold)
         error = await relay.run(stream.pieces(), self._judge if turn.gated else None)
-        ask.upstream_s = 0.0  # of a stream, what the gateway adds is not seen from here
         join = joined_messages if ask.route == "messages" else joined
         answer, weight = join(relay.events), sum(map(raw_weight, relay.events))
         self._record(ask, turn.variant, turn.upstream, 200, answer, error=error, weight=weight)

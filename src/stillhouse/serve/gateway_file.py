@@ -23,6 +23,7 @@ from stillhouse.serve.gateway_sections import (
     ListenSection,
     LogSection,
     TaskSection,
+    TelemetrySection,
     UpstreamSection,
 )
 
@@ -39,6 +40,7 @@ class GatewayFile(Section):
     upstreams: dict[str, UpstreamSection] = Field(min_length=1)
     tasks: dict[str, TaskSection] = Field(min_length=1)
     limits: LimitsSection = LimitsSection()
+    telemetry: TelemetrySection | None = None
     log: LogSection = LogSection()
 
     @model_validator(mode="after")

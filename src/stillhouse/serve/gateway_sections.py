@@ -17,6 +17,15 @@ from stillhouse.serve.records import StageKind
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
+def _plain_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be http://HOST/... or https://HOST/...")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must hold no user, password, query or fragment; keys go in a variable")
+    return value.rstrip("/")
+
+
 class ListenSection(Section):
     """Where clients reach the gateway."""
 
@@ -41,6 +50,21 @@ class AdminSection(Section):
     key_env: str = Field(
         default="STILLHOUSE_ADMIN_KEY", description="Environment variable with the admin key."
     )
+
+
+class TelemetrySection(Section):
+    """Where metrics are sent by OpenTelemetry's protocol. Left out: nowhere."""
+
+    otlp: str = Field(description="Address of a collector: http://127.0.0.1:4318")
+    headers_env: str | None = Field(
+        default=None, description="Environment variable with its headers: name=value,name=value"
+    )
+    every_s: float = Field(default=60, ge=1)
+
+    @field_validator("otlp")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return _plain_url(value)
 
 
 class DeadlinesSection(Section):
@@ -126,14 +150,7 @@ class UpstreamSection(Section):
     @field_validator("base_url")
     @classmethod
     def _address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be http://HOST/... or https://HOST/...")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "must hold no user, password, query or fragment; keys go in a variable"
-            )
-        return value.rstrip("/")
+        return _plain_url(value)
 
 
 class StageSection(Section):

@@ -1,6 +1,6 @@
-"""What is measured of the gateway, in Prometheus' words, and the same in OpenTelemetry's.
+"""What is measured of the gateway, in Prometheus' words (`telemetry` has OpenTelemetry's).
 
-The one module that knows a metric's name. Labels are names of gateway.yaml and fixed words, so
+Labels are names of gateway.yaml and fixed words, so
 that their number is bounded; nothing of a request's content is among them.
 """
 
@@ -16,24 +16,12 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     generate_latest,
     values,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-# Our name -> OpenTelemetry's GenAI semantic conventions (those that it has).
-OTEL_METRICS: Final = {
-    "stillhouse_request_seconds": "gen_ai.server.request.duration",
-    "stillhouse_first_token_seconds": "gen_ai.server.time_to_first_token",
-    "stillhouse_tokens": "gen_ai.client.token.usage",
-}
-OTEL_LABELS: Final = {
-    "task": "gen_ai.request.model",
-    "upstream": "gen_ai.provider.name",
-    "operation": "gen_ai.operation.name",
-    "kind": "gen_ai.token.type",
-    "error": "error.type",
-}
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _ADDED: Final = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.03, 0.1, 1)
 _BREAKER: Final = {"closed": 0, "half_open": 1, "open": 2}
@@ -57,22 +45,40 @@ class Metrics:
             "requests", "Requests by who answered.", "task", "variant", "operation", "status"
         )
         self.refused = counter("refused", "Requests refused before anybody was asked.", "status")
-        self.tokens = counter("tokens", "Tokens, input and output.", "task", "variant", "kind")
+        self.tokens = counter(
+            "tokens", "Tokens, input and output.", "task", "variant", "operation", "kind"
+        )
         self.cost = counter("cost_usd", "What answers cost.", "task", "variant")
         self.saved = counter("saved_usd", "What the teacher would have cost more.", "task")
         self.fallbacks = counter("fallbacks", "The other variant answered.", "task", "reason")
         self.upstream_errors = counter("upstream_errors", "By upstream.", "upstream", "error")
         self.shadows = counter("shadows", "Shadow calls by what became of them.", "task", "result")
         self.dropped = counter("log_dropped", "Requests that the traffic log dropped.")
+        self.otlp_failures = counter("otlp_failures", "Metrics could not be sent by OTLP.")
         self.refresh_failures = counter("refresh_failures", "The database could not be read.")
         self.gone = counter("clients_gone", "Clients that left before their answer.")
         self.seconds = histogram(
-            "request_seconds", "From request to answer.", _SECONDS, "task", "variant", "operation"
+            "request_seconds",
+            "From request to answer; error: the status of one that failed.",
+            _SECONDS,
+            "task",
+            "variant",
+            "operation",
+            "error",
         )
         self.first_token = histogram(
-            "first_token_seconds", "To a stream's first byte.", _SECONDS, "task", "variant"
+            "first_token_seconds",
+            "To a stream's first byte.",
+            _SECONDS,
+            "task",
+            "variant",
+            "operation",
         )
-        self.added = histogram("added_seconds", "Latency that the gateway adds.", _ADDED)
+        self.added = histogram(
+            "added_seconds",
+            "Time in the gateway, less the wait for models: to an answer, to a stream's start.",
+            _ADDED,
+        )
         self.open = Gauge(
             "stillhouse_open_requests",
             "In work.",
@@ -101,7 +107,7 @@ class Metrics:
         names = {number: name for name, number in _BREAKER.items()}
         return {
             sample.labels["upstream"]: names[int(sample.value)]
-            for metric in (self._shared or self.registry).collect()
+            for metric in self.collected()
             if metric.name == "stillhouse_breaker"
             for sample in metric.samples
         }
@@ -109,6 +115,10 @@ class Metrics:
     def page(self) -> bytes:
         """The page that Prometheus reads: of all workers together."""
         return generate_latest(self._shared or self.registry)
+
+    def collected(self) -> list[Metric]:
+        """What the page shows, as records."""
+        return list((self._shared or self.registry).collect())
 
 
 def share_metrics(folder: Path, worker: int) -> None:

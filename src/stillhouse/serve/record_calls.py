@@ -169,10 +169,11 @@ class Recorder:
             meters = self._meters[key] = self._meters_of(*key)
         meters.requests.inc()
         meters.seconds.observe(took)
+        begun = took if ask.first_byte_s is None else ask.first_byte_s
         if ask.upstream_s:
-            self._metrics.added.observe(max(0.0, took - ask.upstream_s))
+            self._metrics.added.observe(max(0.0, begun - ask.upstream_s))
         if ask.first_byte_s is not None:
-            meters.first_token.observe(ask.first_byte_s)
+            meters.first_token.observe(begun)
         if tokens[0]:
             meters.input.inc(tokens[0])
         if tokens[1]:
@@ -186,10 +187,10 @@ class Recorder:
         metrics = self._metrics
         return _Meters(
             metrics.requests.labels(task, variant, route, str(status)),
-            metrics.seconds.labels(task, variant, route),
-            metrics.first_token.labels(task, variant),
-            metrics.tokens.labels(task, variant, "input"),
-            metrics.tokens.labels(task, variant, "output"),
+            metrics.seconds.labels(task, variant, route, "" if status < 400 else str(status)),
+            metrics.first_token.labels(task, variant, route),
+            metrics.tokens.labels(task, variant, route, "input"),
+            metrics.tokens.labels(task, variant, route, "output"),
             metrics.cost.labels(task, variant),
             metrics.saved.labels(task),
         )

@@ -20,6 +20,7 @@ import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
+from stillhouse import __version__
 from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.serve.app import admin_app, client_app
 from stillhouse.serve.exchange import Exchange
@@ -37,6 +38,7 @@ from stillhouse.serve.migration import first_state
 from stillhouse.serve.private import Pseudonyms
 from stillhouse.serve.seams import Parts
 from stillhouse.serve.stored_parts import Redactors, StoredParts
+from stillhouse.serve.telemetry import Sender
 from stillhouse.serve.traffic_log import LogCounts
 from stillhouse.serve.upstream import Upstream
 
@@ -115,6 +117,7 @@ class Gateway:
         self._secrets = secrets
         self._servers: list[_Server] = []
         self._stopping = False
+        self.sends = True  # of several workers one does
         self.metrics = Metrics()
 
     def stop(self) -> None:
@@ -144,6 +147,9 @@ class Gateway:
                 )
                 for name, one in file.upstreams.items()
             }
+            sender: Sender | None = None
+            if file.telemetry is not None and self.sends:
+                sender = Sender(file.telemetry, self.metrics, session, __version__)
             exchange = Exchange(upstreams, self._parts, self.metrics)
             apps = [client_app(file, self._parts, exchange, self.metrics)]
             if file.admin is not None:
@@ -154,7 +160,9 @@ class Gateway:
                 self.stop()
             with _signals(self.stop):
                 told(*addresses_of(sockets))
-                refreshing = asyncio.create_task(self._keep_fresh(exchange))
+                beside = [asyncio.create_task(self._keep_fresh(exchange))]
+                if sender is not None:
+                    beside.append(asyncio.create_task(sender.run()))
                 try:
                     await asyncio.gather(
                         *(
@@ -163,8 +171,9 @@ class Gateway:
                         )
                     )
                 finally:
-                    refreshing.cancel()
-                    await asyncio.gather(refreshing, return_exceptions=True)
+                    for task in beside:
+                        task.cancel()
+                    await asyncio.gather(*beside, return_exceptions=True)
             await exchange.drain()
 
     async def _keep_fresh(self, exchange: Exchange) -> None:

@@ -288,6 +288,7 @@ def work(redact: Redactors) -> None:
         tell("ready")
 
     def prepare(gateway: Gateway) -> None:
+        gateway.sends = job["number"] == 0
         loop = asyncio.get_running_loop()
 
         def gone() -> None:
