@@ -7,6 +7,7 @@ No keys, checks, deadlines, experiment, metrics or log: what a gateway costs is 
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import aiohttp
@@ -32,14 +33,7 @@ async def main(upstream: str, port: int) -> None:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
         print(f"serving on http://127.0.0.1:{port}", flush=True)
-        await runner_closed()
-
-
-async def runner_closed() -> None:
-    """For ever."""
-    import asyncio
-
-    await asyncio.Event().wait()
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
