@@ -37,7 +37,7 @@ from contenders import peer_python
 from machine_line import save
 
 HERE = Path(__file__).parent
-LITELLM = "litellm[proxy]==1.109.3"
+LITELLM = "litellm[proxy]==1.105.7"
 RATE, CONNECTIONS, LATENCY_MS = 200, 64, 50.0
 WANTED_P50_MS, WANTED_P99_MS, WANTED_RATIO, WANTED_GROWTH = 3.0, 15.0, 8.0, 0.05
 SERVE = "import sys, pathlib, stillhouse.cli_serve as c; c.serve(pathlib.Path(sys.argv[1]))"
