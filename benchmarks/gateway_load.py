@@ -10,18 +10,22 @@ traffic log (SQLite, redacted) and an experiment (a quarter of the users to the 
   gateway, in turns. Added is the quantile through the gateway less the quantile without it.
 - throughput: 64 connections in a closed loop, in turns: straight, through a pass-through over
   aiohttp that does nothing else (`bare_proxy`), through the gateway, and through LiteLLM's proxy in
-  an environment of its own, without a database, key or log. One process each, unless `--workers`.
+  an environment of its own, without a database or log. One process each, unless `--workers`.
 - memory: the resident set of a fresh gateway while it passes on 100,000 requests.
 
-Requests are all different, so that nothing is answered out of a memory of texts.
+Requests are all different, so that nothing is answered out of a memory of texts. Both gateways ask
+for a client's key.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
+import secrets
+import socket
 import statistics
 import subprocess
 import sys
@@ -42,6 +46,7 @@ RATE, CONNECTIONS, LATENCY_MS = 200, 64, 50.0
 WANTED_P50_MS, WANTED_P99_MS, WANTED_RATIO, WANTED_GROWTH = 3.0, 15.0, 8.0, 0.05
 SERVE = "import sys, pathlib, stillhouse.cli_serve as c; c.serve(pathlib.Path(sys.argv[1]))"
 START_S = 180
+KEY = f"sk-{secrets.token_hex(32)}"
 
 
 @contextlib.contextmanager
@@ -96,6 +101,7 @@ def gateway(
     price = {"input": 2, "output": 8}
     raw = {
         "listen": {"port": port, "workers": workers},
+        "clients": [{"tenant": "shop", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}],
         "upstreams": {
             "big": {"base_url": f"{upstream}/v1", "model": "big", "price": price},
             "small": {"base_url": f"{upstream}/v1", "model": "small"},
@@ -132,13 +138,19 @@ def litellm(folder: Path, upstream: str, port: int, workers: int) -> Iterator[st
     raw = {
         "model_list": [{"model_name": "reviews", "litellm_params": params}],
         "litellm_settings": {"telemetry": False},
+        "general_settings": {"master_key": KEY},
     }
     file.write_text(yaml.safe_dump(raw), encoding="utf-8")
     python = peer_python("litellm", LITELLM)
     command = [str(python.parent / "litellm"), "--config", str(file), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--num_workers", str(workers), "--telemetry", "False"]
     quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "PYTHONPATH": ""}
-    with process(command, "Uvicorn running", **quiet):
+    with process(command, "Set models", **quiet):
+        ends = time.monotonic() + START_S
+        while time.monotonic() < ends:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
 
 
@@ -146,7 +158,7 @@ def load(url: str, *options: object) -> dict[str, Any]:
     """One run of the load generator, in a process of its own."""
     command = [sys.executable, str(HERE / "load_generator.py"), f"{url}/v1/chat/completions"]
     done = subprocess.run(
-        [*command, *map(str, options)], check=True, capture_output=True, text=True
+        [*command, "--key", KEY, *map(str, options)], check=True, capture_output=True, text=True
     )
     found: dict[str, Any] = json.loads(done.stdout)
     if found["failed"] or set(found["statuses"]) != {"200"}:
