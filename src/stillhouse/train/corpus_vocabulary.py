@@ -63,7 +63,9 @@ def left_out(
         parts: texts, by the name of their part.
     """
     assert student.kept is not None
-    ids, model = torch.tensor(student.kept), teacher.model.train(False)
+    model: Any = teacher.model
+    model.eval()
+    ids = torch.tensor(student.kept)
     some = Rows(renumbered([rows[n] for n in range(min(len(rows), SAMPLE))], ids))
     pad: Any = teacher.tokenizer.pad_token_id
     mass = mean_mass(
