@@ -20,7 +20,7 @@ from stillhouse.serve.gateway_sections import LimitsSection, TaskSection
 from stillhouse.serve.record_calls import tokens_of
 from stillhouse.serve.records import Assignment
 from stillhouse.serve.request_checks import check_chat
-from stillhouse.serve.sse import joined, tokens_in, with_own_logprobs, without_usage
+from stillhouse.serve.sse import joined, tokens_in, without_logprobs, without_usage
 
 NASTY: list[Any] = [
     [],
@@ -121,5 +121,5 @@ def test_any_stream_is_joined(chunks: list[Any]) -> None:
     for event in events:
         assert isinstance(without_usage(event), bytes)
         for alternatives in (None, 0, 2):
-            assert isinstance(with_own_logprobs(event, alternatives), bytes)
+            assert isinstance(without_logprobs(event, alternatives), bytes)
         assert tokens_in(event) >= 0
