@@ -21,8 +21,8 @@ from stillhouse.core.progress import Terminal
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery
 from stillhouse.core.runfolder import hash_file
+from stillhouse.core.scorers import scorers_for
 from stillhouse.core.tasks import ExtractionTask
-from stillhouse.evaluate.scorers import scorers_for
 from stillhouse.models.completer import Completer, Sampling
 from stillhouse.models.student import open_student
 from stillhouse.train.planning_signals import captures

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import read_records
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.scorers import scorers_for
 from stillhouse.evaluate.candidates import EvaluationSet
 from stillhouse.evaluate.compressed import CompressedRow
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.results import STUDENT, TEACHER, Evaluation, Prediction, SetName
-from stillhouse.evaluate.scorers import scorers_for
 from stillhouse.variants import Ran
 
 
