@@ -14,7 +14,8 @@ P(ever W >= 1/alpha) <= alpha, whatever the distribution, the bets and the numbe
 They are staked for a student that is as good as its teacher. `PLANNED` of the capital plays to have
 won by a planned size, as one plays who must reach a sum by a date (Browne 1999, Adv. Appl. Probab.
 31): the size at which a test at one look would say yes in two of three cases. The rest is staked on
-fixed multiples of the bet that grows fastest, which goes on for as long as it takes.
+multiples of the bet that grows fastest, and on what was seen so far where that is clearer still,
+which goes on for as long as it takes.
 
 Knows numbers; no experiment and no clock. Shapes: K hypotheses, tested side by side.
 """
@@ -33,8 +34,9 @@ MarginKind = Literal["absolute", "relative"]
 F = TypeVar("F", float, Floats)
 
 PLANNED: Final = 0.75
-MULTIPLES: Final = np.array([0.35, 0.7, 1.4])[:, None]  # of effect / variance
-_SHARES: Final = np.array([0.3, 0.5, 0.2])[:, None]
+MULTIPLES: Final = np.array([0.35, 0.7])  # of effect / variance, the bet that grows fastest
+_SHARES: Final = np.array([0.3, 0.5, 0.2])[:, None]  # theirs, and that of bets on what was seen
+_SHRUNK: Final = 20.0
 _POWER_Z: Final = 0.4  # ndtri(0.66)
 _MOST_BET: Final = 0.9  # of the bet that could ruin
 _LEAST_EFFECT: Final = 1e-3
@@ -103,9 +105,9 @@ class SlackTest:
         self.alpha, self.low, self.high, self.n = alpha, low, high, 0
         self._trust = trust
         self._most_bet = _MOST_BET / (self.nulls - low)
-        self._fixed = np.zeros((len(MULTIPLES), len(self.nulls)))  # ln, each account
+        self._fixed = np.zeros((len(_SHARES), len(self.nulls)))  # ln, each account
         self._planned = np.zeros(len(self.nulls))  # ln
-        self._squares = np.zeros(len(self.nulls))
+        self._sums, self._squares = np.zeros((2, len(self.nulls)))
         self._most = np.zeros(len(self.nulls))  # ln of the largest capital there was
         self._fixed_bets, self._planned_bets = np.zeros_like(self._fixed), self._planned.copy()
         self._choose_at = 0
@@ -131,6 +133,7 @@ class SlackTest:
         # What is won beyond any goal is thrown away: it would overflow.
         self._fixed = np.minimum(self._fixed + np.log1p(self._fixed_bets * moved), _MOST_LOG)
         self._planned = np.minimum(self._planned + np.log1p(self._planned_bets * moved), _MOST_LOG)
+        self._sums += moved
         self._squares += moved * moved
         self.n += 1
         self._most = np.maximum(self._most, self.log_capital)
@@ -156,7 +159,9 @@ class SlackTest:
         """Bets of the next values, from what came before."""
         aim = np.maximum(effect - self.nulls, effect / 4)
         variance = (self._squares + self._trust * (spread + aim**2)) / (self.n + self._trust)
-        self._fixed_bets = np.minimum(aim / variance * MULTIPLES, self._most_bet)
+        seen = self._sums / (self.n + _SHRUNK)
+        aims = np.stack([*(MULTIPLES[:, None] * aim), np.maximum(aim, seen)])
+        self._fixed_bets = np.minimum(aims / variance, self._most_bet)
         self._planned_bets = self._dated_bets(aim, variance)
         self._choose_at = self.n + 1 + self.n // _CHOOSE
 

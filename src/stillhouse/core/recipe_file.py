@@ -156,8 +156,8 @@ _TASK_KINDS = ("classification", "extraction", "generation")
 def _is_choice(location: Sequence[str | int], index: int) -> bool:
     """Whether a part of a location is no key: pydantic puts the kind it chose there, of the task or
     of a term, or the form that a value was read as."""
-    if index == 1 and location[0] == "task":
-        return location[1] in _TASK_KINDS
+    if index and location[index - 1] == "task" and location[index] in _TASK_KINDS:
+        return True
     in_terms = index >= 3 and location[:2] in (("train", "terms"), ("objective", "terms"))
     return in_terms and (index == 3 or "[" in str(location[index]))
 
@@ -183,9 +183,10 @@ def _resolve(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
 
 
 def _step(node: dict[str, Any], part: str | int, definitions: dict[str, Any]) -> dict[str, Any]:
-    mapping = node.get("discriminator", {}).get("mapping", {})
-    if part in mapping:
-        return dict(definitions[mapping[part].rsplit("/", 1)[1]])
+    for option in (node, *node.get("anyOf", ())):
+        mapping = option.get("discriminator", {}).get("mapping", {})
+        if part in mapping:
+            return dict(definitions[mapping[part].rsplit("/", 1)[1]])
     resolved = _resolve(node, definitions)
     if isinstance(part, int):
         listed = (option for option in (resolved, *resolved.get("anyOf", ())) if "items" in option)

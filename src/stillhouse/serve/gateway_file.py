@@ -52,6 +52,7 @@ class GatewayFile(Section):
                         f"tasks.{name}.{variant} names no upstream: there are "
                         f"{', '.join(self.upstreams)}"
                     )
+            self._check_evidence(name, task)
         if self.listen.host not in LOOPBACK and not self.needs_key:
             raise ValueError(
                 "listen.host is not loopback, so clients must be listed with their keys"
@@ -59,6 +60,17 @@ class GatewayFile(Section):
         if self.keys_in_store and self.log.url is None:
             raise ValueError("keys_in_store needs log.url")
         return self
+
+    def _check_evidence(self, name: str, task: TaskSection) -> None:
+        evidence, where = task.experiment.evidence, f"tasks.{name}.experiment.evidence"
+        if evidence is None:
+            return
+        if task.student is None:
+            raise ValueError(f"{where} is of a task without a student")
+        if evidence.judge is not None and evidence.judge.upstream not in self.upstreams:
+            raise ValueError(f"{where}.judge.upstream: there are {', '.join(self.upstreams)}")
+        if evidence.reference == "corrected" and self.log.url is None:
+            raise ValueError(f"{where}.reference: corrected needs log.url: the answers' texts")
 
     @property
     def needs_key(self) -> bool:
@@ -84,7 +96,21 @@ def load_gateway(path: Path) -> GatewayFile:
         raise RecipeError(str(path), f"is not valid YAML: {error}", action="mend it") from None
     if not isinstance(raw, dict):
         raise RecipeError(str(path), "is not a mapping of sections", action="see docs/gateway.md")
-    return parse_as(GatewayFile, raw, str(path))
+    return _from(path.parent, parse_as(GatewayFile, raw, str(path)))
+
+
+def _from(folder: Path, file: GatewayFile) -> GatewayFile:
+    """The judges' gold sets, seen from the file's folder."""
+    tasks = {}
+    for name, task in file.tasks.items():
+        evidence = task.experiment.evidence
+        if evidence is not None and evidence.judge is not None and evidence.judge.gold is not None:
+            judge = evidence.judge.model_copy(update={"gold": folder / evidence.judge.gold})
+            evidence = evidence.model_copy(update={"judge": judge})
+            plan = task.experiment.model_copy(update={"evidence": evidence})
+            task = task.model_copy(update={"experiment": plan})
+        tasks[name] = task
+    return file.model_copy(update={"tasks": tasks})
 
 
 def secrets_of(file: GatewayFile, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -122,12 +122,15 @@ class HashAssigner:
             arm = "shadow" if shadow < plan.shadow_share else "control"
         elif state.kind == "full" or place < state.share:
             arm = "treatment"
+        # A shadow call is unseen, so the slice that always goes to the teacher stays what it is.
+        beside = plan.shadows_later and arm != "treatment" and state.kind in ("canary", "full")
+        beside = beside and self._tasks[task].student is not None and not state.killed
         return Assignment(
             task=task,
             unit=unit.hex()[:32],
             arm=arm,
             variant="student" if arm == "treatment" else "teacher",
-            shadowed=arm == "shadow",
+            shadowed=arm == "shadow" or (beside and shadow < plan.shadow_share),
             stage=state.stage,
             version=state.version,
         )
