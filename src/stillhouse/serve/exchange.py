@@ -294,6 +294,8 @@ class Exchange:
             if judged and self._parts.gate is not None:
                 verdict = self._parts.gate.confident(ask.name, answer_features(found))
                 shadow.confidence = verdict.probability
+                if not verdict.accept and self._parts.states.get(ask.name).threshold is not None:
+                    shadow.fell_back = "low-confidence"  # as it would have, were it seen
         except UpstreamFailed as failed:
             status, error = failed.status, failed.why
         except (ValueError, RecursionError, ApiError):

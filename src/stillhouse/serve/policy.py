@@ -36,12 +36,18 @@ class Proposal(NamedTuple):
 class JudgeTrust(NamedTuple):
     """What a judge's preferences are worth.
 
-    Its net preference (wins less losses) is at least `net` times the true one; `tested` says whether
-    a gold set was there.
+    Its net preference (wins less losses) is at least `net` times the true one; `tested` says
+    whether a gold set was there.
     """
 
     net: float
     tested: bool
+
+
+class Blocked(NamedTuple):
+    """Why a judge's verdicts cannot be used, or not yet."""
+
+    why: str
 
 
 def rules_of(task: TaskSection, state: ExperimentState, trust: JudgeTrust | None = None) -> Rules:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from stillhouse.core.gateway_log import GatewayCall
 from stillhouse.serve.records import Assignment, Decision, ExperimentState, Outcome, Served
@@ -106,6 +106,26 @@ class Gate(Protocol):
         """The probability that it is acceptable, and whether that is enough."""
 
 
+class Scores(Protocol):
+    """What scores answers beside their way, asking judges behind upstreams."""
+
+    async def run(self, upstreams: Mapping[str, Any]) -> None:
+        """Score what comes, until cancelled."""
+
+    async def flush(self) -> None:
+        """Score all that waits."""
+
+
+class Experiments(Protocol):
+    """What moves experiments by their evidence; all of it may block."""
+
+    def tick(self, now: float) -> object:
+        """Look at what is new, and decide; in a thread, about once a second."""
+
+    def view(self, name: str) -> dict[str, Any]:
+        """What an admin is shown of one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the server is given. `keys` is None where everybody is let in, `gate` where every
@@ -117,3 +137,5 @@ class Parts:
     keys: Keys | None = None
     gate: Gate | None = None
     key_store: KeyStore | None = None
+    scores: Scores | None = None
+    experiments: Experiments | None = None

@@ -37,6 +37,7 @@ from stillhouse.serve.private import Pseudonyms
 from stillhouse.serve.seams import Parts
 from stillhouse.serve.stored_parts import Redactors, StoredParts
 from stillhouse.serve.upstream import Upstream
+from stillhouse.serve.watching import feeds_of, watch_memory
 
 REFRESH_S: Final = 1.0
 
@@ -80,12 +81,17 @@ def memory_parts(file: GatewayFile, kept: int = REMEMBERED) -> Parts:
         for name, task in file.tasks.items()
         if task.fallback.threshold is not None
     }
+    feeds = feeds_of(file)
+    held, log = MemoryStates(states), MemoryLog(kept, feeds)
+    watched = watch_memory(file, held, log, feeds)
     return Parts(
         assigner=HashAssigner(file.tasks),
-        states=MemoryStates(states),
-        log=MemoryLog(kept),
+        states=held,
+        log=watched.log,
         keys=ListedKeys(file.clients) if file.clients else None,
         gate=ThresholdGate(thresholds) if thresholds else None,
+        scores=watched.scores,
+        experiments=watched.controller,
     )
 
 
@@ -94,7 +100,7 @@ class Gateway:
 
     Args:
         secrets: keys of the upstreams by name, and the admin's under an empty name.
-        refresh: called about once a second, in a thread, with Unix seconds.
+        refresh: called about once a second, in a thread, with Unix seconds; None: the experiments'.
     """
 
     def __init__(
@@ -102,8 +108,10 @@ class Gateway:
         file: GatewayFile,
         parts: Parts,
         secrets: Mapping[str, str],
-        refresh: Callable[[float], None] | None = None,
+        refresh: Callable[[float], object] | None = None,
     ) -> None:
+        if refresh is None and parts.experiments is not None:
+            refresh = parts.experiments.tick
         self._refresh = refresh
         self._file = file
         self._parts = parts
@@ -145,7 +153,9 @@ class Gateway:
             addresses = [Address(*one.getsockname()[:2]) for one in sockets]
             with _signals(self.stop):
                 told(addresses[0], addresses[1] if len(addresses) > 1 else None)
-                refreshing = asyncio.create_task(self._keep_fresh())
+                beside = [asyncio.create_task(self._keep_fresh())]
+                if self._parts.scores is not None:
+                    beside.append(asyncio.create_task(self._parts.scores.run(upstreams)))
                 try:
                     await asyncio.gather(
                         *(
@@ -154,9 +164,12 @@ class Gateway:
                         )
                     )
                 finally:
-                    refreshing.cancel()
-                    await asyncio.gather(refreshing, return_exceptions=True)
+                    for one in beside:
+                        one.cancel()
+                    await asyncio.gather(*beside, return_exceptions=True)
             await exchange.drain()
+            if self._parts.scores is not None:
+                await self._parts.scores.flush()
 
     async def _keep_fresh(self) -> None:
         """What other gateways did, until cancelled; a database that is away is tried again."""

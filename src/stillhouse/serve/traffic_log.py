@@ -240,6 +240,9 @@ class TrafficLog:
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         # A commit whose answer was lost is tried again: rows that are there already are left alone.
+        now = time.time()
+        for row in rows:
+            row["written_at"] = now
         with self._engine.begin() as connection:
             connection.execute(insert_new(self._engine, CALLS), rows)
         with self._changed:
