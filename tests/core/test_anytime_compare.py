@@ -98,8 +98,8 @@ def test_every_unit_of_the_arms_is_used_once(share: float) -> None:
 
 
 def test_what_is_needed_is_what_it_takes() -> None:
-    """Foreseen after 200 pairs is, as a median, what it then takes within a factor of three: some 600
-    more for an equal student."""
+    """Foreseen after 200 pairs is, as a median, what it then takes within a factor of three: some
+    600 more for an equal student."""
     foreseen = [pairs(200, 0.9, 0.9, seed).needed() for seed in range(25)]
     values = [one.values for one in foreseen if one.values is not None and one.verdict == "better"]
     assert len(values) > 12

@@ -230,6 +230,8 @@ def gateway(raw: dict[str, Any], **replaced: Any) -> Iterator[Running]:
         log=replaced.get("log", made.log),
         keys=replaced.get("keys", made.keys),
         gate=replaced.get("gate", made.gate),
+        scores=made.scores,
+        experiments=made.experiments,
     )
     secrets = {name: f"sk-of-{name}" for name in file.upstreams} | {"": ADMIN}
     running = Gateway(file, parts, secrets)

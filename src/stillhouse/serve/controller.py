@@ -8,6 +8,7 @@ is the one that was decided on. Knows no statistics: those are `evidence` and `p
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -77,7 +78,7 @@ class Controller:
         self._tasks = {name: task for name, task in tasks.items() if task.student is not None}
         self._from = sources
         self._stages: dict[str, _Stage] = {}
-        self._last = 0.0
+        self._last = -math.inf
 
     def tick(self, now: float) -> list[Decision]:
         """Look at everything, if it is time; what was decided.

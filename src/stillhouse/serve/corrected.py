@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from stillhouse.core.errors import StillhouseError
 from stillhouse.core.scorers import scorers_for
 from stillhouse.core.tasks import Task
 from stillhouse.serve.answer_text import answer_text
@@ -41,16 +40,14 @@ class CorrectedScoring:
             and row.served.shadow_of is None
             and row.served.id not in self._done
         }
+        found: list[Outcome] = []
         for request, corrected in wanted.items():
             self._done.add(request)
             for answer, text in self._texts(request).items():
                 score = 0.0 if text is None else self._scorer.score(text, corrected)
-                try:
-                    self._log.outcome(
-                        Outcome(request=answer, kind="scorer", score=score, at=time.time())
-                    )
-                except StillhouseError:  # deleted meanwhile
-                    continue
+                found.append(Outcome(request=answer, kind="scorer", score=score, at=time.time()))
+        if found:
+            self._log.scores(found)
 
     def _texts(self, request: str) -> Mapping[str, str | None]:
         """The texts of a request's answer and its shadow answer, by id; without those whose texts

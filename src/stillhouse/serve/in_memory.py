@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from stillhouse.core.gateway_log import GatewayCall
@@ -72,6 +72,12 @@ class MemoryLog:
         self.outcomes.append(outcome)
         for feed in self._feeds.values():
             feed.score(outcome)
+
+    def scores(self, outcomes: Sequence[Outcome]) -> int:
+        """See `Log`."""
+        for outcome in outcomes:
+            self.outcome(outcome)
+        return len(outcomes)
 
     def owner(self, request: str) -> str | None:
         """See `Log`."""

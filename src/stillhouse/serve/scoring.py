@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
-from stillhouse.core.errors import StillhouseError
+from sqlalchemy.exc import SQLAlchemyError
+
 from stillhouse.core.gateway_log import GatewayCall
 from stillhouse.core.records import Message, Query
 from stillhouse.core.scorers import Scorer, scorers_for
@@ -71,6 +72,7 @@ class Scoring:
         self._teachers: OrderedDict[str, tuple[tuple[Message, ...], str]] = OrderedDict()
         self._chars = 0
         self._waiting: deque[Answered] = deque(maxlen=WAITING)
+        self._unsaved: list[Outcome] = []
         self._judges: dict[str, Judge] = {}
         self._trust: dict[str, JudgeTrust | Blocked] = {
             name: _UNTRIED for name, one in self._evidence.items() if one.judge is not None
@@ -87,6 +89,10 @@ class Scoring:
     def outcome(self, outcome: Outcome) -> None:
         """See `Log`."""
         self._log.outcome(outcome)
+
+    def scores(self, outcomes: Sequence[Outcome]) -> int:
+        """See `Log`."""
+        return self._log.scores(outcomes)
 
     def owner(self, request: str) -> str | None:
         """See `Log`."""
@@ -152,12 +158,14 @@ class Scoring:
         return int.from_bytes(digest, "big") < judge.share * 2**64
 
     def _score(self, jobs: Sequence[Answered]) -> None:
+        scores: list[tuple[Answered, Preferred | None]] = []
         for job in jobs:
             score = self._scorers[job.task].score
             # An answer that the task cannot read does not agree with itself either.
             teacher = score(job.teacher, job.teacher)
             student = 0.0 if job.student is None else score(job.student, job.teacher)
-            self._keep(job, Preferred(student, teacher))
+            scores.append((job, Preferred(student, teacher)))
+        self._keep(scores)
 
     async def _judge(self, name: str, judge: Judge, jobs: Sequence[Answered]) -> None:
         if not isinstance(self._trust[name], JudgeTrust):
@@ -170,24 +178,26 @@ class Scoring:
         found = zip(asked_about, await judge.compare(pairs), strict=True) if pairs else ()
         scores = [(job, preferred(outcome)) for job, outcome in found]
         scores += [(job, Preferred(0.0, 1.0)) for job in jobs if job.student is None]
-        await asyncio.to_thread(self._keep_all, scores)
+        await asyncio.to_thread(self._keep, scores)
 
-    def _keep_all(self, scores: Sequence[tuple[Answered, Preferred | None]]) -> None:
+    def _keep(self, scores: Sequence[tuple[Answered, Preferred | None]]) -> None:
+        now, outcomes = time.time(), []
         for job, score in scores:
-            if score is None:
-                self.lost += 1
-            else:
-                self._keep(job, score)
-
-    def _keep(self, job: Answered, scores: Preferred) -> None:
-        kind: OutcomeKind = "judge" if job.task in self._judges else "scorer"
-        now = time.time()
-        for request, score in ((job.request, scores.teacher), (job.shadow, scores.student)):
-            try:
-                self.outcome(Outcome(request=request, kind=kind, score=score, at=now))
-            except StillhouseError:  # the request is not in the log: it was dropped or deleted
-                self.lost += 1
-                return
+            if score is None:  # the judge was not read
+                continue
+            kind: OutcomeKind = "judge" if job.task in self._judges else "scorer"
+            for request, value in ((job.request, score.teacher), (job.shadow, score.student)):
+                outcomes.append(Outcome(request=request, kind=kind, score=value, at=now))
+        self.lost += sum(score is None for _, score in scores)
+        self._unsaved += outcomes
+        try:
+            stored = self._log.scores(self._unsaved) if self._unsaved else 0
+        except SQLAlchemyError:  # the database is away: with the next ones, as long as they fit
+            self.lost += max(0, len(self._unsaved) - 2 * WAITING) // 2
+            del self._unsaved[: -2 * WAITING]
+            return
+        self.lost += (len(self._unsaved) - stored) // 2  # dropped by the log, or deleted
+        self._unsaved.clear()
 
 
 def scores_pairs(task: TaskSection) -> bool:

@@ -6,7 +6,7 @@ for those that say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -64,6 +64,10 @@ class Log(Protocol):
 
     def outcome(self, outcome: Outcome) -> None:
         """Take what came of a request; may block."""
+
+    def scores(self, outcomes: Sequence[Outcome]) -> int:
+        """Take scores without texts, all at once; how many, without those of requests that are not
+        known. May block."""
 
     def owner(self, request: str) -> str | None:
         """The tenant of a request, `None` for one that is not known; may block."""
