@@ -53,6 +53,17 @@ OPTIONS = {
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
     "compress": {*STAGE_OPTIONS, "student"},
     "serve": {"file"},
+    "simulate": {
+        "log",
+        "policy",
+        "task",
+        "days",
+        "per_day",
+        "repetitions",
+        "seed",
+        "export",
+        "as_json",
+    },
 }
 
 

@@ -34,7 +34,7 @@ TOP = {
 }
 TOP |= {"stages", "stage_sections", "teacher_compare", "teacher_probe", "tuning"}
 TOP |= {"cli_study", "study_curve", "study_forms", "study_frontier", "study_speeds", "variants"}
-TOP |= {"cli_compress", "cli_serve", "compress_aware", "compressing"}
+TOP |= {"cli_compress", "cli_serve", "cli_simulate", "compress_aware", "compressing"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}
 

@@ -11,9 +11,10 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stillhouse.core.anytime_compare import ARMS_TRUST, PAIRS_TRUST, Ints, Level, block_sizes
+from stillhouse.core.anytime_compare import ARMS_TRUST, PAIRS_TRUST, Level, block_sizes
 from stillhouse.core.anytime_margin import Floats, Margin, SlackTest
 
+Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 NEVER: Final = np.iinfo(np.int64).max
 
@@ -26,7 +27,8 @@ class Levels(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """After how many requests each experiment was decided; `NEVER` where it was not. [R]"""
+    """After how many requests each experiment was decided; `NEVER` where it was not, or where all
+    were decided one way or the other before. [R]"""
 
     better: Ints
     worse: Ints
@@ -58,6 +60,11 @@ class _Tests:
             new = counts & test.rejected & (when == NEVER)
             when[new] = np.broadcast_to(at, when.shape)[new]
 
+    @property
+    def over(self) -> bool:
+        """Whether all are decided."""
+        return bool(((self.decided.better < NEVER) | (self.decided.worse < NEVER)).all())
+
     def teacher(self, count: Floats | int, total: Floats, squares: Floats) -> None:
         self._level.add(count, total, squares)
 
@@ -75,6 +82,8 @@ def replay_pairs(student: Floats, teacher: Floats, margin: Margin, levels: Level
     for number in range(len(student)):
         tests.add(slack[number], parts, number + 1, everywhere)
         tests.teacher(1, teacher[number], teacher[number] ** 2)
+        if tests.over:
+            break
     return tests.decided
 
 
@@ -99,7 +108,7 @@ def replay_arms(
         ready = np.maximum(own.when(used[0] + students), other.when(used[1] + teachers))
         now = np.maximum(now, ready)
         runs = now < NEVER
-        if not runs.any():
+        if not runs.any() or tests.over:
             return tests.decided
         mine, _ = own.sums(used[0], students)
         total, squares = other.sums(used[1], teachers)

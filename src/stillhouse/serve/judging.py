@@ -119,8 +119,8 @@ def judge_of(section: JudgeSection, task: Task, upstream: Upstream) -> Judge:
 
 async def tried(
     judge: Judge, section: JudgeSection, task: Task, alpha: float
-) -> JudgeTrust | Blocked:
-    """What its preferences are worth, by its gold set.
+) -> JudgeTrust | Blocked | None:
+    """What its preferences are worth, by its gold set; `None`: it does not answer now.
 
     Args:
         alpha: chance that they are worth less than is said.
@@ -134,7 +134,7 @@ async def tried(
     outcomes = await judge.compare([Pair(one.query, one.good, one.bad) for one in pairs])
     read = [one for one in outcomes if one != "unreadable"]
     if not read:
-        return Blocked("the judge did not answer a question of its gold set")
+        return None
     confidence = 1 - 2 * alpha
     quality = pair_quality(outcomes, confidence)
     if no_better_than_chance(quality, confidence) or quality.net.low <= 0:

@@ -34,6 +34,7 @@ REMEMBERED_CHARS: Final = 64_000_000
 WAITING: Final = 10_000  # pairs
 TURN: Final = 64  # pairs of one turn
 PAUSE_S: Final = 0.5
+TRY_S: Final = 30.0  # until a judge that did not answer is tested again
 _UNTRIED: Final = Blocked("the judge is being tested on its gold set")
 
 
@@ -106,14 +107,25 @@ class Scoring:
         """Score what comes, until cancelled."""
         for name, evidence in self._evidence.items():
             if evidence.judge is not None and evidence.task is not None:
-                judge = judge_of(evidence.judge, evidence.task, upstreams[evidence.judge.upstream])
-                self._judges[name] = judge
-                self._trust[name] = await tried(
-                    judge, evidence.judge, evidence.task, self._alpha[name]
-                )
+                upstream = upstreams[evidence.judge.upstream]
+                self._judges[name] = judge_of(evidence.judge, evidence.task, upstream)
+        clock = asyncio.get_running_loop().time
+        try_at = clock()
         while True:
+            if clock() >= try_at:
+                await self._try()
+                try_at = clock() + TRY_S
             await self.flush()
             await asyncio.sleep(PAUSE_S)
+
+    async def _try(self) -> None:
+        """Test the judges that are not tested yet."""
+        for name, judge in self._judges.items():
+            evidence = self._evidence[name]
+            if self._trust[name] is not _UNTRIED or evidence.judge is None or evidence.task is None:
+                continue
+            found = await tried(judge, evidence.judge, evidence.task, self._alpha[name])
+            self._trust[name] = _UNTRIED if found is None else found
 
     async def flush(self) -> None:
         """Score all that waits."""
