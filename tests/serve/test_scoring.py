@@ -81,6 +81,44 @@ def test_a_gateway_scores_its_shadow_answers_and_shows_what_it_knows() -> None:
     assert (found["student"], found["teacher"], found["requests"]) == (0.75, 1.0, 4)
 
 
+def test_a_student_takes_over_by_itself() -> None:
+    """Real servers, real requests: from shadow to full on agreement with the teacher."""
+    teacher, student = Model(says("fresh")), Model(says("fresh"))
+    stages = [
+        {"kind": "shadow", "min_requests": 20},
+        {"kind": "canary", "share": 0.5, "min_requests": 20},
+        {"kind": "full"},
+    ]
+    with models(teacher, student):
+        plan = experiment(SCORER, stages=stages, sticky="request")
+        with gateway(two(teacher, student, experiment=plan)) as running:
+            for _ in range(1500):
+                assert send(running.url, ASK).status == 200
+                if running.states.get("t").kind == "full":
+                    break
+            found = shown(running.admin)
+            before = len(teacher.bodies)
+            for _ in range(5):
+                send(running.url, ASK)
+            assert len(teacher.bodies) == before
+    assert [(one["action"], one["to_stage"]) for one in found["decisions"]] == [
+        ("advance", 1),
+        ("advance", 2),
+    ]
+    assert all(one["numbers"]["p_better"] <= 0.05 for one in found["decisions"])
+
+
+def test_shadow_answers_that_would_have_given_way_say_so() -> None:
+    teacher, student = Model(says("fresh")), Model(says("rotten", logprob=-3))
+    with models(teacher, student):
+        raw = two(teacher, student, experiment=experiment(SCORER), fallback={"threshold": 0.5})
+        with gateway(raw) as running:
+            send(running.url, ASK)
+            until(lambda: (shown(running.admin)["numbers"] or {}).get("values") == 1, 20)
+            found = shown(running.admin)["numbers"]
+    assert (found["student"], found["teacher"], found["bare"]) == (1.0, 1.0, 0.0)
+
+
 def test_the_admin_shows_an_experiment_to_nobody_else() -> None:
     teacher = Model(says("fresh"))
     with models(teacher), gateway(two(teacher, None)) as running:

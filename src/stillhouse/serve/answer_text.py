@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
-from stillhouse.core.records import Message, Role, message_key
+from stillhouse.core.records import Message, Role
 from stillhouse.core.tasks import canonical_json
 
 _ROLES: Final = frozenset(get_args(Role))
@@ -50,11 +50,6 @@ def asked(body: Mapping[str, Any]) -> tuple[Message, ...]:
     if not turns or turns[-1].role == "assistant":
         return ()
     return tuple(turns)
-
-
-def chat_key(messages: tuple[Message, ...]) -> str:
-    """One id for one chat."""
-    return message_key(messages)
 
 
 def _call_text(message: Mapping[str, Any]) -> str | None:

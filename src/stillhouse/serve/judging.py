@@ -9,12 +9,12 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from stillhouse.core.errors import StillhouseError, TeacherError
 from stillhouse.core.judge_gold import gold_pairs, read_gold
 from stillhouse.core.judging import PairOutcome, no_better_than_chance, pair_quality
-from stillhouse.core.records import Completion, FinishReason, Query
+from stillhouse.core.records import Completion, FinishReason, Query, message_key
 from stillhouse.core.tasks import Task
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.models.judge import Judge, JudgeForm, Pair, completer_asker
@@ -22,6 +22,7 @@ from stillhouse.serve.answer_text import answer_text
 from stillhouse.serve.anthropic_shapes import anthropic_request, openai_answer
 from stillhouse.serve.ask import PATHS
 from stillhouse.serve.evidence_sections import JudgeSection
+from stillhouse.serve.pairs import Answered, Preferred
 from stillhouse.serve.policy import Blocked, JudgeTrust
 from stillhouse.serve.upstream import Upstream, UpstreamFailed
 
@@ -31,13 +32,6 @@ _FINISHES: Final[dict[str, FinishReason]] = {
     "content_filter": "content_filter",
     "tool_calls": "tool_calls",
 }
-
-
-class Preferred(NamedTuple):
-    """Scores of a pair: 1 and 0, or a half each; they sum to 1."""
-
-    student: float
-    teacher: float
 
 
 class UpstreamCompleter:
@@ -105,41 +99,54 @@ def preferred(outcome: PairOutcome) -> Preferred | None:
     return Preferred(0.5, 0.5)
 
 
-def judge_of(section: JudgeSection, task: Task, upstream: Upstream) -> Judge:
-    """The judge of one task."""
-    completer = UpstreamCompleter(upstream)
-    form = JudgeForm(
-        task=task,
-        criteria=section.criteria,
-        explain=section.explain,
-        max_tokens=section.max_tokens,
-    )
-    return Judge(completer_asker(completer, section.concurrent), completer.info, form)
-
-
-async def tried(
-    judge: Judge, section: JudgeSection, task: Task, alpha: float
-) -> JudgeTrust | Blocked | None:
-    """What its preferences are worth, by its gold set; `None`: it does not answer now.
+class PairJudge:
+    """The judge of one task.
 
     Args:
-        alpha: chance that they are worth less than is said.
+        alpha: chance that its preferences are worth less than `tested` says.
     """
-    if section.gold is None:
-        return UNTESTED
-    try:
-        pairs = gold_pairs(await asyncio.to_thread(read_gold, section.gold, task))
-    except StillhouseError as error:
-        return Blocked(f"the judge's gold set: {error}")
-    outcomes = await judge.compare([Pair(one.query, one.good, one.bad) for one in pairs])
-    read = [one for one in outcomes if one != "unreadable"]
-    if not read:
-        return None
-    confidence = 1 - 2 * alpha
-    quality = pair_quality(outcomes, confidence)
-    if no_better_than_chance(quality, confidence) or quality.net.low <= 0:
-        return Blocked(
-            f"the judge does no better than chance on the {len(outcomes)} pairs of its gold set "
-            f"(right {quality.right.estimate:.0%}, wrong {quality.wrong.estimate:.0%})"
+
+    def __init__(self, section: JudgeSection, task: Task, upstream: Upstream, alpha: float) -> None:
+        self._section, self._task, self._alpha = section, task, alpha
+        completer = UpstreamCompleter(upstream)
+        form = JudgeForm(
+            task=task,
+            criteria=section.criteria,
+            explain=section.explain,
+            max_tokens=section.max_tokens,
         )
-    return JudgeTrust(net=quality.net.low, tested=True)
+        self._judge = Judge(completer_asker(completer, section.concurrent), completer.info, form)
+
+    async def compare(self, pairs: Sequence[Answered]) -> list[Preferred | None]:
+        """Which of both answers is better; `None` where the judge was not read."""
+        asked = [
+            Pair(
+                Query(id=message_key(one.messages), messages=one.messages),
+                one.student or "",
+                one.teacher,
+            )
+            for one in pairs
+        ]
+        return [preferred(outcome) for outcome in await self._judge.compare(asked)]
+
+    async def tested(self) -> JudgeTrust | Blocked | None:
+        """What its preferences are worth, by its gold set; `None`: it does not answer now."""
+        if self._section.gold is None:
+            return UNTESTED
+        try:
+            gold = await asyncio.to_thread(read_gold, self._section.gold, self._task)
+            pairs = gold_pairs(gold)
+        except StillhouseError as error:
+            return Blocked(f"the judge's gold set: {error}")
+        asked = [Pair(one.query, one.good, one.bad) for one in pairs]
+        outcomes = await self._judge.compare(asked)
+        if all(one == "unreadable" for one in outcomes):
+            return None
+        confidence = 1 - 2 * self._alpha
+        quality = pair_quality(outcomes, confidence)
+        if no_better_than_chance(quality, confidence) or quality.net.low <= 0:
+            return Blocked(
+                f"the judge does no better than chance on the {len(outcomes)} pairs of its gold "
+                f"set (right {quality.right.estimate:.0%}, wrong {quality.wrong.estimate:.0%})"
+            )
+        return JudgeTrust(net=quality.net.low, tested=True)

@@ -12,18 +12,18 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from stillhouse.core.gateway_log import GatewayCall
-from stillhouse.core.records import Message, Query
+from stillhouse.core.optional import require
+from stillhouse.core.records import Message
 from stillhouse.core.scorers import Scorer, scorers_for
-from stillhouse.models.judge import Judge, Pair
-from stillhouse.serve.answer_text import answer_text, asked, chat_key
+from stillhouse.serve.answer_text import answer_text, asked
 from stillhouse.serve.evidence_sections import EvidenceSection
 from stillhouse.serve.gateway_sections import TaskSection
-from stillhouse.serve.judging import Preferred, judge_of, preferred, tried
+from stillhouse.serve.pairs import Answered, Compares, Preferred
 from stillhouse.serve.policy import GOLD_SHARE, Blocked, JudgeTrust
 from stillhouse.serve.records import Outcome, OutcomeKind, Served
 from stillhouse.serve.seams import Log
@@ -36,17 +36,6 @@ TURN: Final = 64  # pairs of one turn
 PAUSE_S: Final = 0.5
 TRY_S: Final = 30.0  # until a judge that did not answer is tested again
 _UNTRIED: Final = Blocked("the judge is being tested on its gold set")
-
-
-class Answered(NamedTuple):
-    """Both answers to one request. `student` None: it gave none."""
-
-    task: str
-    request: str
-    shadow: str
-    messages: tuple[Message, ...]
-    teacher: str
-    student: str | None
 
 
 class Scoring:
@@ -74,7 +63,7 @@ class Scoring:
         self._chars = 0
         self._waiting: deque[Answered] = deque(maxlen=WAITING)
         self._unsaved: list[Outcome] = []
-        self._judges: dict[str, Judge] = {}
+        self._judges: dict[str, Compares] = {}
         self._trust: dict[str, JudgeTrust | Blocked] = {
             name: _UNTRIED for name, one in self._evidence.items() if one.judge is not None
         }
@@ -106,9 +95,13 @@ class Scoring:
     async def run(self, upstreams: Mapping[str, Upstream]) -> None:
         """Score what comes, until cancelled."""
         for name, evidence in self._evidence.items():
-            if evidence.judge is not None and evidence.task is not None:
+            if evidence.judge is not None:
+                # Not before: what it stands on takes long to import.
+                judging = require("stillhouse.serve.judging", "serve", "a judge")
                 upstream = upstreams[evidence.judge.upstream]
-                self._judges[name] = judge_of(evidence.judge, evidence.task, upstream)
+                self._judges[name] = judging.PairJudge(
+                    evidence.judge, evidence.task, upstream, self._alpha[name]
+                )
         clock = asyncio.get_running_loop().time
         try_at = clock()
         while True:
@@ -121,11 +114,8 @@ class Scoring:
     async def _try(self) -> None:
         """Test the judges that are not tested yet."""
         for name, judge in self._judges.items():
-            evidence = self._evidence[name]
-            if self._trust[name] is not _UNTRIED or evidence.judge is None or evidence.task is None:
-                continue
-            found = await tried(judge, evidence.judge, evidence.task, self._alpha[name])
-            self._trust[name] = _UNTRIED if found is None else found
+            if self._trust[name] is _UNTRIED:
+                self._trust[name] = await judge.tested() or _UNTRIED
 
     async def flush(self) -> None:
         """Score all that waits."""
@@ -179,16 +169,12 @@ class Scoring:
             scores.append((job, Preferred(student, teacher)))
         self._keep(scores)
 
-    async def _judge(self, name: str, judge: Judge, jobs: Sequence[Answered]) -> None:
+    async def _judge(self, name: str, judge: Compares, jobs: Sequence[Answered]) -> None:
         if not isinstance(self._trust[name], JudgeTrust):
             return
         asked_about = [job for job in jobs if job.student is not None and job.messages]
-        pairs = [
-            Pair(Query(id=chat_key(j.messages), messages=j.messages), j.student or "", j.teacher)
-            for j in asked_about
-        ]
-        found = zip(asked_about, await judge.compare(pairs), strict=True) if pairs else ()
-        scores = [(job, preferred(outcome)) for job, outcome in found]
+        found = await judge.compare(asked_about) if asked_about else []
+        scores = list(zip(asked_about, found, strict=True))
         scores += [(job, Preferred(0.0, 1.0)) for job in jobs if job.student is None]
         await asyncio.to_thread(self._keep, scores)
 
