@@ -230,6 +230,13 @@ def admin_app(
             )
         return _json(new.model_dump(mode="json"))
 
+    async def experiment(request: Request) -> Response:
+        check(request)
+        name = known(request)
+        if parts.experiments is None:
+            raise ApiError(404, "Nothing watches experiments here.", code="task_not_found")
+        return _json(await asyncio.to_thread(parts.experiments.view, name))
+
     def key_store() -> KeyStore:
         if parts.key_store is None:
             raise ApiError(404, "Keys are in gateway.yaml: keys_in_store is off.", code="no_keys")
@@ -272,6 +279,7 @@ def admin_app(
     return Starlette(
         routes=[
             Route("/state", states),
+            Route("/experiments/{task:path}", experiment),
             Route("/tasks/{task:path}/{action}", act, methods=["POST"]),
             Route("/keys", keys, methods=["GET"]),
             Route("/keys", make_key, methods=["POST"]),

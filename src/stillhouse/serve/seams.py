@@ -70,6 +70,10 @@ class Log(Protocol):
     def outcome(self, outcome: Outcome) -> None:
         """Take what came of a request; may block."""
 
+    def scores(self, outcomes: Sequence[Outcome]) -> int:
+        """Take scores without texts, all at once; how many, without those of requests that are not
+        known. May block."""
+
     def owner(self, request: str) -> str | None:
         """The tenant of a request, `None` for one that is not known; may block."""
 
@@ -138,6 +142,26 @@ class Gate(Protocol):
         """
 
 
+class Scores(Protocol):
+    """What scores answers beside their way, asking judges behind upstreams."""
+
+    async def run(self, upstreams: Mapping[str, Any]) -> None:
+        """Score what comes, until cancelled."""
+
+    async def flush(self) -> None:
+        """Score all that waits."""
+
+
+class Experiments(Protocol):
+    """What moves experiments by their evidence; all of it may block."""
+
+    def tick(self, now: float) -> object:
+        """Look at what is new, and decide; in a thread, about once a second."""
+
+    def view(self, name: str) -> dict[str, Any]:
+        """What an admin is shown of one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the server is given. `keys` is None where everybody is let in, `gate` where every
@@ -150,3 +174,5 @@ class Parts:
     gate: Gate | None = None
     key_store: KeyStore | None = None
     batches: BatchWork | None = None
+    scores: Scores | None = None
+    experiments: Experiments | None = None

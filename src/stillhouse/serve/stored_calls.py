@@ -13,18 +13,11 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from stillhouse.serve.records import Outcome, OutcomeKind, Pair, Served
+from stillhouse.serve.records import Outcome, OutcomeKind, Pair, Scored, Served
 from stillhouse.serve.tables import CALLS, OUTCOMES, cut_log
 
 _CHUNK: Final = 500
 SCORING: Final[frozenset[OutcomeKind]] = frozenset(("scorer", "judge"))
-
-
-class Scored(NamedTuple):
-    """One outcome beside the request that it is of."""
-
-    served: Served
-    outcome: Outcome
 
 
 class Deleted(NamedTuple):
