@@ -25,6 +25,7 @@ from stillhouse.core.recipe_corpus_file import load_corpus_recipe
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.core.recipe_train import StudentSection
 from stillhouse.core.tasks import ClassificationTask
+from stillhouse.plan_nets import corpus_plan_lines, plan_corpus
 from stillhouse.pretrain import pretrain_report, run_pretrain
 from stillhouse.train import corpus_train
 from stillhouse.train.students import build_student
@@ -181,6 +182,32 @@ def test_mobilebert_learns_layer_by_layer(encoder: Path, tmp_path: Path) -> None
     run_pretrain(recipe, tmp_path / "run", Silent(), last="train")
     plan = json.loads((tmp_path / "run" / "train" / "plan.json").read_text())
     assert plan["architecture"] == "MobileBertForMaskedLM"
+
+
+def test_a_plan_says_what_comes_and_trains_nothing(encoder: Path, tmp_path: Path) -> None:
+    recipe = corpus_recipe(
+        write_corpus(tmp_path / "c.jsonl"), encoder, "masked_lm",
+        teacher={"adapt": {"epochs": 1, "evals": 1}}, student={"vocabulary": "corpus"},
+        train={"epochs": 2, "evals": 1},
+    )  # fmt: skip
+    root = tmp_path / "run"
+    plan = plan_corpus(recipe, root, Silent())
+    assert not (root / "teacher").exists()
+    assert not (root / "train").exists()
+    lines = dict(corpus_plan_lines(json.loads((root / "plan.json").read_text())))
+    run_pretrain(recipe, root, Silent())
+    report = pretrain_report(recipe, root)
+    assert plan["teacher_parameters"] == report["parameters"]["teacher"]
+    assert plan["student"]["parameters"] == report["parameters"]["student"]
+    assert plan["student"]["vocabulary"] == report["plan"]["vocabulary"]
+    assert (plan["rows"], plan["tokens"], plan["steps"]) == (
+        report["training"]["rows"]["train"],
+        report["training"]["tokens"]["train"],
+        report["training"]["steps"],
+    )
+    adapted = json.loads((root / "teacher" / "train.json").read_text())
+    assert plan["adapt_steps"] == adapted["steps"]
+    assert f"{plan['steps']:,} steps" in lines["training"]
 
 
 @pytest.mark.parametrize("kind", ["masked_lm", "causal_lm"])

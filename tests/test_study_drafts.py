@@ -14,6 +14,7 @@ from stillhouse.compress.speculate_report import (
     RuntimeReport,
     SpeculateReport,
     Way,
+    drafted,
 )
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import write_json
@@ -69,7 +70,7 @@ def ran(root: Path, found: SpeculateReport | None) -> Ran:
     if found is not None:
         key = StageKey("speculate", {}, {}, {}, 0)
         work = run.open_partial(key)
-        write_json(work / "speculate.json", found.model_dump(mode="json"))
+        write_json(work / "summary.json", drafted(found).model_dump(mode="json"))
         run.finish(key, Outcome(summary={}), 1.0, 1.0)
     return Ran(Variant(root.name, recipe), root, None)  # type: ignore[arg-type]
 
@@ -84,7 +85,7 @@ def test_a_draft_costs_what_one_query_after_the_other_costs(tmp_path: Path) -> N
     assert one.usd_per_1k == pytest.approx(0.06)
     (unknown,) = drafted_by(all_ran[:1], None, usd_per_hour=3.6)
     assert unknown.usd_per_1k is None
-    (tmp_path / "light" / "speculate" / "speculate.json").write_text('{"target": 3}')
+    (tmp_path / "light" / "speculate" / "summary.json").write_text('{"target": 3}')
     with pytest.raises(RunFolderError, match="is damaged"):
         drafted_by(all_ran[:1], ALONE, usd_per_hour=3.6)
 

@@ -196,7 +196,7 @@ def run_pretrain(
                 results.append(CorpusResult(stage.name, True, current))
                 continue
             if stage.name in ("teacher", "train") and not checked:
-                cut = _models().check_corpus_student(recipe, _training_texts(run))
+                cut = _models().check_corpus_student(recipe, training_texts(run)).cut
                 for line in () if cut is None else cut.lines():
                     progress.say(f"      student: {line}")
                 checked = True
@@ -206,7 +206,8 @@ def run_pretrain(
     return results
 
 
-def _training_texts(run: RunFolder) -> list[str]:
+def training_texts(run: RunFolder) -> list[str]:
+    """What the student will be trained on, once the corpus is divided."""
     path = run.stage("corpus") / f"{TRAIN}.jsonl"
     return [passage.text for passage in read_records(path, Passage)]
 

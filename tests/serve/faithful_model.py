@@ -20,7 +20,10 @@ def _message(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """What is said, and why it ends."""
     message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
     if body.get("tools") and body.get("tool_choice") != "none":
-        name = body["tools"][0]["function"]["name"]
+        tool = body["tools"][0]
+        name = tool["function"]["name"] if tool.get("function") else "custom"
+        if not isinstance(name, str):
+            raise TypeError("no name")
         function = {"name": name, "arguments": '{"city": "Oslo"}'}
         message["tool_calls"] = [{"id": "call_1", "type": "function", "function": function}]
         return message, "tool_calls"

@@ -58,6 +58,16 @@ def check_kind(path: Path, raw: Mapping[str, Any], own: str) -> None:
             )
 
 
+def kind_of(path: Path) -> str:
+    """The section that tells a recipe's kind: traffic, corpus or images.
+
+    Raises:
+        RecipeError: no such file, or not YAML of sections.
+    """
+    raw = read_raw(path)
+    return next((section for section in KINDS if section in raw), "traffic")
+
+
 def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A recipe's sections as they are written, with overrides.
 

@@ -203,12 +203,12 @@ def frontier_lines(study: FrontierStudy) -> Iterator[str]:
                 + ", ".join(f"{100 * made.score.estimate:.1f}%" for made in one.trainings)
                 + f"; standard deviation {100 * (one.deviation or 0):.1f} points"
             )
-    for one in study.drafted:
-        gain = "unknown" if one.speedup is None else f"{one.speedup.estimate:.2f} times"
-        kept = "" if one.lossless else ", but its answers are not the teacher's"
+    for draft in study.drafted:
+        gain = "unknown" if draft.speedup is None else f"{draft.speedup.estimate:.2f} times"
+        kept = "" if draft.lossless else ", but its answers are not the teacher's"
         yield (
-            f"{one.name}: {gain} the teacher's speed in {one.runtime}, one at a time, at "
-            f"{summary.usd(one.usd_per_1k)} per 1,000 queries{kept}"
+            f"{draft.name}: {gain} the teacher's speed in {draft.runtime}, one at a time, at "
+            f"{summary.usd(draft.usd_per_1k)} per 1,000 queries{kept}"
         )
     if study.bigger:
         yield study.bigger

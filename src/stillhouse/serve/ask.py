@@ -5,7 +5,6 @@ Knows the shapes of requests; asks nobody.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from stillhouse.serve.anthropic_shapes import anthropic_request, openai_request
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.gateway_sections import TaskSection
+from stillhouse.serve.quick_json import json_bytes
 from stillhouse.serve.records import Assignment
 
 Route = Literal["chat", "completions", "embeddings", "messages"]
@@ -39,7 +39,8 @@ class Ask:
     user: str | None
     conversation: str | None
     assignment: Assignment
-    upstream_s: float = 0.0
+    weight: int = 0  # of its body in memory, in bytes
+    upstream_s: float = 0.0  # waited for models: for their answers, or their streams' first pieces
     first_byte_s: float | None = None
     fell_back: str | None = None
     confidence: float | None = None
@@ -108,7 +109,7 @@ def sent_body(
         if alternatives:
             body["logprobs"] = True
             body["top_logprobs"] = max(alternatives, ask.own_alternatives or 0)
-    return json.dumps(body, separators=(",", ":")).encode("ascii")
+    return json_bytes(body)
 
 
 def path_of(ask: Ask, kind: str) -> str:

@@ -89,7 +89,7 @@ class Batch(Record):
         return self.model_copy(update={"status": status, "times": times, **changes})
 
     def shown(self, counts: Counts | None = None) -> dict[str, Any]:
-        """As OpenAI's API has it; `counts` as they are now."""
+        """As OpenAI's API has it, without what is not known yet; `counts` as they are now."""
         counts = counts or self.counts
         times = {**self.times, "expires": self.expires_at}
         errors = [
@@ -125,4 +125,4 @@ class Batch(Record):
         for name in _TIMED:
             at = times.get(name)
             shown[f"{name}_at"] = None if at is None else int(at)
-        return shown
+        return {name: value for name, value in shown.items() if value is not None}

@@ -276,8 +276,9 @@ async def _page(listed: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 
 def _list(shown: list[dict[str, Any]], more: bool) -> dict[str, Any]:
-    ends = {"first_id": shown[0]["id"] if shown else None}
-    ends["last_id"] = shown[-1]["id"] if shown else None
+    # Of an empty list too these are texts, as the published schema has them.
+    first, last = (shown[0]["id"], shown[-1]["id"]) if shown else ("", "")
+    ends = {"first_id": first, "last_id": last}
     return {"object": "list", "data": shown, **ends, "has_more": more}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from functools import partial
@@ -21,6 +20,8 @@ from stillhouse.serve.ask import Ask, path_of, sent_body, translated
 from stillhouse.serve.features import answer_features
 from stillhouse.serve.gateway_sections import TaskSection
 from stillhouse.serve.metrics import Metrics
+from stillhouse.serve.private import raw_weight
+from stillhouse.serve.quick_json import json_bytes, read_json
 from stillhouse.serve.record_calls import Recorder, Went
 from stillhouse.serve.records import Variant
 from stillhouse.serve.relay import Judge, Relay, Unsure
@@ -86,17 +87,19 @@ class Exchange:
             ApiError: nobody could, and nothing is sent yet.
         """
         loop = asyncio.get_running_loop()
-        teacher = self._upstream(ask, "teacher")
-        ends = loop.time() + teacher.section.deadlines.total_s
         variants = self._order(ask)
+        upstreams = [self._upstream(ask, variant) for variant in variants]
+        ends = loop.time() + max(one.section.deadlines.total_s for one in upstreams)
         failed: UpstreamFailed | None = None
         for number, variant in enumerate(variants):
-            upstream = self._upstream(ask, variant)
+            upstream = upstreams[number]
+            own = loop.time() + upstream.section.deadlines.total_s
             last = number == len(variants) - 1
             unsure = variant == "student" and not last  # there is a teacher to fall back on
             gate = self._sure.gates(ask, upstream.section.kind) if unsure else None
             try:
-                await self._try(ask, Turn(variant, upstream, gate, last), send, ends)
+                turn = Turn(variant, upstream, gate, last)
+                await self._try(ask, turn, send, min(ends, own))
                 break
             except Unsure:
                 ask.fell_back = "low-confidence"
@@ -124,7 +127,7 @@ class Exchange:
         names = [name for name in (task.teacher, task.student) if name is not None]
         return all(self._upstreams[name].slots.spare for name in names)
 
-    def open_breakers(self) -> dict[str, str]:
+    def breakers(self) -> dict[str, str]:
         """State of each upstream's breaker."""
         return {name: one.breaker.state for name, one in self._upstreams.items()}
 
@@ -163,21 +166,25 @@ class Exchange:
             await self._sure.about(ask)
             if turn.gate.samples:
                 reply, others = await self._sure.ask_often(ask, turn.upstream, turn.gate, ends)
-                ask.upstream_s = time.perf_counter() - began
+                ask.upstream_s += time.perf_counter() - began
                 await self._whole(ask, turn, send, reply, others)
                 return
         wanted = 0 if turn.gate is None else turn.gate.alternatives
         body = sent_body(ask, section.kind, section.model, alternatives=wanted)
         if ask.streams and not translated(ask, section.kind) and ask.route != "embeddings":
-            stream = await turn.upstream.stream(path, body, ends, {"x-request-id": ask.id})
-            ask.upstream_s = time.perf_counter() - began
+            try:
+                stream = await turn.upstream.stream(path, body, ends, {"x-request-id": ask.id})
+            finally:
+                ask.upstream_s += time.perf_counter() - began
             try:
                 await self._stream(ask, turn, send, stream)
             finally:
                 stream.close()
             return
-        reply = await turn.upstream.ask(path, body, ends, {"x-request-id": ask.id})
-        ask.upstream_s = time.perf_counter() - began
+        try:
+            reply = await turn.upstream.ask(path, body, ends, {"x-request-id": ask.id})
+        finally:
+            ask.upstream_s += time.perf_counter() - began
         await self._whole(ask, turn, send, reply)
 
     async def _whole(
@@ -185,7 +192,7 @@ class Exchange:
     ) -> None:
         content, kind = reply.body, JSON
         try:
-            found = json.loads(content)
+            found = read_json(content)
         except (ValueError, RecursionError):
             found = None
         if reply.status >= 400:
@@ -197,11 +204,11 @@ class Exchange:
         if turn.gate is not None:
             self._sure.judge(turn.gate, ask, found, whole=True, others=others)
             own_logprobs(found, ask.own_alternatives)
-            content = json.dumps(found, separators=(",", ":")).encode("ascii")
+            content = json_bytes(found)
         if often or translated(ask, turn.upstream.section.kind):
             if translated(ask, turn.upstream.section.kind):
                 found = _translation(ask, found)
-                content = json.dumps(found, separators=(",", ":")).encode("ascii")
+                content = json_bytes(found)
             if ask.streams:
                 kind = EVENTS
                 if ask.route == "messages":
@@ -209,7 +216,10 @@ class Exchange:
                 else:
                     content = openai_stream(found, with_usage=ask.wants_usage)
         await respond(send, reply.status, self._headers(ask, turn.variant, kind), content)
-        self._record(ask, turn.variant, turn.upstream, reply.status, found, error=None)
+        weight = raw_weight(reply.body)
+        self._record(
+            ask, turn.variant, turn.upstream, reply.status, found, error=None, weight=weight
+        )
 
     async def _refused(self, ask: Ask, turn: Turn, send: Send, reply: Reply, found: object) -> None:
         """The upstream says that the request itself is at fault."""
@@ -243,12 +253,11 @@ class Exchange:
             judge = partial(self._sure.judge, turn.gate)
         relay = Relay(ask, send, headers, hold)
         error = await relay.run(stream.pieces(), judge)
-        ask.upstream_s = 0.0  # of a stream, what the gateway adds is not seen from here
         join = joined_messages if ask.route == "messages" else joined
-        answer = join(relay.events)
+        answer, weight = join(relay.events), sum(map(raw_weight, relay.events))
         if judge is not None:
             ask.features.update(answer_features(answer))
-        self._record(ask, turn.variant, turn.upstream, 200, answer, error=error)
+        self._record(ask, turn.variant, turn.upstream, 200, answer, error=error, weight=weight)
 
     def _headers(self, ask: Ask, variant: Variant, kind: bytes) -> list[tuple[bytes, bytes]]:
         headers = base_headers(ask.id, kind, anthropic=ask.route == "messages")
@@ -267,8 +276,10 @@ class Exchange:
         *,
         error: str | None,
         shadow_of: str | None = None,
+        weight: int = 0,
     ) -> None:
-        went = Went(variant, upstream, self._upstream(ask, "teacher"), status, error, shadow_of)
+        teacher = self._upstream(ask, "teacher")
+        went = Went(variant, upstream, teacher, status, error, shadow_of, weight)
         self._recorder.answered(ask, went, response)
 
     def _shadow_later(self, ask: Ask) -> None:
@@ -297,13 +308,14 @@ class Exchange:
             user=ask.user,
             conversation=ask.conversation,
             assignment=ask.assignment,
+            weight=ask.weight,
         )
         student = self._upstream(ask, "student")
         kind = student.section.kind
         ends = asyncio.get_running_loop().time() + student.section.deadlines.total_s
         response: Mapping[str, Any] | None = None
         error: str | None = None
-        status = 200
+        status, weight = 200, 0
         plan = self._sure.plan(ask, kind)
         others: Sequence[str] = ()
         try:
@@ -316,10 +328,10 @@ class Exchange:
                 sent = sent_body(shadow, kind, student.section.model, alternatives=wanted)
                 reply = await student.ask(path_of(ask, kind), sent, ends)
             status = reply.status
-            found = json.loads(reply.body)
+            found = read_json(reply.body)
             if not isinstance(found, dict) or not _is_answer(found):
                 raise ValueError("no answer")
-            response = found
+            response, weight = found, raw_weight(reply.body)
             if plan is not None:
                 with contextlib.suppress(Unsure):
                     self._sure.judge(plan, shadow, found, whole=True, others=others)
@@ -328,7 +340,16 @@ class Exchange:
         except (ValueError, RecursionError, ApiError):
             status, error = 502, "garbage"
         self._metrics.shadows.labels(ask.name, "failed" if error else "answered").inc()
-        self._record(shadow, "student", student, status, response, error=error, shadow_of=seen)
+        self._record(
+            shadow,
+            "student",
+            student,
+            status,
+            response,
+            error=error,
+            shadow_of=seen,
+            weight=weight,
+        )
 
 
 def _translation(ask: Ask, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,6 @@ class FileInfo(NamedTuple):
             "filename": self.filename,
             "purpose": self.purpose,
             "status": "processed",
-            "status_details": None,
         }
 
 

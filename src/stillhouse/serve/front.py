@@ -21,6 +21,8 @@ from stillhouse.serve.exchange import JSON, Exchange, Send, base_headers, respon
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.gateway_sections import LimitsSection
 from stillhouse.serve.metrics import Metrics
+from stillhouse.serve.private import raw_weight
+from stillhouse.serve.private import weight as weight_of
 from stillhouse.serve.request_checks import (
     check_chat,
     check_common,
@@ -191,7 +193,7 @@ class Front:
             principal = admit(scope, self._parts)
             raw = await read_body(scope, receive, self._limits.body_bytes)
             ask = self._ask(scope, raw, request_id, started, principal)
-            await _until_gone(self._exchange.answer(ask, watched), receive)
+            await unless_gone(self._exchange.answer(ask, watched), receive)
         except ClientGoneError:
             pass
         except ApiError as error:
@@ -218,6 +220,7 @@ class Front:
             request_id,
             user=header(scope, b"x-stillhouse-user"),
             conversation=header(scope, b"x-stillhouse-conversation"),
+            weight=raw_weight(raw),
         )
         ask.started = started
         return ask
@@ -241,6 +244,7 @@ class Asks:
         user: str | None = None,
         conversation: str | None = None,
         unit: str | None = None,
+        weight: int | None = None,
     ) -> Ask:
         """A request that may be answered.
 
@@ -248,6 +252,7 @@ class Asks:
             user: whom it belongs to where the body does not say so.
             unit: what is assigned where neither user nor conversation is known; the request's id
                 otherwise.
+            weight: of the body in memory, in bytes, where the caller knows.
 
         Raises:
             ApiError: 4xx.
@@ -291,6 +296,7 @@ class Asks:
             user=user,
             conversation=conversation,
             assignment=assignment,
+            weight=weight_of(body) if weight is None else weight,
         )
 
 
@@ -299,22 +305,32 @@ def _own(tenant: str, name: str | None) -> str | None:
     return None if name is None else f"{tenant}\n{name}".encode("utf-8", "replace").decode()
 
 
-async def _until_gone(work: Any, receive: Receive) -> None:
-    """Do the work, but give it up when the client leaves."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(receive())
+async def unless_gone(work: Awaitable[None], receive: Receive) -> None:
+    """Do the work in this task, but give it up when the client leaves.
+
+    Raises:
+        ClientGoneError: it left.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        await receive()
+        left = True
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
-            if task.cancelled():
-                raise ClientGoneError
-        task.result()
+        await work
+    except asyncio.CancelledError:
+        # Somebody else may have cancelled it too.
+        if left and task.uncancel() == 0:
+            raise ClientGoneError from None
+        raise
     finally:
-        for one in (task, gone):
-            if not one.done():
-                one.cancel()
+        watching.cancel()
 
 
 async def refuse(send: Send, request_id: str, error: ApiError, *, anthropic: bool = False) -> None:

@@ -28,6 +28,7 @@ from stillhouse.serve.gateway_sections import (
     LogSection,
     StudentSection,
     TaskSection,
+    TelemetrySection,
     UpstreamSection,
 )
 
@@ -47,6 +48,7 @@ class GatewayFile(Section):
     upstreams: dict[str, AnyUpstreamSection] = Field(min_length=1)
     tasks: dict[str, TaskSection] = Field(min_length=1)
     limits: LimitsSection = LimitsSection()
+    telemetry: TelemetrySection | None = None
     log: LogSection = LogSection()
     batches: BatchesSection | None = None
 
@@ -74,6 +76,11 @@ class GatewayFile(Section):
         if self.listen.host not in LOOPBACK and not self.needs_key:
             raise ValueError(
                 "listen.host is not loopback, so clients must be listed with their keys"
+            )
+        if self.listen.workers > 1 and self.log.url is None:
+            raise ValueError(
+                f"listen.workers is {self.listen.workers}, and workers share their states through "
+                "a database: give log.url"
             )
         if self.keys_in_store and self.log.url is None:
             raise ValueError("keys_in_store needs log.url")

@@ -18,6 +18,15 @@ from stillhouse.serve.records import StageKind
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
+def _plain_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be http://HOST/... or https://HOST/...")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must hold no user, password, query or fragment; keys go in a variable")
+    return value.rstrip("/")
+
+
 class ListenSection(Section):
     """Where clients reach the gateway."""
 
@@ -25,6 +34,12 @@ class ListenSection(Section):
     port: int = Field(default=8080, ge=0, le=65535)
     drain_s: float = Field(
         default=30, gt=0, description="Time that open requests get after SIGTERM."
+    )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that answer; more than one share their states through log.url.",
     )
 
 
@@ -38,6 +53,21 @@ class AdminSection(Section):
     )
 
 
+class TelemetrySection(Section):
+    """Where metrics are sent by OpenTelemetry's protocol. Left out: nowhere."""
+
+    otlp: str = Field(description="Address of a collector: http://127.0.0.1:4318")
+    headers_env: str | None = Field(
+        default=None, description="Environment variable with its headers: name=value,name=value"
+    )
+    every_s: float = Field(default=60, ge=1)
+
+    @field_validator("otlp")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return _plain_url(value)
+
+
 class DeadlinesSection(Section):
     """How long is waited for an upstream, in seconds."""
 
@@ -49,7 +79,10 @@ class DeadlinesSection(Section):
         default=30, gt=0, description="Between the pieces of an answer once it has begun."
     )
     total_s: float = Field(
-        default=300, gt=0, description="For the whole request, retries and fallback included."
+        default=300,
+        gt=0,
+        description="For its answer, retries included. A request takes no longer than the longest "
+        "of those that may answer it.",
     )
 
 
@@ -124,14 +157,7 @@ class UpstreamSection(Section):
     @field_validator("base_url")
     @classmethod
     def _address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be http://HOST/... or https://HOST/...")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "must hold no user, password, query or fragment; keys go in a variable"
-            )
-        return value.rstrip("/")
+        return _plain_url(value)
 
 
 class StudentSection(Section):

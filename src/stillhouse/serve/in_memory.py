@@ -52,7 +52,7 @@ class MemoryLog:
         self.outcomes: deque[Outcome] = deque(maxlen=kept)
         self._owners: dict[str, str] = {}
 
-    def offer(self, call: GatewayCall, served: Served) -> bool:
+    def offer(self, call: GatewayCall, served: Served, weight: int | None = None) -> bool:
         """See `Log`."""
         self.calls.append((call, served))
         self._owners[served.id] = served.tenant

@@ -60,8 +60,12 @@ class States(Protocol):
 class Log(Protocol):
     """The traffic log."""
 
-    def offer(self, call: GatewayCall, served: Served) -> bool:
-        """Take a request; False: it was dropped, and counted."""
+    def offer(self, call: GatewayCall, served: Served, weight: int | None = None) -> bool:
+        """Take a request; False: it was dropped, and counted.
+
+        Args:
+            weight: about how many bytes it takes in memory, where the caller knows.
+        """
 
     def outcome(self, outcome: Outcome) -> None:
         """Take what came of a request; may block."""

@@ -5,9 +5,10 @@ Bytes go through as they came wherever nothing must be taken out. Knows no HTTP.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any, Final
+
+from stillhouse.serve.quick_json import json_bytes, read_json
 
 DONE: Final = b"data: [DONE]\n\n"
 _NULLS: Final = (b',"usage":null', b', "usage": null')
@@ -64,7 +65,7 @@ def parsed(event: bytes) -> dict[str, Any] | None:
     if not data or data == b"[DONE]":
         return None
     try:
-        found = json.loads(data)
+        found = read_json(data)
     except RecursionError:
         raise ValueError("too deep") from None
     return found if isinstance(found, dict) else None
@@ -88,7 +89,7 @@ def without_usage(event: bytes) -> bytes:
     if not chunk.get("choices"):
         return b""
     del chunk["usage"]
-    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode("ascii") + b"\n\n"
+    return b"data: " + json_bytes(chunk) + b"\n\n"
 
 
 def tokens_in(event: bytes) -> int:
@@ -134,7 +135,7 @@ def without_logprobs(event: bytes, alternatives: int | None = None) -> bytes:
     if chunk is None:
         return event
     own_logprobs(chunk, alternatives)
-    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode("ascii") + b"\n\n"
+    return b"data: " + json_bytes(chunk) + b"\n\n"
 
 
 def joined(events: Iterable[bytes]) -> dict[str, Any]:

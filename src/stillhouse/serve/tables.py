@@ -25,6 +25,9 @@ _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 # One number for all gateways: only one of them migrates a PostgreSQL database at a time.
 _MIGRATION_LOCK: Final = 7_233_017
 
+# A server behind a network that swallows packets is not waited for as long as TCP would.
+_PATIENCE: Final = {"connect_timeout": 10, "tcp_user_timeout": 20_000}
+
 STATES: Final = sa.Table(
     "states",
     METADATA,
@@ -153,7 +156,10 @@ def open_database(url: str) -> Engine:
     if kind == "postgresql":
         require("psycopg", "postgres", "a PostgreSQL database")
         engine = sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, hide_parameters=True
+            parsed.set(drivername="postgresql+psycopg"),
+            connect_args={key: v for key, v in _PATIENCE.items() if key not in parsed.query},
+            pool_pre_ping=True,
+            hide_parameters=True,
         )
     elif kind == "sqlite" and parsed.database and parsed.database != ":memory:":
         engine = sa.create_engine(

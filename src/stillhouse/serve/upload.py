@@ -6,6 +6,7 @@ Limits: the file, the tenant's files together, the fields, the time. Knows no ro
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from typing import Final
@@ -18,6 +19,8 @@ from stillhouse.serve.files import PART_BYTES, FileInfo, StoredFiles, new_file_i
 from stillhouse.serve.front import ClientGoneError, Receive, Scope, header, let_finish
 from stillhouse.serve.gateway_sections import BatchesSection
 
+# It would tell the terminal of every broken form.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 FIELD_BYTES: Final = 1000
 BETWEEN_S: Final = 60.0
 TOTAL_S: Final = 3600.0

@@ -32,6 +32,7 @@ from stillhouse.models.quiet import quiet_transformers
 from stillhouse.train.cut_plan import CutPlan, Rows, plan_cut
 from stillhouse.train.cut_shapes import Form
 from stillhouse.train.cut_student import cut_model
+from stillhouse.train.embeddings import keep_rows
 from stillhouse.train.features_layers import layer_pairs
 from stillhouse.train.kept import PROBE, restrict
 from stillhouse.train.layers import cut_layers, depth
@@ -119,6 +120,19 @@ def read_model(source: str, kind: str, seed: int, *, headless: bool = False) -> 
             action="add teacher.adapt: {} to train one on the corpus first",
         )
     return Read(model, tokenizer, located.revision, fresh)
+
+
+class CorpusShapes(NamedTuple):
+    """What a recipe's models are, known from configurations; `cut` is of a student of a size."""
+
+    teacher_parameters: int
+    parameters: int
+    layers: int
+    vocabulary_before: int
+    vocabulary: int
+    tokenizer: PreTrainedTokenizerBase  # the student's
+    most_tokens: int  # that the teacher can read; 0: no limit is known
+    cut: CutPlan | None
 
 
 class CorpusStudent(NamedTuple):
@@ -231,10 +245,11 @@ def _plan(recipe: CorpusRecipe, config: Any, rows: Sequence[int] | None) -> CutP
         rows=None if rows is None else Rows(len(rows)),
         layers=section.layers,
         cut=section.cut,
+        trims="corpus",
     )
 
 
-def check_corpus_student(recipe: CorpusRecipe, texts: Sequence[str]) -> CutPlan | None:
+def check_corpus_student(recipe: CorpusRecipe, texts: Sequence[str]) -> CorpusShapes:
     """Refuse, before any weights are read, a student that could not be built or compared.
 
     Args:
@@ -242,7 +257,7 @@ def check_corpus_student(recipe: CorpusRecipe, texts: Sequence[str]) -> CutPlan 
         texts: of the corpus, to train on.
 
     Returns:
-        How a student of a size will be cut.
+        Both models' shapes, and how a student of a size will be cut.
 
     Raises:
         UserError: no such teacher, layers, a size, a vocabulary or a configuration that cannot be
@@ -276,6 +291,8 @@ def check_corpus_student(recipe: CorpusRecipe, texts: Sequence[str]) -> CutPlan 
             cut = _plan(recipe, student.config, rows)
         elif section.layers is not None:
             cut_layers(student, section.layers)
+        if rows is not None and section.source != FROM_SCRATCH:
+            keep_rows(student, rows)
     layers = depth(student) if cut is None else cut.after.layers
     if kind == "masked_lm" and tokenizer.mask_token_id is None:
         raise UserError("teacher.model", "has a tokenizer without a mask token")
@@ -283,7 +300,16 @@ def check_corpus_student(recipe: CorpusRecipe, texts: Sequence[str]) -> CutPlan 
         if isinstance(term, LayeredTerm):
             field = f"objective.terms.{number}"
             layer_pairs(term.layers, term.count, layers, depths, field=field)
-    return cut
+    return CorpusShapes(
+        teacher_parameters=count_parameters(teacher),
+        parameters=count_parameters(student) if cut is None else cut.parameters,
+        layers=layers,
+        vocabulary_before=int(config.vocab_size),
+        vocabulary=int(config.vocab_size) if rows is None else len(rows),
+        tokenizer=tokenizer if trimmed is None else trimmed.tokenizer,
+        most_tokens=int(getattr(config, "max_position_embeddings", 0)),
+        cut=cut,
+    )
 
 
 def _copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -10,7 +10,7 @@ Shapes: P texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +47,11 @@ class Left(NamedTuple):
 
 
 def left_out(
-    teacher: Read, student: CorpusStudent, kind: Kind, rows: Rows, parts: dict[str, Sequence[str]]
+    teacher: Read,
+    student: CorpusStudent,
+    kind: Kind,
+    rows: Rows,
+    parts: Mapping[str, Sequence[str]],
 ) -> Left:
     """What is lost of a teacher that still has all of its rows.
 
@@ -59,7 +63,9 @@ def left_out(
         parts: texts, by the name of their part.
     """
     assert student.kept is not None
-    ids, model = torch.tensor(student.kept), teacher.model.eval()
+    model: Any = teacher.model
+    model.eval()
+    ids = torch.tensor(student.kept)
     some = Rows(renumbered([rows[n] for n in range(min(len(rows), SAMPLE))], ids))
     pad: Any = teacher.tokenizer.pad_token_id
     mass = mean_mass(
