@@ -11,20 +11,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
-from gateway_servers import FULL, Model, models, says
+from gateway_servers import FULL, Model, gateway, models, says
 from test_gateway_http import send
 from tiny_students import TASK, label_folder, text_folder
 
+from stillhouse.compress.onnx_export import export_onnx
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Message, Query
 from stillhouse.core.tasks import ClassificationTask, GenerationTask
 from stillhouse.models.completer import Sampling
+from stillhouse.models.loading import locate
+from stillhouse.models.quiet import quiet_transformers
 from stillhouse.models.student import open_student
 from stillhouse.serve.sse import Events, joined
 from stillhouse.serve.student_brains import Around, Brain, Opening, open_brain
@@ -207,6 +212,44 @@ def test_writing_ends_when_nobody_waits(texts: Path, form: str) -> None:
     body = json.dumps(chat("the cast", max_tokens=150, stream=True, temperature=2, seed=1))
     brain.answer([Frame(ASK, 1, body.encode())], Around(sent.append, lambda: None, gone))
     assert heard == 4
+
+
+@pytest.mark.model
+def test_minilm_answers_through_the_gateway_as_it_does_alone(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = locate("embedded-encoder").folder
+    config = transformers.AutoConfig.from_pretrained(
+        folder,
+        num_hidden_layers=1,
+        id2label=dict(enumerate(TASK.labels)),
+        label2id={label: number for number, label in enumerate(TASK.labels)},
+    )
+    torch.manual_seed(0)
+    with quiet_transformers():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config
+        )
+    model.save_pretrained(tmp_path / "float")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(tmp_path / "float")
+    export_onnx(tmp_path / "float", tmp_path / "onnx", TASK, texts=TEXTS[:2])
+    wanted = evaluated(tmp_path / "float", TASK, "label", Sampling())
+    raw = {
+        "upstreams": {
+            "none": {"base_url": "http://127.0.0.1:9/v1", "model": "none"},
+            "small": {"kind": "student", "path": str(tmp_path / "onnx")},
+        },
+        "tasks": {"t": {"teacher": "none", "student": "small", **FULL}},
+    }
+    more = {"model": "t", "logprobs": True, "top_logprobs": 3}
+    with gateway(raw) as running, ThreadPoolExecutor(6) as threads:
+        got = list(threads.map(lambda text: send(running.url, chat(text, **more)), TEXTS))
+    for one, said in zip(got, wanted, strict=True):
+        assert content(one.json) == said.text
+        (token,) = one.json["choices"][0]["logprobs"]["content"]
+        belief = {other["token"]: other["logprob"] for other in token["top_logprobs"]}
+        assert belief == pytest.approx(said.label_logprobs, abs=1e-4)
 
 
 SERVE = "import sys, pathlib, stillhouse.cli_serve as c; c.serve(pathlib.Path(sys.argv[1]))"
