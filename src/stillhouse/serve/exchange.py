@@ -228,7 +228,7 @@ class Exchange:
         relay = Relay(ask, send, headers, hold)
         error = await relay.run(stream.pieces(), self._judge if turn.gated else None)
         join = joined_messages if ask.route == "messages" else joined
-        answer, weight = join(relay.events), sum(map(raw_weight, relay.events))
+        answer, weight = join(relay.events), raw_weight(b"".join(relay.events))
         self._record(ask, turn.variant, turn.upstream, 200, answer, error=error, weight=weight)
 
     def _judge(self, ask: Ask, answer: Mapping[str, Any]) -> None:
