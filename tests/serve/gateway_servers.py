@@ -230,6 +230,10 @@ def gateway(raw: dict[str, Any], **replaced: Any) -> Iterator[Running]:
         log=replaced.get("log", made.log),
         keys=replaced.get("keys", made.keys),
         gate=replaced.get("gate", made.gate),
+        key_store=replaced.get("key_store"),
+        batches=replaced.get("batches"),
+        scores=made.scores,
+        experiments=made.experiments,
     )
     secrets = {name: f"sk-of-{name}" for name in file.upstreams} | {"": ADMIN}
     running = Gateway(file, parts, secrets)
@@ -242,7 +246,9 @@ def gateway(raw: dict[str, Any], **replaced: Any) -> Iterator[Running]:
 
     with Loop() as loop:
         done = asyncio.run_coroutine_threadsafe(running.run(told), loop.loop)
-        assert ready.wait(10)
+        while not ready.wait(0.02):
+            if done.done():
+                done.result()
         listen, admin = opened[0]
         assert admin is not None
         try:

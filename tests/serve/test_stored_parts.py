@@ -149,6 +149,30 @@ def test_the_file_changes_a_stage_and_not_how_far_the_experiment_is(tmp_path: Pa
     assert (last.by, last.numbers["threshold"]) == ("gateway.yaml", 0.8)
 
 
+def test_another_student_begins_at_the_first_stage(tmp_path: Path) -> None:
+    states = StoredStates(open_database(f"sqlite:///{tmp_path / 'gateway.db'}"))
+    begin(states, file_of(STAGES), 1.0)
+    old = states.get("t")
+    assert (old.student, old.counts_from) == ("big:m", 1)
+    new = old.model_copy(update={"version": 2, "stage": 2, "kind": "full", "share": 1.0})
+    assert states.swap(1, new, states.audit("t")[-1].decision)
+    raw = file_of(STAGES).model_dump(mode="json")
+    raw["upstreams"]["big"]["model"] = "m2"
+    begin(states, parse_as(GatewayFile, raw, "gateway.yaml"), 9.0)
+    found = states.get("t")
+    assert (found.stage, found.kind, found.since, found.counts_from) == (0, "shadow", 9.0, 3)
+    decision = states.audit("t")[-1].decision
+    assert (decision.from_stage, decision.to_stage) == (2, 0)
+    assert "another student" in decision.reason
+
+
+def test_what_the_file_changes_begins_the_evidence_anew(tmp_path: Path) -> None:
+    states = StoredStates(open_database(f"sqlite:///{tmp_path / 'gateway.db'}"))
+    begin(states, file_of(STAGES), 1.0)
+    begin(states, file_of(STAGES, threshold=0.5), 2.0)
+    assert (states.get("t").counts_from, states.get("t").since) == (2, 1.0)
+
+
 def test_a_plan_that_is_shorter_than_the_experiment_is_far_is_refused(tmp_path: Path) -> None:
     states = StoredStates(open_database(f"sqlite:///{tmp_path / 'gateway.db'}"))
     begin(states, file_of(STAGES), 1.0)

@@ -22,9 +22,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import Route as Kind
+from stillhouse.serve.batch_routes import admin_batch_routes, batch_routes
 from stillhouse.serve.exchange import Exchange
 from stillhouse.serve.feedback import outcome_of
-from stillhouse.serve.front import Front, admit, new_id, read_body
+from stillhouse.serve.front import ClientGoneError, Front, admit, new_id, read_body
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.log_routes import log_routes
 from stillhouse.serve.metrics import Metrics
@@ -85,12 +86,22 @@ async def _no_store(_request: Request, _what: Exception) -> Response:
     return _error(ApiError(503, "What is kept cannot be reached now.", retry_after=5))
 
 
+async def _gone(_request: Request, _what: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _crash(_request: Request, _what: Exception) -> Response:
+    return _error(ApiError(500, "The gateway failed; the request id says where to look."))
+
+
 _HANDLERS: Final[Any] = {
     ApiError: _api_error,
     HTTPException: _http_error,
     UnknownRequestError: _unknown,
     StoreError: _no_store,
     SQLAlchemyError: _no_store,
+    ClientGoneError: _gone,
+    Exception: _crash,
 }
 
 
@@ -167,6 +178,7 @@ def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Met
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/v1/feedback", feedback, methods=["POST"]),
+            *batch_routes(file, parts),
             Route("/healthz", health),
         ],
         exception_handlers=_HANDLERS,
@@ -219,6 +231,13 @@ def admin_app(
             )
         return _json(new.model_dump(mode="json"))
 
+    async def experiment(request: Request) -> Response:
+        check(request)
+        name = known(request)
+        if parts.experiments is None:
+            raise ApiError(404, "Nothing watches experiments here.", code="task_not_found")
+        return _json(await asyncio.to_thread(parts.experiments.view, name))
+
     def key_store() -> KeyStore:
         if parts.key_store is None:
             raise ApiError(404, "Keys are in gateway.yaml: keys_in_store is off.", code="no_keys")
@@ -235,8 +254,8 @@ def admin_app(
         store = key_store()
         body = parse_json(await read_body(request.scope, request.receive, ADMIN_BODY), 8)
         tenant, scopes = body.get("tenant"), body.get("scopes", ["*"])
-        if not isinstance(tenant, str) or not tenant:
-            raise ApiError(400, "tenant must be a string.", param="tenant")
+        if not isinstance(tenant, str) or not tenant or not tenant.isprintable():
+            raise ApiError(400, "tenant must be a printable string.", param="tenant")
         if not isinstance(scopes, list) or not scopes:
             raise ApiError(400, "scopes must be a list of strings.", param="scopes")
         if not all(isinstance(one, str) and one for one in scopes):
@@ -261,11 +280,13 @@ def admin_app(
     return Starlette(
         routes=[
             Route("/state", states),
+            Route("/experiments/{task:path}", experiment),
             Route("/tasks/{task:path}/{action}", act, methods=["POST"]),
             Route("/keys", keys, methods=["GET"]),
             Route("/keys", make_key, methods=["POST"]),
             Route("/keys/{id}/revoke", revoke_key, methods=["POST"]),
             *log_routes(parts, check, kept),
+            *admin_batch_routes(parts, check),
             Route("/metrics", page),
             Route("/healthz", health),
         ],

@@ -54,6 +54,8 @@ class Metrics:
         self.upstream_errors = counter("upstream_errors", "By upstream.", "upstream", "error")
         self.shadows = counter("shadows", "Shadow calls by what became of them.", "task", "result")
         self.dropped = counter("log_dropped", "Requests that the traffic log dropped.")
+        self.batch_lines = counter("batch_lines", "Lines of batches, asked.", "task", "result")
+        self.batch_failures = counter("batch_failures", "Batches given back for a failed store.")
         self.otlp_failures = counter("otlp_failures", "Metrics could not be sent by OTLP.")
         self.refresh_failures = counter("refresh_failures", "The database could not be read.")
         self.gone = counter("clients_gone", "Clients that left before their answer.")

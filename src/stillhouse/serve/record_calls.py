@@ -98,7 +98,8 @@ class Recorder:
         variant, upstream, teacher, status, error, shadow_of, weight = went
         took = time.perf_counter() - ask.started
         read, written = tokens_of(response)
-        cost = upstream.cost_usd(read, written)
+        sampled = ask.sampled_tokens if variant == "student" else (0, 0)
+        cost = upstream.cost_usd(read + sampled[0], written + sampled[1])
         full = teacher.cost_usd(read, written)
         if shadow_of is None:
             self._count(ask, went, took, (read, written), (cost, full))
@@ -141,6 +142,7 @@ class Recorder:
                 "upstream": upstream.name,
                 "fell_back": ask.fell_back is not None,
                 "confidence": ask.confidence,
+                "features": ask.features,
                 "prompt_tokens": read,
                 "completion_tokens": written,
                 "cost_usd": cost,

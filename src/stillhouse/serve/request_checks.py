@@ -52,6 +52,9 @@ def _deeper(value: object, depth: int) -> bool:
 
 
 def _whole(value: object) -> bool:
+    # 1.0 is an integer to JSON Schema, and to some clients.
+    if isinstance(value, float):
+        return value.is_integer()
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -146,7 +149,7 @@ def check_completion(body: dict[str, Any], limits: LimitsSection) -> None:
         ApiError: 400, with the parameter's name.
     """
     check_common(body, limits)
-    if not isinstance(body.get("prompt"), str | list):
+    if not isinstance(body.get("prompt", 0), str | list | None):
         raise _wrong("prompt", "must be a string or an array")
 
 

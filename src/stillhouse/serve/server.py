@@ -12,7 +12,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import aiohttp
@@ -21,26 +20,33 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from stillhouse import __version__
-from stillhouse.core.errors import StillhouseError, UserError
+from stillhouse.core.errors import StillhouseError
 from stillhouse.serve.app import admin_app, client_app
+from stillhouse.serve.batch_job import Tools
+from stillhouse.serve.batch_runner import BatchRunner
+from stillhouse.serve.connections import limited
 from stillhouse.serve.exchange import Exchange
-from stillhouse.serve.gateway_file import GatewayFile, load_gateway, secrets_of
+from stillhouse.serve.front import Asks
+from stillhouse.serve.gates import check_student, gate_of, threshold_of
+from stillhouse.serve.gateway_file import GatewayFile, secrets_of
+from stillhouse.serve.gateway_sections import StudentSection
 from stillhouse.serve.in_memory import (
     REMEMBERED,
     HashAssigner,
     ListedKeys,
     MemoryLog,
     MemoryStates,
-    ThresholdGate,
 )
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import first_state
 from stillhouse.serve.private import Pseudonyms
 from stillhouse.serve.seams import Parts
 from stillhouse.serve.stored_parts import Redactors, StoredParts
+from stillhouse.serve.student_upstream import StudentUpstream
 from stillhouse.serve.telemetry import Sender
 from stillhouse.serve.traffic_log import LogCounts
-from stillhouse.serve.upstream import Upstream
+from stillhouse.serve.upstream import HttpUpstream, Upstream
+from stillhouse.serve.watching import feeds_of, watch_memory
 
 REFRESH_S: Final = 1.0
 
@@ -78,21 +84,21 @@ def memory_parts(file: GatewayFile, kept: int = REMEMBERED) -> Parts:
             task.experiment.stages,
             now,
             student=task.student is not None,
-            threshold=task.fallback.threshold,
+            threshold=threshold_of(task),
         )
         for name, task in file.tasks.items()
     ]
-    thresholds = {
-        name: task.fallback.threshold
-        for name, task in file.tasks.items()
-        if task.fallback.threshold is not None
-    }
+    feeds = feeds_of(file)
+    held, log = MemoryStates(states), MemoryLog(kept, feeds)
+    watched = watch_memory(file, held, log, feeds)
     return Parts(
         assigner=HashAssigner(file.tasks),
-        states=MemoryStates(states),
-        log=MemoryLog(kept),
+        states=held,
+        log=watched.log,
         keys=ListedKeys(file.clients) if file.clients else None,
-        gate=ThresholdGate(thresholds) if thresholds else None,
+        gate=gate_of(file),
+        scores=watched.scores,
+        experiments=watched.controller,
     )
 
 
@@ -101,7 +107,7 @@ class Gateway:
 
     Args:
         secrets: keys of the upstreams by name, and the admin's under an empty name.
-        refresh: called about once a second, in a thread, with Unix seconds.
+        refresh: called about once a second, in a thread, with Unix seconds; None: the experiments'.
     """
 
     def __init__(
@@ -109,13 +115,17 @@ class Gateway:
         file: GatewayFile,
         parts: Parts,
         secrets: Mapping[str, str],
-        refresh: Callable[[float], None] | None = None,
+        refresh: Callable[[float], object] | None = None,
     ) -> None:
+        if refresh is None and parts.experiments is not None:
+            refresh = parts.experiments.tick
         self._refresh = refresh
         self._file = file
         self._parts = parts
         self._secrets = secrets
         self._servers: list[_Server] = []
+        self.students: list[StudentUpstream] = []
+        self._batches: BatchRunner | None = None
         self._stopping = False
         self.sends = True  # of several workers one does
         self.metrics = Metrics()
@@ -125,6 +135,8 @@ class Gateway:
         self._stopping = True
         for server in self._servers:
             server.should_exit = True
+        if self._batches is not None:
+            self._batches.stop()
 
     async def run(self, told: Told, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve until stopped; `told` hears the addresses once both ports are open.
@@ -138,19 +150,20 @@ class Gateway:
         file = self._file
         sockets = sockets or open_ports(file)
         connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60)
-        async with aiohttp.ClientSession(
-            connector=connector, auto_decompress=True, cookie_jar=aiohttp.DummyCookieJar()
-        ) as session:
-            upstreams = {
-                name: Upstream(
-                    name, one, session, self._secrets.get(name), file.limits.answer_bytes
-                )
-                for name, one in file.upstreams.items()
-            }
+        async with (
+            aiohttp.ClientSession(
+                connector=connector, auto_decompress=True, cookie_jar=aiohttp.DummyCookieJar()
+            ) as session,
+            contextlib.AsyncExitStack() as closing,
+        ):
+            for one in sockets:
+                closing.callback(one.close)
+            upstreams = await self._upstreams(session, closing)
             sender: Sender | None = None
             if file.telemetry is not None and self.sends:
                 sender = Sender(file.telemetry, self.metrics, session, __version__)
             exchange = Exchange(upstreams, self._parts, self.metrics)
+            self._batches = self._runner(exchange)
             apps = [client_app(file, self._parts, exchange, self.metrics)]
             if file.admin is not None:
                 key = self._secrets[""]
@@ -163,6 +176,10 @@ class Gateway:
                 beside = [asyncio.create_task(self._keep_fresh(exchange))]
                 if sender is not None:
                     beside.append(asyncio.create_task(sender.run()))
+                if self._batches is not None:
+                    beside.append(asyncio.create_task(self._batches.run()))
+                if self._parts.scores is not None:
+                    beside.append(asyncio.create_task(self._parts.scores.run(upstreams)))
                 try:
                     await asyncio.gather(
                         *(
@@ -171,10 +188,42 @@ class Gateway:
                         )
                     )
                 finally:
+                    if self._batches is not None:
+                        await self._batches.drain(file.listen.drain_s)
                     for task in beside:
                         task.cancel()
                     await asyncio.gather(*beside, return_exceptions=True)
-            await exchange.drain()
+            await exchange.drain(file.listen.drain_s)
+            if self._parts.scores is not None:
+                await self._parts.scores.flush()
+
+    def _runner(self, exchange: Exchange) -> BatchRunner | None:
+        """Who runs batches, where there are any."""
+        section, work = self._file.batches, self._parts.batches
+        if section is None or work is None:
+            return None
+        asks = Asks(self._file, self._parts)
+        return BatchRunner(Tools(self._file, section, exchange, asks, work, self.metrics))
+
+    async def _upstreams(
+        self, session: aiohttp.ClientSession, closing: contextlib.AsyncExitStack
+    ) -> dict[str, Upstream]:
+        """Model servers, and students whose processes are ready."""
+        most = self._file.limits.answer_bytes
+        found: dict[str, Upstream] = {}
+        for name, one in self._file.upstreams.items():
+            if isinstance(one, StudentSection):
+                self.students.append(StudentUpstream(name, one, most))
+                found[name] = self.students[-1]
+            else:
+                found[name] = HttpUpstream(name, one, session, self._secrets.get(name), most)
+        for student in self.students:
+            closing.push_async_callback(student.close)
+        await asyncio.gather(*(student.start() for student in self.students))
+        fingerprints = {one.name: one.pool.fingerprint for one in self.students}
+        for name, task in self._file.tasks.items():
+            check_student(name, task, fingerprints.get(task.student or ""))
+        return found
 
     async def _keep_fresh(self, exchange: Exchange) -> None:
         """What other gateways did, until cancelled; a database that is away is tried again."""
@@ -192,7 +241,9 @@ class Gateway:
         return _Server(
             uvicorn.Config(
                 app,
-                log_level="warning",
+                http=limited(self._file.limits.connections),
+                ws="none",
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 lifespan="off",
@@ -252,21 +303,6 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for one in heard:
             loop.remove_signal_handler(one)
-
-
-def usable_file(path: Path) -> GatewayFile:
-    """Read a gateway.yaml that this version can serve.
-
-    Raises:
-        UserError: it cannot.
-    """
-    file = load_gateway(path)
-    for name, task in file.tasks.items():
-        if task.fallback.calibrator is not None:
-            raise UserError(
-                f"tasks.{name}.fallback.calibrator", "is not read yet", action="use threshold alone"
-            )
-    return file
 
 
 def serve_here(

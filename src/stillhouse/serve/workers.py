@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stillhouse.core.errors import StillhouseError
-from stillhouse.serve.gateway_file import GatewayFile, secrets_of
+from stillhouse.serve.gateway_file import GatewayFile, load_gateway, secrets_of
 from stillhouse.serve.metrics import forget_live, share_metrics
 from stillhouse.serve.server import (
     Address,
@@ -33,7 +33,6 @@ from stillhouse.serve.server import (
     greeting,
     open_ports,
     serve_here,
-    usable_file,
 )
 from stillhouse.serve.stored_parts import Redactors
 from stillhouse.serve.traffic_log import LogCounts
@@ -59,7 +58,7 @@ def serve_file(path: Path, say: Say, redact: Redactors) -> None:
         UserError: the file cannot be used, or a variable with a key is not set.
         StillhouseError: a port cannot be opened, or the database not be reached.
     """
-    file = usable_file(path)
+    file = load_gateway(path)
     if file.listen.workers == 1:
         told = serve_here(file, redact, greeting(file, say))
         counts = [] if told is None else [told]
