@@ -27,6 +27,7 @@ from stillhouse.serve.exchange import Exchange
 from stillhouse.serve.feedback import outcome_of
 from stillhouse.serve.front import ClientGoneError, Front, admit, new_id, read_body
 from stillhouse.serve.gateway_file import GatewayFile
+from stillhouse.serve.log_routes import log_routes
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import ACTIONS, changed
 from stillhouse.serve.request_checks import parse_json
@@ -284,6 +285,7 @@ def admin_app(
             Route("/keys", keys, methods=["GET"]),
             Route("/keys", make_key, methods=["POST"]),
             Route("/keys/{id}/revoke", revoke_key, methods=["POST"]),
+            *log_routes(parts, check, kept),
             *admin_batch_routes(parts, check),
             Route("/metrics", page),
             Route("/healthz", health),

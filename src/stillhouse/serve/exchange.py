@@ -253,7 +253,7 @@ class Exchange:
         relay = Relay(ask, send, headers, hold)
         error = await relay.run(stream.pieces(), judge)
         join = joined_messages if ask.route == "messages" else joined
-        answer, weight = join(relay.events), sum(map(raw_weight, relay.events))
+        answer, weight = join(relay.events), raw_weight(b"".join(relay.events))
         if judge is not None:
             ask.features.update(answer_features(answer))
         self._record(ask, turn.variant, turn.upstream, 200, answer, error=error, weight=weight)

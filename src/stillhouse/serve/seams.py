@@ -6,7 +6,7 @@ for those that say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -108,6 +108,20 @@ class KeyStore(Protocol):
         """All keys, oldest first."""
 
 
+class KeptCalls(Protocol):
+    """The requests that are kept, for whom they belong to; all of it may block."""
+
+    def forget(self, tenant: str, user: str) -> tuple[int, int]:
+        """Delete all of one user: how many requests and outcomes went."""
+
+    def lines(self, task: str | None, since: float | None) -> Iterator[str]:
+        """Requests as lines of the gateway's log (`core.gateway_log`), oldest first.
+
+        Args:
+            since: Unix seconds.
+        """
+
+
 class GatePlan(NamedTuple):
     """What a gate needs of a student's answer.
 
@@ -173,6 +187,7 @@ class Parts:
     keys: Keys | None = None
     gate: Gate | None = None
     key_store: KeyStore | None = None
+    calls: KeptCalls | None = None
     batches: BatchWork | None = None
     scores: Scores | None = None
     experiments: Experiments | None = None

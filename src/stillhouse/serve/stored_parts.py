@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from sqlalchemy.engine import Engine
@@ -25,13 +25,14 @@ from stillhouse.serve.private import Pseudonyms, Redact
 from stillhouse.serve.records import Decision
 from stillhouse.serve.seams import Keys, Parts, Principal
 from stillhouse.serve.states import StoredStates
-from stillhouse.serve.stored_calls import delete_before
-from stillhouse.serve.tables import open_database
+from stillhouse.serve.stored_calls import call_lines, delete_before, delete_user
+from stillhouse.serve.tables import StoreError, open_database
 from stillhouse.serve.traffic_log import LogCounts, TrafficLog
 from stillhouse.serve.watching import student_of, watch_stored
 
 Redactors = Callable[[Sequence[str] | None], Redact]
 DAY_S: Final = 86_400.0
+FLUSH_S: Final = 5.0
 SWEEP_S: Final = 3600.0  # between two looks for what is too old
 
 
@@ -45,6 +46,29 @@ class EitherKeys:
         """See `Keys`; every source is asked, whichever knows the key."""
         found = [source.check(presented) for source in self._sources]
         return next((one for one in found if one is not None), None)
+
+
+class StoredKept:
+    """`seams.KeptCalls` over a database."""
+
+    def __init__(self, engine: Engine, log: TrafficLog, pseudonyms: Pseudonyms) -> None:
+        self._engine = engine
+        self._log = log
+        self._pseudonyms = pseudonyms
+
+    def forget(self, tenant: str, user: str) -> tuple[int, int]:
+        """See `KeptCalls`. What waits in this gateway's queue is written first, and deleted too.
+
+        Raises:
+            StoreError: it could not be written in time.
+        """
+        if not self._log.flush(FLUSH_S):
+            raise StoreError("requests wait that cannot be written now")
+        return delete_user(self._engine, self._pseudonyms.of(tenant, user))
+
+    def lines(self, task: str | None, since: float | None) -> Iterator[str]:
+        """See `KeptCalls`."""
+        return call_lines(self._engine, task, since)
 
 
 class StoredParts:
@@ -95,6 +119,7 @@ class StoredParts:
             keys=EitherKeys(*keys) if keys else None,
             gate=gate_of(file),
             key_store=self._keys if file.keys_in_store else None,
+            calls=StoredKept(self._engine, self._log, pseudonyms),
             batches=self._work,
         )
 
