@@ -21,6 +21,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.recipe_images import ImageRecipe
 from stillhouse.core.recipe_images_file import load_image_recipe
 from stillhouse.images import run_images
+from stillhouse.plan_nets import image_plan_lines, plan_images
 from stillhouse.train import image_stage
 from stillhouse.train.image_data import parts_of, read_images
 from stillhouse.train.image_nets import Sizes, build_net
@@ -69,6 +70,20 @@ def test_a_run_scores_teacher_and_students_and_is_not_done_twice(tmp_path: Path)
     before = [path.stat().st_mtime_ns for path in files]
     assert run_images(recipe, tmp_path / "run", Silent())["by_T"] == report["by_T"]
     assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def test_a_plan_says_what_comes_and_trains_nothing(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    plan = plan_images(recipe, tmp_path / "run")
+    assert read_json(tmp_path / "run" / "plan.json") == plan
+    assert not (tmp_path / "run" / "teacher").exists()
+    assert plan["students"] == 3  # two temperatures and one alone, of one seed
+    rows = plan["train"]
+    assert rows + plan["validation"] == 240
+    assert plan["teacher"]["steps"] == 5 * -(-rows // 64)
+    assert plan["student"]["steps"] == -(-rows // 64)
+    lines = dict(image_plan_lines(plan))
+    assert f"{plan['teacher']['parameters']:,} parameters" in lines["teacher"]
 
 
 def test_a_killed_run_goes_on_net_by_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,6 +288,30 @@ def test_terms_come_before_the_plan(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_plan_that_asks_nobody_needs_no_terms(tmp_path: Path) -> None:
+    with at_work(tmp_path, terms=None) as (server, recipe):
+        assert make_plan(recipe, tmp_path / "run", None, Silent()).plan.open == QUERIES
+        assert server.bodies == []
+
+
+def test_an_ensemble_of_local_models_is_planned_and_one_that_is_paid_is_not(tmp_path: Path) -> None:
+    write_rows(tmp_path / "traffic.jsonl", [{"text": f"lovely number {n}"} for n in range(60)])
+    members = [{"model": f"hf:{tmp_path / name}"} for name in "abc"]
+    teacher = {"model": "ensemble:three", "members": members, "terms": WAIVED}
+    recipe = recipe_of(tmp_path, teacher=teacher, train={"alpha": 0})
+    plan = make_plan(recipe, tmp_path / "run", None, Silent()).plan
+    alone = recipe_of(tmp_path, teacher={**members[0], "terms": WAIVED}, train={"alpha": 0})
+    one = make_plan(alone, tmp_path / "alone", None, Silent()).plan
+    assert plan.teacher == "ensemble:three"
+    assert plan.queries == one.queries == 60
+    assert plan.usd_list is not None
+    assert plan.usd_list.estimate == 0
+    assert plan.prompt_tokens.high == 3 * (one.prompt_tokens.high or 0)
+    assert "each of 3 members" in plan.notes[0]
+    with pytest.raises(RecipeError, match=r"without --sample, one of local models is planned"):
+        make_plan(recipe, tmp_path / "run", 5, Silent())
+
+
 def test_a_local_teacher_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(tmp_path / "traffic.jsonl", [{"text": f"lovely number {n}"} for n in range(60)])
     recipe = recipe_of(tmp_path)

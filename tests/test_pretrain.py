@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertForMaskedLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertForMaskedLM,
+)
 from typer.testing import CliRunner
 
 from corpora import corpus_recipe, write_corpus
@@ -20,6 +25,7 @@ from stillhouse.core.recipe_corpus_file import load_corpus_recipe
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.core.recipe_train import StudentSection
 from stillhouse.core.tasks import ClassificationTask
+from stillhouse.plan_nets import corpus_plan_lines, plan_corpus
 from stillhouse.pretrain import pretrain_report, run_pretrain
 from stillhouse.train import corpus_train
 from stillhouse.train.students import build_student
@@ -178,6 +184,32 @@ def test_mobilebert_learns_layer_by_layer(encoder: Path, tmp_path: Path) -> None
     assert plan["architecture"] == "MobileBertForMaskedLM"
 
 
+def test_a_plan_says_what_comes_and_trains_nothing(encoder: Path, tmp_path: Path) -> None:
+    recipe = corpus_recipe(
+        write_corpus(tmp_path / "c.jsonl"), encoder, "masked_lm",
+        teacher={"adapt": {"epochs": 1, "evals": 1}}, student={"vocabulary": "corpus"},
+        train={"epochs": 2, "evals": 1},
+    )  # fmt: skip
+    root = tmp_path / "run"
+    plan = plan_corpus(recipe, root, Silent())
+    assert not (root / "teacher").exists()
+    assert not (root / "train").exists()
+    lines = dict(corpus_plan_lines(json.loads((root / "plan.json").read_text())))
+    run_pretrain(recipe, root, Silent())
+    report = pretrain_report(recipe, root)
+    assert plan["teacher_parameters"] == report["parameters"]["teacher"]
+    assert plan["student"]["parameters"] == report["parameters"]["student"]
+    assert plan["student"]["vocabulary"] == report["plan"]["vocabulary"]
+    assert (plan["rows"], plan["tokens"], plan["steps"]) == (
+        report["training"]["rows"]["train"],
+        report["training"]["tokens"]["train"],
+        report["training"]["steps"],
+    )
+    adapted = json.loads((root / "teacher" / "train.json").read_text())
+    assert plan["adapt_steps"] == adapted["steps"]
+    assert f"{plan['steps']:,} steps" in lines["training"]
+
+
 @pytest.mark.parametrize("kind", ["masked_lm", "causal_lm"])
 def test_a_student_of_a_size(kind: str, encoder: Path, llama: Path, tmp_path: Path) -> None:
     said: list[str] = []
@@ -212,6 +244,77 @@ def test_a_student_of_a_size(kind: str, encoder: Path, llama: Path, tmp_path: Pa
     measure = "pseudo_perplexity" if masked else "perplexity"
     before, after = (report["test"][name][measure]["estimate"] for name in ("start", "student"))
     assert after < before
+
+
+@pytest.mark.parametrize("kind", ["masked_lm", "causal_lm"])
+@pytest.mark.parametrize("size", [None, 0.6])
+def test_a_student_of_the_corpus_pieces(
+    kind: str, size: float | None, encoder: Path, llama: Path, tmp_path: Path
+) -> None:
+    """Its teacher believes in the kept pieces alone; the whole teacher is scored beside it."""
+    masked = kind == "masked_lm"
+    corpus = write_corpus(tmp_path / "c.jsonl")
+    recipe = corpus_recipe(
+        corpus, encoder if masked else llama, kind,
+        student={"from": "teacher", "vocabulary": "corpus"}
+        | ({"layers": None, "size": size} if size else {}),
+        teacher={"adapt": {"epochs": 1, "evals": 1}} if masked else {},
+        train={"untaught_twin": True, "epochs": 1, "evals": 1},
+    )  # fmt: skip
+    root = tmp_path / "run"
+    run_pretrain(recipe, root, Silent())
+    report = pretrain_report(recipe, root)
+    plan, facts = report["plan"], report["training"]
+    assert plan["vocabulary"] < plan["vocabulary_before"]
+    assert report["parameters"]["student"] == plan["parameters"]
+    if size:
+        assert plan["parameters"] / plan["cut"]["source_parameters"] == pytest.approx(0.6, rel=0.02)
+        assert plan["cut"]["after"]["vocabulary"] == plan["vocabulary"]
+    assert 0 < facts["mass_on_kept_pieces"] <= 1
+    assert facts["cut_otherwise"]["train"] == 0
+    measure = "pseudo_perplexity" if masked else "perplexity"
+    own, whole = report["test"]["teacher"], report["whole_teacher"]
+    assert own["accuracy"]["estimate"] >= whole["accuracy"]["estimate"] - 1e-9
+    assert own[measure]["estimate"] <= whole[measure]["estimate"]  # fewer pieces to doubt between
+    shares = [report["test"]["student"]["accuracy"]["estimate"], whole["accuracy"]["estimate"]]
+    if shares[1]:
+        assert whole["retention"]["estimate"] == pytest.approx(shares[0] / shares[1])
+    auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    folder = root / "train" / "student"
+    loaded, info = auto.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert loaded.get_output_embeddings().weight.shape[0] == len(tokenizer) == plan["vocabulary"]
+    source = AutoTokenizer.from_pretrained(encoder if masked else llama)
+    for line in corpus.read_text().splitlines():
+        text = json.loads(line)["text"]
+        again, before = (one.decode(one(text)["input_ids"]) for one in (tokenizer, source))
+        assert again == before
+        assert masked or again == text
+
+
+def test_a_student_of_another_family_and_fewer_pieces(encoder: Path, tmp_path: Path) -> None:
+    recipe = corpus_recipe(
+        write_corpus(tmp_path / "c.jsonl"), encoder, "masked_lm",
+        teacher={"adapt": {"epochs": 1, "evals": 1}},
+        student={
+            "from": "scratch", "layers": None, "vocabulary": "corpus",
+            "config": {
+                "model_type": "mobilebert", "hidden_size": 32, "num_hidden_layers": 2,
+                "embedding_size": 16, "intra_bottleneck_size": 16, "intermediate_size": 32,
+                "num_attention_heads": 2, "max_position_embeddings": 48,
+            },
+        },
+        train={"epochs": 1, "evals": 1},
+    )  # fmt: skip
+    run_pretrain(recipe, tmp_path / "run", Silent(), last="train")
+    folder = tmp_path / "run" / "train"
+    plan = json.loads((folder / "plan.json").read_text())
+    loaded = AutoModelForMaskedLM.from_pretrained(folder / "student")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    assert loaded.config.vocab_size == len(tokenizer) == plan["vocabulary"]
+    assert loaded.config.pad_token_id == tokenizer.pad_token_id
 
 
 def test_a_corpus_too_small_for_the_split_is_one_line(encoder: Path, tmp_path: Path) -> None:
@@ -252,6 +355,19 @@ def test_a_student_that_cannot_be_is_refused_before_the_teacher_is_trained(
             tmp_path / "run",
             Silent(),
         )
+    assert not (tmp_path / "run" / "teacher.partial" / "checkpoints").exists()
+
+
+def test_too_few_pieces_are_refused_before_the_teacher_is_trained(
+    llama: Path, tmp_path: Path
+) -> None:
+    recipe = corpus_recipe(
+        write_corpus(tmp_path / "c.jsonl"), llama, "causal_lm",
+        student={"vocabulary": 256}, teacher={"adapt": {}},
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"student\.vocabulary: .*use at least \d+$") as caught:
+        run_pretrain(recipe, tmp_path / "run", Silent())
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "teacher.partial" / "checkpoints").exists()
 
 

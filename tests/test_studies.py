@@ -251,6 +251,64 @@ def test_a_frontier_orders_students_and_leaves_out_what_cannot_be(
     assert (folder / "frontier.svg").read_text().count("<circle") == 3
 
 
+def test_several_trainings_of_a_student_share_all_but_the_training(
+    recipe: Recipe, root: Path, frontier: FrontierStudy
+) -> None:
+    before, store = trained(root), (root / "store" / "answers.jsonl").read_bytes()
+    variants = sized_variants(recipe, [], ["layers=1", "layers=4"])
+    found = run_frontier(recipe, root, variants, Silent(), repeats=2)
+    folder = root / "frontier"
+    after = trained(root)
+    assert {name for name in after if name not in before} == {
+        f"frontier/layers-{n}-seed1/train/manifest.json" for n in (1, 4)
+    }
+    assert all(after[name] == at for name, at in before.items())  # the first trainings are kept
+    assert (root / "store" / "answers.jsonl").read_bytes() == store
+    assert "means of 2 trainings" in found.over
+    alone = {one.name: one for one in frontier.students}
+    for one in found.students:
+        assert [made.folder for made in one.trainings] == [one.name, f"{one.name}-seed1"]
+        scores = [report_of(folder / made.folder).student.score for made in one.trainings]
+        assert [made.score for made in one.trainings] == scores
+        assert scores[0] == alone[one.name].score
+        a, b = (score.estimate for score in scores)
+        assert one.score.estimate == pytest.approx((a + b) / 2)
+        assert one.deviation == pytest.approx(abs(a - b) / 2**0.5)
+        assert one.score.n == scores[0].n  # samples, not samples times trainings
+        retention = (a + b) / 2 / found.teacher.estimate
+        assert one.retention is not None
+        assert one.retention.estimate == pytest.approx(retention)
+        if one.verdict == "pass":
+            assert one.trainings[0].verdict == "pass"
+        assert (folder / f"{one.name}-seed1" / "dataset").is_symlink()
+    page = (folder / "frontier.html").read_text()
+    assert "layers-4-seed1" in page
+    assert (folder / "frontier.svg").read_text().count("<circle") == 3 + 4
+    assert "Means of 2 trainings" in page or "means of 2 trainings" in page
+
+
+def test_several_trainings_of_a_size_have_a_mean(
+    recipe: Recipe, root: Path, curve: CurveStudy
+) -> None:
+    before = trained(root)
+    found = run_curve(recipe, root, Options((20, 40), repeats=2), Silent())
+    assert [p.folder for p in found.points] == [
+        "0000020",
+        "0000020-seed1",
+        "0000040",
+        "0000040-seed1",
+    ]
+    assert all(trained(root)[name] == at for name, at in before.items())
+    assert found.points[0] == curve.points[0]
+    first, second = (found.points[k].score.estimate for k in (0, 1))
+    assert [mean.examples for mean in found.means] == [20, 40]
+    assert found.means[0].score.estimate == pytest.approx((first + second) / 2)
+    assert found.means[0].deviation == pytest.approx(abs(first - second) / 2**0.5)
+    assert "means of 2 trainings" in found.over
+    assert curve.means == ()
+    assert "of one training each" in curve.over
+
+
 def test_a_size_is_cut_from_the_student_and_shares_the_answers(
     recipe: Recipe, root: Path, curve: CurveStudy
 ) -> None:

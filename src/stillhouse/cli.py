@@ -18,9 +18,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from stillhouse import __version__
+from stillhouse.cli_calibrate import calibrate
 from stillhouse.cli_compress import compress
 from stillhouse.cli_images import images
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.cli_plan import plan
 from stillhouse.cli_pretrain import pretrain
 from stillhouse.cli_serve import serve
 from stillhouse.cli_signals import signals_app
@@ -40,7 +42,6 @@ from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.summary import summary_rows
 from stillhouse.forget import forget_user, told
 from stillhouse.pipeline import report_of, run_stages
-from stillhouse.plan import FEWEST, make_plan, plan_lines
 from stillhouse.scaffold import scaffold
 from stillhouse.stages import STAGES
 from stillhouse.teacher import archive
@@ -65,6 +66,7 @@ app = typer.Typer(
 )
 app.add_typer(teacher_app)
 app.add_typer(signals_app)
+app.command()(plan)
 app.command()(tune)
 app.command()(curve)
 app.command()(frontier)
@@ -73,6 +75,7 @@ app.command()(pretrain)
 app.command()(images)
 app.command()(speculate)
 app.command()(serve)
+app.command()(calibrate)
 app.command()(simulate)
 
 
@@ -155,29 +158,6 @@ def report(
 ) -> None:
     """Write the report of a finished run anew, and print its figures."""
     _show_report(report_of(folder), folder, as_json)
-
-
-@app.command()
-def plan(
-    recipe: RecipePath,
-    sample: Annotated[
-        int | None,
-        typer.Option("--sample", min=FEWEST, help="Ask so many queries first (paid, kept)."),
-    ] = None,
-    run_dir: RunDir = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say what asking will cost, take and give, before it is done."""
-    loaded = load_recipe(recipe, overrides or [])
-    root = run_dir or Path("runs") / loaded.name
-    planned = make_plan(loaded, root, sample, _progress(as_json))
-    if as_json:
-        _print_json(planned.plan.model_dump(mode="json"))
-    else:
-        _print_rows(plan_lines(planned))
-    if planned.sample_refused:
-        raise typer.Exit(EXIT_USER)
 
 
 @app.command()

@@ -68,6 +68,12 @@ def figure_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         for measure, kept in (("accuracy", "accuracy"), (perplexity, "perplexity")):
             name = f"{language} {measure}".strip().replace("_", " ")
             rows.append((name, *_cells(figures, measure), _kept(figures, kept)))
+    whole = report.get("whole_teacher")
+    if whole is not None:
+        for measure in ("accuracy", perplexity):
+            of_all = whole["retention"] if measure == "accuracy" else None
+            cells = [_shown(whole[measure], measure), "-", "-", "-", _shown(of_all, "accuracy")]
+            rows.append((f"{measure}, all pieces".replace("_", " "), *cells))
     if report["zero_shot"] is not None:
         for measure in ("accuracy", "accuracy_by_bytes"):
             name = f"zero-shot {measure}".replace("_", " ")

@@ -68,6 +68,9 @@ def frontier(
         list[str] | None,
         typer.Option("--student", metavar="KEY=VALUE,...", help="One more, by keys of student."),
     ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, help="Trainings of each student, by seed.")
+    ] = 1,
     run_dir: RunDir = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -77,7 +80,8 @@ def frontier(
     root = run_dir or Path("runs") / loaded.name
     wanted = [size.strip() for size in sizes.split(",") if size.strip()]
     variants = study_frontier.sized_variants(loaded, wanted, students or [])
-    study = study_frontier.run_frontier(loaded, root, variants, Silent() if as_json else Terminal())
+    said = Silent() if as_json else Terminal()
+    study = study_frontier.run_frontier(loaded, root, variants, said, repeats)
     if as_json:
         typer.echo(study.model_dump_json(indent=2))
     else:

@@ -33,6 +33,7 @@ from stillhouse.teacher.batch_build import check_batches
 from stillhouse.teacher.batch_journal import FOLDER, held_by_batches
 from stillhouse.teacher.build import open_teacher, teacher_info, teacher_sampling
 from stillhouse.teacher.check import has_truth
+from stillhouse.teacher.ensemble import member_recipes
 from stillhouse.teacher.extrapolation import Estimate
 from stillhouse.teacher.plan import Known, make
 from stillhouse.teacher.plan_records import Plan
@@ -62,18 +63,22 @@ def make_plan(recipe: Recipe, root: Path, sample: int | None, progress: Progress
         progress: bars and lines.
 
     Raises:
-        UserError: the terms are not set, the traffic cannot be read, there is no key, or the sample
-            does not fit the budget.
+        UserError: a sample is wanted and the terms are not set, the traffic cannot be read, there
+            is no key, or the sample does not fit the budget.
         StillhouseError: the teacher does not answer.
     """
-    require_terms(recipe.teacher)
-    if recipe.teacher.members or recipe.teacher.kind == "replay":
+    if sample is not None:
+        require_terms(recipe.teacher)
+    members = recipe.teacher.member_sections
+    free = sample is None and all(member.local for member in members)
+    if (members and not free) or recipe.teacher.kind == "replay":
         raise RecipeError(
             "teacher.model",
             "only a single teacher that is asked can be planned",
             value=recipe.teacher.model,
             action="a replay costs nothing; plan the members of an ensemble one by one, with "
-            "teacher.model set to each",
+            "teacher.model set to each"
+            + ("; without --sample, one of local models is planned too" if members else ""),
         )
     run_stages(recipe, root, progress, last="traffic")
     run = RunFolder(root)
@@ -100,11 +105,14 @@ async def _plan(recipe: Recipe, run: RunFolder, sample: int | None, progress: Pr
             tuned if recipe.teacher.tune is not None and tuned.exists() else None,
         )
     if completer is None:
-        info = teacher_info(recipe.teacher)
-        sampling = teacher_sampling(recipe, info)
+        members = list(member_recipes(recipe)) if recipe.teacher.members else []
+        one = members[0] if members else recipe  # of an ensemble, all are of this machine
+        info = teacher_info(one.teacher)
+        sampling = teacher_sampling(one, info)
         if info.local:
             found = Sample((), drawn=False)
-            return _made(recipe, run, info, sampling, traffic, chats, chats, found, 0.0)
+            plan = _made(recipe, run, info, sampling, traffic, chats, chats, found, 0.0)
+            return _of_ensemble(plan, recipe) if members else plan
         with AnswerStore(run.store / STORE_FILE) as store:
             requests = sampling.n if recipe.teacher.kind == "anthropic" else 1
             there = stored(traffic, info, sampling, store, requests)
@@ -166,6 +174,20 @@ def _made(  # noqa: PLR0917 - what a plan is made from
     student = plan_student(recipe, run, traffic, sample, plan.examples)
     return plan.model_copy(
         update={"student": student, "notes": (*plan.notes, *compress_notes(recipe))}
+    )
+
+
+def _of_ensemble(plan: Plan, recipe: Recipe) -> Plan:
+    """The plan of one member as that of all: each of them is asked each query."""
+    count = len(recipe.teacher.members)
+    return plan.model_copy(
+        update={
+            "teacher": recipe.teacher.model,
+            "prompt_tokens": plan.prompt_tokens.times(count),
+            "completion_tokens": plan.completion_tokens.times(count),
+            "storage_bytes": plan.storage_bytes.times(count),
+            "notes": (f"each of {count} members is asked each query, in turn", *plan.notes),
+        }
     )
 
 

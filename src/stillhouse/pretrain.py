@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from stillhouse.core.corpus import TRAIN, Passage
 from stillhouse.core.errors import DataError, RecipeError
-from stillhouse.core.jsonl import read_json, write_json
+from stillhouse.core.jsonl import read_json, read_records, write_json
 from stillhouse.core.machine import package_versions, this_machine
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
@@ -195,7 +196,7 @@ def run_pretrain(
                 results.append(CorpusResult(stage.name, True, current))
                 continue
             if stage.name in ("teacher", "train") and not checked:
-                cut = _models().check_corpus_student(recipe)
+                cut = _models().check_corpus_student(recipe, training_texts(run)).cut
                 for line in () if cut is None else cut.lines():
                     progress.say(f"      student: {line}")
                 checked = True
@@ -203,6 +204,12 @@ def run_pretrain(
             call = partial(_call, stage, recipe, run, progress)
             results.append(CorpusResult(stage.name, False, run_one(run, key, progress, call)))
     return results
+
+
+def training_texts(run: RunFolder) -> list[str]:
+    """What the student will be trained on, once the corpus is divided."""
+    path = run.stage("corpus") / f"{TRAIN}.jsonl"
+    return [passage.text for passage in read_records(path, Passage)]
 
 
 def _call(

@@ -21,12 +21,24 @@ from stillhouse.core.machine import package_versions
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import RunFolder
+from stillhouse.evaluate.candidates import load_sets
+from stillhouse.evaluate.comparison import retention_of
 from stillhouse.evaluate.curve_page import curve_chart, render_curve
+from stillhouse.evaluate.metrics import Resampling
 from stillhouse.evaluate.pricing import FIGURES_REST_ON
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.size_curve import curve_through
-from stillhouse.evaluate.studies import AnswerCost, CurvePoint, CurveStudy, Fit, FitPoint
+from stillhouse.evaluate.studies import (
+    AnswerCost,
+    CurveMean,
+    CurvePoint,
+    CurveStudy,
+    Fit,
+    FitPoint,
+)
 from stillhouse.evaluate.worth import reach_of, steps_from, verdict_of, worth_most
+from stillhouse.study_forms import judged_together
+from stillhouse.study_repeats import deviation, mean_of, over_words, seeds_of
 from stillhouse.variants import Ran, Variant, check_variant, run_shared, run_variant, varied
 
 FOLDER: Final = "curve"
@@ -111,12 +123,11 @@ def _planned(
     recipe: Recipe, sizes: Sequence[int], there: int, options: Options
 ) -> Iterator[_Planned]:
     for size in sizes:
-        for repeat in range(options.repeats):
-            seed = (recipe.training_seed + repeat) % 2**32
+        for repeat, seed in enumerate(seeds_of(recipe, options.repeats)):
             train: dict[str, Any] = {"examples": size, "seed": seed}
             if options.same_steps:
                 train["epochs"] = recipe.train.epochs * there / size
-            name = f"{size:07d}" + (f"-seed{seed}" if options.repeats > 1 else "")
+            name = f"{size:07d}" + (f"-seed{seed}" if repeat else "")
             yield _Planned(size, seed, Variant(name, _of_study(recipe, train)))
 
 
@@ -139,6 +150,7 @@ def _study(  # noqa: PLR0917 - what a study is made of
         all_examples=there,
         same_steps=options.same_steps,
         points=points,
+        over=over_words(report.n, options.repeats),
         fit=None,
         cost=cost,
         point_usd=options.point_usd,
@@ -146,6 +158,8 @@ def _study(  # noqa: PLR0917 - what a study is made of
     )
     if not done:
         return study
+    if options.repeats > 1:
+        study = study.model_copy(update={"means": _means(recipe, run, ran)})
     try:
         fit = fitted(points, recipe.evaluate.confidence)
     except ValueError as error:
@@ -166,6 +180,30 @@ def _study(  # noqa: PLR0917 - what a study is made of
             ),
         }
     )
+
+
+def _means(
+    recipe: Recipe, run: RunFolder, ran: Sequence[tuple[_Planned, Ran]]
+) -> tuple[CurveMean, ...]:
+    """Each size's trainings together."""
+    main = load_sets(recipe, run)[0]
+    how = Resampling(
+        recipe.evaluate.confidence, recipe.evaluate.resamples, recipe.seed, main.groups
+    )
+    found = []
+    for examples in dict.fromkeys(one.examples for one, _ in ran):
+        own = [made for one, made in ran if one.examples == examples]
+        judged = judged_together(recipe, own, main)
+        found.append(
+            CurveMean(
+                examples=examples,
+                trainings=len(own),
+                score=mean_of(judged.student, how),
+                retention=retention_of(judged.student, judged.teacher, how),
+                deviation=deviation(judged.trainings),
+            )
+        )
+    return tuple(found)
 
 
 def _point(one: _Planned, made: Ran) -> CurvePoint:
@@ -262,5 +300,3 @@ def _notes(recipe: Recipe, options: Options) -> Iterator[str]:
         )
     if recipe.train.hard_label_twin:
         yield "no hard-label twins were trained here"
-    if options.repeats == 1:
-        yield "one training a size: how much another seed would move a point is in no interval"

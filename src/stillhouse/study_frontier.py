@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 import yaml
@@ -34,7 +36,9 @@ from stillhouse.evaluate.results import TEACHER, CandidateSpeed
 from stillhouse.evaluate.size_curve import size_fit, size_words
 from stillhouse.evaluate.studies import FrontierStudy, SizedStudent, Step
 from stillhouse.study_curve import common
-from stillhouse.study_forms import judged_forms, of_form, of_student
+from stillhouse.study_drafts import drafted_by, drafts_in
+from stillhouse.study_forms import judged_forms, of_form, of_student, of_trainings
+from stillhouse.study_repeats import over_words, repeated
 from stillhouse.study_speeds import speeds_of
 from stillhouse.variants import Ran, Variant, check_variant, run_shared, run_variant, varied
 
@@ -69,7 +73,9 @@ def sized_variants(recipe: Recipe, sizes: Sequence[str], students: Sequence[str]
 
 def _of_study(recipe: Recipe, keys: Mapping[str, Any]) -> Recipe:
     """A variant; the twin, which would double the work, is left to `stillhouse run`."""
-    return varied(recipe, {"student": keys, "train": {"hard_label_twin": False}})
+    made = varied(recipe, {"student": keys, "train": {"hard_label_twin": False}})
+    drafts = drafts_in(recipe) if made.student.head == "text" else None
+    return made if drafts is None else varied(made, {"speculate": drafts})
 
 
 def _size(text: str) -> str | float:
@@ -98,9 +104,20 @@ def _folder(text: str) -> str:
 
 
 def run_frontier(
-    recipe: Recipe, root: Path, variants: Sequence[Variant], progress: Progress
+    recipe: Recipe,
+    root: Path,
+    variants: Sequence[Variant],
+    progress: Progress,
+    repeats: int = 1,
 ) -> FrontierStudy:
     """Draw the recipe's frontier in a run folder.
+
+    Args:
+        recipe: the recipe.
+        root: its run folder.
+        variants: the students, of `sized_variants`.
+        progress: what is said meanwhile.
+        repeats: trainings of each, which differ in `train.seed`.
 
     Raises:
         UserError: the recipe, its data or every student cannot be used.
@@ -125,16 +142,22 @@ def run_frontier(
     run = run_shared(recipe, fit, root, progress)
     folder = root / FOLDER
     ran: list[Ran] = []
+    further: dict[str, list[Ran]] = {}
     with run.locked():
         for number, variant in enumerate(fit, start=1):
-            progress.say(f"frontier {number}/{len(fit)}: {variant.name}")
+            made: list[Ran] = []
             try:
-                ran.append(run_variant(variant, run, folder, progress))
+                for one in repeated(variant, repeats):
+                    progress.say(f"frontier {number}/{len(fit)}: {one.name}")
+                    made.append(run_variant(one, run, folder, progress))
             except UserError as error:
                 if len(fit) == 1:
                     raise
                 left_out[variant.name] = str(error)
                 progress.say(f"frontier: {variant.name} is left out: {error}")
+            else:
+                ran.append(made[0])
+                further[variant.name] = made[1:]
         if not ran:
             raise DataError(
                 "frontier",
@@ -142,7 +165,7 @@ def run_frontier(
             )
         main = load_sets(recipe, run)[0]
         speeds = speeds_of(recipe, run, ran, main, folder, progress)
-        study = _study(recipe, run, ran, main, speeds, left_out)
+        study = _study(recipe, run, ran, main, speeds, left_out, further)
         write_json(folder / "frontier.json", study.model_dump(mode="json"))
         chart = frontier_chart(study)
         write_atomic(folder / "frontier.svg", lambda file: void(file.write(str(chart))))
@@ -159,13 +182,17 @@ def _study(  # noqa: PLR0917 - what a study is made of
     main: EvaluationSet,
     speeds: Mapping[str, CandidateSpeed],
     left_out: Mapping[str, str],
+    further: Mapping[str, Sequence[Ran]] | None = None,
 ) -> FrontierStudy:
-    judged = judged_forms(recipe, ran, main)
+    judged = judged_forms(recipe, ran, main, further)
+    trainings = {one.variant.name: (one, *(further or {}).get(one.variant.name, ())) for one in ran}
+    repeats = max(map(len, trainings.values()))
     report = ran[0].report
     how = Resampling(
         recipe.evaluate.confidence, recipe.evaluate.resamples, recipe.seed, main.groups
     )
     strict = how._replace(confidence=corrected(how.confidence, len(judged)))
+    gate = partial(decide, margin=recipe.evaluate.margin, reference=main.reference)
     teacher = speeds.get(TEACHER)
     teacher_usd = teacher.usd_per_1k if teacher else report.cost.teacher_usd_per_1k
     teacher_qps = teacher.qps if teacher else report.speed.teacher_qps
@@ -175,9 +202,9 @@ def _study(  # noqa: PLR0917 - what a study is made of
     students: dict[str, SizedStudent] = {}
     for one in judged:
         name, made, form = one.name, one.ran.report, one.form
-        bound = decide(one.student, one.teacher, recipe.evaluate.margin, main.reference, strict)
         speed = speeds[name]
-        seconds = made.seconds["train"]
+        several = trainings[one.ran.variant.name] if one.trainings else (one.ran,)
+        seconds = fmean(each.report.seconds["train"] for each in several)
         train_usd = seconds / HOUR_S * hour
         evaluation = read_evaluation(RunFolder(one.ran.root))
         saved = (
@@ -185,14 +212,22 @@ def _study(  # noqa: PLR0917 - what a study is made of
             if teacher_usd is None or speed.usd_per_1k is None
             else (teacher_usd - speed.usd_per_1k) / 1000
         )
+        said = of_student(made, evaluation) if form is None else of_form(form, main.name)
+        bounds = [gate(one.student, one.teacher, how=strict)]
+        if one.trainings:
+            mean = gate(one.student, one.teacher, how=how)
+            said |= of_trainings(one, several, mean, how)
+            bounds.append(gate(one.trainings[0], one.teacher, how=strict))
         students[name] = SizedStudent(
             name=name,
             folder=name if form is None else f"{one.ran.variant.name}/compress/{form.folder}",
             parameters=made.student.parameters,
             share=made.size.ratio,
-            **(of_student(made, evaluation) if form is None else of_form(form, main.name)),
-            corrected_low=bound.difference.low,
-            passes_corrected=bound.verdict == "pass" and (form is None or form.verdict == "pass"),
+            **said,
+            corrected_low=min(bound.difference.low for bound in bounds),
+            passes_corrected=all(
+                v == "pass" for v in (said["verdict"], *(b.verdict for b in bounds))
+            ),
             qps=speed.qps,
             speedup=speed.qps / teacher_qps if speed.qps and teacher_qps else None,
             latency_p50_ms=speed.latency_p50_ms,
@@ -230,13 +265,15 @@ def _study(  # noqa: PLR0917 - what a study is made of
     fit = size_fit(sized, report.teacher.parameters, how.confidence)
     return FrontierStudy(
         **common(recipe, report),
-        notes=(*_notes(recipe, teacher is not None), *report.notes),
+        over=over_words(len(main.queries), repeats),
+        notes=(*_notes(recipe, teacher is not None, repeats), *report.notes),
         teacher_parameters=report.teacher.parameters,
         teacher_qps=teacher_qps,
         teacher_usd_per_1k=teacher_usd,
         answers_usd=answers_usd,
         machine_usd_per_hour=hour,
         students=tuple(ordered),
+        drafted=drafted_by(ran, teacher, hour),
         fit=fit,
         bigger=size_words(fit, len({one.parameters for one in sized})),
         steps=steps,
@@ -249,8 +286,10 @@ def _study(  # noqa: PLR0917 - what a study is made of
     )
 
 
-def _notes(recipe: Recipe, timed: bool) -> list[str]:
-    notes = ["one training a size: how much another seed would move a student is in no interval"]
+def _notes(recipe: Recipe, timed: bool, repeats: int) -> list[str]:
+    notes: list[str] = []
+    if repeats > 1 and recipe.compress is not None:
+        notes.append("compressed forms are of each size's first training alone")
     if not timed:
         notes.append("the teacher was timed when it was asked, not beside the students")
     if recipe.train.hard_label_twin:

@@ -16,7 +16,7 @@ from stillhouse.core.statistics import Interval
 from stillhouse.evaluate.frontier_choice import choose, corrected, efficient, verdict_of
 from stillhouse.evaluate.frontier_page import frontier_lines, render_frontier
 from stillhouse.evaluate.size_curve import size_fit, size_words
-from stillhouse.evaluate.studies import AnswerCost, FrontierStudy, Reach, SizedStudent
+from stillhouse.evaluate.studies import AnswerCost, FrontierStudy, Reach, SizedStudent, Training
 from stillhouse.evaluate.study_chart import Axes, Bend, Dot, Level, study_chart
 from stillhouse.evaluate.worth import reach_of, steps_from, worth_most
 from stillhouse.evaluate.worth import verdict_of as worth_verdict
@@ -146,6 +146,53 @@ def test_the_cheapest_that_passes_is_taken() -> None:
     none = verdict_of(three[2:], None, teacher, 0.95, 0.05)
     assert "take none" in none[0]
     assert "outside the margin" in none[2]
+
+
+def _trained(name: str, score: float, own: float, first: Literal["pass", "fail"]) -> Any:
+    """A student of two trainings whose mean is `score` and whose first has `own`."""
+    verdicts = (first, "pass")
+    return student(name, score, 1.0, first).model_copy(
+        update={
+            "trainings": tuple(
+                Training(
+                    seed=seed,
+                    folder=f"{name}-seed{seed}" if seed else name,
+                    score=Interval(estimate=at, low=at - 0.02, high=at + 0.02, n=500),
+                    verdict=verdict,
+                    train_seconds=1.0,
+                )
+                for seed, (at, verdict) in enumerate(
+                    zip((own, 2 * score - own), verdicts, strict=True)
+                )
+            ),
+            "deviation": abs(score - own) * 2**0.5,
+        }
+    )
+
+
+def test_the_student_to_take_is_the_first_training_and_passes_by_itself() -> None:
+    teacher = Interval(estimate=0.95, low=0.93, high=0.97, n=500)
+    good = _trained("a", 0.94, 0.935, "pass")
+    lines = verdict_of([good], choose([good]), teacher, 0.95, 0.05)
+    assert any("mean of 2 trainings" in line and "93.5%" in line for line in lines)
+    poor = _trained("a", 0.94, 0.91, "fail")
+    assert choose([poor]) is None
+    (line,) = verdict_of([poor], None, teacher, 0.95, 0.05)
+    assert "only in the mean of its 2 trainings" in line
+    assert "91.0%" in line
+
+
+def test_the_curve_over_size_goes_through_every_training() -> None:
+    students = [_trained(str(k), 0.8 + 0.02 * k, 0.79 + 0.02 * k, "pass") for k in range(3)]
+    students = [
+        one.model_copy(update={"parameters": 10**6 * 2**k}) for k, one in enumerate(students)
+    ]
+    fit = size_fit(students, None, 0.95)
+    assert fit is not None
+    assert fit.sizes == tuple(10**6 * 2**k for k in (0, 0, 1, 1, 2, 2))
+    calm = [one.model_copy(update={"trainings": ()}) for one in students]
+    assert (plain := size_fit(calm, None, 0.95)) is not None
+    assert plain.sizes == tuple(10**6 * 2**k for k in range(3))
 
 
 def test_a_student_that_costs_more_for_less_is_not_on_the_frontier() -> None:

@@ -80,6 +80,17 @@ def test_a_vocabulary_that_cannot_be_trimmed_is_named(tmp_path: Path) -> None:
     check_student(recipe(f"scratch:{tmp_path / 'unigram'}", size="heavy"))
 
 
+def test_a_vocabulary_that_would_lose_a_label_is_named(lm_folder: Path) -> None:
+    bytes_and_specials = 259
+    with pytest.raises(
+        UserError, match=r"student\.vocabulary: would lose tokens of the label"
+    ) as e:
+        check_student(recipe(f"hf:{lm_folder}", head="text", vocabulary=bytes_and_specials + 1))
+    assert "\n" not in str(e.value)
+    check_student(recipe(f"hf:{lm_folder}", head="text", vocabulary=400))
+    check_student(recipe(f"hf:{lm_folder}", head="text", vocabulary="task"))
+
+
 def test_a_device_that_is_not_there_is_named(encoder_folder: Path) -> None:
     with pytest.raises(UserError, match=r"precision|bf16"):
         check_student(recipe(f"hf:{encoder_folder}", train={"precision": "bf16", "device": "cpu"}))

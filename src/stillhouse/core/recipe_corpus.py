@@ -6,7 +6,7 @@ teacher and a student have is checked where they are read.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -79,7 +79,7 @@ class CorpusTeacherSection(Section):
 
 
 class CorpusStudentSection(Section):
-    """What is trained. It reads what the teacher reads, with the teacher's tokenizer."""
+    """What is trained. It reads what the teacher reads, by all or some of the teacher's pieces."""
 
     source: str = Field(
         default="teacher", alias="from", description="teacher, hf:ID_OR_PATH, or scratch."
@@ -90,9 +90,15 @@ class CorpusStudentSection(Section):
     size: Size | None = Field(
         default=None,
         description="Cut to a share of the source's parameters, within 2%: light (0.10), medium "
-        "(0.25), heavy (0.50), or a number; null: as it is. All rows of the vocabulary stay.",
+        "(0.25), heavy (0.50), or a number; null: as it is.",
     )
     cut: CutSection = Field(default_factory=CutSection, description="By which means, with size.")
+    vocabulary: Literal["full", "corpus"] | Annotated[int, Field(ge=256)] = Field(
+        default="full",
+        description="full, corpus (pieces that the training texts use), or at most N pieces: the "
+        "corpus' first, then the teacher's others. Soft targets are then the teacher's belief over "
+        "these pieces alone.",
+    )
     config: dict[str, JsonValue] | None = Field(
         default=None,
         description="scratch: what differs from the teacher's configuration; with model_type, of "

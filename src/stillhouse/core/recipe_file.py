@@ -58,6 +58,16 @@ def check_kind(path: Path, raw: Mapping[str, Any], own: str) -> None:
             )
 
 
+def kind_of(path: Path) -> str:
+    """The section that tells a recipe's kind: traffic, corpus or images.
+
+    Raises:
+        RecipeError: no such file, or not YAML of sections.
+    """
+    raw = read_raw(path)
+    return next((section for section in KINDS if section in raw), "traffic")
+
+
 def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A recipe's sections as they are written, with overrides.
 
@@ -126,7 +136,7 @@ def parse_as(kind: type[S], raw: Mapping[str, Any], where: str) -> S:
 
 
 # A key pasted here by mistake must not be shown again.
-_UNSHOWN = ("api_key_env", "base_url", "judge")
+_UNSHOWN = ("api_key_env", "key_env", "sha256", "base_url", "judge")
 
 
 def _may_hold_secret(location: Sequence[str | int]) -> bool:
@@ -151,13 +161,16 @@ def _plain(kind: str, message: str, context: Mapping[str, Any]) -> str:
 
 
 _TASK_KINDS = ("classification", "extraction", "generation")
+_UPSTREAM_KINDS = ("openai", "anthropic", "student")
 
 
 def _is_choice(location: Sequence[str | int], index: int) -> bool:
-    """Whether a part of a location is no key: pydantic puts the kind it chose there, of the task or
-    of a term, or the form that a value was read as."""
-    if index and location[index - 1] == "task" and location[index] in _TASK_KINDS:
-        return True
+    """Whether a part of a location is no key: pydantic puts the kind it chose there, of the task,
+    a term or a gateway's upstream, or the form that a value was read as."""
+    if index >= 1 and location[index - 1] == "task":
+        return location[index] in _TASK_KINDS
+    if index == 2 and location[0] == "upstreams":
+        return location[2] in _UPSTREAM_KINDS
     in_terms = index >= 3 and location[:2] in (("train", "terms"), ("objective", "terms"))
     return in_terms and (index == 3 or "[" in str(location[index]))
 

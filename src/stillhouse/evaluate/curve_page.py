@@ -46,17 +46,20 @@ def curve_chart(study: CurveStudy) -> Markup:
             p.score.high,
             title=f"{p.examples:,} examples: {summary.share(p.score)}",
         )
-        for p in study.points
+        for p in study.means or study.points
     ]
+    if study.means:
+        dots += [
+            Dot(p.examples, y := p.score.estimate, y, y, "", "each", f"{p.folder}: {100 * y:.1f}%")
+            for p in study.points
+        ]
     levels = [
         Level("teacher", study.teacher.estimate, "teacher"),
-        Level("teacher less the margin", study.teacher.estimate - study.margin, "gate"),
+        Level("teacher less margin", study.teacher.estimate - study.margin, "gate"),
     ]
     line: list[Bend] = []
     if study.fit is not None:
-        levels.append(
-            Level("the student's ceiling, by the fit", study.fit.ceiling.estimate, "ceiling")
-        )
+        levels.append(Level("ceiling, by the fit", study.fit.ceiling.estimate, "ceiling"))
         line = [
             Bend(p.examples, p.score.estimate, p.score.low, p.score.high, p.beyond)
             for p in study.fit.drawn
@@ -86,7 +89,7 @@ def render_curve(study: CurveStudy) -> str:
             metric=metric_name(study),
             chart=curve_chart(study),
             verdict=[_sentence(line) for line in study.verdict],
-            notes=[_sentence(line) for line in study.notes],
+            notes=[_sentence(line) for line in (study.over, *study.notes) if line],
             linear=any(point.linear is not None for point in study.points),
             versions=sorted(study.versions.items()),
         )
@@ -120,6 +123,14 @@ def curve_lines(study: CurveStudy) -> Iterator[str]:
             + ("" if step.usd is None else f", {summary.usd(step.usd)}")
             + (f", {summary.usd(step.usd_per_point)} a point" if step.usd_per_point else "")
         )
+    for mean in study.means:
+        yield (
+            f"{mean.examples:,} examples, mean of {mean.trainings} trainings: "
+            f"{summary.share(mean.score)}; standard deviation between them "
+            f"{100 * mean.deviation:.1f} points"
+        )
+    if study.over:
+        yield f"note: {study.over}"
     yield from (f"note: {note}" for note in study.notes)
     first, *rest = study.verdict
     yield _sentence(first)

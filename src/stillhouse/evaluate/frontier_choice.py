@@ -58,6 +58,11 @@ def verdict_of(
     count, points = len(students), f"{100 * margin:g}"
     if chosen is None:
         nearest = max(students, key=lambda one: one.difference.low)
+        if nearest.difference.low > -margin:
+            return (
+                f"take none of them: {nearest.name} is within {points} points of the teacher "
+                f"({100 * teacher.estimate:.1f}%), but {_unfit(nearest)}",
+            )
         lines = [
             f"take none of them: no student's lower bound is within {points} points of the teacher "
             f"({100 * teacher.estimate:.1f}%)",
@@ -93,6 +98,14 @@ def verdict_of(
                 "traffic before it answers all"
             )
         )
+    if chosen.trainings:
+        first = chosen.trainings[0]
+        lines.append(
+            f"that is the mean of {len(chosen.trainings)} trainings, which differ by "
+            f"{100 * (chosen.deviation or 0):.1f} points (standard deviation); the student to take "
+            f"is the first of them, fixed beforehand: {summary.share(first.score)}, and it passes "
+            "by itself too"
+        )
     better = [
         one
         for one in students
@@ -113,3 +126,16 @@ def verdict_of(
             f"answers and training are paid back after {chosen.break_even_queries:,} queries"
         )
     return tuple(lines)
+
+
+def _unfit(student: SizedStudent) -> str:
+    """Why a student whose bound is within the margin does not pass all the same."""
+    if student.trainings and student.trainings[0].verdict == "fail":
+        first = student.trainings[0]
+        return (
+            f"only in the mean of its {len(student.trainings)} trainings: the first of them, the "
+            f"one to take, scores {summary.share(first.score)} and does not pass by itself"
+        )
+    if student.folder != student.name:
+        return "as a compressed form it is refused by its own gate: its table.json says why"
+    return "it was judged on too few samples for such a bound to be relied on"

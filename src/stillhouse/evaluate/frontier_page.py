@@ -7,14 +7,14 @@ page asks no server for anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from markupsafe import Markup
 
 from stillhouse.evaluate import summary
 from stillhouse.evaluate.page import environment
-from stillhouse.evaluate.studies import FrontierStudy, SizedStudent
+from stillhouse.evaluate.studies import DraftedTeacher, FrontierStudy, SizedStudent
 from stillhouse.evaluate.study_chart import Axes, Bend, Dot, Level, study_chart
 
 
@@ -51,10 +51,26 @@ def frontier_chart(study: FrontierStudy) -> Markup:
         )
         for one in study.students
     ]
+    dots += _each(study, x_of)
     x = study.teacher_usd_per_1k if priced else study.teacher_parameters
     if x:
         t = study.teacher
         dots.append(Dot(float(x), t.estimate, t.low, t.high, "teacher", "big"))
+    t = study.teacher
+    dots += [
+        Dot(
+            one.usd_per_1k,
+            t.estimate,
+            t.low,
+            t.high,
+            one.name,
+            "big",
+            f"{one.name}: the teacher's answers, {summary.times(_speedup(one))} as fast, one at a "
+            "time",
+        )
+        for one in study.drafted
+        if priced and one.lossless and one.usd_per_1k
+    ]
     metric = summary.METRIC_NAMES.get(study.metric, study.metric)
     return study_chart(
         f"{metric} against {'cost' if priced else 'parameters'}",
@@ -62,7 +78,7 @@ def frontier_chart(study: FrontierStudy) -> Markup:
         Axes("USD per 1,000 queries (log scale)", metric, _usd_tick)
         if priced
         else Axes("parameters (log scale)", metric, summary.count),
-        levels=[Level("teacher less the margin", study.teacher.estimate - study.margin, "gate")],
+        levels=[Level("teacher less margin", study.teacher.estimate - study.margin, "gate")],
     )
 
 
@@ -83,6 +99,7 @@ def size_chart(study: FrontierStudy) -> Markup | None:
         )
         for one in study.students
     ]
+    dots += _each(study, lambda one: float(one.parameters or 1))
     metric = summary.METRIC_NAMES.get(study.metric, study.metric)
     return study_chart(
         f"{metric} against parameters",
@@ -94,9 +111,22 @@ def size_chart(study: FrontierStudy) -> Markup | None:
         ],
         levels=[
             Level("teacher", study.teacher.estimate, "teacher"),
-            Level("the students' ceiling, by the fit", fit.ceiling.estimate, "ceiling"),
+            Level("ceiling, by the fit", fit.ceiling.estimate, "ceiling"),
         ],
     )
+
+
+def _each(study: FrontierStudy, x_of: Callable[[SizedStudent], float]) -> list[Dot]:
+    """The single trainings of students that are means of several."""
+    return [
+        Dot(x_of(one), y := made.score.estimate, y, y, "", "each", f"{made.folder}: {100 * y:.1f}%")
+        for one in study.students
+        for made in one.trainings
+    ]
+
+
+def _speedup(one: DraftedTeacher) -> float | None:
+    return None if one.speedup is None else one.speedup.estimate
 
 
 def _style(study: FrontierStudy, one: SizedStudent) -> Literal["", "fail", "chosen"]:
@@ -106,7 +136,9 @@ def _style(study: FrontierStudy, one: SizedStudent) -> Literal["", "fail", "chos
 
 
 def _usd_tick(value: float) -> str:
-    return f"${value:.{max(0, -math.floor(math.log10(value) + 1e-9))}f}"
+    digits = max(0, 1 - math.floor(math.log10(value) + 1e-9))
+    text = f"{value:.{digits}f}"
+    return "$" + (text.rstrip("0").rstrip(".") if "." in text else text)
 
 
 def render_frontier(study: FrontierStudy) -> str:
@@ -121,9 +153,10 @@ def render_frontier(study: FrontierStudy) -> str:
             metric=summary.METRIC_NAMES.get(study.metric, study.metric),
             chart=frontier_chart(study),
             sizes=size_chart(study),
+            repeats=max((len(one.trainings) for one in study.students), default=0),
             bigger=_sentence(study.bigger) if study.bigger else "",
             verdict=[_sentence(line) for line in study.verdict],
-            notes=[_sentence(line) for line in study.notes],
+            notes=[_sentence(line) for line in (study.over, *study.notes) if line],
             versions=sorted(study.versions.items()),
         )
     )
@@ -163,9 +196,25 @@ def frontier_lines(study: FrontierStudy) -> Iterator[str]:
     """What stands below the table."""
     for step in study.steps:
         yield f"{step.larger} over {step.smaller}: {summary.points(step.difference)}"
+    for one in study.students:
+        if one.trainings:
+            yield (
+                f"{one.name}: {len(one.trainings)} trainings, "
+                + ", ".join(f"{100 * made.score.estimate:.1f}%" for made in one.trainings)
+                + f"; standard deviation {100 * (one.deviation or 0):.1f} points"
+            )
+    for draft in study.drafted:
+        gain = "unknown" if draft.speedup is None else f"{draft.speedup.estimate:.2f} times"
+        kept = "" if draft.lossless else ", but its answers are not the teacher's"
+        yield (
+            f"{draft.name}: {gain} the teacher's speed in {draft.runtime}, one at a time, at "
+            f"{summary.usd(draft.usd_per_1k)} per 1,000 queries{kept}"
+        )
     if study.bigger:
         yield study.bigger
     yield from (f"left out: {name}: {why}" for name, why in study.left_out.items())
+    if study.over:
+        yield f"note: {study.over}"
     yield from (f"note: {note}" for note in study.notes)
     first, *rest = study.verdict
     yield _sentence(first)

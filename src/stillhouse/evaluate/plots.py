@@ -12,9 +12,12 @@ from typing import Final, NamedTuple
 
 from markupsafe import Markup
 
+from stillhouse.evaluate.chart_names import Named, places_of_names
+
 WIDTH: Final = 480
 HEIGHT: Final = 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, 46
+LETTER: Final = 9.0  # of names, at the size that they have on a phone
 
 
 class Series(NamedTuple):
@@ -42,6 +45,7 @@ class _Axis(NamedTuple):
     start: float
     end: float
     log: bool = False
+    whole: bool = False  # only whole numbers are ticks
 
     def at(self, value: float) -> float:
         low, high = (math.log10(self.low), math.log10(self.high)) if self.log else self[:2]
@@ -69,6 +73,7 @@ def line_chart(
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in s.points]
     across = _span([0, 1] if unit_square else xs, WIDTH, horizontal=True)
+    across = across._replace(whole=not unit_square and all(x == round(x) for x in xs))
     up = _span([0, 1] if unit_square else [*ys, 0.0], HEIGHT, horizontal=False)
     body = [_frame(across, up, x_label, y_label)]
     if diagonal:
@@ -107,16 +112,14 @@ def cost_chart(title: str, marks: Sequence[Mark], x_label: str, y_label: str) ->
         [bound for m in marks for bound in (m.low, m.high)], HEIGHT, horizontal=False, pad=0.08
     )
     body = [_frame(across, up, x_label, y_label, percent=True)]
-    boxes: list[tuple[float, float]] = []
-    dots = [(across.at(m.x) if m.x else first if m.x == 0 else last, up.at(m.y)) for m in marks]
-    for mark in sorted(marks, key=lambda m: -m.y):
+    ordered = sorted(marks, key=lambda m: -m.y)
+    named = []
+    for mark in ordered:
         x = across.at(mark.x) if mark.x else first if mark.x == 0 else last
-        y = up.at(mark.y)
-        end = x > WIDTH * 0.62
-        others = [(dot_x, dot_y + 5) for dot_x, dot_y in dots if (dot_x, dot_y) != (x, y)]
-        label_y = _free(y + 5, x, [*boxes, *(o for o in others if (o[0] < x) == end)])
-        boxes.append((x, label_y))
         note = mark.name + ("" if mark.x else " (free)" if mark.x == 0 else " (cost unknown)")
+        named.append(Named(x, up.at(mark.y), up.at(mark.high), up.at(mark.low), 7.0, note))
+    places = places_of_names(named, LEFT, WIDTH, LETTER)
+    for mark, (x, y, *_, note), place in zip(ordered, named, places, strict=True):
         body.append(
             Markup(
                 '<g class="{}"><line class="whisker" x1="{}" x2="{}" y1="{}" y2="{}"/>'
@@ -131,9 +134,9 @@ def cost_chart(title: str, marks: Sequence[Mark], x_label: str, y_label: str) ->
                 mark.style,
                 _px(x),
                 _px(y),
-                _px(x - 11 if end else x + 11),
-                _px(label_y),
-                "end" if end else "start",
+                _px(place.x),
+                _px(place.y),
+                place.anchor,
                 note,
             )
         )
@@ -333,7 +336,9 @@ def _ticks(axis: _Axis) -> list[float]:
         return [10.0**power for power in range(first, last + 1, max(1, (last - first + 3) // 4))]
     rough = (axis.high - axis.low) / 5
     power = 10 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    round_ones = (1, 2, 5, 10) if axis.whole else (1, 2, 2.5, 5, 10)
+    step = next(m * power for m in round_ones if m * power >= rough * 0.999)
+    step = max(1.0, step) if axis.whole else step
     first = math.ceil(axis.low / step - 1e-9)
     last = math.floor(axis.high / step + 1e-9)
     return [k * step for k in range(first, last + 1)]
@@ -353,13 +358,6 @@ def _upright(x: float, top: float, bottom: float, style: str) -> Markup:
     return Markup('<line class="{}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
         style, _px(x), _px(x), _px(top), _px(bottom)
     )
-
-
-def _free(y: float, x: float, taken: Sequence[tuple[float, float]]) -> float:
-    """The next height at which a label does not lie on one already there."""
-    while any(abs(y - other_y) < 16 and abs(x - other_x) < 150 for other_x, other_y in taken):
-        y += 4
-    return y
 
 
 def _px(value: float) -> str:

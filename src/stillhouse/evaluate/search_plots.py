@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 WIDTH: Final = 480
 HEIGHT: Final = 240
-LEFT, RIGHT, TOP, BOTTOM = 66, 18, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 80, 18, 14, 44
 CLIP: Final = 3.0  # values further above the lowest than so many times the median's distance
 
 
@@ -73,6 +73,8 @@ def scatter(
             ).format(LEFT, WIDTH - RIGHT, up(y), up(y), LEFT - 6, up(y) + 5, f"{y:.4g}")
         )
     middle_x = math.sqrt(low * high) if log else (low + high) / 2
+    if all(x == round(x) for x in xs) and not log:
+        middle_x = float(round(middle_x))
     marks = (
         [(float(at), name) for at, name in enumerate(names)]
         if names

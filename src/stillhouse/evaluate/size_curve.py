@@ -49,9 +49,16 @@ def size_fit(
 ) -> SizeFit | None:
     """The curve through students of one source; `None` below three sizes.
 
-    It is asked what twice the largest would score, but nothing larger than the teacher.
+    Where there are several trainings of each it goes through all of them, so that how they differ
+    is in its intervals. It is asked what twice the largest would score, but nothing larger than the
+    teacher.
     """
-    known = [(one.parameters, one.score) for one in students if one.parameters]
+    known = [
+        (one.parameters, score)
+        for one in students
+        if one.parameters
+        for score in ([each.score for each in one.trainings] or [one.score])
+    ]
     if len({size for size, _ in known}) < FEWEST:
         return None
     fit = curve_through([size for size, _ in known], [score for _, score in known], confidence)

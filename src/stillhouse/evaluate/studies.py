@@ -30,6 +30,28 @@ class AnswerCost(Result):
         return self.usd_per_answer * self.answers_per_example
 
 
+class Training(Result):
+    """One of the trainings that differ in their seed."""
+
+    seed: int
+    folder: str = Field(description="Its run folder, relative to the study's.")
+    score: Interval = Field(description="Of this training's student alone.")
+    verdict: Literal["pass", "fail"] = Field(description="Of its own gate.")
+    train_seconds: float
+
+
+class CurveMean(Result):
+    """The trainings of one size together."""
+
+    examples: int = Field(ge=1)
+    trainings: int = Field(ge=2)
+    score: Interval = Field(
+        description="Mean over the trainings; the interval is over samples, of each one's mean."
+    )
+    retention: Interval | None = Field(description="The same.")
+    deviation: float = Field(description="Standard deviation of score between trainings.")
+
+
 class CurvePoint(Result):
     """One student, trained on some of the examples."""
 
@@ -105,6 +127,7 @@ class Study(Result):
     margin: float
     teacher: Interval = Field(description="The teacher's score on the same samples.")
     teacher_name: str
+    over: str = Field(default="", description="What the intervals of scores are over.")
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str]
 
@@ -115,6 +138,9 @@ class CurveStudy(Study):
     all_examples: int = Field(description="Training examples there are.")
     same_steps: bool = Field(description="Whether each size took as many steps as the whole.")
     points: tuple[CurvePoint, ...]
+    means: tuple[CurveMean, ...] = Field(
+        default=(), description="A size each, where it was trained several times."
+    )
     fit: Fit | None = Field(description="null: too few points, or no curve fits them.")
     cost: AnswerCost
     more: tuple[MoreAnswers, ...] = ()
@@ -129,17 +155,21 @@ class CurveStudy(Study):
 
 
 class SizedStudent(Result):
-    """One student of the frontier."""
+    """One student of the frontier; of several trainings, their means."""
 
     name: str
-    folder: str = Field(description="Its run folder, relative to the study's.")
+    folder: str = Field(
+        description="Its run folder, relative to the study's; the first training's."
+    )
     parameters: int | None
     share: float | None = Field(description="Of the teacher's parameters.")
     size_bytes: int | None
     score: Interval
     retention: Interval | None
     agreement: Interval
-    verdict: Literal["pass", "fail"]
+    verdict: Literal["pass", "fail"] = Field(
+        description="Of the gate; several trainings pass where their mean and the first one do."
+    )
     difference: Interval = Field(description="Student minus teacher; two one-sided bounds.")
     corrected_low: float = Field(
         description="The same lower bound at a confidence corrected for the number of students."
@@ -150,12 +180,37 @@ class SizedStudent(Result):
     latency_p50_ms: float | None
     latency_p95_ms: float | None
     usd_per_1k: float | None
-    train_seconds: float
+    train_seconds: float = Field(description="Of one training, in the mean.")
     train_usd: float = Field(description="Training time at the machine's hourly price.")
     break_even_queries: int | None = Field(
         description="Queries that pay back answers and training; null: never or unknown."
     )
     efficient: bool = Field(description="No other student is both cheaper and better.")
+    trainings: tuple[Training, ...] = Field(
+        default=(), description="Those that scores are means of; empty: there is one."
+    )
+    deviation: float | None = Field(
+        default=None, description="Standard deviation of score between trainings."
+    )
+
+
+class DraftedTeacher(Result):
+    """The teacher with a student as its draft: the teacher's own answers, sooner.
+
+    Drafts help one answer at a time; latency and cost are of that, students' cost is of a machine
+    kept busy.
+    """
+
+    name: str
+    folder: str = Field(description="Of its speculate stage, relative to the study's.")
+    runtime: str = Field(description="In which the draft gains most.")
+    length: int = Field(description="Tokens a draft.")
+    acceptance: Interval | None = Field(description="Accepted over judged tokens.")
+    speedup: Interval | None = Field(description="Over the teacher alone, one at a time.")
+    lossless: bool = Field(description="No test tells its answers from the teacher's.")
+    faster: bool = Field(description="The whole interval of the speed-up lies above 1.")
+    latency_p50_ms: float | None = Field(description="The teacher's over the speed-up.")
+    usd_per_1k: float | None = Field(description="At that latency, one query after the other.")
 
 
 class Step(Result):
@@ -177,7 +232,7 @@ class SizePoint(Result):
 class SizeFit(Result):
     """The curve of score over parameters, through students of one source."""
 
-    sizes: tuple[int, ...] = Field(description="Parameters of the students it goes through.")
+    sizes: tuple[int, ...] = Field(description="Parameters of the trainings it goes through.")
     ceiling: Interval = Field(description="Where the curve ends with parameters without end.")
     ceiling_known: bool = Field(description="Whether the scores bound it short of 1.")
     exponent: float = Field(description="b of score(n) = c - a n^-b.")
@@ -206,6 +261,9 @@ class FrontierStudy(Study):
     )
     machine_usd_per_hour: float
     students: tuple[SizedStudent, ...] = Field(description="Largest first.")
+    drafted: tuple[DraftedTeacher, ...] = Field(
+        default=(), description="Of recipes with a speculate section."
+    )
     steps: tuple[Step, ...]
     fit: SizeFit | None = Field(
         default=None, description="null: fewer than three sizes of the recipe's source."

@@ -12,47 +12,55 @@ from typing import Final, Literal, NamedTuple
 
 from markupsafe import Markup
 
+from stillhouse.evaluate.chart_names import LINE, Named, places_of_names
+
 WIDTH: Final = 720
 HEIGHT: Final = 420
-LEFT, RIGHT, TOP, BOTTOM = 66, 26, 18, 56
+LEFT, RIGHT, TOP, BOTTOM = 66, 144, 18, 56  # names of levels stand on the right
 STYLE: Final = """
 .st text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:#1a1f29}
+.st .name{paint-order:stroke;stroke:#fff;stroke-width:3px;stroke-linejoin:round}
 .st .quiet{fill:#59616f}.st .grid{stroke:#dde1e7}.st .axis{stroke:#59616f}
 .st .dot{fill:#c85a00}.st .whisker{stroke:#c85a00;stroke-width:2}
 .st .fit{fill:none;stroke:#c85a00;stroke-width:2}.st .beyond{stroke-dasharray:6 5}
 .st .band{fill:#c85a00;fill-opacity:.13}.st .teacher{stroke:#4257d0;stroke-width:1.6}
 .st .gate{stroke:#b3261e;stroke-width:1.6;stroke-dasharray:7 4}
 .st .ceiling{stroke:#59616f;stroke-width:1.2;stroke-dasharray:2 4}
+.st .each .dot{fill:#fff;stroke:#c85a00;stroke-width:1.4}
 .st .linear .dot{fill:#4d6b57}.st .linear .whisker{stroke:#4d6b57}
 .st .fail .dot{fill:#fff;stroke:#c85a00;stroke-width:2}
 .st .big .dot{fill:#4257d0}.st .big .whisker{stroke:#4257d0}
 .st .chosen .dot{fill:#12714b;stroke:none}.st .chosen .whisker{stroke:#12714b;stroke-width:3}
 .st .chosen text{font-weight:650}
 @media (prefers-color-scheme:dark){
-.st text{fill:#e8eaee}.st .quiet{fill:#a3abb8}.st .grid{stroke:#343a45}.st .axis{stroke:#a3abb8}
+.st text{fill:#e8eaee}.st .name{stroke:#14171c}.st .quiet{fill:#a3abb8}
+.st .grid{stroke:#343a45}.st .axis{stroke:#a3abb8}
 .st .dot{fill:#ff9d4d}.st .whisker,.st .fit{stroke:#ff9d4d}.st .band{fill:#ff9d4d}
 .st .teacher{stroke:#95a4ff}.st .gate{stroke:#ff8f86}.st .ceiling{stroke:#a3abb8}
 .st .linear .dot{fill:#93c3a3}.st .linear .whisker{stroke:#93c3a3}
-.st .fail .dot{fill:#14171c;stroke:#ff9d4d}.st .big .dot{fill:#95a4ff}
+.st .fail .dot,.st .each .dot{fill:#14171c;stroke:#ff9d4d}.st .big .dot{fill:#95a4ff}
 .st .big .whisker{stroke:#95a4ff}
 .st .chosen .dot{fill:#63d3a2}.st .chosen .whisker{stroke:#63d3a2}}
 """.replace("\n", "")
 
 
 class Dot(NamedTuple):
-    """A point with a vertical interval; `style` is one of `STYLE`'s, or empty; `name` is shown."""
+    """A point with a vertical interval; `style` is one of `STYLE`'s, or empty; `name` is shown.
+
+    `each` is one training of several, small beside their mean.
+    """
 
     x: float
     y: float
     low: float
     high: float
     name: str = ""
-    style: Literal["", "linear", "fail", "big", "chosen"] = ""
+    style: Literal["", "linear", "fail", "big", "chosen", "each"] = ""
     title: str = ""
 
 
 class Level(NamedTuple):
-    """A horizontal line with its name."""
+    """A horizontal line with its name, of 18 letters or so."""
 
     name: str
     y: float
@@ -190,9 +198,11 @@ def _grid(scale: _Scale, axes: Axes) -> Iterator[Markup]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, with their double and fivefold where these leave room."""
+    """Powers of ten, with their double and fivefold where these leave room, or more."""
     decades = math.log10(high / low)
-    steps = (1, 2, 5) if decades <= 3.2 else (1,)
+    steps: Sequence[float] = (1, 2, 5) if decades <= 3.2 else (1,)
+    if decades < 0.7:
+        steps = (1, 1.5, 2, 3, 4, 5, 6, 8)
     found = [
         step * 10.0**power
         for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -216,27 +226,49 @@ def _fitted(line: Sequence[Bend], scale: _Scale) -> Iterator[Markup]:
 
 
 def _levels(levels: Sequence[Level], scale: _Scale) -> Iterator[Markup]:
-    taken: list[float] = []
-    for level in sorted(levels, key=lambda one: -one.y):
+    """Lines, each with its name to the right of it, as near to its height as the others leave."""
+    ordered = sorted(levels, key=lambda one: -one.y)
+    heights = [scale.y(level.y) + 4 for level in ordered]
+    for k in range(1, len(heights)):
+        heights[k] = max(heights[k], heights[k - 1] + LINE)
+    # Pushed down from the first: half of it back up, so that all stand about their lines.
+    spare = [at - scale.y(level.y) - 4 for at, level in zip(heights, ordered, strict=True)]
+    shift = max(spare, default=0.0) / 2
+    for level, at in zip(ordered, heights, strict=True):
         y = scale.y(level.y)
-        at = y - 5
-        while any(abs(at - other) < 15 for other in taken):
-            at += 3
-        taken.append(at)
         yield Markup(
             '<line class="{}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
             '<text class="quiet" x="{}" y="{}">{}</text>'
-        ).format(level.style, LEFT, WIDTH - RIGHT, _px(y), _px(y), LEFT + 8, _px(at), level.name)
+        ).format(
+            level.style,
+            LEFT,
+            WIDTH - RIGHT,
+            _px(y),
+            _px(y),
+            WIDTH - RIGHT + 7,
+            _px(at - shift),
+            level.name,
+        )
 
 
 def _dots(dots: Sequence[Dot], scale: _Scale) -> Iterator[Markup]:
-    for dot in dots:
+    marks = [
+        Named(
+            scale.x(dot.x),
+            scale.y(dot.y),
+            scale.y(dot.high),
+            scale.y(dot.low),
+            3.0 if dot.style == "each" else 7.0,
+            dot.name,
+        )
+        for dot in dots
+    ]
+    for dot, place in zip(dots, places_of_names(marks, LEFT, WIDTH), strict=True):
         x, y = _px(scale.x(dot.x)), _px(scale.y(dot.y))
-        end = scale.x(dot.x) > WIDTH * 0.7
         yield Markup(
             '<g class="{}"><line class="whisker" x1="{}" x2="{}" y1="{}" y2="{}"/>'
-            '<circle class="dot" cx="{}" cy="{}" r="5.5"><title>{}</title></circle>'
-            '<text x="{}" y="{}" text-anchor="{}">{}</text></g>'
+            '<circle class="dot" cx="{}" cy="{}" r="{}"><title>{}</title></circle>'
+            '<text class="name" x="{}" y="{}" text-anchor="{}">{}</text></g>'
         ).format(
             dot.style,
             x,
@@ -245,10 +277,11 @@ def _dots(dots: Sequence[Dot], scale: _Scale) -> Iterator[Markup]:
             _px(scale.y(dot.high)),
             x,
             y,
+            2.6 if dot.style == "each" else 5.5,
             dot.title or f"{dot.name} {_percent(dot.y)}",
-            _px(scale.x(dot.x) + (-11 if end else 11)),
-            _px(scale.y(dot.y) + 5),
-            "end" if end else "start",
+            _px(place.x),
+            _px(place.y),
+            place.anchor,
             dot.name,
         )
 

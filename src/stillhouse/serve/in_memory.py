@@ -9,13 +9,13 @@ import hashlib
 import hmac
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from stillhouse.core.gateway_log import GatewayCall
 from stillhouse.serve.feeds import MemoryFeed
 from stillhouse.serve.gateway_sections import ClientKey, TaskSection
 from stillhouse.serve.records import Arm, Assignment, Decision, ExperimentState, Outcome, Served
-from stillhouse.serve.seams import Principal, Verdict
+from stillhouse.serve.seams import GatePlan, Principal, Verdict
 
 _SPAN: Final = float(2**64)
 REMEMBERED: Final = 10_000
@@ -57,7 +57,7 @@ class MemoryLog:
         self.outcomes: deque[Outcome] = deque(maxlen=kept)
         self._owners: dict[str, str] = {}
 
-    def offer(self, call: GatewayCall, served: Served) -> bool:
+    def offer(self, call: GatewayCall, served: Served, weight: int | None = None) -> bool:
         """See `Log`."""
         self.calls.append((call, served))
         if served.task in self._feeds:
@@ -157,10 +157,25 @@ class ThresholdGate:
     The probability is the model's own, not calibrated. Tasks without a threshold accept everything.
     """
 
-    def __init__(self, thresholds: Mapping[str, float]) -> None:
+    def __init__(self, thresholds: Mapping[str, float], windows: Mapping[str, int]) -> None:
         self._thresholds = thresholds
+        self._windows = windows
 
-    def confident(self, task: str, features: Mapping[str, float]) -> Verdict:
+    def plan(self, task: str) -> GatePlan | None:
+        """See `Gate`."""
+        if task not in self._thresholds:
+            return None
+        return GatePlan(window=self._windows.get(task))
+
+    async def about(self, task: str, body: Mapping[str, Any]) -> Mapping[str, float]:
+        """See `Gate`: none."""
+        return {}
+
+    def agreement(self, task: str, texts: Sequence[str]) -> Mapping[str, float]:
+        """See `Gate`: none."""
+        return {}
+
+    def confident(self, task: str, features: Mapping[str, float], *, whole: bool = True) -> Verdict:
         """See `Gate`. Features without a probability are not enough."""
         probability = features.get("mean_probability", 0.0)
         return Verdict(probability, probability >= self._thresholds.get(task, 0.0))

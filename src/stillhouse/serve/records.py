@@ -77,6 +77,9 @@ class Served(Record):
     upstream: str
     fell_back: bool = False
     confidence: float | None = None
+    features: Mapping[str, float] = Field(
+        default_factory=dict, description="That the confidence was made of; to calibrate it anew."
+    )
     prompt_tokens: int = Field(default=0, ge=0)
     completion_tokens: int = Field(default=0, ge=0)
     cost_usd: float = Field(default=0, ge=0)

@@ -69,9 +69,9 @@ class Scoring:
         }
         self.lost = 0
 
-    def offer(self, call: GatewayCall, served: Served) -> bool:
+    def offer(self, call: GatewayCall, served: Served, weight: int | None = None) -> bool:
         """See `Log`."""
-        taken = self._log.offer(call, served)
+        taken = self._log.offer(call, served, weight)
         if taken and served.task in self._evidence:
             self._notice(call, served)
         return taken

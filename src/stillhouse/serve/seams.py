@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from stillhouse.core.gateway_log import GatewayCall
+from stillhouse.serve.batches import BatchWork
 from stillhouse.serve.records import Assignment, Decision, ExperimentState, Outcome, Served
 
 
@@ -59,8 +60,12 @@ class States(Protocol):
 class Log(Protocol):
     """The traffic log."""
 
-    def offer(self, call: GatewayCall, served: Served) -> bool:
-        """Take a request; False: it was dropped, and counted."""
+    def offer(self, call: GatewayCall, served: Served, weight: int | None = None) -> bool:
+        """Take a request; False: it was dropped, and counted.
+
+        Args:
+            weight: about how many bytes it takes in memory, where the caller knows.
+        """
 
     def outcome(self, outcome: Outcome) -> None:
         """Take what came of a request; may block."""
@@ -103,11 +108,38 @@ class KeyStore(Protocol):
         """All keys, oldest first."""
 
 
+class GatePlan(NamedTuple):
+    """What a gate needs of a student's answer.
+
+    `alternatives` a token; of a stream its first `window` tokens, `None`: all of it; `samples` more
+    answers at `sampling_temperature`.
+    """
+
+    alternatives: int = 2
+    window: int | None = None
+    samples: int = 0
+    sampling_temperature: float = 0.0
+
+
 class Gate(Protocol):
     """Whether a student's answer may be shown."""
 
-    def confident(self, task: str, features: Mapping[str, float]) -> Verdict:
-        """The probability that it is acceptable, and whether that is enough."""
+    def plan(self, task: str) -> GatePlan | None:
+        """What is needed of a task's answers; `None`: they are all shown."""
+
+    async def about(self, task: str, body: Mapping[str, Any]) -> Mapping[str, float]:
+        """Features of the request itself."""
+
+    def agreement(self, task: str, texts: Sequence[str]) -> Mapping[str, float]:
+        """Features of several answers to one request, the one to be shown first."""
+
+    def confident(self, task: str, features: Mapping[str, float], *, whole: bool = True) -> Verdict:
+        """The probability that it is acceptable, and whether that is enough.
+
+        Args:
+            whole: the features are of a whole answer, not of the head of a stream, which may be all
+                of it.
+        """
 
 
 class Scores(Protocol):
@@ -129,6 +161,9 @@ class Experiments(Protocol):
     def view(self, name: str) -> dict[str, Any]:
         """What an admin is shown of one."""
 
+    def students(self, found: Mapping[str, str], now: float) -> None:
+        """Which student each task has, where that is known only now; another one begins afresh."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -141,5 +176,6 @@ class Parts:
     keys: Keys | None = None
     gate: Gate | None = None
     key_store: KeyStore | None = None
+    batches: BatchWork | None = None
     scores: Scores | None = None
     experiments: Experiments | None = None

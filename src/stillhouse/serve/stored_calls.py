@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from stillhouse.serve.records import Outcome, OutcomeKind, Pair, Scored, Served
-from stillhouse.serve.tables import CALLS, OUTCOMES
+from stillhouse.serve.tables import CALLS, OUTCOMES, cut_log
 
 _CHUNK: Final = 500
 SCORING: Final[frozenset[OutcomeKind]] = frozenset(("scorer", "judge"))
@@ -174,10 +174,7 @@ def _delete(engine: Engine, which: sa.ColumnElement[bool], *, skip_locked: bool)
             calls += connection.execute(sa.delete(CALLS).where(CALLS.c.id.in_(ids))).rowcount
         if len(ids) < _CHUNK:
             break
-    if engine.dialect.name == "sqlite":
-        with engine.connect() as connection:
-            # Deleted pages are overwritten; the write-ahead log still holds them until it is cut.
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    cut_log(engine)
     return Deleted(calls, outcomes)
 
 

@@ -14,9 +14,11 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from stillhouse.core.errors import UserError
+from stillhouse.serve.batches import BatchWork
 from stillhouse.serve.courses import Lease
+from stillhouse.serve.gates import gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile
-from stillhouse.serve.in_memory import HashAssigner, ListedKeys, ThresholdGate
+from stillhouse.serve.in_memory import HashAssigner, ListedKeys
 from stillhouse.serve.keys import StoredKeys
 from stillhouse.serve.migration import at_stage, first_state
 from stillhouse.serve.private import Pseudonyms, Redact
@@ -66,6 +68,8 @@ class StoredParts:
         self._engine: Engine = open_database(file.log.url)
         self._retention = file.log.retention_days
         self._swept = 0.0
+        self._work = None if file.batches is None else BatchWork(self._engine)
+        self._batches_kept_s = 0.0 if file.batches is None else file.batches.retention_days * DAY_S
         self._one = threading.Lock()
         self._states = StoredStates(self._engine)
         self._keys = StoredKeys(self._engine)
@@ -79,11 +83,6 @@ class StoredParts:
         )
         keys: list[Keys] = [ListedKeys(file.clients)] if file.clients else []
         keys += [self._keys] if file.keys_in_store else []
-        thresholds = {
-            name: task.fallback.threshold
-            for name, task in file.tasks.items()
-            if task.fallback.threshold is not None
-        }
         self._lease = Lease(self._engine, "evidence")
         watched = watch_stored(file, self._engine, self._states, self._log, self._lease)
         self._controller = watched.controller
@@ -94,8 +93,9 @@ class StoredParts:
             scores=watched.scores,
             experiments=watched.controller,
             keys=EitherKeys(*keys) if keys else None,
-            gate=ThresholdGate(thresholds) if thresholds else None,
+            gate=gate_of(file),
             key_store=self._keys if file.keys_in_store else None,
+            batches=self._work,
         )
 
     def refresh(self, now: float) -> None:
@@ -108,9 +108,13 @@ class StoredParts:
             self._states.refresh()
             self._keys.refresh()
             self._controller.tick(now)
-            if self._retention is not None and now - self._swept >= SWEEP_S:
-                self._swept = now
+            if now - self._swept < SWEEP_S:
+                return
+            self._swept = now
+            if self._retention is not None:
                 delete_before(self._engine, now - self._retention * DAY_S)
+            if self._work is not None:
+                self._work.sweep(now, self._batches_kept_s)
 
     def close(self) -> LogCounts:
         """Write what waits and let the database go. Blocks."""
@@ -143,9 +147,9 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
                 action="give the plan as many stages, or roll the experiment back first",
             )
         first = first_state(
-            name, plan[old.stage :], now, student=True, threshold=task.fallback.threshold
+            name, plan[old.stage :], now, student=True, threshold=threshold_of(task)
         )
-        student = student_of(file, task)
+        student = student_of(file, task) or old.student
         new = first.model_copy(
             update={
                 "version": old.version + 1,

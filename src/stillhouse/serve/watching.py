@@ -15,7 +15,7 @@ from stillhouse.serve.corrected import CorrectedScoring
 from stillhouse.serve.courses import Lease, MemoryCourses, StoredCourses
 from stillhouse.serve.feeds import MemoryFeed, StoredFeed
 from stillhouse.serve.gateway_file import GatewayFile
-from stillhouse.serve.gateway_sections import TaskSection
+from stillhouse.serve.gateway_sections import StudentSection, TaskSection
 from stillhouse.serve.in_memory import MemoryLog, MemoryStates
 from stillhouse.serve.policy import Blocked, JudgeTrust
 from stillhouse.serve.scoring import Scoring, scores_pairs
@@ -76,10 +76,12 @@ def watch_stored(
 
 
 def student_of(file: GatewayFile, task: TaskSection) -> str | None:
-    """Which student a task has: what evidence is of."""
-    if task.student is None:
+    """Which student a task has: what evidence is of. `None`: none, or one of the gateway's own,
+    which says who it is once it has started."""
+    section = None if task.student is None else file.upstreams[task.student]
+    if section is None or isinstance(section, StudentSection):
         return None
-    return f"{task.student}:{file.upstreams[task.student].model}"
+    return f"{task.student}:{section.model}"
 
 
 def _scores(file: GatewayFile, log: Log) -> Scoring | None:

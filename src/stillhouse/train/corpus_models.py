@@ -2,8 +2,8 @@
 
 A teacher whose files hold no head gets a new one, which `teacher.adapt` has to train. A student is
 cut from the teacher (layers, or to a size), loaded, or made from a configuration with first weights
-drawn from the seed; it keeps the teacher's tokenizer. Knows sources and shapes; knows no objective
-and no trainer.
+drawn from the seed; it keeps the teacher's tokenizer, or some pieces of it. Knows sources and
+shapes; knows no objective and no trainer.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ from stillhouse.core.recipe_cut import share_of
 from stillhouse.core.recipe_features import LayeredTerm
 from stillhouse.models.loading import count_parameters, locate
 from stillhouse.models.quiet import quiet_transformers
-from stillhouse.train.cut_plan import CutPlan, plan_cut
+from stillhouse.train.cut_plan import CutPlan, Rows, plan_cut
 from stillhouse.train.cut_shapes import Form
 from stillhouse.train.cut_student import cut_model
+from stillhouse.train.embeddings import keep_rows
 from stillhouse.train.features_layers import layer_pairs
+from stillhouse.train.kept import PROBE, restrict
 from stillhouse.train.layers import cut_layers, depth
 from stillhouse.train.objectives import check_one_tokenizer
+from stillhouse.train.vocabulary import Trimmed, trim_tokenizer
 
 HEADLESS = ("pooler.",)  # belongs to no language head
 
@@ -60,6 +63,8 @@ class CorpusPlan:
     layers_kept: tuple[int, ...] | None
     parameters_before: int  # the teacher's
     parameters: int
+    vocabulary_before: int
+    vocabulary: int
     cut: dict[str, object] | None = None  # the plan of a student of a given size
     said: tuple[str, ...] = ()  # the same, for people
 
@@ -117,11 +122,29 @@ def read_model(source: str, kind: str, seed: int, *, headless: bool = False) -> 
     return Read(model, tokenizer, located.revision, fresh)
 
 
+class CorpusShapes(NamedTuple):
+    """What a recipe's models are, known from configurations; `cut` is of a student of a size."""
+
+    teacher_parameters: int
+    parameters: int
+    layers: int
+    vocabulary_before: int
+    vocabulary: int
+    tokenizer: PreTrainedTokenizerBase  # the student's
+    most_tokens: int  # that the teacher can read; 0: no limit is known
+    cut: CutPlan | None
+
+
 class CorpusStudent(NamedTuple):
-    """A student, not yet trained, on the CPU in float32."""
+    """A student, not yet trained, on the CPU in float32.
+
+    `kept` are the teacher's ids of its pieces, in its own order; `None`: it has all of them.
+    """
 
     model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     plan: CorpusPlan
+    kept: tuple[int, ...] | None
 
 
 def build_corpus_student(
@@ -133,18 +156,22 @@ def build_corpus_student(
         recipe: its `student`, `objective.kind` and seed.
         teacher: as it teaches: after `teacher.adapt`. A student that is cut from it shares nothing
             with it.
-        texts: of the corpus, to train on: what a student of a size keeps is measured on them.
+        texts: of the corpus, to train on: what a student of a size keeps is measured on them, and
+            pieces are counted in them.
 
     Raises:
-        UserError: layers, a size or a configuration that cannot be had, or another tokenizer.
+        UserError: layers, a size, a vocabulary or a configuration that cannot be had, or another
+            tokenizer.
     """
     section, kind = recipe.student, recipe.objective.kind
     before = depth(teacher.model)
     kept: tuple[int, ...] | None = None
     cut: CutPlan | None = None
     revision = teacher.revision
+    trimmed = trimmed_for(recipe, teacher.tokenizer, texts)
+    rows = None if trimmed is None else trimmed.kept
     if section.source == FROM_SCRATCH:
-        model = _from_scratch(recipe, teacher)
+        model = _from_scratch(recipe, teacher, rows)
     else:
         if section.source == "teacher":
             model = _copy(teacher.model)
@@ -155,7 +182,7 @@ def build_corpus_student(
         before = depth(model)
         kept = tuple(range(before))
         if section.size is not None:
-            cut = _plan(recipe, model.config)
+            cut = _plan(recipe, model.config, rows)
             samples = section.cut.samples
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(recipe.seed)
@@ -163,9 +190,13 @@ def build_corpus_student(
             model, kept = made.model, made.layers_kept
         elif section.layers is not None:
             kept = cut_layers(model, section.layers)
-    model.config.pad_token_id = teacher.tokenizer.pad_token_id
+        if rows is not None:
+            restrict(model, torch.tensor(rows), range(min(len(rows), PROBE)), section.source)
+    tokenizer = teacher.tokenizer if trimmed is None else trimmed.tokenizer
+    model.config.pad_token_id = tokenizer.pad_token_id
     return CorpusStudent(
         model,
+        tokenizer,
         CorpusPlan(
             source=section.source,
             revision=revision,
@@ -175,38 +206,62 @@ def build_corpus_student(
             layers_kept=kept,
             parameters_before=count_parameters(teacher.model),
             parameters=count_parameters(model),
+            vocabulary_before=int(teacher.model.config.vocab_size),
+            vocabulary=int(model.config.vocab_size),
             cut=None if cut is None else cut.as_json(),
             said=() if cut is None else tuple(cut.lines()),
         ),
+        rows,
     )
+
+
+def trimmed_for(
+    recipe: CorpusRecipe, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> Trimmed | None:
+    """The part of the teacher's tokenizer that `student.vocabulary` asks for; `None`: all of it.
+
+    Raises:
+        UserError: fewer pieces than anything is spelt with, or a tokenizer of a kind that cannot be
+            trimmed.
+    """
+    wanted = recipe.student.vocabulary
+    if wanted == "full":
+        return None
+    return trim_tokenizer(tokenizer, texts, wanted if isinstance(wanted, int) else None)
 
 
 def _form(kind: str) -> Form:
     return "masked" if kind == "masked_lm" else "text"
 
 
-def _plan(recipe: CorpusRecipe, config: Any) -> CutPlan:
-    """How a source of this configuration is cut to the recipe's size; all of its rows stay."""
+def _plan(recipe: CorpusRecipe, config: Any, rows: Sequence[int] | None) -> CutPlan:
+    """How a source of this configuration is cut to the recipe's size; `rows` of it stay."""
     section = recipe.student
     assert section.size is not None
     return plan_cut(
         config,
         share_of(section.size),
         form=_form(recipe.objective.kind),
+        rows=None if rows is None else Rows(len(rows)),
         layers=section.layers,
         cut=section.cut,
+        trims="corpus",
     )
 
 
-def check_corpus_student(recipe: CorpusRecipe) -> CutPlan | None:
-    """Refuse, from configurations alone, a student that could not be built or compared.
+def check_corpus_student(recipe: CorpusRecipe, texts: Sequence[str]) -> CorpusShapes:
+    """Refuse, before any weights are read, a student that could not be built or compared.
+
+    Args:
+        recipe: the recipe.
+        texts: of the corpus, to train on.
 
     Returns:
-        How a student of a size will be cut.
+        Both models' shapes, and how a student of a size will be cut.
 
     Raises:
-        UserError: no such teacher, layers, a size or a configuration that cannot be had, layers of
-            a term that are not there, or a tokenizer that cannot hide tokens.
+        UserError: no such teacher, layers, a size, a vocabulary or a configuration that cannot be
+            had, layers of a term that are not there, or a tokenizer that cannot hide tokens.
     """
     cut: CutPlan | None = None
     section, kind = recipe.student, recipe.objective.kind
@@ -216,13 +271,15 @@ def check_corpus_student(recipe: CorpusRecipe) -> CutPlan | None:
             folder, local_files_only=True
         )
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        trimmed = trimmed_for(recipe, tokenizer, texts)
+        rows = None if trimmed is None else trimmed.kept
         try:
             teacher = auto_class(kind).from_config(config)
         except ValueError as error:
             raise UserError("teacher.model", f"is no {kind}: {error}") from None
         depths = depth(teacher)
         if section.source == FROM_SCRATCH:
-            student = _from_scratch(recipe, Read(teacher, tokenizer, "", ()))
+            student = _from_scratch(recipe, Read(teacher, tokenizer, "", ()), rows)
         elif section.source == "teacher":
             student = auto_class(kind).from_config(config)
         else:
@@ -231,9 +288,11 @@ def check_corpus_student(recipe: CorpusRecipe) -> CutPlan | None:
                 AutoConfig.from_pretrained(own, local_files_only=True)
             )
         if section.size is not None:
-            cut = _plan(recipe, student.config)
+            cut = _plan(recipe, student.config, rows)
         elif section.layers is not None:
             cut_layers(student, section.layers)
+        if rows is not None and section.source != FROM_SCRATCH:
+            keep_rows(student, rows)
     layers = depth(student) if cut is None else cut.after.layers
     if kind == "masked_lm" and tokenizer.mask_token_id is None:
         raise UserError("teacher.model", "has a tokenizer without a mask token")
@@ -241,7 +300,16 @@ def check_corpus_student(recipe: CorpusRecipe) -> CutPlan | None:
         if isinstance(term, LayeredTerm):
             field = f"objective.terms.{number}"
             layer_pairs(term.layers, term.count, layers, depths, field=field)
-    return cut
+    return CorpusShapes(
+        teacher_parameters=count_parameters(teacher),
+        parameters=count_parameters(student) if cut is None else cut.parameters,
+        layers=layers,
+        vocabulary_before=int(config.vocab_size),
+        vocabulary=int(config.vocab_size) if rows is None else len(rows),
+        tokenizer=tokenizer if trimmed is None else trimmed.tokenizer,
+        most_tokens=int(getattr(config, "max_position_embeddings", 0)),
+        cut=cut,
+    )
 
 
 def _copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -253,7 +321,9 @@ def _copy(model: PreTrainedModel) -> PreTrainedModel:
     return copied
 
 
-def _from_scratch(recipe: CorpusRecipe, teacher: Read) -> PreTrainedModel:
+def _from_scratch(
+    recipe: CorpusRecipe, teacher: Read, rows: Sequence[int] | None
+) -> PreTrainedModel:
     wanted = dict(recipe.student.config or {})
     family = wanted.pop("model_type", None)
     base: dict[str, Any] = teacher.model.config.to_dict()
@@ -264,6 +334,10 @@ def _from_scratch(recipe: CorpusRecipe, teacher: Read) -> PreTrainedModel:
         base.pop("layer_types")
     kind = str(family or base.get("model_type") or teacher.model.config.model_type)
     given = {**base, **wanted, "vocab_size": teacher.model.config.vocab_size}
+    if rows is not None:
+        new = {old: number for number, old in enumerate(rows)}
+        given |= {name: new.get(value) for name, value in ids.items() if isinstance(value, int)}
+        given["vocab_size"] = len(rows)
     for name in ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version"):
         given.pop(name, None)
     auto: Any = AutoConfig

@@ -25,6 +25,7 @@ from stillhouse.train.corpus_rows import Scored
 from stillhouse.train.corpus_train import rows_at_once
 from stillhouse.train.kinds import Kind, way_of
 from stillhouse.train.outputs import Needs, next_tokens
+from stillhouse.train.pieces import renumbered
 from stillhouse.train.token_rows import TokenCollator
 
 Floats = npt.NDArray[np.float64]
@@ -116,34 +117,44 @@ def measure_pace(
     *,
     rows: int,
     repeats: int,
+    numbers: Mapping[str, Sequence[int]] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Pace]:
-    """Time forward passes over the same rows, models taking turns, after a warm-up of each."""
+    """Time forward passes over the same rows, models taking turns, after a warm-up of each.
+
+    `numbers`: the ids that a model of its own vocabulary has for the pieces of the rows.
+    """
     reader, collator = way_of(kind).reader, TokenCollator(_pad(tokenizer))
     device = next(models[REFERENCE].parameters()).device
     size = min(16, rows_at_once(scored.rows, models[REFERENCE]))
     chosen = [scored.rows[number] for number in range(min(rows, len(scored.rows)))]
     chosen.sort(key=lambda item: len(item["input_ids"]))
-    batches = [
-        {name: tensor.to(device) for name, tensor in collator(chosen[i : i + size]).items()}
-        for i in range(0, len(chosen), size)
-    ]
     tokens = sum(len(item["input_ids"]) for item in chosen)
 
-    def once(model: Any) -> float:
+    def batches_of(name: str) -> list[dict[str, Tensor]]:
+        ids = (numbers or {}).get(name)
+        rows_of = chosen if ids is None else renumbered(chosen, torch.tensor(ids))
+        return [
+            {key: tensor.to(device) for key, tensor in collator(rows_of[i : i + size]).items()}
+            for i in range(0, len(chosen), size)
+        ]
+
+    batches = {name: batches_of(name) for name in models}
+
+    def once(name: str) -> float:
         started = clock()
-        for batch in batches:
-            reader.read(model, batch, Needs(logits=True))
+        for batch in batches[name]:
+            reader.read(models[name], batch, Needs(logits=True))
         if device.type == "cuda":
             torch.cuda.synchronize()
         return tokens / max(clock() - started, 1e-9)
 
-    for model in models.values():
-        once(model)
+    for name in models:
+        once(name)
     rates: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(repeats):
-        for name, model in models.items():
-            rates[name].append(once(model))
+        for name in models:
+            rates[name].append(once(name))
     return {name: Pace(float(np.median(found)), tuple(found)) for name, found in rates.items()}
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from transformers import PreTrainedTokenizerBase
+
 from stillhouse.core.corpus import TEST, TRAIN, VALIDATION, Passage
 from stillhouse.core.jsonl import read_json, read_records, write_json
 from stillhouse.core.progress import Progress
@@ -17,8 +19,16 @@ from stillhouse.train.corpus_choices import read_choices
 from stillhouse.train.corpus_models import CorpusStudent, Read, build_corpus_student, read_model
 from stillhouse.train.corpus_report import Asked, by_language, choice_figures, text_figures
 from stillhouse.train.corpus_rows import Cutter
-from stillhouse.train.corpus_scores import REFERENCE, Pace, choose, measure_pace, score_texts
+from stillhouse.train.corpus_scores import (
+    REFERENCE,
+    Counted,
+    Pace,
+    choose,
+    measure_pace,
+    score_texts,
+)
 from stillhouse.train.corpus_train import CorpusJob, train_on_corpus
+from stillhouse.train.corpus_vocabulary import WHOLE, believe_in_kept, left_out, of_whole
 from stillhouse.train.distil import FACTS, STUDENT
 
 MODEL: Final = "model"  # the adapted teacher
@@ -41,7 +51,7 @@ def run_adapt(recipe: CorpusRecipe, corpus: Path, work: Path, progress: Progress
     read = read_model(recipe.teacher.model, recipe.objective.kind, recipe.seed, headless=True)
     if read.fresh:
         progress.say(f"      the teacher's language head is new: {len(read.fresh)} tensors")
-    cutter = _cutter(recipe, read)
+    cutter = _cutter(recipe, read, read.tokenizer)
     facts = train_on_corpus(
         CorpusJob(
             model=read.model,
@@ -86,17 +96,24 @@ def run_corpus_train(
     )
     for line in plan.said:
         progress.say(f"      student: {line}")
-    cutter = _cutter(recipe, teacher)
+    cutter = _cutter(recipe, teacher, student.tokenizer)
+    watched = cutter.scoring(validation).rows
+    lost: dict[str, object] = {}
+    if student.kept is not None:
+        parts = {"train": texts, "validation": [passage.text for passage in validation]}
+        left = left_out(teacher, student, recipe.objective.kind, watched, parts)
+        lost = {"mass_on_kept_pieces": left.mass, "cut_otherwise": left.cut_otherwise}
+        progress.say(f"      student: {left.line()}")
 
     def trained(one: CorpusStudent, folder: Path, *, taught: bool) -> dict[str, Any]:
         job = CorpusJob(
             model=one.model,
-            tokenizer=teacher.tokenizer,
+            tokenizer=student.tokenizer,
             kind=recipe.objective.kind,
             section=recipe.section(taught=taught),
             seed=recipe.seed,
             train=cutter.training(train),
-            validation=cutter.scoring(validation).rows,
+            validation=watched,
             title="train student" if taught else "train untaught twin",
             output=STUDENT,
             teacher=teacher.model if taught and _reads_teacher(recipe) else None,
@@ -106,8 +123,9 @@ def run_corpus_train(
     twin = None
     if recipe.train.untaught_twin:
         twin = trained(build_corpus_student(recipe, teacher, texts), work / TWIN, taught=False)
+    teacher = believe_in_kept(teacher, student, watched)
     facts = trained(student, work, taught=True)
-    write_json(work / FACTS, {**facts, "plan": plan.as_json(), "twin": twin})
+    write_json(work / FACTS, {**facts, "plan": plan.as_json(), "twin": twin, **lost})
     return Outcome(
         summary={name: facts[name] for name in ("parameters", "size_bytes", "steps", "best_step")}
     )
@@ -134,31 +152,63 @@ def run_corpus_evaluate(
         questions = read_choices(Path(options.zero_shot), options.zero_shot_limit)
     teacher = _teacher(recipe, adapted)
     device = pick_device(recipe.train.device)
+    start = build_corpus_student(
+        recipe, teacher, [passage.text for passage in _passages(corpus, TRAIN)]
+    )
     models: dict[str, Any] = {
         REFERENCE: teacher.model,
         STUDENT: _student(trained / STUDENT, kind),
-        START: build_corpus_student(
-            recipe, teacher, [passage.text for passage in _passages(corpus, TRAIN)]
-        ).model,
+        START: start.model,
     }
     if (trained / TWIN / STUDENT).is_dir():
         models[TWIN] = _student(trained / TWIN / STUDENT, kind)
     models = {name: model.to(device).eval() for name, model in models.items()}
+    parameters = {name: count_parameters(model) for name, model in models.items()}
     passages = _passages(corpus, TEST)
-    scored = _cutter(recipe, teacher).scoring(passages)
-    counted = score_texts(
-        models, kind, scored, teacher.tokenizer, texts=len(passages), progress=progress
-    )
     asked = Asked(options.confidence, options.resamples, recipe.seed)
     groups = [passage.group for passage in passages]
+    scored = _cutter(recipe, teacher, start.tokenizer).scoring(passages)
+    # What can be compared whatever the pieces are is asked of the whole teacher, before it loses
+    # those that the student does not have.
+    readers = dict.fromkeys(models, start.tokenizer) | {REFERENCE: teacher.tokenizer}
+    chosen = {}
+    if questions:
+        with progress.bar("zero-shot", len(models), "models") as ticker:
+            for name, model in models.items():
+                chosen[name] = choose(model, readers[name], questions, recipe.corpus.max_tokens)
+                ticker.advance()
+    pace = measure_pace(
+        {name: models[name] for name in (REFERENCE, STUDENT)},
+        kind,
+        scored,
+        start.tokenizer,
+        rows=options.speed_rows,
+        repeats=options.speed_repeats,
+        numbers={} if start.kept is None else {REFERENCE: start.kept},
+    )
+    whole: Counted | None = None
+    if start.kept is not None:
+        whole = score_texts(
+            {REFERENCE: teacher.model},
+            kind,
+            _cutter(recipe, teacher, teacher.tokenizer).scoring(passages),
+            teacher.tokenizer,
+            texts=len(passages),
+            progress=progress,
+        )
+        teacher = believe_in_kept(teacher, start, scored.rows)
+    counted = score_texts(
+        models, kind, scored, start.tokenizer, texts=len(passages), progress=progress
+    )
     languages = [passage.language for passage in passages]
     figures: dict[str, Any] = {
         "kind": kind,
         "confidence": options.confidence,
         "test": text_figures(counted, groups, asked, kind=kind),
+        WHOLE: None,
         "languages": by_language(counted, groups, languages, asked, kind=kind),
         "zero_shot": None,
-        "parameters": {name: count_parameters(model) for name, model in models.items()},
+        "parameters": parameters,
         "size_bytes": {
             REFERENCE: folder_size(
                 adapted if adapted is not None else locate(recipe.teacher.model).folder
@@ -167,27 +217,18 @@ def run_corpus_evaluate(
         },
         "plan": read_json(trained / PLAN),
     }
-    if questions:
-        most = recipe.corpus.max_tokens
-        chosen = {}
-        with progress.bar("zero-shot", len(models), "models") as ticker:
-            for name, model in models.items():
-                chosen[name] = choose(model, teacher.tokenizer, questions, most)
-                ticker.advance()
+    if whole is not None:
+        figures[WHOLE] = {
+            **text_figures(whole, groups, asked, kind=kind)[REFERENCE],
+            "retention": of_whole(counted, whole, groups, asked, STUDENT),
+        }
+    if chosen:
         figures["zero_shot"] = choice_figures(
             chosen,
             [question.right for question in questions],
             [question.group or str(number) for number, question in enumerate(questions)],
             asked,
         )
-    pace = measure_pace(
-        {name: models[name] for name in (REFERENCE, STUDENT)},
-        kind,
-        scored,
-        teacher.tokenizer,
-        rows=options.speed_rows,
-        repeats=options.speed_repeats,
-    )
     write_json(work / EVALUATION, figures)
     write_json(work / SPEED, _speed(pace, recipe.train.device))
     kept = figures["test"][STUDENT]["retention"]["accuracy"]
@@ -231,11 +272,11 @@ def _head_weights(read: Read) -> Sequence[str]:
     return [name for name, w in read.model.named_parameters() if id(w) not in body]
 
 
-def _cutter(recipe: CorpusRecipe, teacher: Read) -> Cutter:
+def _cutter(recipe: CorpusRecipe, teacher: Read, tokenizer: PreTrainedTokenizerBase) -> Cutter:
     config: Any = teacher.model.config
     most = int(getattr(config, "max_position_embeddings", recipe.corpus.max_tokens))
     return Cutter(
-        teacher.tokenizer,
+        tokenizer,
         recipe.objective.kind,
         min(recipe.corpus.max_tokens, most),
         vocabulary=int(config.vocab_size),

@@ -115,6 +115,7 @@ def plan_cut(
     positions: int | None = None,
     layers: int | tuple[int, ...] | None = None,
     cut: CutSection | None = None,
+    trims: str = "task",
 ) -> CutPlan:
     """Choose the shape of a student with `share` of its source's parameters, within 2%.
 
@@ -127,6 +128,7 @@ def plan_cut(
         positions: as many learned positions are kept at most (BERT and DistilBERT); `None`: all.
         layers: fixes the depth, or the very layers.
         cut: the recipe's `student.cut`.
+        trims: the `student.vocabulary` that leaves rows out, for people.
 
     Raises:
         UserError: an architecture that cannot be cut, or a size that no cut meets.
@@ -174,7 +176,8 @@ def plan_cut(
     if best is None:
         said = f"{share:g}, {budget:,} of {source:,} parameters"
         if budget < least:
-            smaller = "" if rows.wanted < before.vocabulary else ", or student.vocabulary: task"
+            whole = not rows.free and rows.wanted >= before.vocabulary
+            smaller = f", or student.vocabulary: {trims}" if whole else ""
             raise UserError(
                 FIELD,
                 f"the smallest cut of this source has {least:,.0f}",

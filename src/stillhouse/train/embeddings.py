@@ -44,8 +44,10 @@ def keep_rows(model: PreTrainedModel, kept: Sequence[int]) -> None:
     if head is not None:
         head.weight = embedding.weight if tied else _rows(head.weight, rows)
         head.out_features = len(kept)
-        if getattr(head, "bias", None) is not None:
-            head.bias = _rows(head.bias, rows)
+        bias = getattr(head, "bias", None)
+        if bias is not None:
+            head.bias = _rows(bias, rows)
+            _share(model, bias, head.bias)
     model.config.vocab_size = len(kept)
     for config in (model.config, getattr(model, "generation_config", None)):
         for name in ID_NAMES:
@@ -54,6 +56,14 @@ def keep_rows(model: PreTrainedModel, kept: Sequence[int]) -> None:
                 setattr(config, name, new.get(value))
             elif isinstance(value, list):
                 setattr(config, name, [new[old] for old in value if old in new] or None)
+
+
+def _share(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+    """Put `new` where `old` stands too: heads of BERT's kind hold their bias under two names."""
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight is old:
+                setattr(module, name, new)
 
 
 def keep_positions(model: PreTrainedModel, count: int) -> int:

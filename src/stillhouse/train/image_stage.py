@@ -30,6 +30,7 @@ from stillhouse.train.distiller import Distiller
 from stillhouse.train.image_data import ImageSet, Parts, parts_of, read_images
 from stillhouse.train.image_nets import Net, Sizes, build_net, logits_of, save_net
 from stillhouse.train.module_weights import load_module
+from stillhouse.train.schedule import plan_schedule
 
 BELIEFS: Final = "beliefs.safetensors"
 RESULT: Final = "result.json"
@@ -77,6 +78,39 @@ def check_image_nets(recipe: ImageRecipe) -> None:
                 f"answers two images with {list(found)} numbers, not [2, {parts.classes}]",
                 value=section.source,
             )
+
+
+def planned_images(recipe: ImageRecipe) -> dict[str, Any]:
+    """What will be trained, once both nets are seen to read these images.
+
+    Raises:
+        UserError: as `check_image_nets`.
+    """
+    check_image_nets(recipe)
+    parts, train = read_parts(recipe), recipe.train
+
+    def net_of(section: NetSection) -> dict[str, Any]:
+        steps = 0
+        if section.epochs > 0:
+            count, batch = len(parts.train.labels), train.batch_size
+            looks = _looks(section)
+            steps = plan_schedule(count, batch, train.micro_batch_size, section.epochs, looks).steps
+        net = _net(section, parts, recipe.seed)
+        return {"source": section.source, "parameters": _count(net), "steps": steps}
+
+    return {
+        "teacher": net_of(recipe.teacher),
+        "student": net_of(recipe.student),
+        "students": train.seeds * (len(train.temperatures) + train.alone),
+        "train": len(parts.train.labels),
+        "validation": len(parts.validation.labels),
+        "test": len(parts.test.labels),
+        "classes": parts.classes,
+    }
+
+
+def _looks(section: NetSection) -> int:
+    return max(1, min(LOOKS, round(section.epochs)))
 
 
 def run_image_teacher(recipe: ImageRecipe, work: Path, progress: Progress) -> Outcome:
@@ -232,7 +266,7 @@ def _fit(  # noqa: PLR0917 - one training
         distillation_temperature=temperature or 1.0,
         divergence=divergence_of(train.divergence, train.divergence_beta),
         epochs=section.epochs,
-        evals=max(1, min(LOOKS, round(section.epochs))),
+        evals=_looks(section),
         batch_size=train.batch_size,
         micro_batch_size=train.micro_batch_size,
         learning_rate=rate,

@@ -9,7 +9,7 @@ Legend: V' kept pieces.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -20,10 +20,11 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
 from stillhouse.models.loading import Loaded
 from stillhouse.models.restricted import Kept, check_width
-from stillhouse.train.batches import Collator, Rows, encode_chats
+from stillhouse.models.signals import accepts
+from stillhouse.train.batches import Collator, Item, Rows, encode_chats
 from stillhouse.train.embeddings import keep_rows
 from stillhouse.train.objectives import check_one_tokenizer
-from stillhouse.train.outputs import CausalReader, Needs
+from stillhouse.train.outputs import Batch, CausalReader, Needs
 from stillhouse.train.pieces import cut_otherwise, ids_in, renumbered
 from stillhouse.train.students import Reads, Student, reads_plain, student_reads, student_source
 from stillhouse.train.teachers import LiveTeacher, TeacherSource
@@ -76,7 +77,11 @@ def whole_of(recipe: Recipe, student: Student, teacher: str) -> Whole | None:
 
 @torch.no_grad()
 def mean_mass(
-    source: TeacherSource, rows: Rows, kept: Kept, device: torch.device | str = "cpu"
+    source: TeacherSource,
+    rows: Rows,
+    kept: Kept,
+    device: torch.device | str = "cpu",
+    collate: Callable[[Sequence[Item]], Batch] | None = None,
 ) -> float:
     """Mean probability that a teacher gives to the kept pieces together, over the targets of some
     rows: of the first 64, which is enough for two digits.
@@ -86,11 +91,13 @@ def mean_mass(
         rows: as `source` reads them.
         kept: the pieces.
         device: of the source.
+        collate: makes a batch of rows; `None`: as chats are.
     """
     found: list[Tensor] = []
+    collate = collate or Collator(0)
     for start in range(0, min(len(rows), SAMPLE), BATCH):
         items = [rows[n] for n in range(start, min(start + BATCH, len(rows), SAMPLE))]
-        batch = {name: value.to(device) for name, value in Collator(0)(items).items()}
+        batch = {name: value.to(device) for name, value in collate(items).items()}
         signal = source.view(batch, Needs(last_hidden=True)).signal
         assert signal is not None
         for at in torch.split(torch.arange(signal.positions[0]), CHUNK):
@@ -138,18 +145,45 @@ def believe_kept(
     if held_out:
         whole = LiveTeacher(model, CausalReader())
         mass = mean_mass(whole, Rows(renumbered(held_out.items, ids)), kept, model.device)
-    probe = torch.tensor(rows[0]["input_ids"][:PROBE], device=model.device)[None] if rows else None
-    before = None if probe is None else _said(model, ids.to(probe.device)[probe])
-    keep_rows(model, ids.tolist())
-    if before is not None and probe is not None:
-        _check_same(before[..., ids.to(before.device)], _said(model, probe), loaded.name)
+    restrict(model, ids, rows[0]["input_ids"] if rows else (), loaded.name)
     return mass
 
 
+def restrict(
+    model: Any,
+    ids: Tensor,  # [V']
+    probe: Sequence[int],
+    name: str,
+) -> None:
+    """Take from a language model, in place, all rows but `ids`.
+
+    Args:
+        model: on any device; it is asked without dropout.
+        ids: of the rows that stay, in their new order.
+        probe: a text under the new numbers, which is asked before and after; empty: it is not.
+        name: of the model, for people.
+
+    Raises:
+        UserError: it says something else afterwards.
+    """
+    training = model.training
+    model.eval()
+    asked = torch.tensor(probe[:PROBE], device=model.device)[None] if len(probe) else None
+    before = None if asked is None else _said(model, ids.to(asked.device)[asked], name)
+    keep_rows(model, ids.tolist())
+    if before is not None and asked is not None:
+        _check_same(before[..., ids.to(before.device)], _said(model, asked, name), name)
+    model.train(training)
+
+
 @torch.no_grad()
-def _said(model: Any, ids: Tensor) -> Tensor:
+def _said(model: Any, ids: Tensor, name: str) -> Tensor:
     """Logits [1, T, V] of one text."""
-    said: Tensor = model(input_ids=ids, use_cache=False).logits
+    extra = {"use_cache": False} if "use_cache" in accepts(model) else {}
+    try:
+        said: Tensor = model(input_ids=ids, **extra).logits
+    except (RuntimeError, IndexError):  # a table of the vocabulary that kept all of its rows
+        raise _elsewhere(name) from None
     return said.float()
 
 
@@ -158,7 +192,11 @@ def _check_same(before: Tensor, after: Tensor, name: str) -> None:
         limit = CLOSE * float(before.abs().max())
         if bool(((after - before).abs() <= limit).all()):
             return
-    raise UserError(
+    raise _elsewhere(name)
+
+
+def _elsewhere(name: str) -> UserError:
+    return UserError(
         "student.vocabulary",
         f"{name} reads token ids elsewhere than in its embedding, so pieces cannot be left out",
         action="set vocabulary: full, or take another teacher",

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_readers import OWN
+from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.loading import locate, pick_device
 from stillhouse.models.quiet import quiet_transformers
 from stillhouse.train.cut_shapes import Shape
@@ -25,7 +26,7 @@ from stillhouse.train.objectives import check_one_tokenizer
 from stillhouse.train.planning_signals import reads_logprobs
 from stillhouse.train.schedule import uses_bf16
 from stillhouse.train.students import classes_of, student_source, teacher_source
-from stillhouse.train.vocabulary import check_trims
+from stillhouse.train.vocabulary import check_trims, trim_tokenizer
 
 
 class PlannedCut(NamedTuple):
@@ -58,7 +59,8 @@ def check_student(recipe: Recipe) -> None:
     """Refuse a student that could not be built or trained on this machine.
 
     Raises:
-        UserError: no such model, no tokenizer, layers or adapter targets it does not have, terms
+        UserError: no such model, no tokenizer, a vocabulary that cannot be trimmed or would lose a
+            label, layers or adapter targets it does not have, terms
             over layers that it or its teacher does not have, a device
             or precision that this machine does not have.
     """
@@ -70,6 +72,7 @@ def check_student(recipe: Recipe) -> None:
     own = _tokenizer("student.from", source)
     if recipe.student.vocabulary != "full":
         check_trims(own)
+        _check_labels(recipe, own)
     model = _shapes(config)
     for teacher in _readers(recipe):
         other = _tokenizer("train.teachers", teacher)
@@ -86,6 +89,16 @@ def check_student(recipe: Recipe) -> None:
         with quiet_transformers():
             known = AutoConfig.from_pretrained(there, local_files_only=True)
         check_layers(recipe.train.terms or (), depth(model), depth(_shapes(known)))
+
+
+def _check_labels(recipe: Recipe, own: PreTrainedTokenizerBase) -> None:
+    """Refuse a vocabulary that cannot hold the labels which a text student has to write: what its
+    texts need comes on top."""
+    if recipe.student.head != "text" or not isinstance(recipe.task, ClassificationTask):
+        return
+    wanted = recipe.student.vocabulary
+    labels = recipe.task.labels
+    trim_tokenizer(own, labels, wanted if isinstance(wanted, int) else None, labels=labels)
 
 
 def _readers(recipe: Recipe) -> list[str]:

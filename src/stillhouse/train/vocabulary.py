@@ -76,7 +76,7 @@ def trim_tokenizer(
             FIELD,
             f"special tokens and single characters alone are {len(keep)} pieces",
             value=limit,
-            action=f"use at least {len(keep)}, or task",
+            action=f"use at least {len(keep)}",
         )
     for label in labels:
         keep |= _label_pieces(label, tokenizer, names, needs)
@@ -85,7 +85,7 @@ def trim_tokenizer(
                 FIELD,
                 f"would lose tokens of the label {label!r}",
                 value=limit,
-                action="use more, or task",
+                action="use more",
             )
     ranked = sorted(counts, key=lambda n: (-counts[n], n))
     if limit is not None:
