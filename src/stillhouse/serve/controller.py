@@ -16,6 +16,7 @@ from stillhouse.serve.courses import CoursePoint, Courses
 from stillhouse.serve.evidence import StageEvidence
 from stillhouse.serve.feeds import Feed
 from stillhouse.serve.gateway_sections import TaskSection
+from stillhouse.serve.migration import with_student
 from stillhouse.serve.numbers import StageNumbers
 from stillhouse.serve.policy import (
     Blocked,
@@ -131,6 +132,15 @@ class Controller:
             ],
             "decisions": [one.model_dump(mode="json") for one in self._from.audit(name)],
         }
+
+    def students(self, found: Mapping[str, str], now: float) -> None:
+        """See `Experiments`."""
+        for name, student in found.items():
+            state = self._from.states.get(name)
+            if name not in self._tasks or state.student == student:
+                continue
+            new, decision = with_student(state, self._tasks[name].experiment.stages, student, now)
+            self._from.states.swap(state.version, new, decision)
 
     def _look(self, name: str, task: TaskSection, now: float) -> Decision | None:
         state = self._from.states.get(name)

@@ -88,5 +88,28 @@ def at_stage(
     }
 
 
+def with_student(
+    state: ExperimentState, plan: Sequence[StageSection], student: str, at: float
+) -> tuple[ExperimentState, Decision]:
+    """The state with its student: one that is not the one it was about begins at the first stage,
+    for what is known is of the other."""
+    update: dict[str, object] = {"version": state.version + 1, "student": student}
+    another = state.student is not None and state.student != student
+    if another and state.kind != "off":
+        update |= at_stage(state, plan, 0, at) | {"attempt": 1}
+    new = state.model_copy(update=update)
+    decision = Decision(
+        at=at,
+        task=state.task,
+        action="hold",
+        from_stage=state.stage,
+        to_stage=new.stage,
+        reason="another student: it begins again" if another else "the student is known",
+        numbers={"student": student, "before": state.student},
+        by="gateway.yaml",
+    )
+    return new, decision
+
+
 def _share(stage: StageSection) -> float:
     return 1.0 if stage.kind == "full" else stage.share

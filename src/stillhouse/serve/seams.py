@@ -175,6 +175,9 @@ class Experiments(Protocol):
     def view(self, name: str) -> dict[str, Any]:
         """What an admin is shown of one."""
 
+    def students(self, found: Mapping[str, str], now: float) -> None:
+        """Which student each task has, where that is known only now; another one begins afresh."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:

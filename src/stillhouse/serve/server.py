@@ -223,6 +223,13 @@ class Gateway:
         fingerprints = {one.name: one.pool.fingerprint for one in self.students}
         for name, task in self._file.tasks.items():
             check_student(name, task, fingerprints.get(task.student or ""))
+        if self._parts.experiments is not None:
+            own = {
+                name: f"{task.student}:{fingerprints[task.student]}"
+                for name, task in self._file.tasks.items()
+                if task.student in fingerprints
+            }
+            await asyncio.to_thread(self._parts.experiments.students, own, time.time())
         return found
 
     async def _keep_fresh(self, exchange: Exchange) -> None:

@@ -174,7 +174,7 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
         first = first_state(
             name, plan[old.stage :], now, student=True, threshold=threshold_of(task)
         )
-        student = student_of(file, task)
+        student = student_of(file, task) or old.student
         new = first.model_copy(
             update={
                 "version": old.version + 1,

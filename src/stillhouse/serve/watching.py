@@ -76,11 +76,12 @@ def watch_stored(
 
 
 def student_of(file: GatewayFile, task: TaskSection) -> str | None:
-    """Which student a task has: what evidence is of."""
-    if task.student is None:
+    """Which student a task has: what evidence is of. `None`: none, or one of the gateway's own,
+    which says who it is once it has started."""
+    section = None if task.student is None else file.upstreams[task.student]
+    if section is None or isinstance(section, StudentSection):
         return None
-    one = file.upstreams[task.student]
-    return f"{task.student}:{one.path if isinstance(one, StudentSection) else one.model}"
+    return f"{task.student}:{section.model}"
 
 
 def _scores(file: GatewayFile, log: Log) -> Scoring | None:
