@@ -1,6 +1,7 @@
 # make demo  runs the main job        make test       the tests (< 10 min)
 # make lint  format, lint, types      make test-full  the heavier suites too
 # make web   onnxruntime-web for examples/mobile (needs npm)
+# make clients  OpenAI's client for Node and LangChain's, which the gateway is tested with
 # make bench the demo's figures again   make bench-retention  three tasks by three sizes
 # The README names the command of every other figure.
 PYTHON ?= python3
@@ -11,7 +12,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo web test test-full lint format bench bench-retention clean
+.PHONY: demo web clients test test-full lint format bench bench-retention clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -48,11 +49,32 @@ $(WEB)/ort.wasm.min.mjs:
 	  package/dist/ort-wasm-simd-threaded.wasm package/dist/ort.wasm.min.mjs
 	rm $(WEB)/$(WEB_TAR)
 
+# Other programs' clients, apart from this package's own environment. Only the modules are unpacked.
+CLIENTS    := .cache/clients
+OPENAI_TAR := openai-7.59.0.tgz
+OPENAI_SHA := 7f1deacae8d17efc9c02622b032851c7e28e148b62b1da7747eb8b426ea4dba9
+
+clients: $(CLIENTS)/openai/index.mjs $(CLIENTS)/langchain/.done
+
+$(CLIENTS)/openai/index.mjs:
+	mkdir -p $(CLIENTS)/openai
+	cd $(CLIENTS) && npm pack --silent openai@7.59.0
+	cd $(CLIENTS) && echo "$(OPENAI_SHA)  $(OPENAI_TAR)" | sha256sum --check --quiet
+	cd $(CLIENTS)/openai && tar -xzmf ../$(OPENAI_TAR) --strip-components=1 --wildcards \
+	  package/package.json 'package/*.mjs' 'package/*.js' 'package/*.cjs'
+	rm $(CLIENTS)/$(OPENAI_TAR)
+
+$(CLIENTS)/langchain/.done: tests/serve/langchain.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade \
+	  --target $(CLIENTS)/langchain -r tests/serve/langchain.txt
+	touch $@
+
 test: $(VENV)/.dev
-	-@command -v npm >/dev/null && $(MAKE) -s web
+	-@command -v npm >/dev/null && $(MAKE) -s web $(CLIENTS)/openai/index.mjs
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full"
 
 test-full: $(VENV)/.dev
+	-@$(MAKE) -s clients
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev

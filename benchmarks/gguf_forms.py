@@ -103,7 +103,9 @@ def main() -> None:
             lines[precision] = one(
                 Path(work), student, floats, precision, task, gold, texts, options
             )
-    save("gguf_forms", f"{SHOWN} --student {options.student}", {"threads": options.threads, **lines})
+    save(
+        "gguf_forms", f"{SHOWN} --student {options.student}", {"threads": options.threads, **lines}
+    )
 
 
 def one(  # noqa: PLR0917 (what one line of the table needs)
@@ -146,7 +148,7 @@ def one(  # noqa: PLR0917 (what one line of the table needs)
         (mine, said, rate), (other, also, fast) = (scored(c, gold, task.labels) for c in pair)
         line["float_score"] = sum(mine) / len(mine)
         line["gguf_score"] = sum(other) / len(other)
-        line["score_gain"] = paired_difference(other, mine)._asdict()
+        line["score_gain"] = paired_difference(other, mine).to_json()
         line["same_answers"] = sum(a == b for a, b in zip(said, also, strict=True)) / len(said)
         line["queries_per_s"] = {"float": rate, "gguf": fast}
     for completer in pair:

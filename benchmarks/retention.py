@@ -36,6 +36,7 @@ from retention_data import TASKS, Sizes, write
 from retention_students import (
     Student,
     golden_of,
+    layers_chosen,
     sampling_of,
     teacher_scores,
     trained,
@@ -43,6 +44,7 @@ from retention_students import (
 
 from stillhouse.core.progress import Terminal
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.recipe_cut import CutSection
 from stillhouse.core.statistics import bootstrap_mean, paired_difference, paired_ratio
 from stillhouse.evaluate.speed import Contestant, measure_speed
 from stillhouse.models.student import open_student
@@ -54,6 +56,8 @@ CACHE: Final = Path(__file__).parents[1] / ".cache" / "retention"
 ARMS: Final = ("distilled", "hard", "alone")
 # quality and speed that each size is to reach, from the seed's own table and beyond it
 GOALS: Final = {"light": (0.90, 20.0), "medium": (0.96, 8.0), "heavy": (0.99, 3.0)}
+
+PLANS_LEAST: Final = 2  # layers of the shallowest text student
 
 ENCODER: Final[Mapping[str, Any]] = {"head": "label", "from": "embedded-encoder"}
 
@@ -172,6 +176,25 @@ def recipe_of(task: str, plan: Plan, size: str, sizes: Sizes, data: Path) -> Rec
     )
 
 
+def with_layers(recipes: Mapping[str, Recipe], root: Path) -> dict[str, Recipe]:
+    """Counts of layers to be chosen greedily as the layers themselves: one choice serves all."""
+    counts = {
+        size: recipe.student.layers
+        for size, recipe in recipes.items()
+        if recipe.student.cut.depth == "greedy" and isinstance(recipe.student.layers, int)
+    }
+    if not counts:
+        return dict(recipes)
+    least = min(PLANS_LEAST, *counts.values())
+    found = dict(recipes)
+    for size, count in counts.items():
+        layers = layers_chosen(recipes[size], root, count, least)
+        changed = {"layers": layers, "cut": CutSection()}
+        student = recipes[size].student.model_copy(update=changed)
+        found[size] = recipes[size].model_copy(update={"student": student})
+    return found
+
+
 def speeds(recipes: Mapping[str, Recipe], root: Path, queries: int) -> dict[str, Any]:
     """Teacher and one student of each size, in turns, on the golden set."""
     first = next(iter(recipes.values()))
@@ -285,6 +308,7 @@ def main() -> None:
         run_stages(first, root, Terminal(), last=last)
         if arguments.until == "teacher":
             continue
+        recipes = with_layers(recipes, root)
         cells = {}
         for seed in arguments.seeds:
             for size in arguments.sizes:

@@ -21,10 +21,14 @@ from stillhouse.core.progress import Terminal
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery
 from stillhouse.core.runfolder import hash_file
+from stillhouse.core.scorers import scorers_for
 from stillhouse.core.tasks import ExtractionTask
-from stillhouse.evaluate.scorers import scorers_for
+from stillhouse.models.chat import answer_text, prompt_text
 from stillhouse.models.completer import Completer, Sampling
+from stillhouse.models.loading import load_causal_lm
 from stillhouse.models.student import open_student
+from stillhouse.train.cut_greedy import greedy_order
+from stillhouse.train.layers import blocks_of
 from stillhouse.train.planning_signals import captures
 from stillhouse.train.stage import run_train
 
@@ -43,6 +47,33 @@ class Student(NamedTuple):
     def name(self) -> str:
         """Of its folder."""
         return f"{self.size}-{self.arm}-{self.seed}"
+
+
+def layers_chosen(recipe: Recipe, root: Path, keep: int, least: int) -> tuple[int, ...]:
+    """The `keep` layers of the tuned teacher that the task can spare least.
+
+    They are chosen once for all students of a task, on the first of its dataset, and kept beside
+    the run: `student.cut.depth: greedy` would choose the same again for each.
+
+    Args:
+        least: the fewest layers that any student of the task keeps.
+    """
+    place = root / "layers.json"
+    of = hash_file(root / "tune" / "manifest.json") + hash_file(root / "dataset" / "train.jsonl")
+    if not place.exists() or read_json(place)["of"] != of:
+        plain = not recipe.teacher.chat_template
+        loaded = load_causal_lm(str(root / "tune" / "model"), device="cpu", plain=plain)
+        texts = [
+            prompt_text(loaded.tokenizer, one.prompt)
+            + answer_text(loaded.tokenizer, one.completion)
+            for one in read_records(root / "dataset" / "train.jsonl", Example)
+        ]
+        order = greedy_order(loaded.model, loaded.tokenizer, texts, least)
+        total = len(blocks_of(loaded.model))
+        place.write_text(json.dumps({"of": of, "total": total, "go": order}), encoding="utf-8")
+    found = read_json(place)
+    gone = set(found["go"][: found["total"] - keep])
+    return tuple(n for n in range(found["total"]) if n not in gone)
 
 
 def trained(recipe: Recipe, root: Path, student: Student) -> dict[str, Any]:

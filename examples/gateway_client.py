@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import openai
 from aiohttp import web
@@ -81,7 +82,11 @@ async def _always(request: web.Request) -> web.StreamResponse:
     return web.Response(text=text, content_type="text/event-stream")
 
 
-async def _alone() -> Answers:
+T = TypeVar("T")
+Asking = Callable[[str, str, str], T]
+
+
+async def _alone(asking: Asking[T]) -> T:
     """Model, gateway and client in one process."""
     app = web.Application()
     app.router.add_post("/v1/chat/completions", _always)
@@ -100,17 +105,23 @@ async def _alone() -> Answers:
     opened: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(gateway.run(lambda at, _: opened.set_result(at.url)))
     try:
-        return await asyncio.to_thread(ask, f"{await opened}/v1", "reviews", "A gem of a film.")
+        url = f"{await opened}/v1"
+        return await asyncio.to_thread(asking, url, "reviews", "A gem of a film.")
     finally:
         gateway.stop()
         await serving
         await runner.cleanup()
 
 
+def served_alone(asking: Asking[T]) -> T:
+    """What a client is told by a gateway and a model that are made for it."""
+    return asyncio.run(_alone(asking))
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 2:
         answers = ask(sys.argv[1], sys.argv[2], "A gem of a film.")
     else:
-        answers = asyncio.run(_alone())
+        answers = served_alone(ask)
     for name, value in answers._asdict().items():
         print(f"{name}: {value}")

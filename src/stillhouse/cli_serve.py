@@ -16,8 +16,14 @@ def serve(
     file: Annotated[Path, typer.Argument(metavar="GATEWAY_YAML", help="See docs/gateway.md.")],
 ) -> None:
     """Answer requests for teacher and student: an OpenAI-compatible server."""
-    server = require("stillhouse.serve.server", extra="serve", needed_for="the gateway")
-    server.serve_file(file, typer.echo, redactor)
+    workers = require("stillhouse.serve.workers", extra="serve", needed_for="the gateway")
+    workers.serve_file(file, typer.echo, redactor)
+
+
+def work() -> None:
+    """A worker of `serve`, in a process that it starts."""
+    workers = require("stillhouse.serve.workers", extra="serve", needed_for="the gateway")
+    workers.work(redactor)
 
 
 def redactor(kinds: Sequence[str] | None) -> Callable[[str], str]:

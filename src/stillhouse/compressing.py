@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from stillhouse.compress.planning import check_compress, section_of
 from stillhouse.compress_aware import compress
-from stillhouse.core.artefact import student_sha
+from stillhouse.core.artefact import read_artefact, student_sha
 from stillhouse.core.errors import UserError
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
@@ -57,7 +57,7 @@ def compress_recipe(
     if student is None:
         run_stages(recipe, root, progress, last=STAGE.name)
         report_of(root)
-        return Compressed(read_table(root / STAGE.name), root / STAGE.name)
+        return _verified(root / STAGE.name)
     return _compress_other(recipe, root, progress, student)
 
 
@@ -85,7 +85,20 @@ def _compress_other(recipe: Recipe, root: Path, progress: Progress, student: Pat
             run_one(run, key, progress, partial(_call, recipe, run, progress, student))
         else:
             progress.say(f"{stage.name}: up to date")
-    return Compressed(read_table(run.stage(stage.name)), run.stage(stage.name))
+    return _verified(run.stage(stage.name))
+
+
+def _verified(folder: Path) -> Compressed:
+    """A finished stage, whose artefacts are still as they were judged."""
+    table = read_table(folder)
+    for row in table.artefacts:
+        place = folder / row.folder
+        try:
+            read_artefact(place)
+        except UserError as error:
+            again = f"delete {place}, and stillhouse compress makes it again"
+            raise UserError(error.field, error.problem, value=error.value, action=again) from None
+    return Compressed(table, folder)
 
 
 def _call(recipe: Recipe, run: RunFolder, progress: Progress, student: Path, work: Path) -> Outcome:

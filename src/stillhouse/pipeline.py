@@ -41,6 +41,7 @@ from stillhouse.dataset.card import write_dataset_card
 from stillhouse.evaluate.model_card import CARD, write_model_card
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.stage import write_report
+from stillhouse.speculate import check_speculate
 from stillhouse.stages import Context, Stage, check_quality, stages_of
 from stillhouse.teacher.replay import store_path
 from stillhouse.teacher.retirement import warn_of_retirement
@@ -97,6 +98,8 @@ def run_stages(
     check_quality(recipe)
     if "compress" in names[:until]:
         check_compress(recipe)
+    if "speculate" in names[:until]:
+        check_speculate(recipe)
     run = RunFolder(root)
     results: list[StageResult] = []
     with run.locked(), reproducible_threads():
@@ -117,6 +120,9 @@ def run_stages(
                 warned = True
             if not student_checked and stage.name != "traffic":
                 require("stillhouse.train.preflight", "train", "training").check_student(recipe)
+                if "speculate" in names[:until]:
+                    drafts = require("stillhouse.compress.speculate_check", "train", "drafting")
+                    drafts.check_drafts(recipe)
                 student_checked = True
             progress.say(f"{count}: {stage.caption}")
             run_this = partial(_call, stage, recipe, run, progress)

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import read_records
-from stillhouse.core.optional import require
+from stillhouse.core.optional import EXTRAS, require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
@@ -20,6 +21,24 @@ from stillhouse.core.runfolder import Outcome, RunFolder
 
 NEEDED_FOR: Final = "speculative decoding"
 LLAMA: Final = "speculate.runtimes: llama.cpp"
+
+
+def check_speculate(recipe: Recipe) -> None:
+    """Refuse, before anything is paid, what cannot be measured on this machine.
+
+    Raises:
+        MissingExtraError: a runtime that is not installed.
+        UserError: a GGUF file that is not there.
+    """
+    section = recipe.speculate
+    if section is None or "llama.cpp" not in section.runtimes:
+        return
+    for module in EXTRAS["gguf"]:
+        require(module, "gguf", LLAMA)
+    for name in ("target_gguf", "draft_gguf", "undistilled_gguf"):
+        given = getattr(section, name)
+        if given is not None and not Path(given).expanduser().is_file():
+            raise UserError(f"speculate.{name}", "there is no such file", value=given)
 
 
 def speculate(
@@ -37,8 +56,6 @@ def speculate(
         UserError: a model that cannot be loaded, or a tokenizer that does not go with the target's.
         MissingExtraError: a package that is not installed.
     """
-    if recipe.speculate is not None and "llama.cpp" in recipe.speculate.runtimes:
-        require("xllamacpp", "gguf", LLAMA)  # before anything is measured
     stage = require("stillhouse.compress.speculate_stage", "train", NEEDED_FOR)
     loading = require("stillhouse.models.loading", "train", NEEDED_FOR)
     section = recipe.speculate

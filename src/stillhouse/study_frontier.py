@@ -36,6 +36,7 @@ from stillhouse.evaluate.results import TEACHER, CandidateSpeed
 from stillhouse.evaluate.size_curve import size_fit, size_words
 from stillhouse.evaluate.studies import FrontierStudy, SizedStudent, Step
 from stillhouse.study_curve import common
+from stillhouse.study_drafts import drafted_by, drafts_in
 from stillhouse.study_forms import judged_forms, of_form, of_student, of_trainings
 from stillhouse.study_repeats import over_words, repeated
 from stillhouse.study_speeds import speeds_of
@@ -72,7 +73,9 @@ def sized_variants(recipe: Recipe, sizes: Sequence[str], students: Sequence[str]
 
 def _of_study(recipe: Recipe, keys: Mapping[str, Any]) -> Recipe:
     """A variant; the twin, which would double the work, is left to `stillhouse run`."""
-    return varied(recipe, {"student": keys, "train": {"hard_label_twin": False}})
+    made = varied(recipe, {"student": keys, "train": {"hard_label_twin": False}})
+    drafts = drafts_in(recipe) if made.student.head == "text" else None
+    return made if drafts is None else varied(made, {"speculate": drafts})
 
 
 def _size(text: str) -> str | float:
@@ -270,6 +273,7 @@ def _study(  # noqa: PLR0917 - what a study is made of
         answers_usd=answers_usd,
         machine_usd_per_hour=hour,
         students=tuple(ordered),
+        drafted=drafted_by(ran, teacher, hour),
         fit=fit,
         bigger=size_words(fit, len({one.parameters for one in sized})),
         steps=steps,

@@ -60,7 +60,7 @@ def varied(recipe: Recipe, changes: Mapping[str, Mapping[str, Any]]) -> Recipe:
     raw = recipe.model_dump(mode="json", by_alias=True)
     # What was left out of a student's section may depend on what is now put in.
     raw["student"] = recipe.student.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    raw["speculate"] = None  # variants are compared by what they answer
+    raw["speculate"] = None  # measured again for a variant that names it among `changes`
     for section, keys in changes.items():
         raw[section] = {**(raw.get(section) or {}), **keys}
     return parse_recipe(raw, "this variant of the recipe")

@@ -33,9 +33,11 @@ TOP = {
     "speculate",
 }
 TOP |= {"stages", "stage_sections", "teacher_compare", "teacher_probe", "tuning"}
-TOP |= {"cli_study", "study_curve", "study_forms", "study_frontier", "study_repeats"}
-TOP |= {"study_speeds", "variants", "cli_plan", "plan_nets"}
+TOP |= {"cli_study", "study_curve", "study_drafts", "study_forms", "study_frontier"}
+TOP |= {"study_repeats", "study_speeds", "variants"}
+TOP |= {"cli_plan", "plan_nets"}
 TOP |= {"cli_compress", "cli_serve", "compress_aware", "compressing"}
+TOP |= {"calibrating", "cli_calibrate", "cli_simulate"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}
 

@@ -61,6 +61,22 @@ def test_a_missing_calibration_file_is_named(monkeypatch: pytest.MonkeyPatch) ->
         check_compress(recipe)
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"), [("", "holds no query"), ('{"label": "x"}\n', "line 1: has neither text")]
+)
+def test_calibration_texts_are_read_before_anything_is_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, said: str
+) -> None:
+    monkeypatch.setattr(planning, "installed", lambda _: True)
+    path = tmp_path / "texts.jsonl"
+    path.write_text(lines)
+    section = {"formats": ["onnx-int8-static"], "calibration": str(path)}
+    with pytest.raises(UserError, match=said):
+        check_compress(make_recipe(compress=section))
+    # No other format reads them.
+    check_compress(make_recipe(compress={**section, "formats": ["onnx-int8"]}))
+
+
 def test_a_plan_says_what_will_be_made() -> None:
     assert compress_notes(make_recipe()) == []
     note = compress_notes(make_recipe(compress={"formats": ["onnx-int8"]}))[0]

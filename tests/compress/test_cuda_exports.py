@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,17 @@ from transformers import (
 
 from stillhouse.compress.compressed_tensors_export import export_compressed_tensors, serve_line
 from stillhouse.compress.drift import drift
+from stillhouse.compress.exporters import EXPORTERS, ExportRequest
 from stillhouse.compress.torchao_export import export_torchao
 from stillhouse.compress.weight_files import linear_weights
 from stillhouse.core.artefact import read_artefact
 from stillhouse.core.errors import MissingExtraError, UserError
 from stillhouse.core.optional import available
+from stillhouse.core.recipe_compress import Format
+from stillhouse.core.records import Message, Query
+from stillhouse.core.tasks import ClassificationTask
+from stillhouse.models.artefact_student import open_any
+from stillhouse.models.completer import Sampling
 from stillhouse.models.quantization import fitting_group, group_grid
 from tiny_models import TEXTS, byte_bpe
 
@@ -146,6 +153,38 @@ def test_torchao_int8_is_written_and_read_without_pickle(student: Path, tmp_path
     found = drift(student, tmp_path, TEXTS)
     assert found.mean_kl < 1e-3
     assert found.agreement > 0.97
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("compressed-tensors-w8a16", marks=NEEDS_CT),
+        pytest.param("compressed-tensors-w4a16", marks=NEEDS_CT),
+        pytest.param("torchao-int8", marks=NEEDS_AO),
+    ],
+)
+def test_a_format_of_the_stage_answers_as_its_student(
+    name: Format, student: Path, tmp_path: Path
+) -> None:
+    task = ClassificationTask(kind="classification", labels=("dull", "moving"))
+    EXPORTERS[name](
+        ExportRequest(student, tmp_path, task, "text", "tiny", texts=TEXTS, calibration=())
+    )
+
+    async def beliefs(folder: Path) -> list[list[float]]:
+        opened = open_any(folder, task, "text", 4, "cpu")
+        queries = [
+            Query(id=str(i), messages=(Message(role="user", content=text),))
+            for i, text in enumerate(TEXTS[:4])
+        ]
+        found = [await opened.complete(q, Sampling(labels=task.labels)) for q in queries]
+        await opened.aclose()
+        return [[one[0].label_logprobs[label] for label in task.labels] for one in found]
+
+    mine, theirs = (asyncio.run(beliefs(folder)) for folder in (tmp_path, student))
+    within = 0.6 if "w4" in name else 0.06
+    for left, right in zip(mine, theirs, strict=True):
+        assert left == pytest.approx(right, abs=within)
 
 
 def test_torchao_int4_without_a_gpu_is_refused_in_one_line(student: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,15 @@ import pytest
 from mobile_student import LABELS, TASK, TEXTS, make_student
 from stillhouse.compress import executorch_export
 from stillhouse.compress.executorch_export import export_executorch
+from stillhouse.compress.exporters import EXPORTERS, ExportRequest
+from stillhouse.core.artefact import read_artefact
 from stillhouse.core.errors import MissingExtraError, UserError
-from stillhouse.core.optional import available
-from stillhouse.core.tasks import GenerationTask
+from stillhouse.core.optional import available, require
+from stillhouse.core.records import Completion, Message, Query
+from stillhouse.core.tasks import ClassificationTask, GenerationTask
+from stillhouse.models.artefact_student import open_any
 from stillhouse.models.classifier_reader import ClassifierReader
+from stillhouse.models.completer import Sampling
 from stillhouse.models.loading import load_classifier
 
 RUNNER = Path(__file__).parents[2] / "examples" / "mobile" / "run_executorch.py"
@@ -46,6 +53,53 @@ def test_one_program_answers_as_the_student(student: Path, tmp_path: Path) -> No
     for (label, share, _), row in zip(lines, p.tolist(), strict=True):
         assert float(share) == pytest.approx(row[LABELS.index(label)], abs=0.02)
         assert row[LABELS.index(label)] > max(row) - 0.02
+
+
+@here
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")
+def test_the_format_opens_and_answers_as_any_other(student: Path, tmp_path: Path) -> None:
+    EXPORTERS["executorch"](
+        ExportRequest(student, tmp_path, TASK, "label", "tiny", texts=TEXTS, calibration=())
+    )
+    artefact = read_artefact(tmp_path)
+    assert (artefact.kind, artefact.precision, list(artefact.files)) == (
+        "executorch",
+        "int8",
+        ["model.pte"],
+    )
+    texts = [text or "." for text in TEXTS]
+    float_reader = ClassifierReader(load_classifier(str(student), device="cpu"))
+    read = float_reader.read(texts)
+
+    async def answers() -> list[Completion]:
+        opened = open_any(tmp_path, TASK, "label", 4)
+        queries = [
+            Query(id=str(i), messages=(Message(role="user", content=text),))
+            for i, text in enumerate(texts)
+        ]
+        found = await asyncio.gather(*(opened.complete(q, Sampling()) for q in queries))
+        await opened.aclose()
+        assert opened.info.notes["runtime"] == "executorch"
+        assert opened.info.parameters == float_reader._loaded.parameters
+        return [one[0] for one in found]
+
+    for one, row, tokens in zip(
+        asyncio.run(answers()), read.log_p.exp().tolist(), read.tokens, strict=True
+    ):
+        assert one.prompt_tokens == tokens
+        assert one.label_logprobs is not None
+        mine = [math.exp(one.label_logprobs[label]) for label in LABELS]
+        assert mine == pytest.approx(row, abs=0.02)
+    other = ClassificationTask(kind="classification", labels=("bad", "good"))
+    with pytest.raises(UserError, match="labels"):
+        open_any(tmp_path, other, "label", 4)
+    (tmp_path / "model.pte").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"model\.pte: was changed"):
+        open_any(tmp_path, TASK, "label", 4)
+    reader = require("stillhouse.models.executorch_student", "executorch", "a test")
+    with pytest.raises(UserError, match="is no program"):
+        reader.ExecutorchReader(tmp_path / "model.pte")
 
 
 @here

@@ -159,10 +159,10 @@ class Model:
             raise
 
 
-class _Loop(contextlib.AbstractContextManager["_Loop"]):
+class Loop(contextlib.AbstractContextManager["Loop"]):
     """An event loop in a thread."""
 
-    def __enter__(self) -> _Loop:
+    def __enter__(self) -> Loop:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
@@ -179,7 +179,7 @@ class _Loop(contextlib.AbstractContextManager["_Loop"]):
 
 @contextlib.contextmanager
 def models(*served: Model) -> Iterator[None]:
-    with _Loop() as loop:
+    with Loop() as loop:
         runners = []
 
         async def start(model: Model) -> None:
@@ -230,6 +230,10 @@ def gateway(raw: dict[str, Any], **replaced: Any) -> Iterator[Running]:
         log=replaced.get("log", made.log),
         keys=replaced.get("keys", made.keys),
         gate=replaced.get("gate", made.gate),
+        key_store=replaced.get("key_store"),
+        batches=replaced.get("batches"),
+        scores=made.scores,
+        experiments=made.experiments,
     )
     secrets = {name: f"sk-of-{name}" for name in file.upstreams} | {"": ADMIN}
     running = Gateway(file, parts, secrets)
@@ -240,9 +244,11 @@ def gateway(raw: dict[str, Any], **replaced: Any) -> Iterator[Running]:
         opened.append((listen, admin))
         ready.set()
 
-    with _Loop() as loop:
+    with Loop() as loop:
         done = asyncio.run_coroutine_threadsafe(running.run(told), loop.loop)
-        assert ready.wait(10)
+        while not ready.wait(0.02):
+            if done.done():
+                done.result()
         listen, admin = opened[0]
         assert admin is not None
         try:

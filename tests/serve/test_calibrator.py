@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from stillhouse.core.errors import DataError
 from stillhouse.models.confidence import agreement, label_features, text_features
@@ -15,9 +16,11 @@ from stillhouse.serve.calibrator import (
     fit_calibrator,
     fit_gate,
     gate_of_run,
-    load_gate,
-    save_gate,
+    halves,
+    log_loss,
+    method_losses,
 )
+from stillhouse.serve.gate_file import CLOSEST, load_gate, save_gate
 
 
 def judged(n, seed):
@@ -93,3 +96,148 @@ def test_features_by_hand():
             label_features(bad)
     with pytest.raises(ValueError, match="log-prob"):
         text_features([])
+
+
+def bent(n, seed, bend):
+    """Answers whose true probability is a bent function of the only feature."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 2, n)
+    return [
+        Judged(f"{seed}-{i}", {"logit": float(v)}, bool(rng.random() < bend(v)))
+        for i, v in enumerate(x)
+    ]
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+BENDS = {
+    "temperature": lambda x: sigmoid(x / 3),
+    "logistic": lambda x: sigmoid(0.5 * x - 1.5),
+    "isotonic": lambda x: 0.95 if x > 1 else 0.3,
+}
+
+
+@pytest.mark.parametrize("method", sorted(BENDS))
+def test_the_method_that_fits_is_taken(method):
+    rows = bent(4_000, 7, BENDS[method])
+    losses = method_losses(rows)
+    assert set(losses) == set(BENDS)
+    best = min(losses.values())
+    # A logistic line holds the other straight ones, so that it may be as good, but never better.
+    assert losses[method] <= best + 1e-3
+    if method == "isotonic":
+        assert fit_gate(rows, 0.2).calibrator.method == "isotonic"
+        assert min(losses["logistic"], losses["temperature"]) > best + 0.01
+    found = fit_calibrator([r.features for r in rows], [r.acceptable for r in rows], method)
+    for x in (-3.0, -1.0, 2.0, 3.0):
+        assert found.probability({"logit": x}) == pytest.approx(BENDS[method](x), abs=0.06)
+
+
+def test_temperature_is_found():
+    rows = bent(20_000, 8, lambda x: sigmoid(x / 2.5))
+    found = fit_calibrator([r.features for r in rows], [r.acceptable for r in rows], "temperature")
+    assert found.features == ("logit",)
+    assert 1 / found.weights[0] == pytest.approx(2.5, rel=0.06)
+    with pytest.raises(ValueError, match="needs the feature logit"):
+        fit_calibrator([{"a": 1.0}, {"a": 2.0}], [True, False], "temperature")
+
+
+def test_isotonic_rises_and_is_never_certain():
+    rows = bent(300, 9, BENDS["isotonic"])
+    found = fit_calibrator([r.features for r in rows], [r.acceptable for r in rows], "isotonic")
+    p = [found.probability({"logit": float(x)}) for x in np.linspace(-50, 50, 400)]
+    assert p == sorted(p)
+    assert CLOSEST <= p[0] < 0.5 < p[-1] <= 1 - CLOSEST
+    # Between two knots it is the straight line.
+    (x0, y0), (x1, y1) = found.knots[:2]
+    score = (x0 + x1) / 2
+    at = found.means[0] + (score - found.bias) / found.weights[0] * found.scales[0]
+    assert found.probability({"logit": at}) == pytest.approx((y0 + y1) / 2)
+    # Plain by hand: the mean of -log of what came out.
+    q = [found.probability(r.features) for r in rows]
+    wanted = np.mean(
+        [-math.log(a if r.acceptable else 1 - a) for a, r in zip(q, rows, strict=True)]
+    )
+    assert log_loss(found, [r.features for r in rows], [r.acceptable for r in rows]) == (
+        pytest.approx(wanted)
+    )
+
+
+def test_a_feature_that_does_not_vary_is_none():
+    rng = np.random.default_rng(3)
+    rows = [{"a": float(rng.normal()), "b": 1 + 1e-7 * float(rng.normal())} for _ in range(200)]
+    outcomes = [row["a"] > 0 for row in rows]
+    found = fit_calibrator(rows, outcomes)
+    assert found.features == ("a",)
+    assert found.probability({"a": 0.5, "b": 0.9}) == found.probability({"a": 0.5, "b": 1})
+    blind = fit_calibrator([{"b": 1.0}] * 4, [True, True, True, False])
+    assert blind.probability({}) == pytest.approx(0.75, abs=0.01)
+
+
+def test_near_duplicates_are_never_on_both_sides():
+    rows = [Judged(f"{n}", {"a": 1.0}, True, f"g{n // 5}") for n in range(500)]
+    fits, tests = halves(rows)
+    assert len(fits) + len(tests) == 500
+    assert not {one.group for one in fits} & {one.group for one in tests}
+    assert 150 < len(fits) < 350
+
+
+def test_the_head_of_a_stream_has_its_own_threshold(tmp_path):
+    rng = np.random.default_rng(5)
+    rows = []
+    for n in range(3_000):
+        head, rest = float(rng.normal(2, 2)), float(rng.normal(2, 2))
+        right = bool(rng.random() < sigmoid(head + rest))
+        rows.append(Judged(f"{n}", {"a": head, "b": rest}, right, window={"a": head}))
+    gate = fit_gate(rows, 0.05, window=8)
+    assert gate.window.tokens == 8
+    assert gate.window.calibrator.features == ("a",)
+    assert 0 < gate.window.coverage < gate.coverage  # it knows less
+    assert gate.confident({"a": 9.0}, whole=False)[1]
+    with pytest.raises(ValueError, match="missing"):
+        gate.confident({"a": 9.0})
+    save_gate(tmp_path / "gate.json", gate)
+    assert load_gate(tmp_path / "gate.json") == gate
+    raw = json.loads((tmp_path / "gate.json").read_text())
+    raw["calibrator"]["knots"] = [[1.0, 0.5], [0.0, 0.6]]
+    (tmp_path / "gate.json").write_text(json.dumps(raw))
+    with pytest.raises(DataError, match="do not rise"):
+        load_gate(tmp_path / "gate.json")
+
+
+def steep(x):
+    return 0.99 if x > 0 else 0.4
+
+
+def broken_promises(repeats, seed):
+    """How often the true error of what is accepted is above 10%, with the method chosen by loss.
+
+    The truth is known: the error among the accepted is the mean of 1 - P(acceptable | x) over them.
+    """
+    fresh = np.linspace(-5, 5, 401)
+    density, true = np.exp(-(fresh**2) / 8), np.array([1 - steep(x) for x in fresh])
+    broken = answered = 0
+    for number in range(repeats):
+        gate = fit_gate(bent(400, 1_000 * seed + number, steep), 0.1, 0.05)
+        accepted = np.array([gate.confident({"logit": float(x)})[1] for x in fresh])
+        answered += bool(accepted.any())
+        broken += bool(
+            accepted.any() and np.average(true[accepted], weights=density[accepted]) > 0.1
+        )
+    return broken, answered
+
+
+def test_the_promise_is_held_whatever_method_is_chosen():
+    # If it broke with probability 0.05, more than 7 of 40 would be seen once in 1,000 times.
+    assert binom.sf(7, 40, 0.05) < 1e-3
+    broken, answered = broken_promises(40, 1)
+    assert broken <= 7
+    assert answered >= 36  # and the student is not kept from answering
+
+
+@pytest.mark.full
+def test_the_promise_is_held_in_a_thousand_repetitions():
+    broken, _ = broken_promises(1_000, 2)
+    assert broken <= 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import time
 from hashlib import sha256
 from typing import Any
@@ -28,6 +29,8 @@ from gateway_servers import (
     status,
     two,
 )
+
+from stillhouse.serve.in_memory import MemoryLog
 
 ASK: dict[str, Any] = {"model": "t", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -384,6 +387,38 @@ def test_an_unsure_student_gives_way_before_the_first_byte(streamed: bool) -> No
     assert student.bodies[0]["logprobs"] is True
     assert [served.fell_back for _, served in logged] == [True, False]
     assert logged[0][1].confidence < 0.5 < logged[1][1].confidence
+
+
+class Stuck(MemoryLog):
+    """A log whose database does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def owner(self, request: str) -> str | None:
+        self.go_on.wait(20)
+        return None
+
+
+def test_a_database_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stillhouse.serve.app.STORE_S", 0.1)
+    teacher, log = Model(says("good")), Stuck()
+    with models(teacher), gateway(two(teacher, None), log=log) as running:
+        got = send(running.url, {"request_id": "r", "thumbs": "up"}, path="/v1/feedback")
+        assert (got.status, got.json["error"]["type"]) == (503, "server_error")
+        assert send(running.url, ASK).status == 200
+        log.go_on.set()
+
+
+def test_an_answering_path_takes_post_alone() -> None:
+    teacher = Model(says("good"))
+    with models(teacher), gateway(two(teacher, None)) as running:
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            assert send(running.url, path=path, method="GET").status == 405
+        assert send(running.url, ASK, path="/v1/chat/completions/").status in (307, 404)
+        assert send(running.url, path="/v2", method="GET").json["error"]["type"]
+    assert not teacher.bodies
 
 
 def test_completions_and_embeddings_pass_through() -> None:

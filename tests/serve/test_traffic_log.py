@@ -165,6 +165,22 @@ def test_no_complete_record_is_lost_when_the_process_is_killed(tmp_path: Path) -
     engine.dispose()
 
 
+def test_requests_are_written_together_but_nobody_waits_for_that(engine: Engine) -> None:
+    commits: list[int] = []
+    sa.event.listen(engine, "commit", lambda _: commits.append(1))
+    log = TrafficLog(engine, NAMES, redact=None, gather_s=3600)
+    for number in range(50):
+        assert log.offer(call_of(number), served_of(number))
+    assert log.counts().written == 0
+    log.outcome(Outcome(request="r7", kind="feedback", score=1, at=1))
+    assert log.counts().written == 50
+    assert len(commits) == 2  # the requests, and the outcome
+    assert log.offer(call_of(50), served_of(50))
+    assert log.flush(10)
+    assert log.offer(call_of(51), served_of(51))
+    assert log.close().written == 52
+
+
 def test_what_no_database_takes_is_refused_alone(engine: Engine) -> None:
     log = TrafficLog(engine, NAMES, redact=None)
     odd = {"messages": [{"role": "user", "content": "nul \0, lone \ud800"}]}

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe_train import StudentSection
 from stillhouse.core.tasks import ClassificationTask, GenerationTask
-from stillhouse.train.cut_greedy import greedy_layers
+from stillhouse.train.cut_greedy import greedy_layers, greedy_order
 from stillhouse.train.layers import blocks_of, cut_layers
 from stillhouse.train.students import build_student
 from tiny_models import TEXTS, byte_bpe, review_examples, wordpiece
@@ -81,6 +81,14 @@ def test_the_choice_is_that_of_a_plain_search(family: str) -> None:
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
     assert not any(block._forward_pre_hooks for block in blocks_of(model))
     assert not model.training
+
+
+def test_one_order_gives_every_depth() -> None:
+    model, tokenizer, texts = made("llama"), byte_bpe(), TEXTS[:3]
+    order = greedy_order(model, tokenizer, texts, 1)
+    assert len(order) == len(blocks_of(model)) - 1
+    for keep in (3, 2):
+        assert greedy_order(model, tokenizer, texts, keep) == order[: len(order) + 1 - keep]
 
 
 @pytest.mark.parametrize("idle", [(0, 2), (1, 3), (2, 3)])

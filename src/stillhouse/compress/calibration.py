@@ -53,7 +53,7 @@ def calibration_texts(recipe: Recipe, run: RunFolder, path: str | None, count: i
                 action=f"give queries with {FIELD}",
             )
         return _chosen(train, count, recipe.seed)
-    texts = _of_file(task, Path(path))
+    texts = texts_of_file(task, Path(path))
     held_out = _of_examples(task, run.stage("dataset") / "held_out.jsonl")
     check_on_task(texts, train, held_out, path)
     return _chosen(texts, count, recipe.seed)
@@ -103,8 +103,12 @@ def _of_examples(task: Task, path: Path) -> list[str]:
     return [task.input_text(example.to_query()) for example in read_records(path, Example)]
 
 
-def _of_file(task: Task, path: Path) -> list[str]:
-    """Lines of `{"text": ...}` or of chats, as traffic has them."""
+def texts_of_file(task: Task, path: Path) -> list[str]:
+    """Lines of `{"text": ...}` or of chats, as traffic has them; as the student reads them.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or a line has neither; names the line.
+    """
     texts: list[str] = []
     for number, raw in read_objects(path):
         text = raw.get("text")

@@ -7,13 +7,14 @@ table of a compress run; measures nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from stillhouse.compress.verdicts import megabytes
-from stillhouse.core.artefact import CARD, Artefact
+from stillhouse.core.artefact import CARD, Artefact, Kind
 from stillhouse.core.jsonl import void, write_atomic
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.rights import terms_sentence
@@ -30,8 +31,18 @@ from stillhouse.evaluate.model_card import (
 )
 from stillhouse.evaluate.summary import METRIC_NAMES, points, share, times
 
-LIBRARIES: Final = {"onnx": "onnx", "gguf": "gguf", "hf": "transformers"}
-RUNTIMES: Final = {"onnx": "onnxruntime", "gguf": "llama.cpp", "hf": "transformers"}
+LIBRARIES: Final[Mapping[Kind, str]] = {
+    "onnx": "onnx",
+    "executorch": "executorch",
+    "gguf": "gguf",
+    "hf": "transformers",
+}
+RUNTIMES: Final[Mapping[Kind, str]] = {
+    "onnx": "onnxruntime",
+    "executorch": "ExecuTorch",
+    "gguf": "llama.cpp",
+    "hf": "transformers",
+}
 
 
 def write_card(

@@ -4,8 +4,8 @@ The method `forward` takes the ids of one text, [1, T] int64 of any length up to
 gives logits [1, C]; `tokenizer_json` and `student_json` give UTF-8 as uint8 tensors. Linear layers:
 INT8 weights with a scale for each output channel, inputs INT8 with a range found as they come.
 Embedding tables: INT8 with a scale for each row, as in `onnx_int8`. Pooler and classifier stay in
-float. Written by the `executorch` package, run once by its runtime and compared with the student.
-Knows weights and programs, no scores; nothing here is gated.
+float. Written by the `executorch` package, run by its runtime and compared with the student.
+Knows weights and programs, no scores.
 
 Legend: T tokens, C classes, V rows of a table, H channels.
 """
@@ -23,8 +23,10 @@ from torch.nn import functional
 
 from stillhouse.compress.onnx_export import quiet_export
 from stillhouse.compress.onnx_int8 import LEAST_TABLE, row_scaled
+from stillhouse.core.artefact import Artefact, MadeFrom, student_sha, write_artefact
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import disk_errors
+from stillhouse.core.machine import package_versions
 from stillhouse.core.optional import require
 from stillhouse.core.tasks import ClassificationTask, Task
 from stillhouse.models.classifier_reader import ClassifierReader
@@ -35,6 +37,7 @@ NEEDED_FOR: Final = "a student for ExecuTorch"
 LONGEST: Final = 512  # tokens of a text at most
 CHECKED_TEXTS: Final = 32
 MOST_KL: Final = 0.1  # mean nats; beyond it is another model, whatever the rounding
+PROGRAM: Final = "model.pte"
 HEADS: Final = ("classifier", "pooler", "pre_classifier", "score")
 
 
@@ -90,6 +93,8 @@ def export_executorch(
         "labels": list(reads.classes),
         "max_tokens": longest,
         "truncation_side": loaded.tokenizer.truncation_side,
+        "parameters": loaded.parameters,
+        "name": loaded.name,
     }
     try:
         with quiet_export():
@@ -121,6 +126,33 @@ def export_executorch(
             action="use onnx-mobile",
         )
     return ExecutorchFile(path, path.stat().st_size, kl, len(some))
+
+
+def write_executorch(
+    student: Path, out: Path, task: Task, *, name: str = "", texts: Sequence[str]
+) -> Artefact:
+    """`export_executorch` as an artefact: `model.pte`, and `artefact.json`, which answering needs
+    not.
+
+    Args:
+        student, task, texts: as `export_executorch`.
+        out: an empty folder.
+        name: what the student was initialised from, for the record.
+
+    Raises:
+        UserError, MissingExtraError: as `export_executorch`.
+    """
+    made = export_executorch(student, out / PROGRAM, task, texts=texts)
+    versions = package_versions("executorch", "torchao", "torch", "transformers", "tokenizers")
+    return write_artefact(
+        out,
+        kind="executorch",
+        precision="int8",
+        head="label",
+        made_from=MadeFrom(student=student_sha(student), name=name, versions=versions),
+        task=task,
+        settings={"backend": "xnnpack", "mean_kl_nats": made.mean_kl, "compared": made.texts},
+    )
 
 
 class _RowScaled(nn.Module):

@@ -74,6 +74,13 @@ def _onnx_mobile(request: ExportRequest) -> None:
     )
 
 
+def _executorch(request: ExportRequest) -> None:
+    module = require("stillhouse.compress.executorch_export", "executorch", "a student program")
+    module.write_executorch(
+        request.student, request.folder, request.task, name=request.name, texts=request.texts
+    )
+
+
 def _gguf(precision: str) -> Exporter:
     def export(request: ExportRequest) -> None:
         module = require("stillhouse.compress.gguf_export", "gguf", "a GGUF student")
@@ -84,12 +91,38 @@ def _gguf(precision: str) -> Exporter:
     return export
 
 
+def _compressed_tensors(scheme: str) -> Exporter:
+    def export(request: ExportRequest) -> None:
+        module = require("stillhouse.compress.compressed_tensors_export", "cuda", "a GPU student")
+        module.export_compressed_tensors(
+            request.student, request.folder, scheme, name=request.name, task=request.task
+        )
+
+    return export
+
+
+def _torchao(precision: str) -> Exporter:
+    def export(request: ExportRequest) -> None:
+        module = require("stillhouse.compress.torchao_export", "cuda", "a GPU student")
+        module.export_torchao(
+            request.student, request.folder, precision, name=request.name, task=request.task
+        )
+
+    return export
+
+
 EXPORTERS: Final[Mapping[Format, Exporter]] = {
     "onnx": _onnx,
     "onnx-int8": _onnx_int8,
     "onnx-int8-static": _onnx_int8_static,
     "onnx-mobile": _onnx_mobile,
+    "executorch": _executorch,
     "gguf-f16": _gguf("f16"),
     "gguf-q8_0": _gguf("q8_0"),
     "gguf-q4": _gguf("q4_k"),
+    "compressed-tensors-w8a16": _compressed_tensors("w8a16"),
+    "compressed-tensors-w4a16": _compressed_tensors("w4a16"),
+    "compressed-tensors-fp8": _compressed_tensors("fp8"),
+    "torchao-int8": _torchao("int8"),
+    "torchao-int4": _torchao("int4"),
 }

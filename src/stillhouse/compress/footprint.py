@@ -14,16 +14,39 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from stillhouse.compress.probe import ANSWERED, ProbeSpec
 from stillhouse.core.errors import StillhouseError
 from stillhouse.core.jsonl import void, write_atomic
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.records import Query
+from stillhouse.evaluate.candidates import sampling_for
 from stillhouse.evaluate.compressed import Footprint
 
 START_TIMEOUT_S: Final = 900.0
+
+
+def probe_spec(recipe: Recipe, folder: Path, device: str, queries: Sequence[Query]) -> ProbeSpec:
+    """A student of a recipe, and what it is asked as evaluation asks it."""
+    sampling = sampling_for(recipe)
+    schema = sampling.json_schema
+    return ProbeSpec.model_validate(
+        {
+            "folder": str(folder.resolve()),
+            "task": recipe.task,
+            "head": recipe.student.head,
+            "batch_size": recipe.evaluate.batch_size,
+            "device": device,
+            "max_tokens": sampling.max_tokens,
+            "labels": sampling.labels,
+            "json_schema": None if schema is None else dict(schema),
+            "seed": sampling.seed,
+            "queries": queries,
+        }
+    )
 
 
 def measure_footprint(

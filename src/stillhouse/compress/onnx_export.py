@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stillhouse.compress.onnx_norms import part_normalisations
 from stillhouse.core.artefact import Artefact, MadeFrom, student_sha, write_artefact
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import disk_errors, write_json
@@ -188,6 +189,7 @@ def _trace(model: Any, inputs: Sequence[str], path: Path) -> None:
 def _fuse(config: Any, path: Path) -> None:
     """onnxruntime's fusions for transformers: normalisations, GELU with its bias, attention.
 
+    The attention's are found by their fused normalisations, which are parted again afterwards.
     Embeddings are left apart, so that `onnx_int8` can give each row its own scale.
     """
     optimizer: Any = require("onnxruntime.transformers.optimizer", EXTRA, NEEDED_FOR)
@@ -204,6 +206,7 @@ def _fuse(config: Any, path: Path) -> None:
         use_gpu=False,
     )
     fused.save_model_to_file(str(path))
+    part_normalisations(path)
 
 
 def _difference(loaded: Loaded, reader: Any, texts: Sequence[str]) -> float:

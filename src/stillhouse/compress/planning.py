@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from stillhouse.core.errors import MissingExtraError, UserError
-from stillhouse.core.optional import pip_line
+from stillhouse.core.optional import pip_line, require
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_compress import (
+    CALIBRATED,
     INT8,
     CompressSection,
     extra_of,
@@ -36,6 +37,7 @@ def check_compress(recipe: Recipe) -> None:
 
     Raises:
         MissingExtraError: a format's extra is not installed, or, where none is named, that of none.
+        UserError: the file of calibration texts is not there, cannot be read or is empty.
     """
     section = section_of(recipe)
     head = recipe.student.head
@@ -53,8 +55,13 @@ def check_compress(recipe: Recipe) -> None:
                 f"is not installed and compress.formats: {name} needs it",
                 action=pip_line(extra_of(name)),
             )
-    if section.calibration is not None and not Path(section.calibration).is_file():
+    if section.calibration is None:
+        return
+    if not Path(section.calibration).is_file():
         raise UserError("compress.calibration", "there is no such file", value=section.calibration)
+    if CALIBRATED & set(section.wanted(head)):
+        reading = require("stillhouse.compress.calibration", "train", "compress.calibration")
+        reading.texts_of_file(recipe.task, Path(section.calibration))
 
 
 def compress_notes(recipe: Recipe) -> list[str]:

@@ -13,6 +13,7 @@ from stillhouse.compress.speculate_counts import Acceptance
 from stillhouse.compress.speculate_lossless import GreedyCheck, SampledCheck
 from stillhouse.core.records import Record
 from stillhouse.core.statistics import Interval
+from stillhouse.evaluate.drafted import Drafted
 
 ALONE = "alone"
 DRAFT = "draft"
@@ -110,6 +111,27 @@ class SpeculateReport(Record):
     def best(self) -> RuntimeReport:
         """The runtime in which the draft gains most."""
         return max(self.runtimes, key=_gain)
+
+
+def drafted(report: SpeculateReport) -> Drafted:
+    """The report in short."""
+    best = report.best
+    way, found = best.ways[DRAFT], report.drafts[DRAFT].acceptance
+    return Drafted(
+        target=report.target,
+        runtime=best.runtime,
+        length=way.length,
+        acceptance=None if found is None else found.rate,
+        tokens_per_s=way.tokens_per_second,
+        tokens_per_s_alone=best.ways[ALONE].tokens_per_second,
+        speedup=way.speedup,
+        over_lookup=best.over_lookup,
+        over_undistilled=best.over_undistilled,
+        identical=best.identical,
+        compared=best.compared,
+        lossless=report.lossless,
+        faster=report.faster,
+    )
 
 
 def _gain(runtime: RuntimeReport) -> float:

@@ -34,7 +34,13 @@ from stillhouse.compress.speculate_measure import (
     measure_speed,
     rounds_by_prompt,
 )
-from stillhouse.compress.speculate_report import DRAFT, DraftReport, RuntimeReport, SpeculateReport
+from stillhouse.compress.speculate_report import (
+    DRAFT,
+    DraftReport,
+    RuntimeReport,
+    SpeculateReport,
+    drafted,
+)
 from stillhouse.compress.speculate_serve import (
     Served,
     llama_server_command,
@@ -51,6 +57,7 @@ from stillhouse.core.recipe_speculate import SpeculateSection
 from stillhouse.core.records import Example, Query
 from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import unit_hash
+from stillhouse.evaluate.drafted import SUMMARY
 from stillhouse.models.chat import prompt_ids, prompt_text
 from stillhouse.models.loading import Loaded
 
@@ -91,6 +98,7 @@ def run_speculate(
         section, models, prompts, how, progress=progress, served=_served(recipe, section)
     )
     write_json(work / REPORT, report.model_dump(mode="json"))
+    write_json(work / SUMMARY, drafted(report).model_dump(mode="json"))
     _write_configurations(work / SERVE, report, section)
     best = report.best.ways[DRAFT]
     found = report.drafts[DRAFT].acceptance
@@ -104,7 +112,7 @@ def run_speculate(
             "prompts": report.greedy.prompts,
             "lossless": report.lossless,
         },
-        measured=frozenset({REPORT, *(f"{SERVE}/{name}" for name in _FILES)}),
+        measured=frozenset({REPORT, SUMMARY, *(f"{SERVE}/{name}" for name in _FILES)}),
     )
 
 

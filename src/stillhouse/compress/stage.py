@@ -22,7 +22,7 @@ from stillhouse.compress.best import link_best
 from stillhouse.compress.calibration import calibration_texts
 from stillhouse.compress.card import write_card
 from stillhouse.compress.exporters import EXPORTERS, Exporter, ExportRequest
-from stillhouse.compress.footprint import measure_footprint
+from stillhouse.compress.footprint import measure_footprint, probe_spec
 from stillhouse.compress.planning import section_of
 from stillhouse.compress.probe import ProbeSpec
 from stillhouse.compress.retrained import RETRAINED, Retrain, aware_name, below_gate
@@ -161,7 +161,7 @@ class _Compressing:
             ),
         )
         places = {STUDENT: self._student, **{name: work / name for name in artefacts}}
-        prints = self._start(judged[0], places)
+        prints = self._start(judged[0], places, artefacts)
         made = {
             STUDENT: Made("hf", "float32", folder_size(self._student)),
             **{n: Made(a.kind, a.precision, a.size_bytes) for n, a in artefacts.items()},
@@ -200,10 +200,10 @@ class _Compressing:
         """Completions by set and model, and speeds; what cannot be opened is left out."""
         opened: dict[str, Completer] = {}
         try:
-            opened[STUDENT] = self._open(self._student, self._section.float_device)
-            for name in list(artefacts):
+            opened[STUDENT] = self._open(self._student, self._device(None))
+            for name, made in list(artefacts.items()):
                 try:
-                    opened[name] = self._open(self._work / name, "cpu")
+                    opened[name] = self._open(self._work / name, self._device(made))
                 except UserError as error:
                     left_out[name] = str(error)
                     del artefacts[name]
@@ -358,31 +358,22 @@ class _Compressing:
                 latency_queries=self._section.latency_queries,
             )
 
-    def _start(self, main: EvaluationSet, places: Mapping[str, Path]) -> dict[str, Footprint]:
-        recipe, sampling = self._recipe, sampling_for(self._recipe)
+    def _start(
+        self, main: EvaluationSet, places: Mapping[str, Path], artefacts: Mapping[str, Artefact]
+    ) -> dict[str, Footprint]:
+        queries = main.queries[: self._recipe.evaluate.speed_queries]
         found: dict[str, Footprint] = {}
         with self._progress.bar("starts, each alone", len(places), "students") as bar:
             for name, place in places.items():
-                schema = sampling.json_schema
-                found[name] = self._tools.footprint(
-                    ProbeSpec.model_validate(
-                        {
-                            "folder": str(place.resolve()),
-                            "task": recipe.task,
-                            "head": recipe.student.head,
-                            "batch_size": recipe.evaluate.batch_size,
-                            "device": self._section.float_device if name == STUDENT else "cpu",
-                            "max_tokens": sampling.max_tokens,
-                            "labels": sampling.labels,
-                            "json_schema": None if schema is None else dict(schema),
-                            "seed": sampling.seed,
-                            "queries": main.queries[: recipe.evaluate.speed_queries],
-                        }
-                    ),
-                    self._section.cold_starts,
-                )
+                spec = probe_spec(self._recipe, place, self._device(artefacts.get(name)), queries)
+                found[name] = self._tools.footprint(spec, self._section.cold_starts)
                 bar.advance()
         return found
+
+    def _device(self, artefact: Artefact | None) -> str:
+        """Where a form runs; `None` stands for the float student."""
+        follows = artefact is None or artefact.kind == "hf"
+        return self._section.float_device if follows else "cpu"
 
 
 def _none_made(left_out: Mapping[str, str]) -> UserError:

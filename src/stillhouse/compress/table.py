@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from pydantic import ValidationError
 
 from stillhouse.compress.retrained import plain_name
 from stillhouse.compress.verdicts import choose, remarks, rule, speedup
+from stillhouse.core.artefact import Kind
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import read_json
 from stillhouse.core.machine import package_versions, this_machine
@@ -39,13 +40,21 @@ from stillhouse.evaluate.results import (
 )
 from stillhouse.evaluate.speed import Speed
 
-RUNTIMES: Final = ("onnx", "onnxruntime", "gguf", "xllamacpp")
+RUNTIMES: Final = (
+    "onnx",
+    "onnxruntime",
+    "executorch",
+    "gguf",
+    "xllamacpp",
+    "compressed-tensors",
+    "torchao",
+)
 
 
 class Made(NamedTuple):
     """A model on disk."""
 
-    kind: Literal["onnx", "gguf", "hf"]
+    kind: Kind
     precision: str
     size_bytes: int
 

@@ -8,9 +8,12 @@ mistake is neither: it keeps its traceback.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 SHOWN_VALUE_CHARS: Final = 120
+# scheme://user:password@host, as databases are named.
+_PASSWORD: Final = re.compile(r"(://[^:/@\s]*:)[^/\s]*@")
 
 
 class StillhouseError(Exception):
@@ -67,7 +70,7 @@ def one_line(field: str, problem: str, value: object = None, action: str = "") -
     """`field: problem (got VALUE); action`, on one line whatever the value holds."""
     text = f"{field}: {problem}"
     if value is not None:
-        shown = repr(value)
+        shown = _PASSWORD.sub(r"\1***@", repr(value))
         if len(shown) > SHOWN_VALUE_CHARS:
             shown = shown[: SHOWN_VALUE_CHARS - 3] + "..."
         text += f" (got {shown})"

@@ -7,7 +7,7 @@ Knows names of formats and which students they fit; not how they are made.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from pydantic import Field, field_validator
 
@@ -15,25 +15,57 @@ from stillhouse.core.optional import EXTRAS, available
 from stillhouse.core.recipe_section import Section
 
 Format = Literal[
-    "onnx", "onnx-int8", "onnx-int8-static", "onnx-mobile", "gguf-f16", "gguf-q8_0", "gguf-q4"
+    "onnx",
+    "onnx-int8",
+    "onnx-int8-static",
+    "onnx-mobile",
+    "executorch",
+    "gguf-f16",
+    "gguf-q8_0",
+    "gguf-q4",
+    "compressed-tensors-w8a16",
+    "compressed-tensors-w4a16",
+    "compressed-tensors-fp8",
+    "torchao-int8",
+    "torchao-int4",
 ]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 Head = Literal["label", "text"]
 
+
+class _Family(NamedTuple):
+    """What the formats of one writer share: the student's head, and the extra that makes and runs
+    them."""
+
+    head: Head
+    extra: str
+
+
+# By the beginning of a format's name.
+_FAMILIES: Final[Mapping[str, _Family]] = {
+    "onnx": _Family("label", "onnx"),
+    "executorch": _Family("label", "executorch"),
+    "gguf": _Family("text", "gguf"),
+    "compressed-tensors": _Family("text", "cuda"),
+    "torchao": _Family("text", "cuda"),
+}
 HEADS: Final[Mapping[Format, Head]] = {
-    "onnx": "label",
-    "onnx-int8": "label",
-    "onnx-int8-static": "label",
-    "onnx-mobile": "label",
-    "gguf-f16": "text",
-    "gguf-q8_0": "text",
-    "gguf-q4": "text",
+    name: family.head
+    for name in FORMATS
+    for start, family in _FAMILIES.items()
+    if name.startswith(start)
 }
 CALIBRATED: Final[frozenset[Format]] = frozenset({"onnx-int8-static"})
-# Label students whose weights and activations are integers.
+# Label students whose weights and activations are integers of ONNX_INT8's grid.
 INT8: Final[tuple[Format, ...]] = ("onnx-int8", "onnx-int8-static", "onnx-mobile")
-# The graph of another format in another packing: made where it is named alone.
-NAMED_ALONE: Final[frozenset[Format]] = frozenset({"onnx-mobile"})
+# Made where they are named alone: another packing of a graph, another machine's format.
+NAMED_ALONE: Final[frozenset[Format]] = frozenset(
+    {
+        "onnx-mobile",
+        "executorch",
+        *(name for name in FORMATS if name.startswith(("compressed-tensors", "torchao"))),
+    }
+)
 
 
 class CompressSection(Section):
@@ -44,7 +76,9 @@ class CompressSection(Section):
         default=None,
         description="What to make. null: all that fit the student's head and whose extra is "
         "installed (label: onnx, onnx-int8, onnx-int8-static; text: gguf-f16, gguf-q8_0, gguf-q4). "
-        "onnx-mobile, a label student in one file, is made where it is named.",
+        "Made where they are named: onnx-mobile and executorch, a label student in one file; "
+        "compressed-tensors-w8a16, -w4a16, -fp8, torchao-int8, torchao-int4, a text student for a "
+        "GPU.",
     )
     calibration: str | None = Field(
         default=None,
@@ -92,8 +126,8 @@ class CompressSection(Section):
     )
     float_device: Literal["auto", "cpu", "cuda"] = Field(
         default="cpu",
-        description="Where the float student runs beside its artefacts, which run on the "
-        "processor.",
+        description="Where the float student runs beside its artefacts. Those run on the "
+        "processor; GPU formats (compressed-tensors, torchao) where the float student does.",
     )
 
     quantization_aware: Literal["auto", False] = Field(
@@ -134,7 +168,7 @@ def fitting(head: Head) -> tuple[Format, ...]:
 
 def extra_of(name: Format) -> str:
     """The extra that makes and runs a format."""
-    return "onnx" if name.startswith("onnx") else "gguf"
+    return next(family.extra for start, family in _FAMILIES.items() if name.startswith(start))
 
 
 def installed(name: Format) -> bool:

@@ -5,12 +5,14 @@ Knows ids, group names and texts; does not know what a split is for.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from stillhouse.core.duplicates import bare, groups_of
+from stillhouse.core.hashing import unit_hash
 from stillhouse.core.records import Example, LabelledQuery, Query
+
+__all__ = ["Split", "near_groups", "part_of", "split_by_group", "tune_check_split", "unit_hash"]
 
 T = TypeVar("T")
 # Fixed, so that all who split a labelled set see the same groups.
@@ -22,12 +24,6 @@ class Split(NamedTuple, Generic[T]):
 
     first: list[T]
     second: list[T]
-
-
-def unit_hash(key: str, seed: int) -> float:
-    """A number in [0, 1), uniform over keys, fixed by key and seed."""
-    digest = hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def part_of(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:

@@ -70,6 +70,24 @@ class TaskBase(BaseModel):
                 return content[len(head) : len(content) - len(tail)]
         return content
 
+    def misfit(self, query: Query) -> str | None:
+        """Why a chat is not of the form in which this task's plain texts are asked, or `None`.
+
+        A system message matters where the task sets one; the last message must be the user's, with
+        the prompt around its text.
+        """
+        first, last = query.messages[0], query.messages[-1]
+        if self.system is not None:
+            if first.role not in ("system", "developer") or first.content != self.system:
+                return "the system message is not the task's"
+        if last.role != "user":
+            return "the last message is not the user's"
+        head, tail = self.prompt.split(TEXT_SLOT)
+        whole = len(last.content) >= len(head) + len(tail)
+        if not (whole and last.content.startswith(head) and last.content.endswith(tail)):
+            return "the last message has not the form of the task's prompt"
+        return None
+
     def varying_text(self, query: Query) -> str:
         """All of the chat that varies between queries: earlier turns, then the input text.
 

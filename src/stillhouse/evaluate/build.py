@@ -17,6 +17,7 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.evaluate.compressed import CompressedTable, read_table
 from stillhouse.evaluate.course import Course, read_course
+from stillhouse.evaluate.drafted import Drafted, read_drafted
 from stillhouse.evaluate.report import (
     BaselineReport,
     Baselines,
@@ -55,6 +56,7 @@ STAGES: Final = (
     "train",
     "evaluate",
     "compress",
+    "speculate",
 )
 FIVE_POINTS_N: Final = 385  # z^2 / (4 * 0.05^2) at 95%: a share's interval is then within 5 points
 UNKNOWN: Final = CandidateSpeed(source="unknown")
@@ -167,6 +169,7 @@ def build_report(recipe: Recipe, run: RunFolder) -> Report:
         machine=speed.machine,
         versions=speed.versions,
         compress=compressed_of(recipe, run),
+        speculate=drafted_of(recipe, run),
         notes=evaluation.notes,
         warnings=(),
     )
@@ -182,6 +185,17 @@ def compressed_of(recipe: Recipe, run: RunFolder) -> CompressedTable | None:
     if recipe.compress is None or run.manifest("compress") is None:
         return None
     return read_table(run.stage("compress"))
+
+
+def drafted_of(recipe: Recipe, run: RunFolder) -> Drafted | None:
+    """What the speculate stage found, where the recipe has the stage and it is finished.
+
+    Raises:
+        RunFolderError: it is damaged.
+    """
+    if recipe.speculate is None or run.manifest("speculate") is None:
+        return None
+    return read_drafted(run.stage("speculate"))
 
 
 def warnings_for(report: Report, main: SetResult) -> tuple[str, ...]:

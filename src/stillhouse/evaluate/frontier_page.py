@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from stillhouse.evaluate import summary
 from stillhouse.evaluate.page import environment
-from stillhouse.evaluate.studies import FrontierStudy, SizedStudent
+from stillhouse.evaluate.studies import DraftedTeacher, FrontierStudy, SizedStudent
 from stillhouse.evaluate.study_chart import Axes, Bend, Dot, Level, study_chart
 
 
@@ -56,6 +56,21 @@ def frontier_chart(study: FrontierStudy) -> Markup:
     if x:
         t = study.teacher
         dots.append(Dot(float(x), t.estimate, t.low, t.high, "teacher", "big"))
+    t = study.teacher
+    dots += [
+        Dot(
+            one.usd_per_1k,
+            t.estimate,
+            t.low,
+            t.high,
+            one.name,
+            "big",
+            f"{one.name}: the teacher's answers, {summary.times(_speedup(one))} as fast, one at a "
+            "time",
+        )
+        for one in study.drafted
+        if priced and one.lossless and one.usd_per_1k
+    ]
     metric = summary.METRIC_NAMES.get(study.metric, study.metric)
     return study_chart(
         f"{metric} against {'cost' if priced else 'parameters'}",
@@ -108,6 +123,10 @@ def _each(study: FrontierStudy, x_of: Callable[[SizedStudent], float]) -> list[D
         for one in study.students
         for made in one.trainings
     ]
+
+
+def _speedup(one: DraftedTeacher) -> float | None:
+    return None if one.speedup is None else one.speedup.estimate
 
 
 def _style(study: FrontierStudy, one: SizedStudent) -> Literal["", "fail", "chosen"]:
@@ -184,6 +203,13 @@ def frontier_lines(study: FrontierStudy) -> Iterator[str]:
                 + ", ".join(f"{100 * made.score.estimate:.1f}%" for made in one.trainings)
                 + f"; standard deviation {100 * (one.deviation or 0):.1f} points"
             )
+    for draft in study.drafted:
+        gain = "unknown" if draft.speedup is None else f"{draft.speedup.estimate:.2f} times"
+        kept = "" if draft.lossless else ", but its answers are not the teacher's"
+        yield (
+            f"{draft.name}: {gain} the teacher's speed in {draft.runtime}, one at a time, at "
+            f"{summary.usd(draft.usd_per_1k)} per 1,000 queries{kept}"
+        )
     if study.bigger:
         yield study.bigger
     yield from (f"left out: {name}: {why}" for name, why in study.left_out.items())

@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue
 
 from stillhouse.core.statistics import Interval
 from stillhouse.evaluate.compressed import CompressedTable
+from stillhouse.evaluate.drafted import Drafted
 from stillhouse.evaluate.results import (
     GateResult,
     MachineFacts,
@@ -155,6 +156,9 @@ class Report(Result):
     versions: Mapping[str, str] = Field(description="Packages the figures rest on.")
     compress: CompressedTable | None = Field(
         default=None, description="The student's smaller forms; null without the compress stage."
+    )
+    speculate: Drafted | None = Field(
+        default=None, description="The student as a draft of its teacher; null without the stage."
     )
     notes: tuple[str, ...] = Field(description="How the sets are to be read.")
     warnings: tuple[str, ...] = Field(description="What weakens the figures above.")

@@ -194,6 +194,25 @@ class SizedStudent(Result):
     )
 
 
+class DraftedTeacher(Result):
+    """The teacher with a student as its draft: the teacher's own answers, sooner.
+
+    Drafts help one answer at a time; latency and cost are of that, students' cost is of a machine
+    kept busy.
+    """
+
+    name: str
+    folder: str = Field(description="Of its speculate stage, relative to the study's.")
+    runtime: str = Field(description="In which the draft gains most.")
+    length: int = Field(description="Tokens a draft.")
+    acceptance: Interval | None = Field(description="Accepted over judged tokens.")
+    speedup: Interval | None = Field(description="Over the teacher alone, one at a time.")
+    lossless: bool = Field(description="No test tells its answers from the teacher's.")
+    faster: bool = Field(description="The whole interval of the speed-up lies above 1.")
+    latency_p50_ms: float | None = Field(description="The teacher's over the speed-up.")
+    usd_per_1k: float | None = Field(description="At that latency, one query after the other.")
+
+
 class Step(Result):
     """Two neighbours in size: the larger minus the smaller, on the same samples."""
 
@@ -242,6 +261,9 @@ class FrontierStudy(Study):
     )
     machine_usd_per_hour: float
     students: tuple[SizedStudent, ...] = Field(description="Largest first.")
+    drafted: tuple[DraftedTeacher, ...] = Field(
+        default=(), description="Of recipes with a speculate section."
+    )
     steps: tuple[Step, ...]
     fit: SizeFit | None = Field(
         default=None, description="null: fewer than three sizes of the recipe's source."

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from stillhouse.core.statistics import Interval
 from stillhouse.evaluate.compressed import CompressedTable
+from stillhouse.evaluate.drafted import Drafted
 from stillhouse.evaluate.report import Report
 
 METRIC_NAMES = {"accuracy": "accuracy", "field_f1": "field F1", "rouge_l": "ROUGE-L"}
@@ -92,6 +93,7 @@ def summary_rows(report: Report) -> Iterator[tuple[str, str]]:
         f"{usd(report.cost.student_usd_per_1k)} against {usd(report.cost.teacher_usd_per_1k)}",
     )
     yield from compressed_rows(report.compress)
+    yield from drafted_rows(report.speculate)
     yield "time and memory", f"{report.seconds['total']:,.0f} s, {report.peak_rss_mb:,.0f} MiB"
     for warning in report.warnings:
         yield "warning", warning
@@ -116,3 +118,22 @@ def compressed_rows(table: CompressedTable | None) -> Iterator[tuple[str, str]]:
     if smaller is not None:
         against.append(f"{times(smaller)} smaller than the teacher")
     yield "smallest that passes", f"{chosen.name}, {', '.join(against)}"
+
+
+def drafted_rows(found: Drafted | None) -> Iterator[tuple[str, str]]:
+    """The student as a draft, in a line."""
+    if found is None:
+        return
+    if not found.lossless:
+        yield "as a draft", f"answers are not those of {found.target}: do not serve it"
+        return
+    gain = found.speedup
+    speed = "at an unknown speed"
+    if gain is not None:
+        speed = f"{gain.estimate:.2f} [{gain.low:.2f}, {gain.high:.2f}] times as fast"
+    yield (
+        "as a draft",
+        f"{found.target} answers {speed} in {found.runtime}, "
+        f"{found.identical:,} of {found.compared:,} greedy answers identical"
+        + ("" if found.faster else "; not shown to be faster"),
+    )

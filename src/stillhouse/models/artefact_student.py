@@ -1,7 +1,9 @@
-"""Opens a compressed student by its `artefact.json`: onnxruntime, llama.cpp or transformers.
+"""Opens a compressed student by its `artefact.json`: onnxruntime, llama.cpp, ExecuTorch or
+transformers.
 
-Every file is verified first. Imports no torch: an artefact answers where torch is not installed,
-and starts without waiting for it. Knows the kinds of artefact; not how any of them answers.
+Every file is verified first. Imports no torch: an artefact of the first two answers where torch is
+not installed, and starts without waiting for it. Knows the kinds of artefact; not how any of them
+answers.
 """
 
 from __future__ import annotations
@@ -49,6 +51,11 @@ def open_artefact(
     if artefact.kind == "onnx":
         module = require("stillhouse.models.onnx_student", "onnx", "an ONNX student")
         opened = module.open_onnx_student(folder, artefact, task, batch_size)
+    elif artefact.kind == "executorch":
+        module = require(
+            "stillhouse.models.executorch_student", "executorch", "an ExecuTorch student"
+        )
+        opened = module.open_executorch_student(folder, artefact, task, batch_size)
     elif artefact.kind == "gguf":
         module = require("stillhouse.models.gguf_student", "gguf", "a GGUF student")
         opened = module.open_gguf_student(folder, artefact, task, batch_size)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from stillhouse.core.hashing import unit_hash
 from stillhouse.core.records import Completion, Query
-from stillhouse.core.split import unit_hash
 
 
 @dataclass(frozen=True, slots=True)

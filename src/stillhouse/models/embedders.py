@@ -98,10 +98,18 @@ class HashingEmbedder:
     ACM 61(1), 2014), so a cosine is kept to within about 1/sqrt(H).
 
     A text without any letter or sign has the vector of an empty text.
+
+    Args:
+        weights: of another, as it gives them, in place of a corpus.
     """
 
     def __init__(
-        self, corpus: Sequence[str] = (), *, dimensions: int = DIMENSIONS, seed: int = 0
+        self,
+        corpus: Sequence[str] = (),
+        *,
+        dimensions: int = DIMENSIONS,
+        seed: int = 0,
+        weights: Sequence[Vectors] | None = None,
     ) -> None:
         if dimensions < NONZEROS or dimensions % NONZEROS:
             raise ValueError(f"dimensions: must be a multiple of {NONZEROS} (got {dimensions})")
@@ -111,7 +119,12 @@ class HashingEmbedder:
             _vectorizer(analyzer="char_wb", ngram_range=(4, 4)),
         )
         self._weights = [np.empty(0, dtype=np.float32) for _ in self._kinds]
-        self._fit(corpus)
+        if weights is None:
+            self._fit(corpus)
+        else:
+            self._weights = [np.asarray(one, dtype=np.float32) for one in weights]
+            if [one.shape for one in self._weights] != [(FEATURES,)] * len(self._kinds):
+                raise ValueError(f"weights: must be {len(self._kinds)} rows of {FEATURES}")
         rng = np.random.default_rng(seed)
         self._projections = [_projection(rng, dimensions) for _ in self._kinds]
         # An empty text shares nothing with any other: a direction of its own.
@@ -126,6 +139,11 @@ class HashingEmbedder:
     def dimensions(self) -> int:
         """H."""
         return self._dimensions
+
+    @property
+    def weights(self) -> list[Vectors]:
+        """What was fitted: a weight a bucket, [FEATURES] of each kind."""
+        return self._weights
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors, shape [len(texts), H]."""

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -71,6 +71,34 @@ class GgufEngine:
         """An answer in the completion API's form."""
         return _checked(query_id, self._server.handle_completions, request)
 
+    def stream(
+        self,
+        query_id: str,
+        request: Mapping[str, object],
+        take: Callable[[Mapping[str, Any]], bool],
+    ) -> None:
+        """An answer in the completion API's form, chunk by chunk, until `take` returns False.
+
+        Raises:
+            TeacherError: llama.cpp refused the request, or broke off.
+        """
+        problems: list[Exception] = []
+
+        def heard(chunk: dict[str, Any]) -> bool:
+            try:
+                _raise_error(query_id, chunk)
+                return not take(chunk)
+            except Exception as error:  # the library would pass over it
+                problems.append(error)
+                return True
+
+        try:
+            self._server.handle_completions({**request, "stream": True}, heard)
+        except (ValueError, RuntimeError) as error:
+            raise _refusal(query_id, error) from None
+        if problems:
+            raise problems[0]
+
     def prompt(self, query_id: str, turns: Sequence[Mapping[str, str]]) -> str:
         """The chat as the model reads it, up to where its answer begins."""
         try:
@@ -112,10 +140,18 @@ def _checked(query_id: str, ask: Any, request: Mapping[str, object]) -> dict[str
     try:
         answer: dict[str, Any] = ask(dict(request))
     except (ValueError, RuntimeError) as error:
-        raise TeacherError(f"query {query_id}: llama.cpp refused the request: {error}") from None
+        raise _refusal(query_id, error) from None
+    _raise_error(query_id, answer)
+    return answer
+
+
+def _refusal(query_id: str, error: Exception) -> TeacherError:
+    return TeacherError(f"query {query_id}: llama.cpp refused the request: {error}")
+
+
+def _raise_error(query_id: str, answer: Mapping[str, Any]) -> None:
     if "error" in answer:
         problem = answer["error"]
         message = problem.get("message", problem) if isinstance(problem, dict) else problem
         kind = UnanswerableQueryError if "context size" in str(message) else TeacherError
         raise kind(f"query {query_id}: llama.cpp: {message}")
-    return answer

@@ -25,6 +25,7 @@ from stillhouse.models.gguf_file import gguf_facts
 from stillhouse.models.gguf_labels import read_labels
 from stillhouse.models.gguf_threads import GgufAnswers
 from stillhouse.models.label_trie import Branch, branches, ended_sequences
+from stillhouse.models.writing import Piece, Say, Writing, Written
 
 FIRST: Final = "a"  # stands for a query where labels are cut into tokens
 
@@ -166,18 +167,72 @@ class GgufStudent(GgufAnswers):
         sequences = ended_sequences(labels, found, self._settings.ends)
         return _Labels(sequences, branches(sequences))
 
-    def _write(self, query: Query, sampling: Sampling, sample: int) -> Completion:
-        prompt = self._ids(query, sampling.max_tokens, 0)
-        room = max(1, min(sampling.max_tokens, self._settings.positions - len(prompt)))
-        request: dict[str, object] = {
+    def believe(self, query: Query, labels: tuple[str, ...]) -> Completion:
+        """The likeliest label, with the belief over all; blocks.
+
+        Raises:
+            TeacherError: llama.cpp did not answer.
+        """
+        return self._classify(query, Sampling(labels=labels))
+
+    def write(self, asked: Writing, say: Say) -> Written:
+        """Write one answer, piece by piece, until `say` returns False; blocks. May be called from
+        as many threads as there are slots.
+
+        Raises:
+            TeacherError: llama.cpp did not answer.
+        """
+        prompt = self._ids(asked.query, asked.max_tokens, 0)
+        request = self._request(prompt, asked.max_tokens, asked.sampling_temperature, asked.seed)
+        request |= {
+            "top_p": asked.top_p,
+            "presence_penalty": asked.presence_penalty,
+            "frequency_penalty": asked.frequency_penalty,
+            "stream_options": {"include_usage": True},
+        }
+        if asked.logprobs is not None:
+            request["n_probs"] = max(1, asked.logprobs)
+        if asked.json_schema is not None:
+            request["json_schema"] = dict(asked.json_schema)
+        finish: FinishReason = "stop"
+        count = 0
+
+        def take(chunk: Mapping[str, Any]) -> bool:
+            nonlocal finish, count
+            choice: Mapping[str, Any] = (chunk.get("choices") or ({},))[0]
+            if choice.get("finish_reason") == "length":
+                finish = "length"
+            usage = chunk.get("usage")
+            if usage:
+                count = int(usage["completion_tokens"])
+            else:
+                count += 1
+            most = asked.logprobs or 0
+            shown = [
+                one.model_copy(update={"top": one.top[:most]}) for one in token_logprobs(choice)
+            ]
+            return say(Piece(str(choice.get("text") or ""), tuple(shown)))
+
+        self._engine.stream(asked.query.id, request, take)
+        return Written(finish, len(prompt), count)
+
+    def _request(
+        self, prompt: list[int], most: int, temperature: float, seed: int
+    ) -> dict[str, object]:
+        return {
             "prompt": prompt,
-            "n_predict": room,
-            "temperature": sampling.sampling_temperature,
-            "seed": draw_seed(sampling.seed, query.id, sample),
+            "n_predict": max(1, min(most, self._settings.positions - len(prompt))),
+            "temperature": temperature,
+            "seed": seed,
             "top_k": 0,  # draws are from the model's own distribution, not a truncated one
             "top_p": 1.0,
             "min_p": 0.0,
         }
+
+    def _write(self, query: Query, sampling: Sampling, sample: int) -> Completion:
+        prompt = self._ids(query, sampling.max_tokens, 0)
+        seed = draw_seed(sampling.seed, query.id, sample)
+        request = self._request(prompt, sampling.max_tokens, sampling.sampling_temperature, seed)
         if sampling.logprobs:
             request["n_probs"] = sampling.logprobs
         choice, usage = self._ask(query.id, request)

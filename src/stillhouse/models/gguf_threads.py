@@ -20,7 +20,7 @@ class GgufAnswers(ABC):
     """A completer over an engine; closes it."""
 
     def __init__(self, engine: GgufEngine, slots: int, info: ModelInfo) -> None:
-        self._engine, self._info = engine, info
+        self._engine, self._info, self.slots = engine, info, slots
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="gguf")
 
     @property

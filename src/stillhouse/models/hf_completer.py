@@ -27,7 +27,7 @@ from stillhouse.models.seeded_sampling import SeededSampler, Step
 ROUND = 6  # decimals of log-probabilities on the wire
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     """Calls that may share a batch: equal in all but seed and query."""
 
     labels: tuple[str, ...]
@@ -88,9 +88,9 @@ class HfCompleter(BatchingCompleter):
         chats = [call.query.messages for call in calls]
         prompts: list[list[int]] = [[] for _ in calls]
         answers: list[Answer] = [()] * len(calls)
-        groups: dict[_Kind, list[int]] = {}
+        groups: dict[Kind, list[int]] = {}
         for index, prompt in enumerate(each_prompt_ids(self._loaded.tokenizer, chats)):
-            name, kind = calls[index].query.id, _kind(calls[index].sampling)
+            name, kind = calls[index].query.id, kind_of(calls[index].sampling)
             if isinstance(prompt, UserError):
                 answers[index] = UnanswerableQueryError(f"query {name}: {prompt}")
                 continue
@@ -113,7 +113,7 @@ class HfCompleter(BatchingCompleter):
         limit: int | None = getattr(self._loaded.model.config, "max_position_embeddings", None)
         return limit
 
-    def _room(self, kind: _Kind) -> int:
+    def _room(self, kind: Kind) -> int:
         """Most prompt tokens of a model that cuts: what leaves room for the answer.
 
         A long answer takes at most half of the model's positions; `_longest_answer` is what is then
@@ -126,13 +126,13 @@ class HfCompleter(BatchingCompleter):
             return max(1, min(trained, positions) - longest)
         return max(1, min(trained - 1, positions - min(kind.max_tokens, positions // 2)))
 
-    def _longest_answer(self, kind: _Kind) -> int:
+    def _longest_answer(self, kind: Kind) -> int:
         positions = self._positions()
         if positions is None or not self._cuts:
             return kind.max_tokens
         return max(1, min(kind.max_tokens, positions - self._room(kind)))
 
-    def _too_long(self, prompt: Sequence[int], kind: _Kind) -> str | None:
+    def _too_long(self, prompt: Sequence[int], kind: Kind) -> str | None:
         limit = self._positions()
         room = 1 if _closed(kind) else self._longest_answer(kind)
         if limit is None or len(prompt) + room <= limit:
@@ -145,7 +145,7 @@ class HfCompleter(BatchingCompleter):
         return self._scorers[labels]
 
     def _classify(
-        self, kind: _Kind, calls: Sequence[Call], prompts: list[list[int]]
+        self, kind: Kind, calls: Sequence[Call], prompts: list[list[int]]
     ) -> list[Sequence[Completion]]:
         scorer = self._scorer(kind.labels)
         log_p = scorer.score_ids(prompts)  # [B, C]
@@ -170,7 +170,7 @@ class HfCompleter(BatchingCompleter):
 
     @torch.inference_mode()
     def _generate(
-        self, kind: _Kind, calls: Sequence[Call], prompts: list[list[int]]
+        self, kind: Kind, calls: Sequence[Call], prompts: list[list[int]]
     ) -> list[Sequence[Completion]]:
         rows = [(i, sample) for i in range(len(calls)) for sample in range(kind.n)]
         sampler = SeededSampler(
@@ -200,7 +200,7 @@ class HfCompleter(BatchingCompleter):
         return list(answers)
 
     def _decode(
-        self, kind: _Kind, prompts: Sequence[Sequence[int]], sampler: SeededSampler
+        self, kind: Kind, prompts: Sequence[Sequence[int]], sampler: SeededSampler
     ) -> list[list[int]]:
         """New tokens of each row, from left-padded prompts."""
         model, pad = self._loaded.model, self._loaded.tokenizer.pad_token_id or 0
@@ -251,8 +251,9 @@ class HfCompleter(BatchingCompleter):
         )
 
 
-def _kind(sampling: Sampling) -> _Kind:
-    return _Kind(
+def kind_of(sampling: Sampling) -> Kind:
+    """What a call has in common with those that it may share a batch with."""
+    return Kind(
         sampling.labels,
         sampling.n,
         sampling.max_tokens,
@@ -261,5 +262,5 @@ def _kind(sampling: Sampling) -> _Kind:
     )
 
 
-def _closed(kind: _Kind) -> bool:
+def _closed(kind: Kind) -> bool:
     return bool(kind.labels) and kind.n == 1 and kind.sampling_temperature == 0

@@ -46,9 +46,7 @@ class SeededSampler(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Perturb the scores [B, V] of one step."""
         log_p = scores.float().log_softmax(-1)
-        drawn = log_p
-        if self._temperature > 0:
-            drawn = log_p / self._temperature + self._gumbel(scores.shape[-1]).to(scores.device)
+        drawn = self.draw(log_p)
         if self._alternatives is not None:
             chosen = drawn.argmax(-1, keepdim=True)
             top = log_p.topk(min(self._alternatives, log_p.shape[-1]), dim=-1)
@@ -57,6 +55,13 @@ class SeededSampler(LogitsProcessor):
             )
         return drawn
 
-    def _gumbel(self, size: int) -> Tensor:
+    def draw(self, log_p: Tensor) -> Tensor:
+        """What the argmax is taken of [B, V]."""
+        if self._temperature == 0:
+            return log_p
+        return log_p / self._temperature + self.gumbel(log_p.shape[-1]).to(log_p.device)
+
+    def gumbel(self, size: int) -> Tensor:
+        """Noise [B, size], each row's from its own generator."""
         rows = [torch.empty(size).exponential_(generator=g) for g in self._generators]
         return -torch.stack(rows).log()

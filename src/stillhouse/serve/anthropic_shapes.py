@@ -176,7 +176,8 @@ def openai_answer(answer: Mapping[str, Any], created: int) -> dict[str, Any]:
 def prompt_tokens(usage: Mapping[str, Any]) -> int:
     """Of Anthropic's usage: cached ones too."""
     names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    return sum(usage.get(name) or 0 for name in names)
+    found = [usage.get(name) for name in names]
+    return sum(one for one in found if isinstance(one, int) and one > 0)
 
 
 def openai_request(body: Mapping[str, Any]) -> dict[str, Any]:

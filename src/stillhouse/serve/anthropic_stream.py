@@ -14,40 +14,47 @@ from stillhouse.serve.sse import DONE, parsed
 
 
 def joined_messages(events: Iterable[bytes]) -> dict[str, Any]:
-    """One answer out of the events of Anthropic's stream. Events that are no JSON are left out."""
+    """One answer out of the events of Anthropic's stream. Events that are no JSON, or of another
+    shape, are left out."""
     answer: dict[str, Any] = {"type": "message", "content": [], "usage": {}}
     blocks: dict[int, dict[str, Any]] = {}
     inputs: dict[int, str] = {}
     for event in events:
         try:
-            found = parsed(event)
-        except ValueError:
+            _join(answer, blocks, inputs, parsed(event) or {})
+        except (KeyError, TypeError, ValueError, AttributeError):
             continue
-        kind = (found or {}).get("type")
-        if found is None or not isinstance(kind, str):
-            continue
-        if kind == "message_start":
-            message = found.get("message") or {}
-            answer |= {name: value for name, value in message.items() if name != "content"}
-        elif kind == "content_block_start":
-            blocks[found.get("index", 0)] = dict(found.get("content_block") or {})
-        elif kind == "content_block_delta":
-            index, delta = found.get("index", 0), found.get("delta") or {}
-            block = blocks.setdefault(index, {"type": "text", "text": ""})
-            if "text" in delta:
-                block["text"] = block.get("text", "") + delta["text"]
-            inputs[index] = inputs.get(index, "") + (delta.get("partial_json") or "")
-        elif kind == "message_delta":
-            answer |= found.get("delta") or {}
-            answer["usage"] = {**(answer.get("usage") or {}), **(found.get("usage") or {})}
     for index, text in inputs.items():
         if blocks[index].get("type") == "tool_use" and text:
             try:
                 blocks[index]["input"] = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 blocks[index]["input"] = {"text": text}
     answer["content"] = [blocks[index] for index in sorted(blocks)]
     return answer
+
+
+def _join(
+    answer: dict[str, Any],
+    blocks: dict[int, dict[str, Any]],
+    inputs: dict[int, str],
+    found: Mapping[str, Any],
+) -> None:
+    kind = found.get("type")
+    if kind == "message_start":
+        message = found.get("message") or {}
+        answer |= {name: value for name, value in message.items() if name != "content"}
+    elif kind == "content_block_start":
+        blocks[int(found.get("index", 0))] = dict(found.get("content_block") or {})
+    elif kind == "content_block_delta":
+        index, delta = int(found.get("index", 0)), found.get("delta") or {}
+        block = blocks.setdefault(index, {"type": "text", "text": ""})
+        if "text" in delta:
+            block["text"] = block.get("text", "") + delta["text"]
+        inputs[index] = inputs.get(index, "") + (delta.get("partial_json") or "")
+    elif kind == "message_delta":
+        answer |= found.get("delta") or {}
+        answer["usage"] = {**(answer.get("usage") or {}), **(found.get("usage") or {})}
 
 
 def _event(data: Mapping[str, Any], name: str | None = None) -> bytes:

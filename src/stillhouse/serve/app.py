@@ -9,25 +9,31 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, ParamSpec, TypeVar
 
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import Route as Kind
+from stillhouse.serve.batch_routes import admin_batch_routes, batch_routes
 from stillhouse.serve.exchange import Exchange
 from stillhouse.serve.feedback import outcome_of
-from stillhouse.serve.front import Front, admit, new_id, read_body
+from stillhouse.serve.front import ClientGoneError, Front, admit, new_id, read_body
 from stillhouse.serve.gateway_file import GatewayFile
+from stillhouse.serve.log_routes import log_routes
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import ACTIONS, changed
 from stillhouse.serve.request_checks import parse_json
 from stillhouse.serve.seams import KeyStore, Parts
+from stillhouse.serve.tables import StoreError
+from stillhouse.serve.traffic_log import UnknownRequestError
 
 _ROUTES: Final[Mapping[str, Kind]] = {
     "/v1/chat/completions": "chat",
@@ -36,6 +42,9 @@ _ROUTES: Final[Mapping[str, Kind]] = {
     "/v1/messages": "messages",
 }
 ADMIN_BODY: Final = 10_000
+STORE_S: Final = 15.0  # longer than an outcome waits for its request
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -69,10 +78,66 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     return response
 
 
-_HANDLERS: Final[Any] = {ApiError: _api_error, HTTPException: _http_error}
+async def _unknown(_request: Request, _what: Exception) -> Response:
+    return _error(ApiError(404, "There is no such request.", code="request_not_found"))
 
 
-def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Metrics) -> Starlette:
+async def _no_store(_request: Request, _what: Exception) -> Response:
+    return _error(ApiError(503, "What is kept cannot be reached now.", retry_after=5))
+
+
+async def _gone(_request: Request, _what: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _crash(_request: Request, _what: Exception) -> Response:
+    return _error(ApiError(500, "The gateway failed; the request id says where to look."))
+
+
+_HANDLERS: Final[Any] = {
+    ApiError: _api_error,
+    HTTPException: _http_error,
+    UnknownRequestError: _unknown,
+    StoreError: _no_store,
+    SQLAlchemyError: _no_store,
+    ClientGoneError: _gone,
+    Exception: _crash,
+}
+
+
+async def kept(call: Callable[P, R], *args: P.args, **more: P.kwargs) -> R:
+    """What the database says, off the event loop.
+
+    Raises:
+        ApiError: 503: it says nothing in time; whether it has done what it was asked is not known.
+    """
+    try:
+        async with asyncio.timeout(STORE_S):
+            return await asyncio.to_thread(call, *args, **more)
+    except TimeoutError:
+        text = "What is kept does not answer now; it may yet do what was asked."
+        raise ApiError(503, text, retry_after=5) from None
+
+
+class Direct:
+    """Sends what is asked of models past the router, whose layers would cost each request as much
+    as its checks; all else goes through it.
+    """
+
+    def __init__(self, fronts: Mapping[str, Front], others: ASGIApp) -> None:
+        self._fronts = fronts
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        front = self._fronts.get(scope["path"]) if scope["type"] == "http" else None
+        if front is not None and scope["method"] == "POST":
+            await front(scope, receive, send)
+        else:
+            await self._others(scope, receive, send)
+
+
+def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Metrics) -> ASGIApp:
     """What clients reach."""
     born = int(time.time())
 
@@ -97,33 +162,28 @@ def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Met
             raise ApiError(403, "The key may not give feedback.", code="missing_scope")
         raw = await read_body(request.scope, request.receive, file.limits.body_bytes)
         outcome = outcome_of(parse_json(raw, file.limits.json_depth), time.time())
-        owner = await asyncio.to_thread(parts.log.owner, outcome.request)
+        owner = await kept(parts.log.owner, outcome.request)
         if owner is None or owner != principal.tenant:
             raise ApiError(404, "There is no such request.", code="request_not_found")
-        await asyncio.to_thread(parts.log.outcome, outcome)
+        await kept(parts.log.outcome, outcome)
         return _json({"object": "feedback", "request_id": outcome.request}, 201)
 
     async def health(_request: Request) -> Response:
         return _json({"status": "ok"})
 
-    fronts = [
-        Route(
-            path,
-            Front(kind, file, parts, exchange, metrics),
-            methods=["POST"],
-        )
-        for path, kind in _ROUTES.items()
-    ]
-    return Starlette(
+    fronts = {path: Front(kind, file, parts, exchange, metrics) for path, kind in _ROUTES.items()}
+    others = Starlette(
         routes=[
-            *fronts,
+            *(Route(path, front, methods=["POST"]) for path, front in fronts.items()),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/v1/feedback", feedback, methods=["POST"]),
+            *batch_routes(file, parts),
             Route("/healthz", health),
         ],
         exception_handlers=_HANDLERS,
     )
+    return Direct(fronts, others)
 
 
 def admin_app(
@@ -145,7 +205,8 @@ def admin_app(
     async def states(request: Request) -> Response:
         check(request)
         found = {name: parts.states.get(name).model_dump(mode="json") for name in file.tasks}
-        return _json({"tasks": found, "breakers": exchange.open_breakers()})
+        metrics.tell_breakers(exchange.breakers())
+        return _json({"tasks": found, "breakers": metrics.breakers()})
 
     async def act(request: Request) -> Response:
         check(request)
@@ -164,11 +225,18 @@ def admin_app(
             raise ApiError(409, f"The state is at version {state.version} now.", code="conflict")
         plan = file.tasks[name].experiment.stages
         new, decision = changed(state, plan, action, reason, time.time())
-        if not await asyncio.to_thread(parts.states.swap, state.version, new, decision):
+        if not await kept(parts.states.swap, state.version, new, decision):
             raise ApiError(
                 409, "The state has been changed meanwhile; read it anew.", code="conflict"
             )
         return _json(new.model_dump(mode="json"))
+
+    async def experiment(request: Request) -> Response:
+        check(request)
+        name = known(request)
+        if parts.experiments is None:
+            raise ApiError(404, "Nothing watches experiments here.", code="task_not_found")
+        return _json(await asyncio.to_thread(parts.experiments.view, name))
 
     def key_store() -> KeyStore:
         if parts.key_store is None:
@@ -177,7 +245,7 @@ def admin_app(
 
     async def keys(request: Request) -> Response:
         check(request)
-        found = await asyncio.to_thread(key_store().listed)
+        found = await kept(key_store().listed)
         shown = [{**one._asdict(), "scopes": sorted(one.scopes)} for one in found]
         return _json({"keys": shown})
 
@@ -186,25 +254,25 @@ def admin_app(
         store = key_store()
         body = parse_json(await read_body(request.scope, request.receive, ADMIN_BODY), 8)
         tenant, scopes = body.get("tenant"), body.get("scopes", ["*"])
-        if not isinstance(tenant, str) or not tenant:
-            raise ApiError(400, "tenant must be a string.", param="tenant")
+        if not isinstance(tenant, str) or not tenant or not tenant.isprintable():
+            raise ApiError(400, "tenant must be a printable string.", param="tenant")
         if not isinstance(scopes, list) or not scopes:
             raise ApiError(400, "scopes must be a list of strings.", param="scopes")
         if not all(isinstance(one, str) and one for one in scopes):
             raise ApiError(400, "scopes must be a list of strings.", param="scopes")
-        return _json({"key": await asyncio.to_thread(store.make, tenant, scopes, time.time())}, 201)
+        return _json({"key": await kept(store.make, tenant, scopes, time.time())}, 201)
 
     async def revoke_key(request: Request) -> Response:
         check(request)
         identity = str(request.path_params["id"])
-        if not await asyncio.to_thread(key_store().revoke, identity, time.time()):
+        if not await kept(key_store().revoke, identity, time.time()):
             raise ApiError(404, "There is no such key that holds.", code="key_not_found")
         return _json({"revoked": identity})
 
     async def page(request: Request) -> Response:
         check(request)
-        content = metrics.page(exchange.open_breakers())
-        return Response(content, media_type="text/plain; version=0.0.4")
+        metrics.tell_breakers(exchange.breakers())
+        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
     async def health(_request: Request) -> Response:
         return _json({"status": "ok"})
@@ -212,10 +280,13 @@ def admin_app(
     return Starlette(
         routes=[
             Route("/state", states),
+            Route("/experiments/{task:path}", experiment),
             Route("/tasks/{task:path}/{action}", act, methods=["POST"]),
             Route("/keys", keys, methods=["GET"]),
             Route("/keys", make_key, methods=["POST"]),
             Route("/keys/{id}/revoke", revoke_key, methods=["POST"]),
+            *log_routes(parts, check, kept),
+            *admin_batch_routes(parts, check),
             Route("/metrics", page),
             Route("/healthz", health),
         ],

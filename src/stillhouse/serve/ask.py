@@ -5,13 +5,14 @@ Knows the shapes of requests; asks nobody.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stillhouse.serve.anthropic_shapes import anthropic_request, openai_request
+from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.gateway_sections import TaskSection
+from stillhouse.serve.quick_json import json_bytes
 from stillhouse.serve.records import Assignment
 
 Route = Literal["chat", "completions", "embeddings", "messages"]
@@ -38,10 +39,13 @@ class Ask:
     user: str | None
     conversation: str | None
     assignment: Assignment
-    upstream_s: float = 0.0
+    weight: int = 0  # of its body in memory, in bytes
+    upstream_s: float = 0.0  # waited for models: for their answers, or their streams' first pieces
     first_byte_s: float | None = None
     fell_back: str | None = None
     confidence: float | None = None
+    features: dict[str, float] = field(default_factory=dict)
+    sampled_tokens: tuple[int, int] = (0, 0)
     tried: list[str] = field(default_factory=list)
 
     @property
@@ -55,9 +59,12 @@ class Ask:
         return bool((self.body.get("stream_options") or {}).get("include_usage"))
 
     @property
-    def own_logprobs(self) -> bool:
-        """Whether log-probabilities, if there are any, were asked for by the client."""
-        return bool(self.body.get("logprobs"))
+    def own_alternatives(self) -> int | None:
+        """How many alternatives a token the client asked for; `None`: no log-probabilities."""
+        if not self.body.get("logprobs"):
+            return None
+        wanted = self.body.get("top_logprobs")
+        return wanted if isinstance(wanted, int) else 0
 
 
 def translated(ask: Ask, kind: str) -> bool:
@@ -65,25 +72,64 @@ def translated(ask: Ask, kind: str) -> bool:
     return (kind == "anthropic") != (ask.route == "messages")
 
 
-def sent_body(ask: Ask, kind: str, model: str, *, logprobs: bool = False) -> bytes:
+def sent_body(
+    ask: Ask,
+    kind: str,
+    model: str,
+    *,
+    alternatives: int = 0,
+    whole: bool = False,
+    more: Mapping[str, Any] | None = None,
+) -> bytes:
     """The request as an upstream of a kind gets it: its own model name, usage in streams.
+
+    Args:
+        alternatives: log-probabilities with at least so many a token; 0: as the client asked.
+        whole: no stream, whatever the client wants.
+        more: parameters in place of the client's.
 
     Raises:
         ApiError: it cannot be said in that API.
     """
-    body = {**ask.body, "model": model}
-    if translated(ask, kind):
+    body = {**ask.body, "model": model, **(more or {})}
+    for name, value in (more or {}).items():
+        if value is None:
+            body.pop(name, None)
+    if whole or translated(ask, kind):
         body.pop("stream", None)
         body.pop("stream_options", None)
     if kind == "anthropic":
         if ask.route != "messages":
-            body = anthropic_request(body)
+            body = _translated(anthropic_request, body)
     else:
         if ask.route == "messages":
-            body = openai_request(body)
+            body = _translated(openai_request, body)
         if body.get("stream") and ask.route != "embeddings":
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-        if logprobs and not body.get("logprobs"):
+        if alternatives:
             body["logprobs"] = True
-            body["top_logprobs"] = 2
-    return json.dumps(body, separators=(",", ":")).encode("ascii")
+            body["top_logprobs"] = max(alternatives, ask.own_alternatives or 0)
+    return json_bytes(body)
+
+
+def path_of(ask: Ask, kind: str) -> str:
+    """Where an upstream of a kind is asked."""
+    if kind == "anthropic":
+        return PATHS["messages"]
+    return PATHS["chat" if ask.route == "messages" else ask.route]
+
+
+def _translated(
+    translate: Callable[[Mapping[str, Any]], dict[str, Any]], body: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A request in the other API.
+
+    Raises:
+        ApiError: it cannot be said there, or is of no shape that either knows.
+    """
+    try:
+        return translate(body)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise ApiError(
+            400, "The request is not of the API's shape.", code="invalid_value"
+        ) from None

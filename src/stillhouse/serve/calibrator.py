@@ -1,96 +1,104 @@
-"""From features of an answer to the probability that it is acceptable, and whether to accept it.
+"""Fitting what gate.json holds: calibrated probabilities, and a threshold that keeps an error.
 
-A ridge logistic regression on standardised features (Platt 1999), kept as JSON with the threshold
-and its promise. One half of the held-out samples fits the calibrator, the other chooses the
-threshold: samples that shaped the scores cannot test them. Knows no server and no database.
+Three methods: a ridge logistic regression on standardised features (Platt 1999), temperature
+scaling (Guo et al. 2017) and isotonic regression (Zadrozny and Elkan 2002) of the logistic score;
+the one with the least log loss on samples that it was not fitted on is taken, or the one asked for.
+One half of the samples fits, the other chooses the threshold: samples that shaped the scores cannot
+test them. Knows samples; no student, no server and no database.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, ValidationError
+from scipy.optimize import isotonic_regression, minimize_scalar
 
 from stillhouse.core.errors import DataError
-from stillhouse.core.jsonl import read_json, read_objects, write_json
-from stillhouse.core.records import Record
-from stillhouse.core.risk_control import Floats, selective_threshold
+from stillhouse.core.jsonl import read_objects
+from stillhouse.core.risk_control import Floats, Threshold, selective_threshold
 from stillhouse.models.confidence import label_features
+from stillhouse.serve.gate_file import Calibrator, Features, GateFile, Method, Window
 
 STEPS: Final = 50
-Features = Mapping[str, float]
-
-
-class Calibrator(Record):
-    """P(acceptable) = 1 / (1 + exp(-(bias + sum_f weight_f (x_f - mean_f) / scale_f)))."""
-
-    features: tuple[str, ...]
-    means: tuple[float, ...]
-    scales: tuple[float, ...]
-    weights: tuple[float, ...]
-    bias: float
-    n: int = Field(ge=1)
-
-    def probability(self, features: Features) -> float:
-        """Raises ValueError: a feature is missing or not finite."""
-        missing = [name for name in self.features if name not in features]
-        if missing:
-            raise ValueError(f"features are missing: {', '.join(missing)}")
-        z = self.bias
-        parts = zip(self.features, self.means, self.scales, self.weights, strict=True)
-        for name, mean, scale, weight in parts:
-            if not math.isfinite(features[name]):
-                raise ValueError(f"feature {name} is not finite (got {features[name]})")
-            z += weight * (features[name] - mean) / scale
-        return 1 / (1 + math.exp(-max(-700.0, min(700.0, z))))
-
-
-class GateFile(Record):
-    """A calibrator with its threshold: what the gateway loads."""
-
-    calibrator: Calibrator
-    threshold: float | None = Field(description="None: no threshold keeps the error.")
-    error: float = Field(description="Promised of what the student answers.")
-    delta: float = Field(description="Chance over held-out samples that the promise fails.")
-    coverage: float
-    n: int = Field(description="Samples that chose the threshold.")
-
-    def confident(self, features: Features) -> tuple[float, bool]:
-        """(calibrated probability, whether the student's answer is accepted)."""
-        p = self.calibrator.probability(features)
-        return p, self.threshold is not None and p >= self.threshold
+FOLDS: Final = 5
+LEAST_SPREAD: Final = 1e-4  # of a feature, over its mean: less is no feature
+METHODS: Final[tuple[Method, ...]] = ("logistic", "temperature", "isotonic")
+LOGIT: Final = "logit"
+Choice = Literal["auto", "logistic", "temperature", "isotonic"]
 
 
 class Judged(NamedTuple):
-    """One held-out answer; `id` decides its half."""
+    """One held-out answer. `group` (else `id`) decides its half: near-duplicates stay together.
+
+    `window` are the features of the answer's first tokens.
+    """
 
     id: str
     features: Features
     acceptable: bool
+    group: str = ""
+    window: Features | None = None
 
 
-def fit_calibrator(rows: Sequence[Features], acceptable: Sequence[bool]) -> Calibrator:
-    """Penalised maximum likelihood by Newton's steps; penalty |weights|^2 / 2, bias free.
+class Halves(NamedTuple):
+    """Samples that fit, and samples that test."""
+
+    fits: list[Judged]
+    tests: list[Judged]
+
+
+class Fitted(NamedTuple):
+    """A calibrator with its threshold, and the methods' held-out log losses (nats)."""
+
+    calibrator: Calibrator
+    threshold: Threshold
+    losses: dict[Method, float]
+
+
+def fit_calibrator(
+    rows: Sequence[Features], acceptable: Sequence[bool], method: Method = "logistic"
+) -> Calibrator:
+    """Fit one method.
 
     Raises:
-        ValueError: no rows, features that differ or are not finite, or one outcome only.
+        ValueError: no rows, features that differ or are not finite, one outcome only, or
+            temperature scaling without the feature `logit`.
     """
     if not rows or len(rows) != len(acceptable) or len(set(acceptable)) < 2:
         raise ValueError("calibration needs answers that are acceptable and answers that are not")
     names = tuple(sorted(rows[0]))
     if not names or any(set(row) != set(names) for row in rows):
         raise ValueError("every answer needs the same features")
+    if method == "temperature":
+        if LOGIT not in names:
+            raise ValueError(f"temperature scaling needs the feature {LOGIT}")
+        names = (LOGIT,)
     x: Floats = np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
     if not np.isfinite(x).all():
         raise ValueError("every feature must be finite")
+    if method != "temperature":
+        # What does not vary here says nothing, and in units of its noise it would say anything.
+        varies = x.std(axis=0) > LEAST_SPREAD * np.maximum(1.0, np.abs(x.mean(axis=0)))
+        names = tuple(name for name, one in zip(names, varies, strict=True) if one)
+        x = x[:, varies]
     y = np.asarray(acceptable, dtype=np.float64)
+    if method == "temperature":
+        return _temperature(x[:, 0], y)
+    logistic = _logistic(names, x, y)
+    if method == "logistic":
+        return logistic
+    z = np.array([logistic.score(row) for row in rows])
+    return logistic.model_copy(update={"method": method, "knots": _isotonic(z, y)})
+
+
+def _logistic(names: tuple[str, ...], x: Floats, y: Floats) -> Calibrator:
+    """Penalised maximum likelihood by Newton's steps; penalty |weights|^2 / 2, bias free."""
     means, scales = x.mean(axis=0), x.std(axis=0)
-    scales = np.where(scales > 0, scales, 1.0)
     z = np.column_stack([np.ones(len(x)), (x - means) / scales])
     penalty = np.diag([1e-6] + [1.0] * len(names))
     beta = np.zeros(z.shape[1])
@@ -105,28 +113,168 @@ def fit_calibrator(rows: Sequence[Features], acceptable: Sequence[bool]) -> Cali
         scales=tuple(scales.tolist()),
         weights=tuple(beta[1:].tolist()),
         bias=float(beta[0]),
-        n=len(rows),
+        n=len(y),
     )
 
 
-def fit_gate(judged: Sequence[Judged], error: float, delta: float = 0.05) -> GateFile:
-    """Calibrate on one half, choose the threshold on the other (`selective_threshold`)."""
-    halves: tuple[list[Judged], list[Judged]] = ([], [])
+def _temperature(logit: Floats, y: Floats) -> Calibrator:
+    """The T of least log loss of 1 / (1 + exp(-logit / T)), T from 1/20 to 20."""
+
+    def loss(log_weight: float) -> float:
+        z = logit * math.exp(log_weight)
+        return float(np.logaddexp(0, np.where(y > 0, -z, z)).mean())
+
+    found = minimize_scalar(loss, bounds=(-math.log(20), math.log(20)), method="bounded")
+    weight = math.exp(float(found.x))
+    return Calibrator(
+        method="temperature",
+        features=(LOGIT,),
+        means=(0.0,),
+        scales=(1.0,),
+        weights=(weight,),
+        bias=0.0,
+        n=len(y),
+    )
+
+
+def _isotonic(z: Floats, y: Floats) -> tuple[tuple[float, float], ...]:
+    """Knots at the mean score of each block of equal probability (pool adjacent violators).
+
+    Each block counts one answer of the base rate more, so that none is 0 or 1.
+    """
+    order = np.argsort(z, kind="stable")
+    z, y = z[order], y[order]
+    starts = np.asarray(isotonic_regression(y).blocks[:-1])
+    counts = np.diff([*starts, len(y)])
+    centres = np.add.reduceat(z, starts) / counts
+    smooth = (np.add.reduceat(y, starts) + y.mean()) / (counts + 1)
+    levels = isotonic_regression(smooth, weights=counts + 1.0).x
+    distinct = np.concatenate([[True], np.diff(centres) > 0])
+    pairs = zip(centres[distinct].tolist(), levels[distinct].tolist(), strict=True)
+    return tuple((float(a), float(b)) for a, b in pairs)
+
+
+def log_loss(calibrator: Calibrator, rows: Sequence[Features], acceptable: Sequence[bool]) -> float:
+    """Mean of -log P(what came out), nats."""
+    p = np.array([calibrator.probability(row) for row in rows])
+    return float(-np.log(np.where(np.asarray(acceptable, dtype=bool), p, 1 - p)).mean())
+
+
+def method_losses(judged: Sequence[Judged]) -> dict[Method, float]:
+    """Log loss of each method, cross-validated over groups in `FOLDS` parts; methods that cannot be
+    fitted are left out."""
+    folds: list[list[Judged]] = [[] for _ in range(FOLDS)]
     for one in judged:
-        halves[hashlib.sha256(one.id.encode()).digest()[0] % 2].append(one)
-    fits, tests = halves
-    calibrator = fit_calibrator([j.features for j in fits], [j.acceptable for j in fits])
-    scores = np.array([calibrator.probability(j.features) for j in tests])
-    wrong = np.array([float(not j.acceptable) for j in tests])
-    found = selective_threshold(scores, wrong, error, delta)
+        folds[_hash(one, b"fold") % FOLDS].append(one)
+    found: dict[Method, float] = {}
+    for method in METHODS:
+        total = 0.0
+        try:
+            for fold in folds:
+                rest = [one for other in folds if other is not fold for one in other]
+                calibrator = fit_calibrator(
+                    [one.features for one in rest], [one.acceptable for one in rest], method
+                )
+                if fold:
+                    total += len(fold) * log_loss(
+                        calibrator,
+                        [one.features for one in fold],
+                        [one.acceptable for one in fold],
+                    )
+        except ValueError:
+            continue
+        found[method] = total / len(judged)
+    return found
+
+
+def halves(judged: Sequence[Judged]) -> Halves:
+    """Samples that fit and samples that test; a group is never split."""
+    parts: tuple[list[Judged], list[Judged]] = ([], [])
+    for one in judged:
+        parts[_hash(one, b"") % 2].append(one)
+    return Halves(*parts)
+
+
+def _hash(one: Judged, salt: bytes) -> int:
+    return hashlib.sha256(salt + (one.group or one.id).encode()).digest()[0]
+
+
+def fit_part(split: Halves, error: float, delta: float, method: Choice) -> Fitted:
+    """Calibrate on one half, choose the threshold on the other (`selective_threshold`).
+
+    Raises:
+        ValueError: too few samples, or all of one outcome.
+    """
+    fits, tests = split
+    if not tests:
+        raise ValueError("there are no samples to choose a threshold on")
+    rows, outcomes = [one.features for one in fits], [one.acceptable for one in fits]
+    losses = method_losses(fits) if method == "auto" else {}
+    chosen: Method = "logistic" if method == "auto" else method
+    if losses:
+        chosen = min(losses, key=lambda name: losses[name])
+    calibrator = fit_calibrator(rows, outcomes, chosen)
+    scores = np.array([calibrator.probability(one.features) for one in tests])
+    wrong = np.array([float(not one.acceptable) for one in tests])
+    return Fitted(calibrator, selective_threshold(scores, wrong, error, delta), losses)
+
+
+def fit_gate(
+    judged: Sequence[Judged],
+    error: float,
+    delta: float = 0.05,
+    method: Choice = "auto",
+    window: int | None = None,
+) -> GateFile:
+    """A gate from held-out answers.
+
+    Args:
+        window: tokens that `Judged.window` are of; a stream's head has a gate of its own.
+
+    Raises:
+        ValueError: as `fit_part`.
+    """
+    split = halves(judged)
+    return gate_from(split, error, delta, method, window=window, heads=split)
+
+
+def gate_from(
+    split: Halves,
+    error: float,
+    delta: float,
+    method: Choice,
+    *,
+    window: int | None,
+    heads: Halves,
+) -> GateFile:
+    """`fit_gate`, with the halves given; `heads` are those that have a window."""
+    whole = fit_part(split, error, delta, method)
+    head: Window | None = None
+    if window is not None:
+        own = Halves(*([_head(one) for one in part if one.window] for part in heads))
+        part = fit_part(own, error, delta, method)
+        found = part.threshold
+        head = Window(
+            tokens=window,
+            calibrator=part.calibrator,
+            threshold=found.value,
+            coverage=found.coverage,
+            n=found.n,
+        )
     return GateFile(
-        calibrator=calibrator,
-        threshold=found.value,
+        calibrator=whole.calibrator,
+        threshold=whole.threshold.value,
         error=error,
         delta=delta,
-        coverage=found.coverage,
-        n=found.n,
+        coverage=whole.threshold.coverage,
+        n=whole.threshold.n,
+        losses=whole.losses,
+        window=head,
     )
+
+
+def _head(one: Judged) -> Judged:
+    return one._replace(features=one.window or {}, window=None)
 
 
 def gate_of_run(run: Path, student: str, error: float, delta: float = 0.05) -> GateFile:
@@ -152,22 +300,3 @@ def gate_of_run(run: Path, student: str, error: float, delta: float = 0.05) -> G
             str(path), "has no held-out answers with class probabilities of", value=student
         )
     return fit_gate(judged, error, delta)
-
-
-def save_gate(path: Path, gate: GateFile) -> None:
-    """Write as JSON, atomically; NaN is refused."""
-    write_json(path, gate.model_dump(mode="json"))
-
-
-def load_gate(path: Path) -> GateFile:
-    """Raises DataError: not a gate's file, or numbers that are not finite."""
-    try:
-        gate = GateFile.model_validate(read_json(path))
-    except ValidationError as bad:
-        raise DataError(str(path), f"is no gate: {bad.errors()[0]['msg']}") from None
-    c = gate.calibrator
-    lengths = {len(c.features), len(c.means), len(c.scales), len(c.weights)}
-    numbers = (*c.means, *c.scales, *c.weights, c.bias, gate.threshold or 0.0)
-    if len(lengths) > 1 or not all(map(math.isfinite, numbers)) or 0 in c.scales:
-        raise DataError(str(path), "has numbers that are missing, zero scales or not finite")
-    return gate

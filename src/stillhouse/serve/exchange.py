@@ -7,22 +7,26 @@ Knows no evidence: assignment, state and confidence come from the seams.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from stillhouse.serve.anthropic_shapes import anthropic_answer, openai_answer
 from stillhouse.serve.anthropic_stream import anthropic_stream, joined_messages, openai_stream
 from stillhouse.serve.api_errors import ApiError
-from stillhouse.serve.ask import PATHS, Ask, sent_body, translated
+from stillhouse.serve.ask import Ask, path_of, sent_body, translated
 from stillhouse.serve.features import answer_features
+from stillhouse.serve.gateway_sections import TaskSection
 from stillhouse.serve.metrics import Metrics
+from stillhouse.serve.private import raw_weight
+from stillhouse.serve.quick_json import json_bytes, read_json
 from stillhouse.serve.record_calls import Recorder, Went
 from stillhouse.serve.records import Variant
-from stillhouse.serve.relay import Relay, Unsure
-from stillhouse.serve.seams import Parts
-from stillhouse.serve.sse import joined
+from stillhouse.serve.relay import Judge, Relay, Unsure
+from stillhouse.serve.seams import GatePlan, Parts
+from stillhouse.serve.sse import joined, own_logprobs
+from stillhouse.serve.sureness import Sureness
 from stillhouse.serve.upstream import Reply, Stream, Upstream, UpstreamFailed
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -35,9 +39,15 @@ _MESSAGES: Final = {
 }
 
 
-def base_headers(request_id: str, kind: bytes) -> list[tuple[bytes, bytes]]:
-    """Headers of every answer."""
-    return [(b"content-type", kind), (b"x-request-id", request_id.encode("ascii"))]
+def base_headers(
+    request_id: str, kind: bytes, *, anthropic: bool = False
+) -> list[tuple[bytes, bytes]]:
+    """Headers of every answer; Anthropic's clients look for the id under another name."""
+    identity = request_id.encode("ascii")
+    headers = [(b"content-type", kind), (b"x-request-id", identity)]
+    if anthropic:
+        headers.append((b"request-id", identity))
+    return headers
 
 
 async def respond(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
@@ -48,12 +58,12 @@ async def respond(send: Send, status: int, headers: list[tuple[bytes, bytes]], b
 
 
 class Turn(NamedTuple):
-    """One variant's turn at a request. `gated`: its answer must be sure enough. `last`: nobody else
-    can answer."""
+    """One variant's turn at a request. `gate`: what is needed to see whether its answer is sure
+    enough; `None`: it is shown as it is. `last`: nobody else can answer."""
 
     variant: Variant
     upstream: Upstream
-    gated: bool
+    gate: GatePlan | None
     last: bool
 
 
@@ -64,8 +74,10 @@ class Exchange:
         self._upstreams = upstreams
         self._parts = parts
         self._metrics = metrics
+        self._sure = Sureness(parts.gate, parts.states)
         self._recorder = Recorder(parts.log, metrics)
         self._shadows: dict[str, set[asyncio.Task[None]]] = {}
+        self.live = 0  # requests of clients that are in work, counted by who lets them in
 
     async def answer(self, ask: Ask, send: Send) -> None:
         """Answer it.
@@ -74,16 +86,19 @@ class Exchange:
             ApiError: nobody could, and nothing is sent yet.
         """
         loop = asyncio.get_running_loop()
-        teacher = self._upstream(ask, "teacher")
-        ends = loop.time() + teacher.section.deadlines.total_s
         variants = self._order(ask)
+        upstreams = [self._upstream(ask, variant) for variant in variants]
+        ends = loop.time() + max(one.section.deadlines.total_s for one in upstreams)
         failed: UpstreamFailed | None = None
         for number, variant in enumerate(variants):
-            upstream = self._upstream(ask, variant)
+            upstream = upstreams[number]
+            own = loop.time() + upstream.section.deadlines.total_s
             last = number == len(variants) - 1
-            gated = self._gated(ask, variant, last=last)
+            unsure = variant == "student" and not last  # there is a teacher to fall back on
+            gate = self._sure.gates(ask, upstream.section.kind) if unsure else None
             try:
-                await self._try(ask, Turn(variant, upstream, gated, last), send, ends)
+                turn = Turn(variant, upstream, gate, last)
+                await self._try(ask, turn, send, min(ends, own))
                 break
             except Unsure:
                 ask.fell_back = "low-confidence"
@@ -106,13 +121,22 @@ class Exchange:
         if ask.assignment.shadowed and ask.fell_back is None and ask.route != "embeddings":
             self._shadow_later(ask)
 
-    def open_breakers(self) -> dict[str, str]:
+    def spare(self, task: TaskSection) -> bool:
+        """Whether both of a task's upstreams have room for what can wait."""
+        names = [name for name in (task.teacher, task.student) if name is not None]
+        return all(self._upstreams[name].slots.spare for name in names)
+
+    def breakers(self) -> dict[str, str]:
         """State of each upstream's breaker."""
         return {name: one.breaker.state for name, one in self._upstreams.items()}
 
-    async def drain(self) -> None:
-        """Wait for shadow calls."""
+    async def drain(self, seconds: float) -> None:
+        """Wait so long for shadow calls; then give them up."""
         tasks = [task for some in self._shadows.values() for task in some]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        for task in tasks:
+            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _upstream(self, ask: Ask, variant: Variant) -> Upstream:
@@ -133,37 +157,41 @@ class Exchange:
             return ["teacher"]
         return ["teacher", "student"]
 
-    def _gated(self, ask: Ask, variant: Variant, *, last: bool) -> bool:
-        """Whether the answer must be sure enough: a student's, with a teacher to fall back on."""
-        return (
-            variant == "student"
-            and not last
-            and self._parts.gate is not None
-            and ask.route == "chat"
-            and self._parts.states.get(ask.name).threshold is not None
-        )
-
     async def _try(self, ask: Ask, turn: Turn, send: Send, ends: float) -> None:
         section = turn.upstream.section
-        body = sent_body(ask, section.kind, section.model, logprobs=turn.gated)
-        path = _path(ask, section.kind)
+        path = path_of(ask, section.kind)
         began = time.perf_counter()
+        if turn.gate is not None:
+            await self._sure.about(ask)
+            if turn.gate.samples:
+                reply, others = await self._sure.ask_often(ask, turn.upstream, turn.gate, ends)
+                ask.upstream_s += time.perf_counter() - began
+                await self._whole(ask, turn, send, reply, others)
+                return
+        wanted = 0 if turn.gate is None else turn.gate.alternatives
+        body = sent_body(ask, section.kind, section.model, alternatives=wanted)
         if ask.streams and not translated(ask, section.kind) and ask.route != "embeddings":
-            stream = await turn.upstream.stream(path, body, ends, {"x-request-id": ask.id})
-            ask.upstream_s = time.perf_counter() - began
+            try:
+                stream = await turn.upstream.stream(path, body, ends, {"x-request-id": ask.id})
+            finally:
+                ask.upstream_s += time.perf_counter() - began
             try:
                 await self._stream(ask, turn, send, stream)
             finally:
                 stream.close()
             return
-        reply = await turn.upstream.ask(path, body, ends, {"x-request-id": ask.id})
-        ask.upstream_s = time.perf_counter() - began
+        try:
+            reply = await turn.upstream.ask(path, body, ends, {"x-request-id": ask.id})
+        finally:
+            ask.upstream_s += time.perf_counter() - began
         await self._whole(ask, turn, send, reply)
 
-    async def _whole(self, ask: Ask, turn: Turn, send: Send, reply: Reply) -> None:
+    async def _whole(
+        self, ask: Ask, turn: Turn, send: Send, reply: Reply, others: Sequence[str] = ()
+    ) -> None:
         content, kind = reply.body, JSON
         try:
-            found = json.loads(content)
+            found = read_json(content)
         except (ValueError, RecursionError):
             found = None
         if reply.status >= 400:
@@ -171,15 +199,15 @@ class Exchange:
             return
         if not isinstance(found, dict) or not _is_answer(found):
             raise UpstreamFailed("garbage")
-        if turn.gated:
-            self._judge(ask, found)
-            if not ask.own_logprobs:
-                for choice in found["choices"]:
-                    choice.pop("logprobs", None)
-                content = json.dumps(found, separators=(",", ":")).encode("ascii")
-        if translated(ask, turn.upstream.section.kind):
-            found = _translation(ask, found)
-            content = json.dumps(found, separators=(",", ":")).encode("ascii")
+        often = turn.gate is not None and turn.gate.samples > 0
+        if turn.gate is not None:
+            self._sure.judge(turn.gate, ask, found, whole=True, others=others)
+            own_logprobs(found, ask.own_alternatives)
+            content = json_bytes(found)
+        if often or translated(ask, turn.upstream.section.kind):
+            if translated(ask, turn.upstream.section.kind):
+                found = _translation(ask, found)
+                content = json_bytes(found)
             if ask.streams:
                 kind = EVENTS
                 if ask.route == "messages":
@@ -187,7 +215,10 @@ class Exchange:
                 else:
                     content = openai_stream(found, with_usage=ask.wants_usage)
         await respond(send, reply.status, self._headers(ask, turn.variant, kind), content)
-        self._record(ask, turn.variant, turn.upstream, reply.status, found, error=None)
+        weight = raw_weight(reply.body)
+        self._record(
+            ask, turn.variant, turn.upstream, reply.status, found, error=None, weight=weight
+        )
 
     async def _refused(self, ask: Ask, turn: Turn, send: Send, reply: Reply, found: object) -> None:
         """The upstream says that the request itself is at fault."""
@@ -214,22 +245,21 @@ class Exchange:
             raise UpstreamFailed("garbage")
         headers = self._headers(ask, turn.variant, EVENTS)
         headers.append((b"cache-control", b"no-cache"))
-        hold = ask.task.fallback.window_tokens if turn.gated else 0
+        hold: int | None = 0
+        judge: Judge | None = None
+        if turn.gate is not None:
+            hold = turn.gate.window
+            judge = partial(self._sure.judge, turn.gate)
         relay = Relay(ask, send, headers, hold)
-        error = await relay.run(stream.pieces(), self._judge if turn.gated else None)
-        ask.upstream_s = 0.0  # of a stream, what the gateway adds is not seen from here
+        error = await relay.run(stream.pieces(), judge)
         join = joined_messages if ask.route == "messages" else joined
-        self._record(ask, turn.variant, turn.upstream, 200, join(relay.events), error=error)
-
-    def _judge(self, ask: Ask, answer: Mapping[str, Any]) -> None:
-        assert self._parts.gate is not None
-        verdict = self._parts.gate.confident(ask.name, answer_features(answer))
-        ask.confidence = verdict.probability
-        if not verdict.accept:
-            raise Unsure
+        answer, weight = join(relay.events), raw_weight(b"".join(relay.events))
+        if judge is not None:
+            ask.features.update(answer_features(answer))
+        self._record(ask, turn.variant, turn.upstream, 200, answer, error=error, weight=weight)
 
     def _headers(self, ask: Ask, variant: Variant, kind: bytes) -> list[tuple[bytes, bytes]]:
-        headers = base_headers(ask.id, kind)
+        headers = base_headers(ask.id, kind, anthropic=ask.route == "messages")
         headers.append((b"x-stillhouse-variant", variant.encode("ascii")))
         if ask.fell_back is not None:
             headers.append((b"x-stillhouse-fallback", ask.fell_back.encode("ascii")))
@@ -245,8 +275,10 @@ class Exchange:
         *,
         error: str | None,
         shadow_of: str | None = None,
+        weight: int = 0,
     ) -> None:
-        went = Went(variant, upstream, self._upstream(ask, "teacher"), status, error, shadow_of)
+        teacher = self._upstream(ask, "teacher")
+        went = Went(variant, upstream, teacher, status, error, shadow_of, weight)
         self._recorder.answered(ask, went, response)
 
     def _shadow_later(self, ask: Ask) -> None:
@@ -275,37 +307,51 @@ class Exchange:
             user=ask.user,
             conversation=ask.conversation,
             assignment=ask.assignment,
+            weight=ask.weight,
         )
         student = self._upstream(ask, "student")
         kind = student.section.kind
         ends = asyncio.get_running_loop().time() + student.section.deadlines.total_s
         response: Mapping[str, Any] | None = None
         error: str | None = None
-        status = 200
-        judged = self._parts.gate is not None and ask.route == "chat"
+        status, weight = 200, 0
+        plan = self._sure.plan(ask, kind)
+        others: Sequence[str] = ()
         try:
-            sent = sent_body(shadow, kind, student.section.model, logprobs=judged)
-            reply = await student.ask(_path(ask, kind), sent, ends)
+            if plan is not None:
+                await self._sure.about(shadow)
+            if plan is not None and plan.samples:
+                reply, others = await self._sure.ask_often(shadow, student, plan, ends)
+            else:
+                wanted = 0 if plan is None else plan.alternatives
+                sent = sent_body(shadow, kind, student.section.model, alternatives=wanted)
+                reply = await student.ask(path_of(ask, kind), sent, ends)
             status = reply.status
-            found = json.loads(reply.body)
+            found = read_json(reply.body)
             if not isinstance(found, dict) or not _is_answer(found):
                 raise ValueError("no answer")
-            response = found
-            if judged and self._parts.gate is not None:
-                verdict = self._parts.gate.confident(ask.name, answer_features(found))
-                shadow.confidence = verdict.probability
+            response, weight = found, raw_weight(reply.body)
+            if plan is not None:
+                try:
+                    self._sure.judge(plan, shadow, found, whole=True, others=others)
+                except Unsure:
+                    if self._parts.states.get(ask.name).threshold is not None:
+                        shadow.fell_back = "low-confidence"  # as it would have, were it seen
         except UpstreamFailed as failed:
             status, error = failed.status, failed.why
         except (ValueError, RecursionError, ApiError):
             status, error = 502, "garbage"
         self._metrics.shadows.labels(ask.name, "failed" if error else "answered").inc()
-        self._record(shadow, "student", student, status, response, error=error, shadow_of=seen)
-
-
-def _path(ask: Ask, kind: str) -> str:
-    if kind == "anthropic":
-        return PATHS["messages"]
-    return PATHS["chat" if ask.route == "messages" else ask.route]
+        self._record(
+            shadow,
+            "student",
+            student,
+            status,
+            response,
+            error=error,
+            shadow_of=seen,
+            weight=weight,
+        )
 
 
 def _translation(ask: Ask, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,4 +370,7 @@ def _translation(ask: Ask, found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_answer(found: Mapping[str, Any]) -> bool:
     """Whether a body is an answer of any of the APIs."""
-    return any(isinstance(found.get(name), list) for name in ("choices", "data", "content"))
+    return any(
+        isinstance(inner := found.get(name), list) and all(isinstance(one, dict) for one in inner)
+        for name in ("choices", "data", "content")
+    )

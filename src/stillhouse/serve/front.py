@@ -10,7 +10,10 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import lru_cache
+from ipaddress import ip_address
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import Ask, Route
@@ -18,6 +21,8 @@ from stillhouse.serve.exchange import JSON, Exchange, Send, base_headers, respon
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.gateway_sections import LimitsSection
 from stillhouse.serve.metrics import Metrics
+from stillhouse.serve.private import raw_weight
+from stillhouse.serve.private import weight as weight_of
 from stillhouse.serve.request_checks import (
     check_chat,
     check_common,
@@ -65,7 +70,7 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
     told = header(scope, b"content-length")
     if told is not None and told.isdecimal() and int(told[:20]) > most:
         if header(scope, b"expect") is None:
-            await _let_finish(receive)
+            await let_finish(receive)
         raise _too_long(most)
     parts: list[bytes] = []
     size = 0
@@ -78,7 +83,7 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
                 part = message.get("body", b"")
                 size += len(part)
                 if size > most:
-                    await _let_finish(receive)
+                    await let_finish(receive)
                     raise _too_long(most)
                 parts.append(part)
                 if not message.get("more_body", False):
@@ -91,7 +96,7 @@ def _too_long(most: int) -> ApiError:
     return ApiError(413, f"The body may be {most} bytes at most.", code="body_too_long")
 
 
-async def _let_finish(receive: Receive) -> None:
+async def let_finish(receive: Receive) -> None:
     """Let a client finish sending for a while: one that is cut off never reads the refusal."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(FINISH_S):
@@ -103,6 +108,34 @@ class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 
 
+def _check_names(scope: Scope) -> None:
+    """Where no key is asked for, a page in this machine's browser must not reach the port: neither
+    under a name of its own that leads here, nor from another site.
+
+    Raises:
+        ApiError: 403.
+    """
+    host, origin = header(scope, b"host"), header(scope, b"origin")
+    if (host is None or _is_here(f"//{host}", any_address=True)) and (
+        origin is None or _is_here(origin, any_address=False)
+    ):
+        return
+    text = "Without client keys only this machine's own names are answered; give clients keys."
+    raise ApiError(403, text, code="foreign_name")
+
+
+@lru_cache(maxsize=256)
+def _is_here(url: str, *, any_address: bool) -> bool:
+    """Whether a URL names this machine; a bare address is no name that could lead elsewhere."""
+    try:
+        name = urlsplit(url).hostname or ""
+        if name == "localhost":
+            return True
+        return ip_address(name).is_loopback or any_address
+    except ValueError:
+        return False
+
+
 def admit(scope: Scope, parts: Parts) -> Principal:
     """Whose key a request shows.
 
@@ -110,6 +143,7 @@ def admit(scope: Scope, parts: Parts) -> Principal:
         ApiError: 401.
     """
     if parts.keys is None:
+        _check_names(scope)
         return ANYBODY
     shown = header(scope, b"authorization") or ""
     kind, _, key = shown.partition(" ")
@@ -134,8 +168,7 @@ class Front:
         metrics: Metrics,
     ) -> None:
         self._route = route
-        self._check = CHECKS[route]
-        self._tasks = file.tasks
+        self._made = Asks(file, parts)
         self._limits = file.limits
         self._parts = parts
         self._exchange = exchange
@@ -146,6 +179,7 @@ class Front:
         started = time.perf_counter()
         request_id = new_id()
         self._metrics.open.inc()
+        self._exchange.live += 1
         begun = False
 
         async def watched(message: MutableMapping[str, Any]) -> None:
@@ -154,10 +188,12 @@ class Front:
             await send(message)
 
         try:
+            if self._exchange.live > self._limits.open_requests:
+                raise ApiError(503, "Too many requests in work.", code="busy", retry_after=1)
             principal = admit(scope, self._parts)
             raw = await read_body(scope, receive, self._limits.body_bytes)
             ask = self._ask(scope, raw, request_id, started, principal)
-            await _until_gone(self._exchange.answer(ask, watched), receive)
+            await unless_gone(self._exchange.answer(ask, watched), receive)
         except ClientGoneError:
             pass
         except ApiError as error:
@@ -171,41 +207,88 @@ class Front:
             raise
         finally:
             self._metrics.open.dec()
+            self._exchange.live -= 1
 
     def _ask(
         self, scope: Scope, raw: bytes, request_id: str, started: float, principal: Principal
     ) -> Ask:
         body = parse_json(raw, self._limits.json_depth)
-        if self._route == "messages":
+        ask = self._made(
+            self._route,
+            body,
+            principal,
+            request_id,
+            user=header(scope, b"x-stillhouse-user"),
+            conversation=header(scope, b"x-stillhouse-conversation"),
+            weight=raw_weight(raw),
+        )
+        ask.started = started
+        return ask
+
+
+class Asks:
+    """Requests out of bodies: checked, and assigned to who answers them."""
+
+    def __init__(self, file: GatewayFile, parts: Parts) -> None:
+        self._tasks = file.tasks
+        self._limits = file.limits
+        self._parts = parts
+
+    def __call__(
+        self,
+        route: Route,
+        body: dict[str, Any],
+        principal: Principal,
+        request_id: str,
+        *,
+        user: str | None = None,
+        conversation: str | None = None,
+        unit: str | None = None,
+        weight: int | None = None,
+    ) -> Ask:
+        """A request that may be answered.
+
+        Args:
+            user: whom it belongs to where the body does not say so.
+            unit: what is assigned where neither user nor conversation is known; the request's id
+                otherwise.
+            weight: of the body in memory, in bytes, where the caller knows.
+
+        Raises:
+            ApiError: 4xx.
+        """
+        if route == "messages":
             check_common(body, self._limits)
             if not isinstance(body.get("max_tokens"), int):
                 raise ApiError(400, "max_tokens is missing.", param="max_tokens")
-        self._check(body, self._limits)
+        CHECKS[route](body, self._limits)
         name = body["model"]
         task = self._tasks.get(name)
         if task is None or not principal.may(name):
             raise ApiError(
                 404, "There is no such model for this key.", code="model_not_found", param="model"
             )
-        user = body.get("user") or body.get("safety_identifier")
-        if self._route == "messages":
+        told = body.get("user") or body.get("safety_identifier")
+        if route == "messages":
             metadata = body.get("metadata") or {}
-            user = metadata.get("user_id") if isinstance(metadata.get("user_id"), str) else None
-        user = user or header(scope, b"x-stillhouse-user")
-        conversation = header(scope, b"x-stillhouse-conversation")
+            told = metadata.get("user_id") if isinstance(metadata.get("user_id"), str) else None
+        user = told or user
         for param, value in (("user", user), ("conversation", conversation)):
             if value is not None and len(value) > LONGEST_NAME:
                 raise ApiError(400, f"{param} is longer than {LONGEST_NAME}.", param=param)
-        state = self._parts.states.get(name)
         tenant = principal.tenant
         assignment = self._parts.assigner.assign(
-            name, _own(tenant, user), _own(tenant, conversation), request_id, state
+            name,
+            _own(tenant, user),
+            _own(tenant, conversation),
+            unit or request_id,
+            self._parts.states.get(name),
         )
         return Ask(
             id=request_id,
             at=time.time(),
-            started=started,
-            route=self._route,
+            started=time.perf_counter(),
+            route=route,
             name=name,
             task=task,
             body=body,
@@ -213,6 +296,7 @@ class Front:
             user=user,
             conversation=conversation,
             assignment=assignment,
+            weight=weight_of(body) if weight is None else weight,
         )
 
 
@@ -221,27 +305,37 @@ def _own(tenant: str, name: str | None) -> str | None:
     return None if name is None else f"{tenant}\n{name}".encode("utf-8", "replace").decode()
 
 
-async def _until_gone(work: Any, receive: Receive) -> None:
-    """Do the work, but give it up when the client leaves."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(receive())
+async def unless_gone(work: Awaitable[None], receive: Receive) -> None:
+    """Do the work in this task, but give it up when the client leaves.
+
+    Raises:
+        ClientGoneError: it left.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        await receive()
+        left = True
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
-            if task.cancelled():
-                raise ClientGoneError
-        task.result()
+        await work
+    except asyncio.CancelledError:
+        # Somebody else may have cancelled it too.
+        if left and task.uncancel() == 0:
+            raise ClientGoneError from None
+        raise
     finally:
-        for one in (task, gone):
-            if not one.done():
-                one.cancel()
+        watching.cancel()
 
 
 async def refuse(send: Send, request_id: str, error: ApiError, *, anthropic: bool = False) -> None:
     """Send an error."""
-    headers = base_headers(request_id, JSON)
+    headers = base_headers(request_id, JSON, anthropic=anthropic)
     if error.retry_after is not None:
         seconds = max(1, round(error.retry_after))
         headers.append((b"retry-after", str(seconds).encode("ascii")))

@@ -6,11 +6,13 @@ Every mistake becomes one line that names the key. Knows no server.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stillhouse.core.errors import RecipeError, UserError
 from stillhouse.core.recipe_file import parse_as
@@ -18,13 +20,20 @@ from stillhouse.core.recipe_section import Section
 from stillhouse.serve.gateway_sections import (
     LOOPBACK,
     AdminSection,
+    AnyUpstreamSection,
+    BatchesSection,
     ClientKey,
     LimitsSection,
     ListenSection,
     LogSection,
+    StudentSection,
     TaskSection,
+    TelemetrySection,
     UpstreamSection,
 )
+
+SHORTEST_ADMIN_KEY: Final = 16
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 class GatewayFile(Section):
@@ -36,10 +45,22 @@ class GatewayFile(Section):
         default=(), description="Keys that are let in; none: everybody who reaches the port."
     )
     keys_in_store: bool = Field(default=False, description="Client keys are in the log's database.")
-    upstreams: dict[str, UpstreamSection] = Field(min_length=1)
+    upstreams: dict[str, AnyUpstreamSection] = Field(min_length=1)
     tasks: dict[str, TaskSection] = Field(min_length=1)
     limits: LimitsSection = LimitsSection()
+    telemetry: TelemetrySection | None = None
     log: LogSection = LogSection()
+    batches: BatchesSection | None = None
+
+    @field_validator("upstreams", mode="before")
+    @classmethod
+    def _kind_may_be_left_out(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: {"kind": "openai", **one} if isinstance(one, dict) else one
+            for name, one in value.items()
+        }
 
     @model_validator(mode="after")
     def _holds_together(self) -> GatewayFile:
@@ -52,13 +73,32 @@ class GatewayFile(Section):
                         f"tasks.{name}.{variant} names no upstream: there are "
                         f"{', '.join(self.upstreams)}"
                     )
+            self._check_evidence(name, task)
         if self.listen.host not in LOOPBACK and not self.needs_key:
             raise ValueError(
                 "listen.host is not loopback, so clients must be listed with their keys"
             )
+        if self.listen.workers > 1 and self.log.url is None:
+            raise ValueError(
+                f"listen.workers is {self.listen.workers}, and workers share their states through "
+                "a database: give log.url"
+            )
         if self.keys_in_store and self.log.url is None:
             raise ValueError("keys_in_store needs log.url")
+        if self.batches is not None and self.log.url is None:
+            raise ValueError("batches needs log.url")
         return self
+
+    def _check_evidence(self, name: str, task: TaskSection) -> None:
+        evidence, where = task.experiment.evidence, f"tasks.{name}.experiment.evidence"
+        if evidence is None:
+            return
+        if task.student is None:
+            raise ValueError(f"{where} is of a task without a student")
+        if evidence.judge is not None and evidence.judge.upstream not in self.upstreams:
+            raise ValueError(f"{where}.judge.upstream: there are {', '.join(self.upstreams)}")
+        if evidence.reference == "corrected" and self.log.url is None:
+            raise ValueError(f"{where}.reference: corrected needs log.url: the answers' texts")
 
     @property
     def needs_key(self) -> bool:
@@ -84,7 +124,32 @@ def load_gateway(path: Path) -> GatewayFile:
         raise RecipeError(str(path), f"is not valid YAML: {error}", action="mend it") from None
     if not isinstance(raw, dict):
         raise RecipeError(str(path), "is not a mapping of sections", action="see docs/gateway.md")
-    return parse_as(GatewayFile, raw, str(path))
+    return _seen_from(path.parent, parse_as(GatewayFile, raw, str(path)))
+
+
+def _seen_from(base: Path, file: GatewayFile) -> GatewayFile:
+    """Relative paths of students, calibrators and gold sets are seen from the file's folder."""
+    upstreams = {
+        name: one.model_copy(update={"path": base / one.path.expanduser()})
+        if isinstance(one, StudentSection)
+        else one
+        for name, one in file.upstreams.items()
+    }
+    tasks = {}
+    for name, task in file.tasks.items():
+        if task.fallback.calibrator is not None:
+            place = base / task.fallback.calibrator.expanduser()
+            fallback = task.fallback.model_copy(update={"calibrator": place})
+            task = task.model_copy(update={"fallback": fallback})
+        evidence = task.experiment.evidence
+        if evidence is not None and evidence.judge is not None and evidence.judge.gold is not None:
+            gold = base / evidence.judge.gold.expanduser()
+            judge = evidence.judge.model_copy(update={"gold": gold})
+            evidence = evidence.model_copy(update={"judge": judge})
+            plan = task.experiment.model_copy(update={"evidence": evidence})
+            task = task.model_copy(update={"experiment": plan})
+        tasks[name] = task
+    return file.model_copy(update={"upstreams": upstreams, "tasks": tasks})
 
 
 def secrets_of(file: GatewayFile, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -94,17 +159,32 @@ def secrets_of(file: GatewayFile, environment: Mapping[str, str] = os.environ) -
         UserError: a variable that the file names is not set, or holds what no header may.
     """
     wanted = {
-        name: one.api_key_env for name, one in file.upstreams.items() if one.api_key_env is not None
+        name: one.api_key_env
+        for name, one in file.upstreams.items()
+        if isinstance(one, UpstreamSection) and one.api_key_env is not None
     }
     if file.admin is not None:
         wanted[""] = file.admin.key_env
     found: dict[str, str] = {}
     for name, variable in wanted.items():
         field = f"upstreams.{name}.api_key_env" if name else "admin.key_env"
+        if not _VARIABLE.fullmatch(variable):
+            # It may be the key itself, which must not be shown.
+            raise UserError(
+                field, "is not the name of a variable", action="put the key in one, name it here"
+            )
         value = environment.get(variable, "").strip()
         if not value:
             raise UserError(field, f"the variable {variable} is not set", action="export it")
         if not value.isascii() or not value.isprintable():
             raise UserError(field, f"the variable {variable} holds what no key may hold")
+        if not name and file.admin is not None and file.admin.host not in LOOPBACK:
+            if len(value) < SHORTEST_ADMIN_KEY:
+                raise UserError(
+                    field,
+                    f"is shorter than {SHORTEST_ADMIN_KEY} characters, and admin.host is not "
+                    "loopback",
+                    action="make one with: openssl rand -hex 32",
+                )
         found[name] = value
     return found

@@ -6,15 +6,26 @@ Strict: an unknown key is an error. Knows no file and no server.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.core.recipe_section import Section
+from stillhouse.core.tasks import Task
+from stillhouse.serve.evidence_sections import EvidenceSection
 from stillhouse.serve.records import StageKind
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def _plain_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be http://HOST/... or https://HOST/...")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must hold no user, password, query or fragment; keys go in a variable")
+    return value.rstrip("/")
 
 
 class ListenSection(Section):
@@ -24,6 +35,12 @@ class ListenSection(Section):
     port: int = Field(default=8080, ge=0, le=65535)
     drain_s: float = Field(
         default=30, gt=0, description="Time that open requests get after SIGTERM."
+    )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that answer; more than one share their states through log.url.",
     )
 
 
@@ -37,6 +54,21 @@ class AdminSection(Section):
     )
 
 
+class TelemetrySection(Section):
+    """Where metrics are sent by OpenTelemetry's protocol. Left out: nowhere."""
+
+    otlp: str = Field(description="Address of a collector: http://127.0.0.1:4318")
+    headers_env: str | None = Field(
+        default=None, description="Environment variable with its headers: name=value,name=value"
+    )
+    every_s: float = Field(default=60, ge=1)
+
+    @field_validator("otlp")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return _plain_url(value)
+
+
 class DeadlinesSection(Section):
     """How long is waited for an upstream, in seconds."""
 
@@ -48,7 +80,10 @@ class DeadlinesSection(Section):
         default=30, gt=0, description="Between the pieces of an answer once it has begun."
     )
     total_s: float = Field(
-        default=300, gt=0, description="For the whole request, retries and fallback included."
+        default=300,
+        gt=0,
+        description="For its answer, retries included. A request takes no longer than the longest "
+        "of those that may answer it.",
     )
 
 
@@ -61,6 +96,12 @@ class LimitsSection(Section):
     max_tokens: int = Field(default=200_000, ge=1, description="Of an answer, as the client asks.")
     n: int = Field(default=16, ge=1, description="Answers of one request.")
     answer_bytes: int = Field(default=32_000_000, ge=1, description="Of an upstream's answer.")
+    open_requests: int = Field(
+        default=2048, ge=1, description="Requests in work at a time; more get 503."
+    )
+    connections: int = Field(
+        default=4096, ge=1, description="Of clients, a port; more are closed at once."
+    )
 
 
 class RetrySection(Section):
@@ -117,14 +158,37 @@ class UpstreamSection(Section):
     @field_validator("base_url")
     @classmethod
     def _address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be http://HOST/... or https://HOST/...")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "must hold no user, password, query or fragment; keys go in a variable"
-            )
-        return value.rstrip("/")
+        return _plain_url(value)
+
+
+class StudentSection(Section):
+    """A student in processes of the gateway's own: any folder that `run` or `compress` leaves."""
+
+    kind: Literal["student"]
+    path: Path = Field(description="The student's folder, seen from gateway.yaml.")
+    model: str = Field(default="student", min_length=1, description="Its name in answers.")
+    task: Task | None = Field(
+        default=None, description="None: what the artefact, or the run that it lies in, says."
+    )
+    head: Literal["label", "text"] | None = Field(default=None, description="None: likewise.")
+    workers: int = Field(default=1, ge=1, le=64, description="Processes, each with the student.")
+    threads: int = Field(default=1, ge=1, description="Of each process.")
+    device: str = Field(default="auto", description="Of students that transformers runs.")
+    max_batch: int = Field(default=32, ge=1, le=1024, description="Requests answered at once.")
+    max_wait_ms: float = Field(
+        default=2, ge=0, le=1000, description="That a batch waits for the size of the last one."
+    )
+    max_tokens: int = Field(default=256, ge=1, description="Where the client does not say.")
+    start_s: float = Field(default=120, gt=0, description="Until a process must be ready.")
+    hang_s: float = Field(
+        default=60, gt=0, description="Silence, with work, after which a process is killed."
+    )
+    price: PriceSection = PriceSection(input=0, output=0)
+    deadlines: DeadlinesSection = DeadlinesSection()
+    queue: QueueSection = QueueSection()
+
+
+AnyUpstreamSection = Annotated[UpstreamSection | StudentSection, Field(discriminator="kind")]
 
 
 class StageSection(Section):
@@ -172,6 +236,14 @@ class ExperimentSection(Section):
     approval: bool = Field(default=False, description="An advance waits for an admin.")
     salt: str = Field(default="", description="Another salt assigns anew.")
     guardrails: GuardrailsSection = GuardrailsSection()
+    evidence: EvidenceSection | None = Field(
+        default=None, description="Without it stages change by an admin's hand alone."
+    )
+
+    @property
+    def shadows_later(self) -> bool:
+        """Whether the student is asked unseen beside the teacher at canary and full too."""
+        return self.evidence is not None and self.evidence.seen == "pairs"
 
 
 class FallbackSection(Section):
@@ -205,7 +277,17 @@ class ClientKey(Section):
 
     tenant: str = Field(min_length=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    scopes: tuple[str, ...] = Field(default=("*",), description="Names of tasks, or feedback.")
+    scopes: tuple[str, ...] = Field(
+        default=("*",), description="Names of tasks, feedback, batches, or * for all."
+    )
+
+    @field_validator("tenant")
+    @classmethod
+    def _shown(cls, value: str) -> str:
+        # A line break would let a user of one tenant be taken for another tenant's.
+        if not value.isprintable():
+            raise ValueError("must be printable")
+        return value
 
 
 class LogSection(Section):
@@ -219,4 +301,34 @@ class LogSection(Section):
     queue: int = Field(default=10_000, ge=1, description="Records that wait to be written.")
     redact: tuple[str, ...] | None = Field(
         default=None, description="Kinds of personal data; None: the usual ones."
+    )
+
+
+class BatchesSection(Section):
+    """Files and batches; kept in the log's database. Left out: the gateway has neither."""
+
+    file_bytes: int = Field(default=100_000_000, ge=1, description="Of one uploaded file.")
+    tenant_bytes: int = Field(
+        default=2_000_000_000, ge=1, description="Of a tenant's files together; more is refused."
+    )
+    uploads: int = Field(default=4, ge=1, description="Uploads at a time; more get 429.")
+    requests: int = Field(default=50_000, ge=1, le=1_000_000, description="Lines of one batch.")
+    unfinished: int = Field(
+        default=20, ge=1, description="Batches of a tenant that are not done; more get 429."
+    )
+    running: int = Field(default=4, ge=1, le=100, description="Batches at a time, a gateway.")
+    concurrent: int = Field(
+        default=8, ge=1, description="Lines in work at a time, of all batches, a gateway."
+    )
+    live_most: int = Field(
+        default=8,
+        ge=0,
+        description="Open live requests beyond which one line at a time goes on.",
+    )
+    attempts: int = Field(
+        default=3, ge=1, le=20, description="Tries of a line that may have been paid for."
+    )
+    window_h: float = Field(default=24, gt=0, le=720, description="Until a batch expires.")
+    retention_days: float = Field(
+        default=30, gt=0, description="Files and ended batches are deleted after it, at the latest."
     )

@@ -91,7 +91,7 @@ class Slots:
     """So many at a time, so many waiting, for so long; first come, first served."""
 
     def __init__(self, concurrent: int, waiting: int, wait_s: float) -> None:
-        self._free = concurrent
+        self._concurrent = self._free = concurrent
         self._waiting = waiting
         self._wait_s = wait_s
         self._queue: deque[asyncio.Future[None]] = deque()
@@ -121,6 +121,11 @@ class Slots:
             if isinstance(error, TimeoutError):
                 raise QueueWaitError from None
             raise
+
+    @property
+    def spare(self) -> bool:
+        """Whether at least half are free: what can wait may have one."""
+        return self._free * 2 >= self._concurrent and self._free > 0
 
     def free(self) -> None:
         """Give a slot back: to who has waited longest."""

@@ -44,8 +44,8 @@ class StoredKeys:
             scopes: names of tasks, `feedback`, or `*` for all.
         """
         wanted = sorted(set(scopes))
-        if not tenant or not wanted or not all(wanted):
-            raise UserError("key", "needs a tenant and at least one scope", value=wanted)
+        if not tenant or not tenant.isprintable() or not wanted or not all(wanted):
+            raise UserError("key", "needs a printable tenant and at least one scope", value=wanted)
         identity, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
         row = {
             "id": identity,

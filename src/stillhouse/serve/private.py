@@ -5,7 +5,6 @@ Pure: the redactor is passed in. Knows no database. Does not look inside images 
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ Redact = Callable[[str], str]
 SECRET_VARIABLE: Final = "STILLHOUSE_PSEUDONYM_SECRET"
 SHORTEST_SECRET: Final = 16
 _USER_KEYS: Final = frozenset(("user", "user_id", "safety_identifier"))
+_PLAIN: Final = frozenset((int, float, bool, type(None)))
 # Words of the protocol, which a reader of the log looks for.
 _PROTOCOL_KEYS: Final = frozenset(
     ("id", "tool_call_id", "type", "role", "model", "object", "finish_reason")
@@ -52,7 +52,7 @@ class Pseudonyms:
     def of(self, tenant: str, user: str) -> str:
         """32 hexadecimal digits; the same user name of two tenants is two users."""
         text = f"{len(tenant)}:{tenant}{user}".encode("utf-8", "surrogatepass")
-        return hmac.new(self._secret, text, hashlib.sha256).hexdigest()[:32]
+        return hmac.digest(self._secret, text, "sha256").hex()[:32]
 
 
 def private_call(call: GatewayCall, user: str | None, redact: Redact | None) -> dict[str, Any]:
@@ -63,7 +63,8 @@ def private_call(call: GatewayCall, user: str | None, redact: Redact | None) -> 
         redact: applied to every text but the protocol's own words. `logprobs` are then left out:
             token by token they would spell what was taken out.
     """
-    stored = call.model_dump(warnings=False)
+    stored = dict(vars(call))
+    stored["usage"] = None if call.usage is None else vars(call.usage)
     stored["user"] = user
     for body in ("request", "response"):
         if stored[body] is not None:
@@ -79,21 +80,28 @@ def redacted(value: Any, redact: Redact) -> Any:
 
 
 def _hidden(value: Any, user: str | None, redact: Redact | None, *, users: bool = True) -> Any:
+    kind = type(value)  # looked at before the abstract kinds, which take longer
+    if kind in _PLAIN:
+        return value
     if isinstance(value, str):
         return value if redact is None else redact(value)
-    if isinstance(value, Mapping):
+    if kind is dict or isinstance(value, Mapping):
         found: dict[str, Any] = {}
         for key, inner in value.items():
-            if users and key in _USER_KEYS and isinstance(inner, str):
-                found[key] = user
-            elif key in _PROTOCOL_KEYS and isinstance(inner, str):
-                found[key] = inner
+            if isinstance(inner, str) and (key in _PROTOCOL_KEYS or (users and key in _USER_KEYS)):
+                found[key] = inner if key in _PROTOCOL_KEYS else user
             elif not (key == "logprobs" and redact is not None and isinstance(inner, Mapping)):
                 found[key] = _hidden(inner, user, redact, users=users)
         return found
-    if isinstance(value, Sequence):
+    if kind is list or isinstance(value, Sequence):
         return [_hidden(inner, user, redact, users=users) for inner in value]
     return value
+
+
+def raw_weight(raw: bytes) -> int:
+    """At most how many bytes a JSON text holds in memory once it is read, as `weight` counts."""
+    inside = raw.count(b"{") + raw.count(b"[")
+    return len(raw) + 50 + 114 * inside + 100 * raw.count(b":") + 50 * raw.count(b",")
 
 
 def weight(value: Any) -> int:

@@ -6,9 +6,9 @@ become an error event. Knows no upstream.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import Ask
@@ -18,13 +18,20 @@ from stillhouse.serve.sse import (
     EventTooLongError,
     joined,
     parsed,
+    tokens_in,
     without_logprobs,
     without_usage,
 )
 from stillhouse.serve.upstream import UpstreamFailed
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Judge = Callable[[Ask, Mapping[str, Any]], None]
+
+
+class Judge(Protocol):
+    """Decides whether an answer, or the head of one, may be shown."""
+
+    def __call__(self, ask: Ask, answer: Mapping[str, Any], *, whole: bool) -> None:
+        """Raises Unsure: it may not."""
 
 
 class Unsure(Exception):
@@ -35,10 +42,13 @@ class Relay:
     """Passes one stream on. `events` are those that came, for the log.
 
     Args:
-        hold: events that are held back until the judge has decided; 0 where there is none.
+        hold: tokens that are held back until the judge has decided by them; 0 where there is no
+            judge, `None`: all of them.
     """
 
-    def __init__(self, ask: Ask, send: Send, headers: list[tuple[bytes, bytes]], hold: int) -> None:
+    def __init__(
+        self, ask: Ask, send: Send, headers: list[tuple[bytes, bytes]], hold: int | None
+    ) -> None:
         self.events: list[bytes] = []
         self._ask = ask
         self._send = send
@@ -46,7 +56,7 @@ class Relay:
         self._hold = hold
         self._started = False
         self._finished = False
-        self._strip_logprobs = hold > 0 and not ask.own_logprobs
+        self._strip_logprobs = hold != 0
 
     async def run(self, pieces: AsyncIterator[bytes], judge: Judge | None) -> str | None:
         """Pass all pieces on. Returns what went wrong after the first byte, if something did.
@@ -59,17 +69,17 @@ class Relay:
         try:
             async for piece in pieces:
                 waiting += self._take(events.feed(piece))
-                if waiting and (judge is None or len(self.events) >= self._hold):
-                    if judge is not None:
-                        judge(self._ask, joined(self.events))
-                        judge = None
+                if judge is not None and self._enough(waiting):
+                    judge(self._ask, joined(self.events), whole=False)
+                    judge = None
+                if waiting and judge is None:
                     await self._pass(waiting)
                     waiting = []
             waiting += self._take(events.end())
             if not self._finished:
                 raise UpstreamFailed("broke_off")
             if judge is not None:
-                judge(self._ask, joined(self.events))
+                judge(self._ask, joined(self.events), whole=self._hold is None)
             await self._pass(waiting)
         except (UpstreamFailed, EventTooLongError, ValueError) as error:
             why = error.why if isinstance(error, UpstreamFailed) else "garbage"
@@ -81,6 +91,10 @@ class Relay:
             await self._pass([DONE])
         await self._send({"type": "http.response.body", "body": b""})
         return None
+
+    def _enough(self, waiting: Sequence[bytes]) -> bool:
+        """Whether there are tokens to judge by: what decides must not depend on how they came."""
+        return self._hold is not None and sum(map(tokens_in, waiting)) >= self._hold
 
     def _take(self, events: list[bytes]) -> list[bytes]:
         """Note what came. The first event tells whether it is a stream of answers at all."""
@@ -102,7 +116,8 @@ class Relay:
             if not self._ask.wants_usage:
                 events = [without_usage(event) for event in events]
             if self._strip_logprobs:
-                events = [without_logprobs(event) for event in events]
+                own = self._ask.own_alternatives
+                events = [without_logprobs(event, own) for event in events]
         body = b"".join(events)
         if not body:
             return

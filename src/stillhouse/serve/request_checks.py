@@ -6,18 +6,15 @@ judge. Plain JSON, no models: this runs on every request.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.gateway_sections import LimitsSection
+from stillhouse.serve.quick_json import read_json
 
 _ROLES: Final = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
-
-
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def parse_json(raw: bytes, depth: int) -> dict[str, Any]:
@@ -27,7 +24,7 @@ def parse_json(raw: bytes, depth: int) -> dict[str, Any]:
         ApiError: 400: not JSON, not an object, too deep.
     """
     try:
-        body = json.loads(raw, parse_constant=_constant)
+        body = read_json(raw, strict=True)
     except RecursionError:
         raise ApiError(400, f"The body is nested deeper than {depth} levels.") from None
     except ValueError:
@@ -55,11 +52,16 @@ def _deeper(value: object, depth: int) -> bool:
 
 
 def _whole(value: object) -> bool:
+    # 1.0 is an integer to JSON Schema, and to some clients.
+    if isinstance(value, float):
+        return value.is_integer()
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 _Kind = tuple[Callable[[object], bool], str]
@@ -147,7 +149,7 @@ def check_completion(body: dict[str, Any], limits: LimitsSection) -> None:
         ApiError: 400, with the parameter's name.
     """
     check_common(body, limits)
-    if not isinstance(body.get("prompt"), str | list):
+    if not isinstance(body.get("prompt", 0), str | list | None):
         raise _wrong("prompt", "must be a string or an array")
 
 

@@ -6,11 +6,12 @@ for those that say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from stillhouse.core.gateway_log import GatewayCall
+from stillhouse.serve.batches import BatchWork
 from stillhouse.serve.records import Assignment, Decision, ExperimentState, Outcome, Served
 
 
@@ -59,11 +60,19 @@ class States(Protocol):
 class Log(Protocol):
     """The traffic log."""
 
-    def offer(self, call: GatewayCall, served: Served) -> bool:
-        """Take a request; False: it was dropped, and counted."""
+    def offer(self, call: GatewayCall, served: Served, weight: int | None = None) -> bool:
+        """Take a request; False: it was dropped, and counted.
+
+        Args:
+            weight: about how many bytes it takes in memory, where the caller knows.
+        """
 
     def outcome(self, outcome: Outcome) -> None:
         """Take what came of a request; may block."""
+
+    def scores(self, outcomes: Sequence[Outcome]) -> int:
+        """Take scores without texts, all at once; how many, without those of requests that are not
+        known. May block."""
 
     def owner(self, request: str) -> str | None:
         """The tenant of a request, `None` for one that is not known; may block."""
@@ -99,11 +108,75 @@ class KeyStore(Protocol):
         """All keys, oldest first."""
 
 
+class KeptCalls(Protocol):
+    """The requests that are kept, for whom they belong to; all of it may block."""
+
+    def forget(self, tenant: str, user: str) -> tuple[int, int]:
+        """Delete all of one user: how many requests and outcomes went."""
+
+    def lines(self, task: str | None, since: float | None) -> Iterator[str]:
+        """Requests as lines of the gateway's log (`core.gateway_log`), oldest first.
+
+        Args:
+            since: Unix seconds.
+        """
+
+
+class GatePlan(NamedTuple):
+    """What a gate needs of a student's answer.
+
+    `alternatives` a token; of a stream its first `window` tokens, `None`: all of it; `samples` more
+    answers at `sampling_temperature`.
+    """
+
+    alternatives: int = 2
+    window: int | None = None
+    samples: int = 0
+    sampling_temperature: float = 0.0
+
+
 class Gate(Protocol):
     """Whether a student's answer may be shown."""
 
-    def confident(self, task: str, features: Mapping[str, float]) -> Verdict:
-        """The probability that it is acceptable, and whether that is enough."""
+    def plan(self, task: str) -> GatePlan | None:
+        """What is needed of a task's answers; `None`: they are all shown."""
+
+    async def about(self, task: str, body: Mapping[str, Any]) -> Mapping[str, float]:
+        """Features of the request itself."""
+
+    def agreement(self, task: str, texts: Sequence[str]) -> Mapping[str, float]:
+        """Features of several answers to one request, the one to be shown first."""
+
+    def confident(self, task: str, features: Mapping[str, float], *, whole: bool = True) -> Verdict:
+        """The probability that it is acceptable, and whether that is enough.
+
+        Args:
+            whole: the features are of a whole answer, not of the head of a stream, which may be all
+                of it.
+        """
+
+
+class Scores(Protocol):
+    """What scores answers beside their way, asking judges behind upstreams."""
+
+    async def run(self, upstreams: Mapping[str, Any]) -> None:
+        """Score what comes, until cancelled."""
+
+    async def flush(self) -> None:
+        """Score all that waits."""
+
+
+class Experiments(Protocol):
+    """What moves experiments by their evidence; all of it may block."""
+
+    def tick(self, now: float) -> object:
+        """Look at what is new, and decide; in a thread, about once a second."""
+
+    def view(self, name: str) -> dict[str, Any]:
+        """What an admin is shown of one."""
+
+    def students(self, found: Mapping[str, str], now: float) -> None:
+        """Which student each task has, where that is known only now; another one begins afresh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +190,7 @@ class Parts:
     keys: Keys | None = None
     gate: Gate | None = None
     key_store: KeyStore | None = None
+    calls: KeptCalls | None = None
+    batches: BatchWork | None = None
+    scores: Scores | None = None
+    experiments: Experiments | None = None

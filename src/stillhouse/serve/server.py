@@ -1,4 +1,4 @@
-"""The running gateway: both ports in one event loop, connections to upstreams, drain on SIGTERM.
+"""A gateway process: both ports in one event loop, connections to upstreams, drain on SIGTERM.
 
 Knows how the parts are put together; decides nothing about a request.
 """
@@ -7,36 +7,46 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import aiohttp
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
-from stillhouse.core.errors import StillhouseError, UserError
+from stillhouse import __version__
+from stillhouse.core.errors import StillhouseError
 from stillhouse.serve.app import admin_app, client_app
+from stillhouse.serve.batch_job import Tools
+from stillhouse.serve.batch_runner import BatchRunner
+from stillhouse.serve.connections import limited
 from stillhouse.serve.exchange import Exchange
-from stillhouse.serve.gateway_file import GatewayFile, load_gateway, secrets_of
+from stillhouse.serve.front import Asks
+from stillhouse.serve.gates import check_student, gate_of, threshold_of
+from stillhouse.serve.gateway_file import GatewayFile, secrets_of
+from stillhouse.serve.gateway_sections import StudentSection
 from stillhouse.serve.in_memory import (
     REMEMBERED,
     HashAssigner,
     ListedKeys,
     MemoryLog,
     MemoryStates,
-    ThresholdGate,
 )
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import first_state
 from stillhouse.serve.private import Pseudonyms
 from stillhouse.serve.seams import Parts
 from stillhouse.serve.stored_parts import Redactors, StoredParts
-from stillhouse.serve.upstream import Upstream
+from stillhouse.serve.student_upstream import StudentUpstream
+from stillhouse.serve.telemetry import Sender
+from stillhouse.serve.traffic_log import LogCounts
+from stillhouse.serve.upstream import HttpUpstream, Upstream
+from stillhouse.serve.watching import feeds_of, watch_memory
 
 REFRESH_S: Final = 1.0
 
@@ -52,6 +62,9 @@ class Address(NamedTuple):
         """Without a path."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
+
+
+Told = Callable[[Address, Address | None], None]
 
 
 class _Server(uvicorn.Server):
@@ -71,21 +84,21 @@ def memory_parts(file: GatewayFile, kept: int = REMEMBERED) -> Parts:
             task.experiment.stages,
             now,
             student=task.student is not None,
-            threshold=task.fallback.threshold,
+            threshold=threshold_of(task),
         )
         for name, task in file.tasks.items()
     ]
-    thresholds = {
-        name: task.fallback.threshold
-        for name, task in file.tasks.items()
-        if task.fallback.threshold is not None
-    }
+    feeds = feeds_of(file)
+    held, log = MemoryStates(states), MemoryLog(kept, feeds)
+    watched = watch_memory(file, held, log, feeds)
     return Parts(
         assigner=HashAssigner(file.tasks),
-        states=MemoryStates(states),
-        log=MemoryLog(kept),
+        states=held,
+        log=watched.log,
         keys=ListedKeys(file.clients) if file.clients else None,
-        gate=ThresholdGate(thresholds) if thresholds else None,
+        gate=gate_of(file),
+        scores=watched.scores,
+        experiments=watched.controller,
     )
 
 
@@ -94,7 +107,7 @@ class Gateway:
 
     Args:
         secrets: keys of the upstreams by name, and the admin's under an empty name.
-        refresh: called about once a second, in a thread, with Unix seconds.
+        refresh: called about once a second, in a thread, with Unix seconds; None: the experiments'.
     """
 
     def __init__(
@@ -102,50 +115,71 @@ class Gateway:
         file: GatewayFile,
         parts: Parts,
         secrets: Mapping[str, str],
-        refresh: Callable[[float], None] | None = None,
+        refresh: Callable[[float], object] | None = None,
     ) -> None:
+        if refresh is None and parts.experiments is not None:
+            refresh = parts.experiments.tick
         self._refresh = refresh
         self._file = file
         self._parts = parts
         self._secrets = secrets
         self._servers: list[_Server] = []
+        self.students: list[StudentUpstream] = []
+        self._batches: BatchRunner | None = None
+        self._stopping = False
+        self.sends = True  # of several workers one does
         self.metrics = Metrics()
 
     def stop(self) -> None:
-        """Take no more requests, finish those that are open, and end."""
+        """Take no more requests, finish those that are open, and end; also before `run`."""
+        self._stopping = True
         for server in self._servers:
             server.should_exit = True
+        if self._batches is not None:
+            self._batches.stop()
 
-    async def run(self, told: Callable[[Address, Address | None], None]) -> None:
+    async def run(self, told: Told, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve until stopped; `told` hears the addresses once both ports are open.
+
+        Args:
+            sockets: of the ports, where they are open already (`open_ports`).
 
         Raises:
             StillhouseError: a port cannot be opened.
         """
         file = self._file
-        sockets = [_open(file.listen.host, file.listen.port)]
-        if file.admin is not None:
-            sockets.append(_open(file.admin.host, file.admin.port))
+        sockets = sockets or open_ports(file)
         connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60)
-        async with aiohttp.ClientSession(
-            connector=connector, auto_decompress=True, cookie_jar=aiohttp.DummyCookieJar()
-        ) as session:
-            upstreams = {
-                name: Upstream(
-                    name, one, session, self._secrets.get(name), file.limits.answer_bytes
-                )
-                for name, one in file.upstreams.items()
-            }
+        async with (
+            aiohttp.ClientSession(
+                connector=connector, auto_decompress=True, cookie_jar=aiohttp.DummyCookieJar()
+            ) as session,
+            contextlib.AsyncExitStack() as closing,
+        ):
+            for one in sockets:
+                closing.callback(one.close)
+            upstreams = await self._upstreams(session, closing)
+            sender: Sender | None = None
+            if file.telemetry is not None and self.sends:
+                sender = Sender(file.telemetry, self.metrics, session, __version__)
             exchange = Exchange(upstreams, self._parts, self.metrics)
+            self._batches = self._runner(exchange)
             apps = [client_app(file, self._parts, exchange, self.metrics)]
             if file.admin is not None:
                 key = self._secrets[""]
                 apps.append(admin_app(file, self._parts, exchange, self.metrics, key))
             self._servers = [self._server(app) for app in apps]
-            addresses = [Address(*one.getsockname()[:2]) for one in sockets]
+            if self._stopping:
+                self.stop()
             with _signals(self.stop):
-                told(addresses[0], addresses[1] if len(addresses) > 1 else None)
-                refreshing = asyncio.create_task(self._keep_fresh())
+                told(*addresses_of(sockets))
+                beside = [asyncio.create_task(self._keep_fresh(exchange))]
+                if sender is not None:
+                    beside.append(asyncio.create_task(sender.run()))
+                if self._batches is not None:
+                    beside.append(asyncio.create_task(self._batches.run()))
+                if self._parts.scores is not None:
+                    beside.append(asyncio.create_task(self._parts.scores.run(upstreams)))
                 try:
                     await asyncio.gather(
                         *(
@@ -154,24 +188,69 @@ class Gateway:
                         )
                     )
                 finally:
-                    refreshing.cancel()
-                    await asyncio.gather(refreshing, return_exceptions=True)
-            await exchange.drain()
+                    if self._batches is not None:
+                        await self._batches.drain(file.listen.drain_s)
+                    for task in beside:
+                        task.cancel()
+                    await asyncio.gather(*beside, return_exceptions=True)
+            await exchange.drain(file.listen.drain_s)
+            if self._parts.scores is not None:
+                await self._parts.scores.flush()
 
-    async def _keep_fresh(self) -> None:
+    def _runner(self, exchange: Exchange) -> BatchRunner | None:
+        """Who runs batches, where there are any."""
+        section, work = self._file.batches, self._parts.batches
+        if section is None or work is None:
+            return None
+        asks = Asks(self._file, self._parts)
+        return BatchRunner(Tools(self._file, section, exchange, asks, work, self.metrics))
+
+    async def _upstreams(
+        self, session: aiohttp.ClientSession, closing: contextlib.AsyncExitStack
+    ) -> dict[str, Upstream]:
+        """Model servers, and students whose processes are ready."""
+        most = self._file.limits.answer_bytes
+        found: dict[str, Upstream] = {}
+        for name, one in self._file.upstreams.items():
+            if isinstance(one, StudentSection):
+                self.students.append(StudentUpstream(name, one, most))
+                found[name] = self.students[-1]
+            else:
+                found[name] = HttpUpstream(name, one, session, self._secrets.get(name), most)
+        for student in self.students:
+            closing.push_async_callback(student.close)
+        await asyncio.gather(*(student.start() for student in self.students))
+        fingerprints = {one.name: one.pool.fingerprint for one in self.students}
+        for name, task in self._file.tasks.items():
+            check_student(name, task, fingerprints.get(task.student or ""))
+        if self._parts.experiments is not None:
+            own = {
+                name: f"{task.student}:{fingerprints[task.student]}"
+                for name, task in self._file.tasks.items()
+                if task.student in fingerprints
+            }
+            await asyncio.to_thread(self._parts.experiments.students, own, time.time())
+        return found
+
+    async def _keep_fresh(self, exchange: Exchange) -> None:
         """What other gateways did, until cancelled; a database that is away is tried again."""
-        while self._refresh is not None:
+        while True:
             await asyncio.sleep(REFRESH_S)
+            self.metrics.tell_breakers(exchange.breakers())
+            if self._refresh is None:
+                continue
             try:
                 await asyncio.to_thread(self._refresh, time.time())
             except (StillhouseError, SQLAlchemyError):
                 self.metrics.refresh_failures.inc()
 
-    def _server(self, app: Starlette) -> _Server:
+    def _server(self, app: ASGIApp) -> _Server:
         return _Server(
             uvicorn.Config(
                 app,
-                log_level="warning",
+                http=limited(self._file.limits.connections),
+                ws="none",
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 lifespan="off",
@@ -179,6 +258,28 @@ class Gateway:
                 proxy_headers=False,
             )
         )
+
+
+def open_ports(file: GatewayFile) -> list[socket.socket]:
+    """Listening sockets: the clients', and the admin's where there is one.
+
+    Raises:
+        StillhouseError: a port cannot be opened.
+    """
+    opened = [_open(file.listen.host, file.listen.port)]
+    if file.admin is not None:
+        try:
+            opened.append(_open(file.admin.host, file.admin.port))
+        except StillhouseError:
+            opened[0].close()
+            raise
+    return opened
+
+
+def addresses_of(sockets: Sequence[socket.socket]) -> tuple[Address, Address | None]:
+    """Where `open_ports` opened them."""
+    found = [Address(*one.getsockname()[:2]) for one in sockets]
+    return found[0], found[1] if len(found) > 1 else None
 
 
 def _open(host: str, port: int) -> socket.socket:
@@ -211,30 +312,49 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(one)
 
 
-def serve_file(path: Path, say: Callable[[str], None], redact: Redactors) -> None:
-    """Serve a gateway.yaml until SIGTERM or SIGINT.
+def serve_here(
+    file: GatewayFile,
+    redact: Redactors,
+    told: Told,
+    sockets: Sequence[socket.socket] | None = None,
+    prepare: Callable[[Gateway], None] = lambda _: None,
+) -> LogCounts | None:
+    """Serve in this process until SIGTERM or SIGINT; what became of the log, if there is one.
 
     Args:
-        path: of the file.
-        say: hears the addresses, and at the end what became of the log.
         redact: gives the redactor of some kinds of personal data; `None`: of the usual ones.
+        told, sockets: see `Gateway.run`.
+        prepare: is given the gateway on its event loop before it serves.
 
     Raises:
-        UserError: the file cannot be used, or a variable with a key is not set.
+        UserError: a variable with a key is not set.
         StillhouseError: a port cannot be opened, or the database not be reached.
     """
-    file = load_gateway(path)
-    for name, task in file.tasks.items():
-        if task.fallback.calibrator is not None:
-            raise UserError(
-                f"tasks.{name}.fallback.calibrator", "is not read yet", action="use threshold alone"
-            )
     secrets = secrets_of(file)
     stored: StoredParts | None = None
     if file.log.url is not None:
         stored = StoredParts(file, Pseudonyms.from_environment(), redact, time.time())
     parts = memory_parts(file, kept=0) if stored is None else stored.parts
     gateway = Gateway(file, parts, secrets, None if stored is None else stored.refresh)
+
+    async def run() -> None:
+        prepare(gateway)
+        await gateway.run(told, sockets)
+
+    # What is there now stays: the collector need not look at it with every generation again.
+    gc.collect()
+    gc.freeze()
+    try:
+        # uvloop where it is installed.
+        with asyncio.Runner(loop_factory=uvicorn.Config(app="").get_loop_factory()) as runner:
+            runner.run(run())
+    finally:
+        counts = None if stored is None else stored.close()
+    return counts
+
+
+def greeting(file: GatewayFile, say: Callable[[str], None]) -> Told:
+    """Says where a gateway serves."""
 
     def told(listen: Address, admin: Address | None) -> None:
         say(f"serving {', '.join(file.tasks)} on {listen.url}/v1")
@@ -243,14 +363,4 @@ def serve_file(path: Path, say: Callable[[str], None], redact: Redactors) -> Non
         if not file.needs_key:
             say("no client keys: whoever reaches the port is answered")
 
-    try:
-        # uvloop where it is installed.
-        with asyncio.Runner(loop_factory=uvicorn.Config(app="").get_loop_factory()) as runner:
-            runner.run(gateway.run(told))
-    finally:
-        if stored is not None:
-            counts = stored.close()
-            say(
-                f"traffic log: {counts.written:,} written, {counts.dropped:,} dropped, "
-                f"{counts.lost:,} lost"
-            )
+    return told

@@ -5,9 +5,10 @@ Bytes go through as they came wherever nothing must be taken out. Knows no HTTP.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any, Final
+
+from stillhouse.serve.quick_json import json_bytes, read_json
 
 DONE: Final = b"data: [DONE]\n\n"
 _NULLS: Final = (b',"usage":null', b', "usage": null')
@@ -64,7 +65,7 @@ def parsed(event: bytes) -> dict[str, Any] | None:
     if not data or data == b"[DONE]":
         return None
     try:
-        found = json.loads(data)
+        found = read_json(data)
     except RecursionError:
         raise ValueError("too deep") from None
     return found if isinstance(found, dict) else None
@@ -88,10 +89,41 @@ def without_usage(event: bytes) -> bytes:
     if not chunk.get("choices"):
         return b""
     del chunk["usage"]
-    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode("ascii") + b"\n\n"
+    return b"data: " + json_bytes(chunk) + b"\n\n"
 
 
-def without_logprobs(event: bytes) -> bytes:
+def tokens_in(event: bytes) -> int:
+    """How many tokens with their log-probabilities an event holds.
+
+    Raises:
+        ValueError: data that is no JSON.
+    """
+    count = 0
+    for choice in _objects((parsed(event) or {}).get("choices")):
+        told = choice.get("logprobs")
+        count += len(_objects(told.get("content") if isinstance(told, dict) else None))
+    return count
+
+
+def own_logprobs(answer: dict[str, Any], alternatives: int | None) -> None:
+    """Leave of an answer's log-probabilities what the client asked for: so many alternatives a
+    token; `None`: no log-probabilities at all."""
+    for choice in _objects(answer.get("choices")):
+        if alternatives is None:
+            choice.pop("logprobs", None)
+            continue
+        told = choice.get("logprobs")
+        for token in _objects(told.get("content") if isinstance(told, dict) else None):
+            top = token.get("top_logprobs")
+            token["top_logprobs"] = top[:alternatives] if isinstance(top, list) else []
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    """The objects of an array; an upstream may send anything."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def without_logprobs(event: bytes, alternatives: int | None = None) -> bytes:
     """The event without the log-probabilities that the gateway itself asked for.
 
     Raises:
@@ -102,40 +134,42 @@ def without_logprobs(event: bytes) -> bytes:
     chunk = parsed(event)
     if chunk is None:
         return event
-    for choice in chunk.get("choices") or ():
-        choice.pop("logprobs", None)
-    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode("ascii") + b"\n\n"
+    own_logprobs(chunk, alternatives)
+    return b"data: " + json_bytes(chunk) + b"\n\n"
 
 
 def joined(events: Iterable[bytes]) -> dict[str, Any]:
     """One chat answer out of the events of its stream: texts, tool calls, logprobs, usage.
 
-    Events that are no JSON are left out.
+    Events that are no JSON, or of another shape, are left out.
     """
     answer: dict[str, Any] = {"object": "chat.completion"}
     choices: dict[int, dict[str, Any]] = {}
     for event in events:
         try:
-            chunk = parsed(event)
-        except ValueError:
+            _join(answer, choices, parsed(event) or {})
+        except (KeyError, TypeError, ValueError, AttributeError):
             continue
-        if chunk is None:
-            continue
-        for name in ("id", "created", "model", "system_fingerprint", "service_tier", "usage"):
-            if chunk.get(name) is not None:
-                answer[name] = chunk[name]
-        for piece in chunk.get("choices") or ():
-            index = piece.get("index", 0)
-            choice = choices.setdefault(
-                index, {"index": index, "message": {"role": "assistant", "content": None}}
-            )
-            _add(choice, piece)
     answer["choices"] = [choices[index] for index in sorted(choices)]
     for choice in answer["choices"]:
         calls = choice["message"].get("tool_calls")
         if calls is not None:
             choice["message"]["tool_calls"] = [calls[place] for place in sorted(calls)]
     return answer
+
+
+def _join(
+    answer: dict[str, Any], choices: dict[int, dict[str, Any]], chunk: dict[str, Any]
+) -> None:
+    for name in ("id", "created", "model", "system_fingerprint", "service_tier", "usage"):
+        if chunk.get(name) is not None:
+            answer[name] = chunk[name]
+    for piece in chunk.get("choices") or ():
+        index = int(piece.get("index", 0))
+        choice = choices.setdefault(
+            index, {"index": index, "message": {"role": "assistant", "content": None}}
+        )
+        _add(choice, piece)
 
 
 def _add(choice: dict[str, Any], piece: dict[str, Any]) -> None:
@@ -147,7 +181,8 @@ def _add(choice: dict[str, Any], piece: dict[str, Any]) -> None:
     for call in delta.get("tool_calls") or ():
         calls = message.setdefault("tool_calls", {})
         known = calls.setdefault(
-            call.get("index", 0), {"type": "function", "function": {"name": "", "arguments": ""}}
+            int(call.get("index", 0)),
+            {"type": "function", "function": {"name": "", "arguments": ""}},
         )
         if call.get("id"):
             known["id"] = call["id"]

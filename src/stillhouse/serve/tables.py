@@ -25,6 +25,9 @@ _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 # One number for all gateways: only one of them migrates a PostgreSQL database at a time.
 _MIGRATION_LOCK: Final = 7_233_017
 
+# A server behind a network that swallows packets is not waited for as long as TCP would.
+_PATIENCE: Final = {"connect_timeout": 10, "tcp_user_timeout": 20_000}
+
 STATES: Final = sa.Table(
     "states",
     METADATA,
@@ -53,7 +56,10 @@ CALLS: Final = sa.Table(
     sa.Column("shadow_of", sa.Text),
     sa.Column("served", sa.Text, nullable=False),
     sa.Column("call", sa.Text),
+    # When it was written, by the writer's clock: what was read up to then is read on from there.
+    sa.Column("written_at", sa.Double, nullable=False, server_default="0"),
     sa.Index("calls_task_at", "task", "at"),
+    sa.Index("calls_task_written_at", "task", "written_at"),
     sa.Index("calls_at", "at"),
     sa.Index("calls_user", "user"),
     sa.Index("calls_shadow_of", "shadow_of"),
@@ -73,6 +79,23 @@ OUTCOMES: Final = sa.Table(
     sa.Column("score", sa.Double, nullable=False),
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
+    sa.Index("outcomes_at", "at"),
+)
+# What was known of a stage (began `since`) at a time: the course that is drawn.
+COURSES: Final = sa.Table(
+    "courses",
+    METADATA,
+    sa.Column("task", sa.Text, primary_key=True),
+    sa.Column("since", sa.Double, primary_key=True),
+    sa.Column("at", sa.Double, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+LEASES: Final = sa.Table(
+    "leases",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("until", sa.Double, nullable=False),
 )
 KEYS: Final = sa.Table(
     "keys",
@@ -83,6 +106,50 @@ KEYS: Final = sa.Table(
     sa.Column("scopes", sa.Text, nullable=False),
     sa.Column("made_at", sa.Double, nullable=False),
     sa.Column("revoked_at", sa.Double),
+)
+FILES: Final = sa.Table(
+    "files",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Column("ready", sa.Boolean, nullable=False),
+    sa.Index("files_tenant", "tenant", "created_at", "id"),
+)
+FILE_PARTS: Final = sa.Table(
+    "file_parts",
+    METADATA,
+    sa.Column("file", sa.Text, sa.ForeignKey("files.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+BATCHES: Final = sa.Table(
+    "batches",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("input_file", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text),
+    sa.Column("lease_until", sa.Double),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index("batches_tenant", "tenant", "created_at", "id"),
+    sa.Index("batches_status", "status"),
+)
+BATCH_LINES: Final = sa.Table(
+    "batch_lines",
+    METADATA,
+    sa.Column("batch", sa.Text, sa.ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("line", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("ok", sa.Boolean, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
 )
 
 
@@ -109,7 +176,10 @@ def open_database(url: str) -> Engine:
     if kind == "postgresql":
         require("psycopg", "postgres", "a PostgreSQL database")
         engine = sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, hide_parameters=True
+            parsed.set(drivername="postgresql+psycopg"),
+            connect_args={key: v for key, v in _PATIENCE.items() if key not in parsed.query},
+            pool_pre_ping=True,
+            hide_parameters=True,
         )
     elif kind == "sqlite" and parsed.database and parsed.database != ":memory:":
         engine = sa.create_engine(
@@ -164,3 +234,11 @@ def _migrate(connection: Connection) -> None:
     config.set_main_option("path_separator", "os")
     command.upgrade(config, "head")
     connection.commit()
+
+
+def cut_log(engine: Engine) -> None:
+    """On SQLite, cut the write-ahead log: what was deleted is overwritten in the file at once, but
+    stands in the log until then. Elsewhere nothing."""
+    if engine.dialect.name == "sqlite":
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")

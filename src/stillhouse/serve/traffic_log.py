@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -22,13 +22,16 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from stillhouse.core.gateway_log import GatewayCall
-from stillhouse.serve.private import Pseudonyms, Redact, private_call, redacted, weight
+from stillhouse.serve.private import Pseudonyms, Redact, private_call, redacted
+from stillhouse.serve.private import weight as weight_of
+from stillhouse.serve.quick_json import json_bytes, read_json
 from stillhouse.serve.records import Outcome, Served
 from stillhouse.serve.states import insert_new
 from stillhouse.serve.tables import CALLS, OUTCOMES, StoreError
 
 _RETRY_S: Final = (0.05, 2.0)
 OUTCOME_WAIT_S: Final = 5.0
+GATHER_S: Final = 0.05
 
 
 class UnknownRequestError(StoreError):
@@ -69,6 +72,8 @@ class TrafficLog:
             does not bend the evidence. By hash of the unit: a user is kept whole or not at all.
         capacity: most requests that wait; `capacity_bytes`: about how much memory they may take.
         batch: most requests in one transaction.
+        gather_s: how long a request waits for others to be written with: a transaction costs much
+            more than a row. Who waits for a request to be written does not wait for this.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class TrafficLog:
         capacity: int = 10_000,
         capacity_bytes: int = 256_000_000,
         batch: int = 200,
+        gather_s: float = GATHER_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -90,6 +96,8 @@ class TrafficLog:
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._batch = batch
+        self._gather_s = gather_s
+        self._awaited = 0  # how many wait for something to be written
         self._clock = clock
         self._changed = threading.Condition()
         self._queue: deque[_Waiting] = deque()
@@ -101,9 +109,11 @@ class TrafficLog:
         self._writer = threading.Thread(target=self._run, name="traffic-log", daemon=True)
         self._writer.start()
 
-    def offer(self, call: GatewayCall, served: Served) -> bool:
+    def offer(self, call: GatewayCall, served: Served, weight: int | None = None) -> bool:
         """Take a request; False: it was dropped, and counted. Never waits for the database."""
-        item = _Waiting(call, served, weight(call.request) + weight(call.response))
+        if weight is None:
+            weight = weight_of(call.request) + weight_of(call.response)
+        item = _Waiting(call, served, weight)
         with self._changed:
             self._counts["offered"] += 1
             full = len(self._tenants) >= self._capacity
@@ -113,7 +123,8 @@ class TrafficLog:
             self._queue.append(item)
             self._tenants[served.id] = served.tenant
             self._bytes += item.bytes
-            self._changed.notify_all()
+            if len(self._queue) in (1, self._batch):
+                self._changed.notify_all()
         return True
 
     def owner(self, request: str) -> str | None:
@@ -137,8 +148,7 @@ class TrafficLog:
         Raises:
             UnknownRequestError: no such request, or another tenant's: the same to the caller.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: outcome.request not in self._tenants, OUTCOME_WAIT_S)
+        self._wait_for(lambda: outcome.request not in self._tenants, OUTCOME_WAIT_S)
         owner = self.owner(outcome.request)
         if owner is None or (tenant is not None and owner != tenant):
             raise UnknownRequestError(f"request {outcome.request!r:.120} is not known")
@@ -147,18 +157,35 @@ class TrafficLog:
             body["detail"] = redacted(body["detail"], self._redact)
             if outcome.corrected is not None:
                 body["corrected"] = self._redact(outcome.corrected)
-        row = {
-            "request": outcome.request,
-            "kind": outcome.kind,
-            "score": outcome.score,
-            "at": outcome.at,
-            "body": _json(body),
-        }
         try:
             with self._engine.begin() as connection:
-                connection.execute(sa.insert(OUTCOMES).values(**row))
+                connection.execute(sa.insert(OUTCOMES).values(**_outcome_row(outcome, body)))
         except sa.exc.IntegrityError:  # deleted since, or still waiting for its database
             raise UnknownRequestError(f"request {outcome.request!r:.120} is not known") from None
+
+    def scores(self, outcomes: Sequence[Outcome]) -> int:
+        """See `Log`: one transaction, for a commit each would take a disk's time for each score."""
+        wanted = {outcome.request for outcome in outcomes}
+        with self._changed:
+            self._changed.wait_for(lambda: wanted.isdisjoint(self._tenants), OUTCOME_WAIT_S)
+        while True:
+            try:
+                return self._write_scores(outcomes, wanted)
+            except sa.exc.IntegrityError:  # a request was deleted between the two statements
+                continue
+
+    def _write_scores(self, outcomes: Sequence[Outcome], requests: set[str]) -> int:
+        with self._engine.begin() as connection:
+            query = sa.select(CALLS.c.id).where(CALLS.c.id.in_(requests))
+            known = set(connection.execute(query).scalars())
+            rows = [
+                _outcome_row(one, one.model_dump(warnings=False))
+                for one in outcomes
+                if one.request in known
+            ]
+            if rows:
+                connection.execute(sa.insert(OUTCOMES), rows)
+        return len(rows)
 
     def counts(self) -> LogCounts:
         """What became of the requests so far."""
@@ -167,8 +194,16 @@ class TrafficLog:
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all that was offered is written; False: it took too long."""
+        return self._wait_for(lambda: not self._tenants, timeout_s)
+
+    def _wait_for(self, done: Callable[[], bool], timeout_s: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: not self._tenants, timeout_s)
+            self._awaited += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(done, timeout_s)
+            finally:
+                self._awaited -= 1
 
     def close(self, timeout_s: float = 10.0) -> LogCounts:
         """Take no more, write what waits, stop. What cannot be written in time counts as lost."""
@@ -187,6 +222,7 @@ class TrafficLog:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closed)
+                self._changed.wait_for(self._gathered, self._gather_s)
                 if not self._queue:
                     return
                 taken = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
@@ -204,6 +240,9 @@ class TrafficLog:
                     self._tenants.pop(item.served.id, None)
                     self._bytes -= item.bytes
                 self._changed.notify_all()
+
+    def _gathered(self) -> bool:
+        return len(self._queue) >= self._batch or self._closed or self._awaited > 0
 
     def _write_until_done(self, rows: list[dict[str, Any]]) -> bool:
         """False: closing, and time is up."""
@@ -240,6 +279,9 @@ class TrafficLog:
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         # A commit whose answer was lost is tried again: rows that are there already are left alone.
+        now = time.time()
+        for row in rows:
+            row["written_at"] = now
         with self._engine.begin() as connection:
             connection.execute(insert_new(self._engine, CALLS), rows)
         with self._changed:
@@ -253,7 +295,7 @@ class TrafficLog:
         call, served = item.call, item.served
         named = call.user if call.user is not None else served.user
         user = None if named is None else self._pseudonyms.of(served.tenant, named)
-        told = served.model_dump(warnings=False) | {"user": user}
+        told = vars(served) | {"user": user}
         body: str | None = None
         if sampled(served.unit, self._sample):
             try:
@@ -274,6 +316,16 @@ class TrafficLog:
             self._counts[name] += 1
 
 
+def _outcome_row(outcome: Outcome, body: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "request": outcome.request,
+        "kind": outcome.kind,
+        "score": outcome.score,
+        "at": outcome.at,
+        "body": _json(body),
+    }
+
+
 def sampled(unit: str, share: float) -> bool:
     """Whether a unit's texts are kept: the same answer on every gateway."""
     digest = blake2b(unit.encode("utf-8", "surrogatepass"), digest_size=8, person=b"sample")
@@ -287,8 +339,16 @@ def _passes(error: DBAPIError) -> bool:
 
 def _storable(text: str) -> bool:
     # PostgreSQL takes no NUL, UTF-8 no lone surrogate.
-    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+    if "\0" in text:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    """In ASCII, which a database of any encoding takes."""
+    raw = json_bytes(value)
+    return raw.decode() if raw.isascii() else json.dumps(read_json(raw), separators=(",", ":"))

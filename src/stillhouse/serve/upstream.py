@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import aiohttp
 
-from stillhouse.serve.gateway_sections import UpstreamSection
+from stillhouse.serve.gateway_sections import StudentSection, UpstreamSection
 from stillhouse.serve.guards import Breaker, QueueFullError, QueueWaitError, RetryBudget, Slots
 
 _RETRIED: Final = frozenset((408, 409, 429, 500, 502, 503, 504, 529))
@@ -40,10 +40,74 @@ class Reply(NamedTuple):
     body: bytes
 
 
-class Stream:
+class Health(Protocol):
+    """Whether an upstream is up."""
+
+    @property
+    def state(self) -> str:
+        """`closed` (it answers), `open` (it is left alone) or `half_open`."""
+
+
+class Stream(Protocol):
     """A streamed answer, from its first piece on; `close` it whatever happens."""
 
-    def __init__(self, owner: Upstream, reply: aiohttp.ClientResponse, ends: float) -> None:
+    status: int
+    content_type: str
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The answer's pieces.
+
+        Raises:
+            UpstreamFailed: it broke off, fell silent or has no end.
+        """
+
+    def close(self) -> None:
+        """Give back what it holds; a stream not read to its end is cancelled."""
+
+
+class Upstream(Protocol):
+    """A model that answers requests: a server, or students of the gateway's own."""
+
+    name: str
+
+    @property
+    def section(self) -> UpstreamSection | StudentSection:
+        """What gateway.yaml says of it."""
+
+    @property
+    def breaker(self) -> Health:
+        """Whether it is up."""
+
+    @property
+    def slots(self) -> Slots:
+        """Its queue."""
+
+    def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Of one request, by the configured price."""
+
+    async def ask(
+        self, path: str, body: bytes, ends: float, extra: Mapping[str, str] | None = None
+    ) -> Reply:
+        """A whole answer by `ends`, a time of the loop's clock.
+
+        Raises:
+            UpstreamFailed: none came, or it is the upstream's own fault.
+        """
+
+    async def stream(
+        self, path: str, body: bytes, ends: float, extra: Mapping[str, str] | None = None
+    ) -> Stream:
+        """A streamed answer whose first piece is there.
+
+        Raises:
+            UpstreamFailed: none came, or it is the upstream's own fault.
+        """
+
+
+class HttpStream:
+    """See `Stream`."""
+
+    def __init__(self, owner: HttpUpstream, reply: aiohttp.ClientResponse, ends: float) -> None:
         self.status = reply.status
         self.content_type = reply.content_type
         self._owner = owner
@@ -91,7 +155,7 @@ class Stream:
         self._owner.slots.free()
 
 
-class Upstream:
+class HttpUpstream:
     """A model server as gateway.yaml has it."""
 
     def __init__(
@@ -158,7 +222,7 @@ class Upstream:
 
     async def stream(
         self, path: str, body: bytes, ends: float, extra: Mapping[str, str] | None = None
-    ) -> Stream:
+    ) -> HttpStream:
         """A streamed answer whose first piece is there.
 
         Raises:
@@ -166,7 +230,7 @@ class Upstream:
         """
         first_by = asyncio.get_running_loop().time() + self.section.deadlines.first_token_s
         reply = await self._open(path, body, min(ends, first_by), extra)
-        found = Stream(self, reply, ends)
+        found = HttpStream(self, reply, ends)
         try:
             await found.begin(first_by)
         except BaseException as error:
@@ -188,11 +252,12 @@ class Upstream:
         if refused > 0:
             raise UpstreamFailed("breaker_open", 503, refused)
         try:
-            await self.slots.take()
+            async with asyncio.timeout_at(ends):
+                await self.slots.take()
         except QueueFullError:
             self.breaker.abandoned()
             raise UpstreamFailed("queue_full", 429, 1) from None
-        except QueueWaitError:
+        except (QueueWaitError, TimeoutError):
             self.breaker.abandoned()
             raise UpstreamFailed("queue_wait", 503, 1) from None
         except BaseException:

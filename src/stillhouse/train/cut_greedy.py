@@ -45,7 +45,6 @@ class _Batch(NamedTuple):
     said: Tensor  # [N, V] log-probabilities, or [N, H] of length 1
 
 
-@torch.no_grad()
 def greedy_layers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,13 +52,26 @@ def greedy_layers(
     keep: int,
     samples: int = SAMPLES,
 ) -> tuple[int, ...]:
-    """The layers that stay, in rising order.
+    """The layers that stay, in rising order: those that `greedy_order` does not name."""
+    gone = set(greedy_order(model, tokenizer, texts, keep, samples))
+    return tuple(n for n in range(len(blocks_of(model))) if n not in gone)
+
+
+@torch.no_grad()
+def greedy_order(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    keep: int,
+    samples: int = SAMPLES,
+) -> tuple[int, ...]:
+    """The layers that go, the least missed first; its beginning is the order for a larger `keep`.
 
     Args:
         model: whole; with an output table it is compared by what it predicts.
         tokenizer: the model's.
         texts: of the task, each with its answer where the model writes it.
-        keep: how many layers.
+        keep: how many layers stay.
         samples: texts that are read, at most 8.
 
     Raises:
@@ -81,6 +93,7 @@ def greedy_layers(
             value=keep,
             action=f"use at most {len(left)}",
         )
+    gone: list[int] = []
     training = model.training
     model.train(False)
     try:
@@ -89,10 +102,10 @@ def greedy_layers(
             missed = torch.zeros(len(left), dtype=torch.float64)
             for batch in batches:
                 missed += _missed(model, batch, left)
-            left.pop(int(missed.argmin()))
+            gone.append(left.pop(int(missed.argmin())))
     finally:
         model.train(training)
-    return tuple(left)
+    return tuple(gone)
 
 
 def _read(

@@ -1,0 +1,329 @@
+"""`stillhouse calibrate`: how sure a run's student must be to answer for itself.
+
+Asks the student about held-out samples as the gateway asks it, judges its answers by the task's
+scorer, adds what live traffic has shown, and writes gate.json with the frontier of cost against
+quality. Knows runs and files; what is fitted is `serve.calibrator`'s.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from stillhouse.core.errors import DataError, UserError
+from stillhouse.core.jsonl import read_records, void, write_atomic, write_json
+from stillhouse.core.optional import require
+from stillhouse.core.progress import Progress
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.records import Example
+from stillhouse.core.runfolder import RunFolder
+from stillhouse.core.scorers import scorers_for
+from stillhouse.core.tasks import ClassificationTask, ExtractionTask
+from stillhouse.evaluate.candidates import EvaluationSet, load_sets
+from stillhouse.evaluate.compressed import BEST
+from stillhouse.evaluate.fallback_frontier import (
+    FallbackFrontier,
+    costs_of,
+    fallback_frontier,
+    frontier_picture,
+)
+from stillhouse.evaluate.results import SetName
+from stillhouse.models.confidence import agreement
+from stillhouse.models.novelty import FAMILIARITY, Novelty, load_novelty
+from stillhouse.pipeline import read_run_recipe
+from stillhouse.serve.calibrator import Choice, Halves, Judged, gate_from, halves
+from stillhouse.serve.features import answer_features, first_text
+from stillhouse.serve.gate_file import Consistency, GateFile, NoveltyFile, save_gate, sha256_of
+from stillhouse.serve.gates import said
+from stillhouse.serve.student_brains import Brain, Opening, open_brain
+from stillhouse.serve.student_folder import notes_of
+from stillhouse.serve.student_local import ask_all
+
+FOLDER: Final = "calibrate"
+GATE: Final = "gate.json"
+NOVELTY: Final = "novelty.npz"
+BATCH: Final = 32
+DAY_S: Final = 86_400
+OF_LABELS: Final = ("logit", "margin", "certainty")
+OF_TEXTS: Final = ("logit", "min_logprob", "min_margin", "tokens")
+
+
+class Live(NamedTuple):
+    """Labels of live traffic: the log's database, the task's name there, what counts."""
+
+    url: str
+    task: str
+    days: float
+    kinds: tuple[str, ...]
+
+
+class Wanted(NamedTuple):
+    """What is asked for. `None` where the run says it, or it is left out."""
+
+    error: float = 0.05
+    delta: float = 0.05
+    method: Choice = "auto"
+    samples: SetName = "held_out"
+    acceptable: float | None = None
+    window: int | None = 16
+    novelty: bool = False
+    consistency: Consistency | None = None
+    student: Path | None = None
+    live: Live | None = None
+    prices: tuple[float | None, float | None] = (None, None)
+    out: Path | None = None
+
+
+class Scored(NamedTuple):
+    """One held-out sample: what the gate is fitted on, and both variants' scores."""
+
+    judged: Judged
+    student: float
+    teacher: float
+
+
+class Calibrated(NamedTuple):
+    """What was found and where it lies."""
+
+    gate: GateFile
+    frontier: FallbackFrontier | None
+    folder: Path
+    notes: tuple[str, ...]
+
+
+def calibrate(root: Path, wanted: Wanted, progress: Progress) -> Calibrated:
+    """Fit and write a gate for a run's student.
+
+    Args:
+        root: the run folder.
+
+    Raises:
+        UserError: the run or the options do not fit, or the samples are too few.
+        StillhouseError: the student cannot be opened, or a file not be read or written.
+    """
+    recipe = read_run_recipe(root)
+    folder = wanted.student or _student_of(root)
+    level = _acceptable(recipe, wanted.acceptable)
+    held_out = _set(recipe, root, wanted.samples)
+    head = notes_of(folder, "--student").head
+    opening = Opening(folder, str(head), recipe.task, "student", BATCH, recipe.teacher.max_tokens)
+    progress.say(f"calibrate: asks {folder} about {len(held_out.queries):,} {wanted.samples}")
+    brain = open_brain(opening)
+    out = wanted.out or root / FOLDER
+    out.mkdir(parents=True, exist_ok=True)
+    novelty = _novelty(recipe, root, out / NOVELTY) if wanted.novelty else None
+    scored = _scored(
+        recipe, brain, held_out, wanted, level=level, novelty=novelty, progress=progress
+    )
+    notes = []
+    if len(scored) < len(held_out.queries):
+        notes.append(f"{len(held_out.queries) - len(scored)} requests the student refused")
+    held = halves([one.judged for one in scored])
+    split = held
+    source = f"{wanted.samples} samples of the run"
+    if wanted.live is not None:
+        split, source, more = with_live(held, wanted.live)
+        notes += more
+    gate = _gate(split, wanted, held, recipe).model_copy(
+        update={
+            "consistency": wanted.consistency,
+            "task": recipe.task,
+            "student": brain.voice.fingerprint,
+            "source": source,
+            "novelty": None
+            if novelty is None
+            else NoveltyFile(file=NOVELTY, sha256=sha256_of(out / NOVELTY)),
+        }
+    )
+    save_gate(out / GATE, gate)
+    tests = {one.id for one in held.tests}
+    drawn = _frontier(recipe, root, gate, [s for s in scored if s.judged.id in tests], wanted)
+    write_json(out / "frontier.json", drawn.model_dump(mode="json"))
+    picture = str(frontier_picture(drawn))
+    write_atomic(out / "frontier.svg", lambda file: void(file.write(picture)))
+    return Calibrated(gate, drawn, out, tuple(notes))
+
+
+def calibrate_live(wanted: Wanted) -> Calibrated:
+    """Fit and write a gate from live labels alone, for a student that no run of yours made.
+
+    Raises:
+        UserError: as `calibrate`; or no folder is given to write to.
+    """
+    if wanted.live is None or wanted.out is None:
+        raise UserError("calibrate", "needs a run folder, or --log with --out")
+    split, source, notes = with_live(Halves([], []), wanted.live)
+    wanted.out.mkdir(parents=True, exist_ok=True)
+    gate = _gate(split, wanted, Halves([], []), None).model_copy(update={"source": source})
+    save_gate(wanted.out / GATE, gate)
+    return Calibrated(gate, None, wanted.out, tuple(notes))
+
+
+def _frontier(
+    recipe: Recipe, root: Path, gate: GateFile, tests: Sequence[Scored], wanted: Wanted
+) -> FallbackFrontier:
+    costs, unit = costs_of(root, compressed=wanted.student is None, given=wanted.prices)
+    return fallback_frontier(
+        np.array([gate.calibrator.probability(one.judged.features) for one in tests]),
+        np.array([one.student for one in tests]),
+        np.array([one.teacher for one in tests]),
+        [one.judged.group for one in tests],
+        costs=costs,
+        unit=unit,
+        metric=scorers_for(recipe.task)[0].name,
+        chosen=gate.threshold,
+    )
+
+
+def with_live(held_out: Halves, live: Live) -> tuple[Halves, str, list[str]]:
+    """Held-out and live samples, where the tests came from, and remarks.
+
+    Raises:
+        UserError: the database cannot be used, or has no labels of this task.
+        MissingExtraError: the serve extra is not installed.
+    """
+    tables: Any = require("stillhouse.serve.tables", "serve", "the traffic log")
+    labels: Any = require("stillhouse.serve.live_labels", "serve", "the traffic log")
+    engine = tables.open_database(live.url)
+    try:
+        found = labels.live_labels(engine, live.task, time.time() - live.days * DAY_S, live.kinds)
+    finally:
+        engine.dispose()
+    if not found.seen and not found.shown:
+        raise UserError(
+            "--log",
+            f"holds no judged answer of the student with features, of the task {live.task}, in "
+            f"{live.days:g} days",
+            action="serve with fallback.threshold (0 shows everything), and collect outcomes",
+        )
+    both = labels.mixed(held_out, found)
+    notes = [f"live labels: {len(found.seen):,} shadow answers, {len(found.shown):,} shown ones"]
+    if both.left_out:
+        notes.append(f"{both.left_out:,} samples lack a feature and are left out")
+    return both.halves, both.source, notes
+
+
+def _gate(split: Halves, wanted: Wanted, heads: Halves, recipe: Recipe | None) -> GateFile:
+    """Streams have a gate of their own where their heads are known: of a run's texts."""
+    texts = recipe is not None and not isinstance(recipe.task, ClassificationTask)
+    window = wanted.window if texts and wanted.consistency is None else None
+    try:
+        return gate_from(
+            split, wanted.error, wanted.delta, wanted.method, window=window, heads=heads
+        )
+    except ValueError as error:
+        raise UserError(
+            "calibrate", str(error), action="give more samples, or another --on or --acceptable"
+        ) from None
+
+
+def _student_of(root: Path) -> Path:
+    for place in (root / "compress" / BEST, root / "prune" / "student", root / "train" / "student"):
+        if place.is_dir():
+            return place
+    raise UserError(
+        str(root), "holds no student", action="finish the run, or name one with --student"
+    )
+
+
+def _acceptable(recipe: Recipe, given: float | None) -> float:
+    if given is not None:
+        return given
+    if isinstance(recipe.task, ClassificationTask | ExtractionTask):
+        return 1.0
+    name = scorers_for(recipe.task)[0].name
+    raise UserError(
+        "--acceptable", f"is missing: which {name} makes a text acceptable", action="write 0.5, say"
+    )
+
+
+def _set(recipe: Recipe, root: Path, name: SetName) -> EvaluationSet:
+    for one in load_sets(recipe, RunFolder(root)):
+        if one.name == name:
+            return one
+    raise UserError("--on", f"the run has no {name} set", action="take the other one")
+
+
+def _novelty(recipe: Recipe, root: Path, place: Path) -> Novelty:
+    """The training texts' vectors as they are kept: what is fitted must be what is served."""
+    path = RunFolder(root).stage("dataset") / "train.jsonl"
+    texts = [recipe.task.input_text(one.to_query()) for one in read_records(path, Example)]
+    if not texts:
+        raise DataError(str(path), "holds no training texts")
+    Novelty.of_texts(texts, recipe.seed).save(place)
+    return load_novelty(place)
+
+
+def _scored(
+    recipe: Recipe,
+    brain: Brain,
+    held_out: EvaluationSet,
+    wanted: Wanted,
+    *,
+    level: float,
+    novelty: Novelty | None,
+    progress: Progress,
+) -> list[Scored]:
+    """The samples that the student answered, in their order."""
+    task, score = recipe.task, scorers_for(recipe.task)[0].score
+    classes = len(task.labels) if isinstance(task, ClassificationTask) else 2
+    asked: list[Mapping[str, Any]] = [
+        {
+            "messages": [{"role": m.role, "content": m.content} for m in query.messages],
+            "logprobs": True,
+            "top_logprobs": classes,
+        }
+        for query in held_out.queries
+    ]
+    often = wanted.consistency
+    with progress.bar("calibrate", len(asked) * (1 if often is None else 2), "answers") as bar:
+        answers = ask_all(brain, asked, BATCH, bar.advance)
+        others: list[list[str]] = [[] for _ in asked]
+        if often is not None:
+            drawn = {
+                "n": often.samples,
+                "temperature": often.sampling_temperature,
+                "seed": recipe.seed,
+                "logprobs": None,
+                "top_logprobs": None,
+            }
+            more = ask_all(brain, [{**one, **drawn} for one in asked], BATCH, bar.advance)
+            others = [_texts(one.body) for one in more]
+    texts = [task.input_text(query) for query in held_out.queries]
+    near = [None] * len(texts) if novelty is None else novelty.familiarity(texts)
+    found = []
+    for number, (status, body) in enumerate(answers):
+        if status >= 400:
+            continue
+        features = _used(answer_features(body))
+        if near[number] is not None:
+            features[FAMILIARITY] = float(near[number] or 0.0)
+        text = first_text(body)
+        if others[number]:
+            features |= agreement([said(task, one) for one in (text, *others[number])])
+        window: dict[str, float] | None = None
+        if wanted.window is not None and often is None:
+            window = {**features, **_used(answer_features(body, wanted.window))}
+        own = score(text, held_out.references[number])
+        query = held_out.queries[number]
+        group = query.id if held_out.groups is None else held_out.groups[number]
+        judged = Judged(query.id, features, own >= level, str(group), window)
+        teacher = score(held_out.teacher.texts[number], held_out.references[number])
+        found.append(Scored(judged, own, teacher))
+    if not found:
+        raise UserError("--student", "answered none of the samples", value=len(answers))
+    return found
+
+
+def _used(features: Mapping[str, float]) -> dict[str, float]:
+    """Of a label, what all classes say; of a text, what its tokens do. The others say it again."""
+    names = OF_LABELS if OF_LABELS[-1] in features else OF_TEXTS
+    return {name: features[name] for name in names if name in features}
+
+
+def _texts(body: Mapping[str, Any]) -> list[str]:
+    return [str(one["message"]["content"]) for one in body.get("choices") or ()]
