@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -102,7 +103,13 @@ class RestartedPostgres:
 
     def start(self) -> None:
         """Where it was."""
-        self._server.ensure_postgres_running()
+        for left in reversed(range(6)):
+            try:
+                self._server.ensure_postgres_running()
+                break
+            except subprocess.TimeoutExpired:  # after ten seconds; a busy machine takes longer
+                if not left:
+                    raise
         assert self._server.get_uri() == self.uri
 
     def end(self) -> None:
