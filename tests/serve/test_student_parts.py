@@ -19,6 +19,7 @@ from stillhouse.core.records import Completion, Message, Query, TokenLogprob
 from stillhouse.core.tasks import ClassificationTask, GenerationTask
 from stillhouse.models.writing import Piece, Stopper, Trimmer, Written
 from stillhouse.serve.api_errors import ApiError
+from stillhouse.serve.gateway_file import load_gateway
 from stillhouse.serve.gateway_sections import StudentSection
 from stillhouse.serve.sse import Events, joined
 from stillhouse.serve.student_answers import Answering, Voice, label_logprob
@@ -472,6 +473,13 @@ def test_a_student_is_known_by_the_run_that_it_lies_in(tmp_path: Path) -> None:
     (student / "config.json").unlink()
     with pytest.raises(UserError, match="holds no student"):
         setup_of("small", section(student))
+
+
+def test_the_example_is_a_gateway_with_a_student() -> None:
+    path = Path(__file__).parents[2] / "examples" / "gateway_student.yaml"
+    student = load_gateway(path).upstreams["student"]
+    assert isinstance(student, StudentSection)
+    assert student.path == path.parent / "../runs/smallest/compress/best"
 
 
 def test_a_query_needs_no_student() -> None:

@@ -43,11 +43,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def raw(teacher: Model, folder: Path, *, task: Any = None, **section: Any) -> dict[str, Any]:
+def raw(teacher: Model, folder: Path, *, plan: Any = None, **section: Any) -> dict[str, Any]:
     small = {"kind": "student", "path": str(folder), "head": "label", "task": TASK, **section}
     return {
         "upstreams": {"big": {"base_url": teacher.url, "model": "big-1"}, "small": small},
-        "tasks": {"t": {"teacher": "big", "student": "small", **FULL, **(task or {})}},
+        "tasks": {"t": {"teacher": "big", "student": "small", **FULL, **(plan or {})}},
     }
 
 
@@ -146,7 +146,7 @@ def test_what_is_not_for_the_student_is_the_teachers(serving: Callable[..., Any]
 
 def test_a_refusal_names_what_is_refused_where_the_teacher_is_down(folder: Path) -> None:
     down = Model(status(500))
-    with models(down), gateway(raw(down, folder, task=OFF)) as running:
+    with models(down), gateway(raw(down, folder, plan=OFF)) as running:
         got = ask(running, "good", response_format={"type": "json_object"})
         assert got.status == 400
         assert got.json["error"]["param"] == "response_format"
@@ -242,7 +242,7 @@ def test_a_client_that_leaves_cancels_what_waits(serving: Callable[..., Any]) ->
 
 
 def test_shadow_answers_come_from_processes_too(serving: Callable[..., Any]) -> None:
-    with serving(task=SHADOW) as running:
+    with serving(plan=SHADOW) as running:
         assert who(ask(running, "bad")) == ("teacher", None)
         ((_, shown), (call, shadow)) = running.wait_for(2)
         assert (shown.variant, shadow.variant, shadow.shadow_of) == ("teacher", "student", shown.id)

@@ -11,20 +11,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
-from gateway_servers import FULL, Model, models, says
+from gateway_servers import FULL, Model, gateway, models, says
 from test_gateway_http import send
 from tiny_students import TASK, label_folder, text_folder
 
+from stillhouse.compress.onnx_export import export_onnx
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Message, Query
 from stillhouse.core.tasks import ClassificationTask, GenerationTask
 from stillhouse.models.completer import Sampling
+from stillhouse.models.loading import locate
+from stillhouse.models.quiet import quiet_transformers
 from stillhouse.models.student import open_student
 from stillhouse.serve.sse import Events, joined
 from stillhouse.serve.student_brains import Around, Brain, Opening, open_brain
@@ -209,30 +214,73 @@ def test_writing_ends_when_nobody_waits(texts: Path, form: str) -> None:
     assert heard == 4
 
 
+@pytest.mark.model
+def test_minilm_answers_through_the_gateway_as_it_does_alone(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = locate("embedded-encoder").folder
+    config = transformers.AutoConfig.from_pretrained(
+        folder,
+        num_hidden_layers=1,
+        id2label=dict(enumerate(TASK.labels)),
+        label2id={label: number for number, label in enumerate(TASK.labels)},
+    )
+    torch.manual_seed(0)
+    with quiet_transformers():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config
+        )
+    model.save_pretrained(tmp_path / "float")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(tmp_path / "float")
+    export_onnx(tmp_path / "float", tmp_path / "onnx", TASK, texts=TEXTS[:2])
+    wanted = evaluated(tmp_path / "float", TASK, "label", Sampling())
+    raw = {
+        "upstreams": {
+            "none": {"base_url": "http://127.0.0.1:9/v1", "model": "none"},
+            "small": {"kind": "student", "path": str(tmp_path / "onnx")},
+        },
+        "tasks": {"t": {"teacher": "none", "student": "small", **FULL}},
+    }
+    more = {"model": "t", "logprobs": True, "top_logprobs": 3}
+    with gateway(raw) as running, ThreadPoolExecutor(6) as threads:
+        got = list(threads.map(lambda text: send(running.url, chat(text, **more)), TEXTS))
+    for one, said in zip(got, wanted, strict=True):
+        assert content(one.json) == said.text
+        (token,) = one.json["choices"][0]["logprobs"]["content"]
+        belief = {other["token"]: other["logprob"] for other in token["top_logprobs"]}
+        assert belief == pytest.approx(said.label_logprobs, abs=1e-4)
+
+
 SERVE = "import sys, pathlib, stillhouse.cli_serve as c; c.serve(pathlib.Path(sys.argv[1]))"
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("end", "workers"), [(signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2)]
+)
 def test_a_served_onnx_student_leaves_no_process_behind(
-    labels: Path, tmp_path: Path, end: signal.Signals
+    labels: Path, tmp_path: Path, end: signal.Signals, workers: int
 ) -> None:
+    """With several workers each has students of its own, and a supervisor above it."""
     teacher = Model(says("teacher"))
     with models(teacher):
         raw = {
-            "listen": {"port": 0},
+            "listen": {"port": 0, "workers": workers, "drain_s": 1},
             "upstreams": {
                 "big": {"base_url": teacher.url, "model": "big-1"},
-                "small": {"kind": "student", "path": str(labels / "onnx"), "workers": 2},
+                "small": {"kind": "student", "path": str(labels / "onnx"), "workers": 3 - workers},
             },
             "tasks": {"t": {"teacher": "big", "student": "small", **FULL}},
         }
+        if workers > 1:
+            raw["log"] = {"url": f"sqlite:///{tmp_path / 'gateway.db'}"}
         (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(raw))
         process = subprocess.Popen(
             [sys.executable, "-u", "-c", SERVE, str(tmp_path / "gateway.yaml")],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=dict(os.environ),
+            env={**os.environ, "STILLHOUSE_PSEUDONYM_SECRET": "0123456789abcdef"},
         )
         assert process.stdout is not None
         try:
@@ -241,8 +289,10 @@ def test_a_served_onnx_student_leaves_no_process_behind(
             got = send(url, {"model": "t", **chat(TEXTS[0])})
             assert got.headers["x-stillhouse-variant"] == "student"
             assert got.json["choices"][0]["message"]["content"] in TASK.labels
-            students = psutil.Process(process.pid).children()
+            below = psutil.Process(process.pid).children(recursive=True)
+            students = [one for one in below if "student_worker" in " ".join(one.cmdline())]
             assert len(students) == 2
+            assert len(below) == (2 if workers == 1 else 4)
             loaded = students[0].memory_maps()
             assert not [one.path for one in loaded if "libtorch" in one.path]
             process.send_signal(end)
@@ -254,6 +304,13 @@ def test_a_served_onnx_student_leaves_no_process_behind(
     assert process.returncode == (0 if end == signal.SIGTERM else -end)
     assert not errors
     ends = time.monotonic() + 20
-    while any(one.is_running() and one.status() != "zombie" for one in students):
-        assert time.monotonic() < ends, "a student outlives its gateway"
+    while any(_runs(one) for one in below):
+        assert time.monotonic() < ends, "a process outlives its gateway"
         time.sleep(0.02)
+
+
+def _runs(one: psutil.Process) -> bool:
+    try:
+        return bool(one.is_running() and one.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

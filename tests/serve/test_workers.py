@@ -98,7 +98,7 @@ def serving(tmp_path: Path, raw: dict[str, Any]) -> Iterator[Serving]:
 
 
 def until(done: Callable[[], bool], what: str) -> None:
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 120
     while not done():
         assert time.monotonic() < ends, what
         time.sleep(0.05)
@@ -217,6 +217,7 @@ def test_workers_need_a_database_and_divide_what_an_upstream_gets() -> None:
     assert GatewayFile.model_validate(share.model_dump(mode="json")) == share
 
 
+@pytest.mark.full
 def test_workers_that_cannot_start_are_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
