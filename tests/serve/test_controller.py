@@ -155,6 +155,23 @@ def test_it_looks_every_few_seconds_and_not_more_often() -> None:
     assert len(controller.tick(world.now)) == 1
 
 
+def test_rows_that_cannot_be_read_stop_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    file = file_of()
+    first = first_state(
+        "reviews", file.tasks["reviews"].experiment.stages, 0.0, student=True, threshold=None
+    )
+
+    class Broken(MemoryFeed):
+        def read(self) -> Any:
+            raise ValueError("a row of another version")
+
+    sources = Sources(MemoryStates([first]), MemoryCourses(), lambda *_: Broken(), lambda _: [])
+    controller = Controller(file.tasks, sources)
+    assert controller.tick(100.0) == []
+    assert controller.tick(200.0) == []
+    assert "reviews: its evidence cannot be looked at" in caplog.text
+
+
 def test_a_judge_that_cannot_be_trusted_advances_nothing() -> None:
     judge = {"source": "judge", "task": SCORER["task"], "judge": {"upstream": "big"}}
     file = file_of(evidence={**judge, "unit_hours": 0})

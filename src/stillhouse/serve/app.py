@@ -236,7 +236,7 @@ def admin_app(
         name = known(request)
         if parts.experiments is None:
             raise ApiError(404, "Nothing watches experiments here.", code="task_not_found")
-        return _json(await asyncio.to_thread(parts.experiments.view, name))
+        return _json(await kept(parts.experiments.view, name))
 
     def key_store() -> KeyStore:
         if parts.key_store is None:

@@ -12,6 +12,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from stillhouse.core.errors import StillhouseError
 from stillhouse.serve.courses import CoursePoint, Courses
 from stillhouse.serve.evidence import StageEvidence
 from stillhouse.serve.feeds import Feed
@@ -94,7 +97,15 @@ class Controller:
             return []
         found = []
         for name, task in self._tasks.items():
-            decision = self._look(name, task, now)
+            try:
+                decision = self._look(name, task, now)
+            except (SQLAlchemyError, StillhouseError):
+                raise
+            except Exception:
+                # One task's rows that cannot be read must not keep states from being refreshed.
+                _LOG.exception("%s: its evidence cannot be looked at", name)
+                self._stages.pop(name, None)
+                continue
             if decision is not None:
                 found.append(decision)
         return found
