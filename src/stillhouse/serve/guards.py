@@ -96,6 +96,13 @@ class Slots:
         self._wait_s = wait_s
         self._queue: deque[asyncio.Future[None]] = deque()
 
+    def take_now(self) -> bool:
+        """Take a slot if one is free; nobody waits then."""
+        if self._free <= 0:
+            return False
+        self._free -= 1
+        return True
+
     async def take(self) -> None:
         """Take a slot.
 
@@ -103,8 +110,7 @@ class Slots:
             QueueFullError: too many wait.
             QueueWaitError: none became free in time.
         """
-        if self._free > 0:
-            self._free -= 1
+        if self.take_now():
             return
         if len(self._queue) >= self._waiting:
             raise QueueFullError

@@ -199,14 +199,15 @@ class HttpUpstream:
         reply = await self._open(path, body, ends, extra)
         done = False
         try:
-            async with asyncio.timeout_at(ends):
-                read = bytearray()
-                while piece := await reply.content.readany():
-                    read += piece
-                    if len(read) > self.answer_bytes:
-                        raise UpstreamFailed("answer_too_long")
+            if reply.content.is_eof():  # came with its headers: there is nothing to wait for
+                read = reply.content.read_nowait()
+            else:
+                async with asyncio.timeout_at(ends):
+                    read = await self._read(reply.content)
+            if len(read) > self.answer_bytes:
+                raise UpstreamFailed("answer_too_long")
             done = True
-            return Reply(reply.status, reply.content_type, bytes(read))
+            return Reply(reply.status, reply.content_type, read)
         except TimeoutError:
             self.breaker.failed()
             raise UpstreamFailed("total_deadline", 504) from None
@@ -219,6 +220,13 @@ class HttpUpstream:
             else:
                 reply.close()
             self.slots.free()
+
+    async def _read(self, content: aiohttp.StreamReader) -> bytes:
+        """All of it, or a little more than there may be."""
+        read = bytearray()
+        while len(read) <= self.answer_bytes and (piece := await content.readany()):
+            read += piece
+        return bytes(read)
 
     async def stream(
         self, path: str, body: bytes, ends: float, extra: Mapping[str, str] | None = None
@@ -252,8 +260,9 @@ class HttpUpstream:
         if refused > 0:
             raise UpstreamFailed("breaker_open", 503, refused)
         try:
-            async with asyncio.timeout_at(ends):
-                await self.slots.take()
+            if not self.slots.take_now():
+                async with asyncio.timeout_at(ends):
+                    await self.slots.take()
         except QueueFullError:
             self.breaker.abandoned()
             raise UpstreamFailed("queue_full", 429, 1) from None
