@@ -93,7 +93,7 @@ def evaluated(folder: Path, task: Any, head: str, sampling: Sampling) -> list[An
     return asyncio.run(go())
 
 
-@pytest.mark.parametrize("form", ["onnx", "float"])
+@pytest.mark.parametrize("form", ["onnx", "one", "float"])
 def test_labels_are_those_of_the_evaluation(labels: Path, form: str) -> None:
     brain = opened(labels / form, "label", TASK)
     more = {"logprobs": True, "top_logprobs": 3}
