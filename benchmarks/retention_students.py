@@ -21,8 +21,8 @@ from stillhouse.core.progress import Terminal
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery
 from stillhouse.core.runfolder import hash_file
+from stillhouse.core.scorers import scorers_for
 from stillhouse.core.tasks import ExtractionTask
-from stillhouse.evaluate.scorers import scorers_for
 from stillhouse.models.chat import answer_text, prompt_text
 from stillhouse.models.completer import Completer, Sampling
 from stillhouse.models.loading import load_causal_lm

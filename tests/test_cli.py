@@ -74,6 +74,17 @@ OPTIONS = {
         "out",
         "as_json",
     },
+    "simulate": {
+        "log",
+        "policy",
+        "task",
+        "days",
+        "per_day",
+        "repetitions",
+        "seed",
+        "export",
+        "as_json",
+    },
 }
 
 

@@ -200,6 +200,7 @@ def test_a_plan_says_what_comes_and_trains_nothing(encoder: Path, tmp_path: Path
     assert plan["teacher_parameters"] == report["parameters"]["teacher"]
     assert plan["student"]["parameters"] == report["parameters"]["student"]
     assert plan["student"]["vocabulary"] == report["plan"]["vocabulary"]
+    assert plan["vocabulary"] == report["plan"]["vocabulary_before"]
     assert (plan["rows"], plan["tokens"], plan["steps"]) == (
         report["training"]["rows"]["train"],
         report["training"]["tokens"]["train"],

@@ -138,7 +138,15 @@ def test_the_second_call_trains_nothing(
     project: Path, finished: TuneResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search_run, "distil", lambda *_: pytest.fail("trained again"))
-    assert plain(tune(project, project / "run")) == plain(finished)
+    said: list[str] = []
+
+    class Heard(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    again = tune_recipe(load_recipe(project / "recipe.yaml"), project / "run", Heard())
+    assert plain(again) == plain(finished)
+    assert f"tune: goes on after {TRIALS} trials that are there" in said
 
 
 def test_trials_never_open_what_is_held_out(

@@ -21,6 +21,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
 from stillhouse.core.runfolder import RunFolder
+from stillhouse.core.scorers import scorers_for
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask
 from stillhouse.evaluate.candidates import EvaluationSet, load_sets
 from stillhouse.evaluate.compressed import BEST
@@ -31,7 +32,6 @@ from stillhouse.evaluate.fallback_frontier import (
     frontier_picture,
 )
 from stillhouse.evaluate.results import SetName
-from stillhouse.evaluate.scorers import scorers_for
 from stillhouse.models.confidence import agreement
 from stillhouse.models.novelty import FAMILIARITY, Novelty, load_novelty
 from stillhouse.pipeline import read_run_recipe

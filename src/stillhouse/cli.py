@@ -26,6 +26,7 @@ from stillhouse.cli_plan import plan
 from stillhouse.cli_pretrain import pretrain
 from stillhouse.cli_serve import serve
 from stillhouse.cli_signals import signals_app
+from stillhouse.cli_simulate import simulate
 from stillhouse.cli_speculate import STAGE as SPECULATE
 from stillhouse.cli_speculate import speculate
 from stillhouse.cli_study import curve, frontier
@@ -75,6 +76,7 @@ app.command()(images)
 app.command()(speculate)
 app.command()(serve)
 app.command()(calibrate)
+app.command()(simulate)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from stillhouse.compress_aware import compress
 from stillhouse.core.forgotten import ForgottenUsers
+from stillhouse.core.judge_gold import gold_pairs, read_gold
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
@@ -36,7 +37,6 @@ from stillhouse.stage_sections import (
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.ensemble import open_ensemble
 from stillhouse.teacher.expand_stage import run_expand
-from stillhouse.teacher.judge_gold import gold_pairs, read_gold
 from stillhouse.teacher.judge_stage import run_judge
 from stillhouse.teacher.stage import run_ask, run_check
 from stillhouse.traffic.stage import run_traffic

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import read_records
 from stillhouse.core.recipe import Recipe
+from stillhouse.core.scorers import scorers_for
 from stillhouse.evaluate.candidates import EvaluationSet
 from stillhouse.evaluate.comparison import retention_of
 from stillhouse.evaluate.compressed import CompressedRow
@@ -20,7 +21,6 @@ from stillhouse.evaluate.gate import Verdict
 from stillhouse.evaluate.metrics import Resampling
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.results import STUDENT, TEACHER, Evaluation, Prediction, SetName
-from stillhouse.evaluate.scorers import scorers_for
 from stillhouse.study_repeats import deviation, each_mean, mean_of, training
 from stillhouse.variants import Ran
 

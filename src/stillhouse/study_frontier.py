@@ -288,8 +288,8 @@ def _study(  # noqa: PLR0917 - what a study is made of
 
 def _notes(recipe: Recipe, timed: bool, repeats: int) -> list[str]:
     notes: list[str] = []
-    if repeats > 1 and recipe.compress is not None:
-        notes.append("compressed forms are of each size's first training alone")
+    if repeats > 1 and (recipe.compress is not None or drafts_in(recipe) is not None):
+        notes.append("compressed forms and drafts are of each size's first training alone")
     if not timed:
         notes.append("the teacher was timed when it was asked, not beside the students")
     if recipe.train.hard_label_twin:

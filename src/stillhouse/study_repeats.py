@@ -27,7 +27,7 @@ def seeds_of(recipe: Recipe, repeats: int) -> list[int]:
 def repeated(variant: Variant, repeats: int) -> list[Variant]:
     """The variant as it is, then with the seeds after its own.
 
-    Compressed forms are made of the first alone.
+    Compressed forms and drafts are made of the first alone.
     """
     plain = variant.recipe.model_copy(update={"compress": None})
     return [variant] + [

@@ -25,6 +25,7 @@ from stillhouse.core.recipe_teacher import TeacherSection
 from stillhouse.core.records import LabelledQuery, Query, Record
 from stillhouse.core.rights import check_compared_rights
 from stillhouse.core.runfolder import RunFolder
+from stillhouse.core.scorers import scorers_for
 from stillhouse.core.split import near_groups, tune_check_split
 from stillhouse.core.statistics import Interval
 from stillhouse.core.tasks import ClassificationTask
@@ -32,7 +33,6 @@ from stillhouse.evaluate.candidates import Answers, answers_of
 from stillhouse.evaluate.metrics import Resampling
 from stillhouse.evaluate.pricing import FIGURES_REST_ON
 from stillhouse.evaluate.results import CandidateSpeed
-from stillhouse.evaluate.scorers import scorers_for
 from stillhouse.evaluate.speed import Contestant, Speed, measure_speed
 from stillhouse.evaluate.teacher_choice import judged_by, recommend
 from stillhouse.evaluate.teacher_page import render_comparison

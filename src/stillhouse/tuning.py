@@ -114,6 +114,10 @@ def tune_recipe(recipe: Recipe, root: Path, progress: Progress) -> TuneResult:
                 f"tune: {len(space)} settings, at most {section.trials} trials on "
                 f"{len(data.train):,} examples, judged on {len(data.held_out):,}"
             )
+            if there := search.begun():
+                done = sum(one.state != "unfinished" for one in there)
+                stopped = ", and one that was interrupted" if done < len(there) else ""
+                progress.say(f"tune: goes on after {done} trials that are there{stopped}")
             tried, stopped_by = runs.run_search(search, ground, progress)
             with progress.bar("sensitivity", None, ""):
                 importance = search.importance(seed=recipe.seed)

@@ -232,6 +232,8 @@ def gateway(raw: dict[str, Any], **replaced: Any) -> Iterator[Running]:
         gate=replaced.get("gate", made.gate),
         key_store=replaced.get("key_store"),
         batches=replaced.get("batches"),
+        scores=made.scores,
+        experiments=made.experiments,
     )
     secrets = {name: f"sk-of-{name}" for name in file.upstreams} | {"": ADMIN}
     running = Gateway(file, parts, secrets)

@@ -273,6 +273,77 @@ def test_assignment_is_sticky_and_keeps_its_shares(tmp_path: Path) -> None:
     assert assigner.assign("t", "u1", None, "r", killed).variant == "teacher"
 
 
+def test_pairs_go_on_beside_the_teacher_where_they_are_the_evidence(tmp_path: Path) -> None:
+    task = {"kind": "classification", "labels": ["a", "b"]}
+    plan = {"evidence": {"source": "scorer", "task": task}, "teacher_only": 0.3}
+    tasks = {"t": {"teacher": "big", "student": "small", "experiment": plan}}
+    assigner = HashAssigner(loaded(tmp_path, tasks=tasks).tasks)
+    for kind, share in (("canary", 0.25), ("full", 1.0)):
+        state = ExperimentState.model_validate({"task": "t", "kind": kind, "share": share})
+        found = [assigner.assign("t", f"u{n}", None, "r", state) for n in range(300)]
+        assert all(one.shadowed == (one.arm != "treatment") for one in found)
+        assert {one.arm for one in found} >= {"teacher_only", "treatment"}
+        killed = state.model_copy(update={"killed": True})
+        assert not assigner.assign("t", "u", None, "r", killed).shadowed
+    state = ExperimentState(task="t", kind="canary", share=0.25)
+    without = HashAssigner(loaded(tmp_path).tasks)
+    assert not any(without.assign("t", f"u{n}", None, "r", state).shadowed for n in range(100))
+
+
+def evidence(**section: Any) -> dict[str, Any]:
+    student = section.pop("student", "small")
+    task = {"teacher": "big", "student": student, "experiment": {"evidence": section}}
+    return {"tasks": {"t": task}}
+
+
+LABELS = {"kind": "classification", "labels": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (evidence(source="scorer"), "needs task"),
+        (evidence(source="guess"), "must be 'scorer', 'judge' or 'feedback'"),
+        (evidence(source="scorer", task={"kind": "classification", "lables": []}), "'labels'"),
+        (evidence(source="judge", task=LABELS), "exactly where source is judge"),
+        (evidence(source="judge", task=LABELS, judge={"upstream": "x"}), "there are big, small"),
+        (evidence(source="feedback", canary="pairs"), "nobody gives feedback on unseen"),
+        (evidence(source="scorer", task=LABELS, canary="arms"), "reference: corrected"),
+        (evidence(source="scorer", task=LABELS, reference="corrected"), "needs log.url"),
+        (evidence(source="feedback", outcomes=["scorer"]), "outcomes are of feedback"),
+        (evidence(source="feedback", attempts=0), "attempts"),
+        (evidence(source="feedback", reference="corrected"), "a scorer's"),
+        (
+            {
+                "tasks": {
+                    "t": {
+                        "teacher": "big",
+                        **evidence(source="feedback")["tasks"]["t"],
+                        "student": None,
+                    }
+                }
+            },
+            "without a student",
+        ),
+    ],
+)
+def test_evidence_that_cannot_be_had_is_one_line(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RecipeError, match=told) as caught:
+        loaded(tmp_path, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gold_set_is_seen_from_the_file(tmp_path: Path) -> None:
+    judge = {"upstream": "big", "gold": "gold.jsonl"}
+    file = loaded(tmp_path, **evidence(source="judge", task=LABELS, judge=judge))
+    found = file.tasks["t"].experiment.evidence
+    assert found is not None
+    assert found.judge is not None
+    assert found.judge.gold == tmp_path / "gold.jsonl"
+
+
 def test_an_admins_changes_follow_the_plan(tmp_path: Path) -> None:
     plan = loaded(tmp_path).tasks["t"].experiment.stages
     state = first_state("t", plan, 1.0, student=True, threshold=None)

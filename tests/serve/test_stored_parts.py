@@ -24,6 +24,7 @@ from stillhouse.serve.states import StoredStates
 from stillhouse.serve.stored_calls import export_calls, outcomes_since, served_since
 from stillhouse.serve.stored_parts import StoredParts, begin
 from stillhouse.serve.tables import open_database
+from stillhouse.traffic.logs import LogReader
 
 SECRET = b"0123456789abcdef"
 STAGES = [{"kind": "shadow"}, {"kind": "canary", "share": 0.05}, {"kind": "full"}]
@@ -148,6 +149,30 @@ def test_the_file_changes_a_stage_and_not_how_far_the_experiment_is(tmp_path: Pa
     assert (last.by, last.numbers["threshold"]) == ("gateway.yaml", 0.8)
 
 
+def test_another_student_begins_at_the_first_stage(tmp_path: Path) -> None:
+    states = StoredStates(open_database(f"sqlite:///{tmp_path / 'gateway.db'}"))
+    begin(states, file_of(STAGES), 1.0)
+    old = states.get("t")
+    assert (old.student, old.counts_from) == ("big:m", 1)
+    new = old.model_copy(update={"version": 2, "stage": 2, "kind": "full", "share": 1.0})
+    assert states.swap(1, new, states.audit("t")[-1].decision)
+    raw = file_of(STAGES).model_dump(mode="json")
+    raw["upstreams"]["big"]["model"] = "m2"
+    begin(states, parse_as(GatewayFile, raw, "gateway.yaml"), 9.0)
+    found = states.get("t")
+    assert (found.stage, found.kind, found.since, found.counts_from) == (0, "shadow", 9.0, 3)
+    decision = states.audit("t")[-1].decision
+    assert (decision.from_stage, decision.to_stage) == (2, 0)
+    assert "another student" in decision.reason
+
+
+def test_what_the_file_changes_begins_the_evidence_anew(tmp_path: Path) -> None:
+    states = StoredStates(open_database(f"sqlite:///{tmp_path / 'gateway.db'}"))
+    begin(states, file_of(STAGES), 1.0)
+    begin(states, file_of(STAGES, threshold=0.5), 2.0)
+    assert (states.get("t").counts_from, states.get("t").since) == (2, 1.0)
+
+
 def test_a_plan_that_is_shorter_than_the_experiment_is_far_is_refused(tmp_path: Path) -> None:
     states = StoredStates(open_database(f"sqlite:///{tmp_path / 'gateway.db'}"))
     begin(states, file_of(STAGES), 1.0)
@@ -177,6 +202,41 @@ def test_what_is_too_old_is_deleted(tmp_path: Path) -> None:
             assert list(served_since(open_database(url), "t", 0)) == []
         finally:
             stored.close()
+
+
+def test_the_admin_exports_the_log_and_has_a_user_forgotten(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'gateway.db'}"
+    teacher = Model(says("good"))
+    key = {"authorization": "Bearer a"}
+    with models(teacher):
+        raw = {**kept(url), **two(teacher, None)}
+        with gateway(tmp_path / "gateway.yaml", raw) as (port, admin, _):
+
+            def exported(query: str = "") -> tuple[int, str]:
+                connection = http.client.HTTPConnection("127.0.0.1", admin, timeout=20)
+                connection.request("GET", f"/log{query}", headers=key)
+                reply = connection.getresponse()
+                text = reply.read().decode()
+                connection.close()
+                return reply.status, text
+
+            for number in range(250):
+                user = "ann" if number % 5 else "bob"
+                request = ask(port, f"text {number}", user)
+            assert post(port, "/v1/feedback", {"request_id": request, "thumbs": "up"})[0] == 201
+            assert post(admin, "/users/forget", {"tenant": "", "user": "ann"})[0] == 401
+            status, text = exported()
+            assert status == 200
+            assert len(text.splitlines()) == 250
+            (tmp_path / "log.jsonl").write_text(text, encoding="utf-8")
+            assert len(list(LogReader([tmp_path / "log.jsonl"]))) == 250
+            assert exported("?task=other") == (200, "")
+            assert exported("?since=9e9") == (200, "")
+            assert exported("?since=never")[0] == 400
+            status, _, gone = post(admin, "/users/forget", {"tenant": "", "user": "ann"}, **key)
+            assert (status, gone) == (200, {"requests": 200, "outcomes": 1})
+            assert len(exported()[1].splitlines()) == 50
+            assert post(admin, "/users/forget", {"user": "bob"}, **key)[0] == 400
 
 
 def test_keys_are_made_listed_and_revoked_by_the_admin(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from progress_lines import Lines
 import judge_doubles as doubles
 from stillhouse.core.errors import BudgetError, DataError, UserError
 from stillhouse.core.jsonl import read_json, read_records, write_records
+from stillhouse.core.judge_gold import gold_pairs, read_gold
 from stillhouse.core.judgements import JUDGE, JUDGEMENTS, Judgement
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, LabelledQuery, Query
@@ -21,7 +22,6 @@ from stillhouse.core.runfolder import Outcome, hash_folder
 from stillhouse.core.statistics import wilson
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.teacher import judge_stage
-from stillhouse.teacher.judge_gold import gold_pairs, read_gold
 from stillhouse.teacher.judge_stage import run_judge
 from teacher_servers import KEY, error, openai_answer, serve
 

@@ -12,11 +12,11 @@ from typing import Final, Protocol
 
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_compress import INT8, CompressSection, Format
+from stillhouse.core.scorers import scorers_for
 from stillhouse.evaluate.candidates import Answers, EvaluationSet
 from stillhouse.evaluate.gate import decide
 from stillhouse.evaluate.metrics import Resampling
 from stillhouse.evaluate.results import STUDENT
-from stillhouse.evaluate.scorers import scorers_for
 
 RETRAINED: Final = "quantization-aware"  # where the student is trained, below the stage's folder
 _AWARE: Final = "-aware"

@@ -167,8 +167,8 @@ _UPSTREAM_KINDS = ("openai", "anthropic", "student")
 def _is_choice(location: Sequence[str | int], index: int) -> bool:
     """Whether a part of a location is no key: pydantic puts the kind it chose there, of the task,
     a term or a gateway's upstream, or the form that a value was read as."""
-    if index >= 1 and location[index - 1] == "task":
-        return location[index] in _TASK_KINDS
+    if index >= 1 and location[index - 1] == "task" and location[index] in _TASK_KINDS:
+        return True
     if index == 2 and location[0] == "upstreams":
         return location[2] in _UPSTREAM_KINDS
     in_terms = index >= 3 and location[:2] in (("train", "terms"), ("objective", "terms"))
@@ -196,9 +196,10 @@ def _resolve(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
 
 
 def _step(node: dict[str, Any], part: str | int, definitions: dict[str, Any]) -> dict[str, Any]:
-    mapping = node.get("discriminator", {}).get("mapping", {})
-    if part in mapping:
-        return dict(definitions[mapping[part].rsplit("/", 1)[1]])
+    for option in (node, *node.get("anyOf", ())):
+        mapping = option.get("discriminator", {}).get("mapping", {})
+        if part in mapping:
+            return dict(definitions[mapping[part].rsplit("/", 1)[1]])
     resolved = _resolve(node, definitions)
     if isinstance(part, int):
         listed = (option for option in (resolved, *resolved.get("anyOf", ())) if "items" in option)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from stillhouse.core.scorers import scorers_for
 from stillhouse.core.statistics import (
     Interval,
     mcnemar_exact,
@@ -36,7 +37,6 @@ from stillhouse.evaluate.results import (
     McNemarResult,
     SetResult,
 )
-from stillhouse.evaluate.scorers import scorers_for
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.core.overlap import rouge_l
+from stillhouse.core.scorers import exact_object, label_match
 from stillhouse.core.statistics import Interval, bootstrap_mean, proportion
 from stillhouse.core.tasks import Task
 from stillhouse.evaluate.metrics import Resampling
-from stillhouse.evaluate.scorers import exact_object, label_match
 
 Floats = npt.NDArray[np.float64]
 STUDENT_FLOOR: Final = 1e-9

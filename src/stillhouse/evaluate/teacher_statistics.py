@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.core.multiplicity import holm, paired_test
+from stillhouse.core.scorers import scorers_for
 from stillhouse.core.statistics import Interval, bootstrap_mean, paired_difference, proportion
 from stillhouse.core.tasks import ClassificationTask, Task
 from stillhouse.evaluate.calibration import expected_calibration_error
 from stillhouse.evaluate.candidates import Answers
 from stillhouse.evaluate.fidelity import agreement_scores
 from stillhouse.evaluate.metrics import Ints, Resampling, label_indices, macro_f1
-from stillhouse.evaluate.scorers import scorers_for
 from stillhouse.evaluate.teachers import Agreement, Complementarity, Difference
 
 Floats = npt.NDArray[np.float64]

@@ -27,6 +27,7 @@ from stillhouse.serve.exchange import Exchange
 from stillhouse.serve.feedback import outcome_of
 from stillhouse.serve.front import ClientGoneError, Front, admit, new_id, read_body
 from stillhouse.serve.gateway_file import GatewayFile
+from stillhouse.serve.log_routes import log_routes
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import ACTIONS, changed
 from stillhouse.serve.request_checks import parse_json
@@ -230,6 +231,13 @@ def admin_app(
             )
         return _json(new.model_dump(mode="json"))
 
+    async def experiment(request: Request) -> Response:
+        check(request)
+        name = known(request)
+        if parts.experiments is None:
+            raise ApiError(404, "Nothing watches experiments here.", code="task_not_found")
+        return _json(await asyncio.to_thread(parts.experiments.view, name))
+
     def key_store() -> KeyStore:
         if parts.key_store is None:
             raise ApiError(404, "Keys are in gateway.yaml: keys_in_store is off.", code="no_keys")
@@ -272,10 +280,12 @@ def admin_app(
     return Starlette(
         routes=[
             Route("/state", states),
+            Route("/experiments/{task:path}", experiment),
             Route("/tasks/{task:path}/{action}", act, methods=["POST"]),
             Route("/keys", keys, methods=["GET"]),
             Route("/keys", make_key, methods=["POST"]),
             Route("/keys/{id}/revoke", revoke_key, methods=["POST"]),
+            *log_routes(parts, check, kept),
             *admin_batch_routes(parts, check),
             Route("/metrics", page),
             Route("/healthz", health),

@@ -7,7 +7,6 @@ Knows no evidence: assignment, state and confidence come from the seams.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from functools import partial
@@ -254,7 +253,7 @@ class Exchange:
         relay = Relay(ask, send, headers, hold)
         error = await relay.run(stream.pieces(), judge)
         join = joined_messages if ask.route == "messages" else joined
-        answer, weight = join(relay.events), sum(map(raw_weight, relay.events))
+        answer, weight = join(relay.events), raw_weight(b"".join(relay.events))
         if judge is not None:
             ask.features.update(answer_features(answer))
         self._record(ask, turn.variant, turn.upstream, 200, answer, error=error, weight=weight)
@@ -333,8 +332,11 @@ class Exchange:
                 raise ValueError("no answer")
             response, weight = found, raw_weight(reply.body)
             if plan is not None:
-                with contextlib.suppress(Unsure):
+                try:
                     self._sure.judge(plan, shadow, found, whole=True, others=others)
+                except Unsure:
+                    if self._parts.states.get(ask.name).threshold is not None:
+                        shadow.fell_back = "low-confidence"  # as it would have, were it seen
         except UpstreamFailed as failed:
             status, error = failed.status, failed.why
         except (ValueError, RecursionError, ApiError):

@@ -73,6 +73,7 @@ class GatewayFile(Section):
                         f"tasks.{name}.{variant} names no upstream: there are "
                         f"{', '.join(self.upstreams)}"
                     )
+            self._check_evidence(name, task)
         if self.listen.host not in LOOPBACK and not self.needs_key:
             raise ValueError(
                 "listen.host is not loopback, so clients must be listed with their keys"
@@ -87,6 +88,17 @@ class GatewayFile(Section):
         if self.batches is not None and self.log.url is None:
             raise ValueError("batches needs log.url")
         return self
+
+    def _check_evidence(self, name: str, task: TaskSection) -> None:
+        evidence, where = task.experiment.evidence, f"tasks.{name}.experiment.evidence"
+        if evidence is None:
+            return
+        if task.student is None:
+            raise ValueError(f"{where} is of a task without a student")
+        if evidence.judge is not None and evidence.judge.upstream not in self.upstreams:
+            raise ValueError(f"{where}.judge.upstream: there are {', '.join(self.upstreams)}")
+        if evidence.reference == "corrected" and self.log.url is None:
+            raise ValueError(f"{where}.reference: corrected needs log.url: the answers' texts")
 
     @property
     def needs_key(self) -> bool:
@@ -116,7 +128,7 @@ def load_gateway(path: Path) -> GatewayFile:
 
 
 def _seen_from(base: Path, file: GatewayFile) -> GatewayFile:
-    """Relative paths of students and calibrators are relative to the file's folder."""
+    """Relative paths of students, calibrators and gold sets are seen from the file's folder."""
     upstreams = {
         name: one.model_copy(update={"path": base / one.path.expanduser()})
         if isinstance(one, StudentSection)
@@ -129,6 +141,13 @@ def _seen_from(base: Path, file: GatewayFile) -> GatewayFile:
             place = base / task.fallback.calibrator.expanduser()
             fallback = task.fallback.model_copy(update={"calibrator": place})
             task = task.model_copy(update={"fallback": fallback})
+        evidence = task.experiment.evidence
+        if evidence is not None and evidence.judge is not None and evidence.judge.gold is not None:
+            gold = base / evidence.judge.gold.expanduser()
+            judge = evidence.judge.model_copy(update={"gold": gold})
+            evidence = evidence.model_copy(update={"judge": judge})
+            plan = task.experiment.model_copy(update={"evidence": evidence})
+            task = task.model_copy(update={"experiment": plan})
         tasks[name] = task
     return file.model_copy(update={"upstreams": upstreams, "tasks": tasks})
 

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stillhouse.core.recipe_section import Section
 from stillhouse.core.tasks import Task
+from stillhouse.serve.evidence_sections import EvidenceSection
 from stillhouse.serve.records import StageKind
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -235,6 +236,14 @@ class ExperimentSection(Section):
     approval: bool = Field(default=False, description="An advance waits for an admin.")
     salt: str = Field(default="", description="Another salt assigns anew.")
     guardrails: GuardrailsSection = GuardrailsSection()
+    evidence: EvidenceSection | None = Field(
+        default=None, description="Without it stages change by an admin's hand alone."
+    )
+
+    @property
+    def shadows_later(self) -> bool:
+        """Whether the student is asked unseen beside the teacher at canary and full too."""
+        return self.evidence is not None and self.evidence.seen == "pairs"
 
 
 class FallbackSection(Section):

@@ -1,6 +1,6 @@
 """The server's seams in memory: for tests, and for a gateway without a database.
 
-States are lost with the process. Knows no evidence: nothing advances by itself.
+States are lost with the process. Knows no evidence: it hands on what others look at.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from stillhouse.core.gateway_log import GatewayCall
+from stillhouse.serve.feeds import MemoryFeed
 from stillhouse.serve.gateway_sections import ClientKey, TaskSection
 from stillhouse.serve.records import Arm, Assignment, Decision, ExperimentState, Outcome, Served
 from stillhouse.serve.seams import GatePlan, Principal, Verdict
@@ -45,9 +46,13 @@ class MemoryLog:
 
     Args:
         kept: requests, with their bodies, and outcomes.
+        feeds: of tasks: told of everything, for who looks at the evidence.
     """
 
-    def __init__(self, kept: int = REMEMBERED) -> None:
+    def __init__(
+        self, kept: int = REMEMBERED, feeds: Mapping[str, MemoryFeed] | None = None
+    ) -> None:
+        self._feeds = feeds or {}
         self.calls: deque[tuple[GatewayCall, Served]] = deque(maxlen=kept)
         self.outcomes: deque[Outcome] = deque(maxlen=kept)
         self._owners: dict[str, str] = {}
@@ -55,6 +60,8 @@ class MemoryLog:
     def offer(self, call: GatewayCall, served: Served, weight: int | None = None) -> bool:
         """See `Log`."""
         self.calls.append((call, served))
+        if served.task in self._feeds:
+            self._feeds[served.task].serve(served)
         self._owners[served.id] = served.tenant
         if len(self._owners) > REMEMBERED:
             del self._owners[next(iter(self._owners))]
@@ -63,6 +70,14 @@ class MemoryLog:
     def outcome(self, outcome: Outcome) -> None:
         """See `Log`."""
         self.outcomes.append(outcome)
+        for feed in self._feeds.values():
+            feed.score(outcome)
+
+    def scores(self, outcomes: Sequence[Outcome]) -> int:
+        """See `Log`."""
+        for outcome in outcomes:
+            self.outcome(outcome)
+        return len(outcomes)
 
     def owner(self, request: str) -> str | None:
         """See `Log`."""
@@ -122,12 +137,15 @@ class HashAssigner:
             arm = "shadow" if shadow < plan.shadow_share else "control"
         elif state.kind == "full" or place < state.share:
             arm = "treatment"
+        # A shadow call is unseen, so the slice that always goes to the teacher stays what it is.
+        beside = plan.shadows_later and arm != "treatment" and state.kind in ("canary", "full")
+        beside = beside and self._tasks[task].student is not None and not state.killed
         return Assignment(
             task=task,
             unit=unit.hex()[:32],
             arm=arm,
             variant="student" if arm == "treatment" else "teacher",
-            shadowed=arm == "shadow",
+            shadowed=arm == "shadow" or (beside and shadow < plan.shadow_share),
             stage=state.stage,
             version=state.version,
         )

@@ -1,4 +1,8 @@
-"""What an admin does to an experiment by hand: approve, roll back, kill, revive. Pure."""
+"""What an admin does to an experiment by hand: approve, retry, roll back, kill, revive. Pure.
+
+What is rolled back by hand is held there, whatever the evidence says: until `approve`, which
+advances it by hand, or `retry`, which lets the policy begin again.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from stillhouse.serve.records import Action, Decision, ExperimentState
 # The word in the path, and the word in the audit log.
 ACTIONS: Final[dict[str, Action]] = {
     "approve": "approve",
+    "retry": "retry",
     "rollback": "roll_back",
     "kill": "kill",
     "revive": "revive",
@@ -38,19 +43,21 @@ def changed(
         ApiError: 409: the action does not fit the state.
     """
     stage = state.stage
-    new = {"version": state.version + 1}
+    new: dict[str, object] = {"version": state.version + 1}
     if action == "approve":
         if state.killed or stage + 1 >= len(plan):
             raise ApiError(409, "There is nothing to approve.", code="conflict")
         stage += 1
+        new = at_stage(state, plan, stage, at) | {"attempt": 1}
+    elif action == "retry":
+        if not state.held:
+            raise ApiError(409, "It is not held.", code="conflict")
+        new = at_stage(state, plan, stage, at) | {"attempt": 1}
     elif action == "rollback":
         stage = 0
+        new = at_stage(state, plan, stage, at) | {"held": True}
     elif (action == "kill") == state.killed:
         raise ApiError(409, f"It is {'' if state.killed else 'not '}killed.", code="conflict")
-    if action in ("approve", "rollback"):
-        at_stage = plan[stage]
-        new |= {"stage": stage, "waiting": False, "since": at}  # type: ignore[dict-item]
-        new |= {"kind": at_stage.kind, "share": _share(at_stage)}  # type: ignore[dict-item]
     else:
         new |= {"killed": action == "kill"}
     decision = Decision(
@@ -63,6 +70,45 @@ def changed(
         by="admin",
     )
     return state.model_copy(update=new), decision
+
+
+def at_stage(
+    state: ExperimentState, plan: Sequence[StageSection], stage: int, at: float
+) -> dict[str, object]:
+    """What changes of a state that comes to a stage; its evidence begins with this version."""
+    return {
+        "version": state.version + 1,
+        "counts_from": state.version + 1,
+        "stage": stage,
+        "kind": plan[stage].kind,
+        "share": _share(plan[stage]),
+        "since": at,
+        "waiting": False,
+        "held": False,
+    }
+
+
+def with_student(
+    state: ExperimentState, plan: Sequence[StageSection], student: str, at: float
+) -> tuple[ExperimentState, Decision]:
+    """The state with its student: one that is not the one it was about begins at the first stage,
+    for what is known is of the other."""
+    update: dict[str, object] = {"version": state.version + 1, "student": student}
+    another = state.student is not None and state.student != student
+    if another and state.kind != "off":
+        update |= at_stage(state, plan, 0, at) | {"attempt": 1}
+    new = state.model_copy(update=update)
+    decision = Decision(
+        at=at,
+        task=state.task,
+        action="hold",
+        from_stage=state.stage,
+        to_stage=new.stage,
+        reason="another student: it begins again" if another else "the student is known",
+        numbers={"student": student, "before": state.student},
+        by="gateway.yaml",
+    )
+    return new, decision
 
 
 def _share(stage: StageSection) -> float:

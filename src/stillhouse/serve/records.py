@@ -10,7 +10,7 @@ an experiment says how much of the traffic the student answers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, JsonValue
 
@@ -21,7 +21,7 @@ Variant = Literal["teacher", "student"]
 # A/B test; shadow: the teacher answers, and the student is asked unseen
 Arm = Literal["teacher_only", "control", "treatment", "shadow"]
 StageKind = Literal["off", "shadow", "canary", "full"]
-Action = Literal["advance", "hold", "roll_back", "kill", "revive", "approve", "wait"]
+Action = Literal["advance", "hold", "roll_back", "kill", "revive", "approve", "wait", "retry"]
 OutcomeKind = Literal["scorer", "judge", "feedback", "corrected", "delayed"]
 
 
@@ -53,6 +53,12 @@ class ExperimentState(Record):
     threshold: float | None = Field(
         default=None, description="Confidence below which the teacher answers; None: no fallback."
     )
+    counts_from: int = Field(
+        default=0, ge=0, description="Version from which on requests are evidence of this stage."
+    )
+    attempt: int = Field(default=1, ge=1, description="How often it began at the first stage.")
+    held: bool = Field(default=False, description="It does not advance until an admin says so.")
+    student: str | None = Field(default=None, description="Upstream and model of the student.")
 
 
 class Served(Record):
@@ -98,6 +104,13 @@ class Outcome(Record):
     at: float
     corrected: str | None = None
     detail: Mapping[str, JsonValue] = Field(default_factory=dict)
+
+
+class Scored(NamedTuple):
+    """One outcome beside the request that it is of."""
+
+    served: Served
+    outcome: Outcome
 
 
 class Pair(Record):

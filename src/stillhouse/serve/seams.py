@@ -6,7 +6,7 @@ for those that say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -70,6 +70,10 @@ class Log(Protocol):
     def outcome(self, outcome: Outcome) -> None:
         """Take what came of a request; may block."""
 
+    def scores(self, outcomes: Sequence[Outcome]) -> int:
+        """Take scores without texts, all at once; how many, without those of requests that are not
+        known. May block."""
+
     def owner(self, request: str) -> str | None:
         """The tenant of a request, `None` for one that is not known; may block."""
 
@@ -102,6 +106,20 @@ class KeyStore(Protocol):
 
     def listed(self) -> list[KeyInfo]:
         """All keys, oldest first."""
+
+
+class KeptCalls(Protocol):
+    """The requests that are kept, for whom they belong to; all of it may block."""
+
+    def forget(self, tenant: str, user: str) -> tuple[int, int]:
+        """Delete all of one user: how many requests and outcomes went."""
+
+    def lines(self, task: str | None, since: float | None) -> Iterator[str]:
+        """Requests as lines of the gateway's log (`core.gateway_log`), oldest first.
+
+        Args:
+            since: Unix seconds.
+        """
 
 
 class GatePlan(NamedTuple):
@@ -138,6 +156,29 @@ class Gate(Protocol):
         """
 
 
+class Scores(Protocol):
+    """What scores answers beside their way, asking judges behind upstreams."""
+
+    async def run(self, upstreams: Mapping[str, Any]) -> None:
+        """Score what comes, until cancelled."""
+
+    async def flush(self) -> None:
+        """Score all that waits."""
+
+
+class Experiments(Protocol):
+    """What moves experiments by their evidence; all of it may block."""
+
+    def tick(self, now: float) -> object:
+        """Look at what is new, and decide; in a thread, about once a second."""
+
+    def view(self, name: str) -> dict[str, Any]:
+        """What an admin is shown of one."""
+
+    def students(self, found: Mapping[str, str], now: float) -> None:
+        """Which student each task has, where that is known only now; another one begins afresh."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the server is given. `keys` is None where everybody is let in, `gate` where every
@@ -149,4 +190,7 @@ class Parts:
     keys: Keys | None = None
     gate: Gate | None = None
     key_store: KeyStore | None = None
+    calls: KeptCalls | None = None
     batches: BatchWork | None = None
+    scores: Scores | None = None
+    experiments: Experiments | None = None

@@ -46,6 +46,7 @@ from stillhouse.serve.student_upstream import StudentUpstream
 from stillhouse.serve.telemetry import Sender
 from stillhouse.serve.traffic_log import LogCounts
 from stillhouse.serve.upstream import HttpUpstream, Upstream
+from stillhouse.serve.watching import feeds_of, watch_memory
 
 REFRESH_S: Final = 1.0
 
@@ -87,12 +88,17 @@ def memory_parts(file: GatewayFile, kept: int = REMEMBERED) -> Parts:
         )
         for name, task in file.tasks.items()
     ]
+    feeds = feeds_of(file)
+    held, log = MemoryStates(states), MemoryLog(kept, feeds)
+    watched = watch_memory(file, held, log, feeds)
     return Parts(
         assigner=HashAssigner(file.tasks),
-        states=MemoryStates(states),
-        log=MemoryLog(kept),
+        states=held,
+        log=watched.log,
         keys=ListedKeys(file.clients) if file.clients else None,
         gate=gate_of(file),
+        scores=watched.scores,
+        experiments=watched.controller,
     )
 
 
@@ -101,7 +107,7 @@ class Gateway:
 
     Args:
         secrets: keys of the upstreams by name, and the admin's under an empty name.
-        refresh: called about once a second, in a thread, with Unix seconds.
+        refresh: called about once a second, in a thread, with Unix seconds; None: the experiments'.
     """
 
     def __init__(
@@ -109,8 +115,10 @@ class Gateway:
         file: GatewayFile,
         parts: Parts,
         secrets: Mapping[str, str],
-        refresh: Callable[[float], None] | None = None,
+        refresh: Callable[[float], object] | None = None,
     ) -> None:
+        if refresh is None and parts.experiments is not None:
+            refresh = parts.experiments.tick
         self._refresh = refresh
         self._file = file
         self._parts = parts
@@ -170,6 +178,8 @@ class Gateway:
                     beside.append(asyncio.create_task(sender.run()))
                 if self._batches is not None:
                     beside.append(asyncio.create_task(self._batches.run()))
+                if self._parts.scores is not None:
+                    beside.append(asyncio.create_task(self._parts.scores.run(upstreams)))
                 try:
                     await asyncio.gather(
                         *(
@@ -184,6 +194,8 @@ class Gateway:
                         task.cancel()
                     await asyncio.gather(*beside, return_exceptions=True)
             await exchange.drain(file.listen.drain_s)
+            if self._parts.scores is not None:
+                await self._parts.scores.flush()
 
     def _runner(self, exchange: Exchange) -> BatchRunner | None:
         """Who runs batches, where there are any."""
@@ -211,6 +223,13 @@ class Gateway:
         fingerprints = {one.name: one.pool.fingerprint for one in self.students}
         for name, task in self._file.tasks.items():
             check_student(name, task, fingerprints.get(task.student or ""))
+        if self._parts.experiments is not None:
+            own = {
+                name: f"{task.student}:{fingerprints[task.student]}"
+                for name, task in self._file.tasks.items()
+                if task.student in fingerprints
+            }
+            await asyncio.to_thread(self._parts.experiments.students, own, time.time())
         return found
 
     async def _keep_fresh(self, exchange: Exchange) -> None:

@@ -13,18 +13,11 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from stillhouse.serve.records import Outcome, OutcomeKind, Pair, Served
+from stillhouse.serve.records import Outcome, OutcomeKind, Pair, Scored, Served
 from stillhouse.serve.tables import CALLS, OUTCOMES, cut_log
 
 _CHUNK: Final = 500
 SCORING: Final[frozenset[OutcomeKind]] = frozenset(("scorer", "judge"))
-
-
-class Scored(NamedTuple):
-    """One outcome beside the request that it is of."""
-
-    served: Served
-    outcome: Outcome
 
 
 class Deleted(NamedTuple):
@@ -110,7 +103,7 @@ def export_calls(
     count = 0
     try:
         with partial.open("w", encoding="utf-8") as file:
-            for body in _bodies(engine, task, since):
+            for body in call_lines(engine, task, since):
                 file.write(body + "\n")
                 count += 1
             file.flush()
@@ -121,7 +114,10 @@ def export_calls(
     return count
 
 
-def _bodies(engine: Engine, task: str | None, since: float | None) -> Iterator[str]:
+def call_lines(
+    engine: Engine, task: str | None = None, since: float | None = None
+) -> Iterator[str]:
+    """The lines of `export_calls`, as they are read."""
     columns = sa.tuple_(CALLS.c.at, CALLS.c.id)
     query = sa.select(CALLS.c.at, CALLS.c.id, CALLS.c.call).where(
         CALLS.c.call.is_not(None), CALLS.c.shadow_of.is_(None)

@@ -5,29 +5,34 @@ Knows gateway.yaml and how the parts are put together; decides nothing about a r
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from stillhouse.core.errors import UserError
 from stillhouse.serve.batches import BatchWork
+from stillhouse.serve.courses import Lease
 from stillhouse.serve.gates import gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.in_memory import HashAssigner, ListedKeys
 from stillhouse.serve.keys import StoredKeys
-from stillhouse.serve.migration import first_state
+from stillhouse.serve.migration import at_stage, first_state
 from stillhouse.serve.private import Pseudonyms, Redact
 from stillhouse.serve.records import Decision
 from stillhouse.serve.seams import Keys, Parts, Principal
 from stillhouse.serve.states import StoredStates
-from stillhouse.serve.stored_calls import delete_before
-from stillhouse.serve.tables import open_database
+from stillhouse.serve.stored_calls import call_lines, delete_before, delete_user
+from stillhouse.serve.tables import StoreError, open_database
 from stillhouse.serve.traffic_log import LogCounts, TrafficLog
+from stillhouse.serve.watching import student_of, watch_stored
 
 Redactors = Callable[[Sequence[str] | None], Redact]
 DAY_S: Final = 86_400.0
+FLUSH_S: Final = 5.0
 SWEEP_S: Final = 3600.0  # between two looks for what is too old
 
 
@@ -41,6 +46,29 @@ class EitherKeys:
         """See `Keys`; every source is asked, whichever knows the key."""
         found = [source.check(presented) for source in self._sources]
         return next((one for one in found if one is not None), None)
+
+
+class StoredKept:
+    """`seams.KeptCalls` over a database."""
+
+    def __init__(self, engine: Engine, log: TrafficLog, pseudonyms: Pseudonyms) -> None:
+        self._engine = engine
+        self._log = log
+        self._pseudonyms = pseudonyms
+
+    def forget(self, tenant: str, user: str) -> tuple[int, int]:
+        """See `KeptCalls`. What waits in this gateway's queue is written first, and deleted too.
+
+        Raises:
+            StoreError: it could not be written in time.
+        """
+        if not self._log.flush(FLUSH_S):
+            raise StoreError("requests wait that cannot be written now")
+        return delete_user(self._engine, self._pseudonyms.of(tenant, user))
+
+    def lines(self, task: str | None, since: float | None) -> Iterator[str]:
+        """See `KeptCalls`."""
+        return call_lines(self._engine, task, since)
 
 
 class StoredParts:
@@ -79,13 +107,19 @@ class StoredParts:
         )
         keys: list[Keys] = [ListedKeys(file.clients)] if file.clients else []
         keys += [self._keys] if file.keys_in_store else []
+        self._lease = Lease(self._engine, "evidence")
+        watched = watch_stored(file, self._engine, self._states, self._log, self._lease)
+        self._controller = watched.controller
         self.parts = Parts(
             assigner=HashAssigner(file.tasks),
             states=self._states,
-            log=self._log,
+            log=watched.log,
+            scores=watched.scores,
+            experiments=watched.controller,
             keys=EitherKeys(*keys) if keys else None,
             gate=gate_of(file),
             key_store=self._keys if file.keys_in_store else None,
+            calls=StoredKept(self._engine, self._log, pseudonyms),
             batches=self._work,
         )
 
@@ -98,6 +132,7 @@ class StoredParts:
         with self._one:
             self._states.refresh()
             self._keys.refresh()
+            self._controller.tick(now)
             if now - self._swept < SWEEP_S:
                 return
             self._swept = now
@@ -109,6 +144,8 @@ class StoredParts:
     def close(self) -> LogCounts:
         """Write what waits and let the database go. Blocks."""
         counts = self._log.close()
+        with contextlib.suppress(SQLAlchemyError):  # it ends by itself
+            self._lease.give_back()
         self._engine.dispose()
         return counts
 
@@ -116,8 +153,9 @@ class StoredParts:
 def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
     """Give every task with a student a state, and carry into states what the file says otherwise.
 
-    The stage that an experiment has reached stays; its share, kind and threshold are the file's.
-    Of gateways that start together one writes, and the others see it.
+    The stage that an experiment has reached stays; its share, kind and threshold are the file's,
+    and where they change its evidence begins anew. Another student begins at the first stage. Of
+    gateways that start together one writes, and the others see it.
 
     Raises:
         UserError: a state is at a stage that the plan does not have.
@@ -136,6 +174,7 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
         first = first_state(
             name, plan[old.stage :], now, student=True, threshold=threshold_of(task)
         )
+        student = student_of(file, task) or old.student
         new = first.model_copy(
             update={
                 "version": old.version + 1,
@@ -143,18 +182,26 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
                 "since": old.since if old.version else now,
                 "killed": old.killed,
                 "waiting": old.waiting,
+                "counts_from": old.version + 1,
+                "attempt": old.attempt,
+                "held": old.held,
+                "student": student,
             }
         )
-        same = ("kind", "share", "threshold")
+        reason = "gateway.yaml says otherwise" if old.version else "the experiment begins"
+        if old.version and old.student not in (None, student):
+            # What is known is of another student.
+            afresh = at_stage(old, plan, 0, now) | {"attempt": 1}
+            new, reason = new.model_copy(update=afresh), "another student: it begins again"
+        same = ("kind", "share", "threshold", "student")
         if old.version and all(getattr(old, key) == getattr(new, key) for key in same):
             continue
-        reason = "gateway.yaml says otherwise" if old.version else "the experiment begins"
         decision = Decision(
             at=now,
             task=name,
             action="hold",
             from_stage=old.stage,
-            to_stage=old.stage,
+            to_stage=new.stage,
             reason=reason,
             numbers={key: getattr(new, key) for key in same},
             by="gateway.yaml",

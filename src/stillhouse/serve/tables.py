@@ -56,7 +56,10 @@ CALLS: Final = sa.Table(
     sa.Column("shadow_of", sa.Text),
     sa.Column("served", sa.Text, nullable=False),
     sa.Column("call", sa.Text),
+    # When it was written, by the writer's clock: what was read up to then is read on from there.
+    sa.Column("written_at", sa.Double, nullable=False, server_default="0"),
     sa.Index("calls_task_at", "task", "at"),
+    sa.Index("calls_task_written_at", "task", "written_at"),
     sa.Index("calls_at", "at"),
     sa.Index("calls_user", "user"),
     sa.Index("calls_shadow_of", "shadow_of"),
@@ -76,6 +79,23 @@ OUTCOMES: Final = sa.Table(
     sa.Column("score", sa.Double, nullable=False),
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
+    sa.Index("outcomes_at", "at"),
+)
+# What was known of a stage (began `since`) at a time: the course that is drawn.
+COURSES: Final = sa.Table(
+    "courses",
+    METADATA,
+    sa.Column("task", sa.Text, primary_key=True),
+    sa.Column("since", sa.Double, primary_key=True),
+    sa.Column("at", sa.Double, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+LEASES: Final = sa.Table(
+    "leases",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("until", sa.Double, nullable=False),
 )
 KEYS: Final = sa.Table(
     "keys",

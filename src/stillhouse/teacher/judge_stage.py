@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from stillhouse.core.errors import BudgetError, StillhouseError, TeacherError, UserError
 from stillhouse.core.jsonl import read_records, write_json, write_records
+from stillhouse.core.judge_gold import GoldAnswer, gold_pairs, read_gold
 from stillhouse.core.judgements import JUDGE, JUDGEMENTS, Judgement
 from stillhouse.core.judging import (
     PairOutcome,
@@ -36,7 +37,6 @@ from stillhouse.models.completer import Completer, Sampling
 from stillhouse.models.judge import Answer, Judge, JudgeForm, Pair, win_shares
 from stillhouse.teacher.ask_as import ask_as
 from stillhouse.teacher.build import open_teacher
-from stillhouse.teacher.judge_gold import GoldAnswer, gold_pairs, read_gold
 from stillhouse.teacher.judge_trial import (
     PairTrial,
     PointTrial,

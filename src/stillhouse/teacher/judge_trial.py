@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from stillhouse.core.errors import UserError
+from stillhouse.core.judge_gold import FIELD, GoldAnswer, GoldPair
 from stillhouse.core.judging import (
     GoldCounts,
     JudgeQuality,
@@ -22,7 +23,6 @@ from stillhouse.core.judging import (
 from stillhouse.core.statistics import Interval
 from stillhouse.models.judge import Answer, Judge, Pair
 from stillhouse.models.judge_prompts import SCORES
-from stillhouse.teacher.judge_gold import FIELD, GoldAnswer, GoldPair
 
 ONE_ANSWER: Final = 0.95  # of the verdicts: a judge that says little else
 

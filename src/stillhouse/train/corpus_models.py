@@ -273,6 +273,7 @@ def check_corpus_student(recipe: CorpusRecipe, texts: Sequence[str]) -> CorpusSh
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
         trimmed = trimmed_for(recipe, tokenizer, texts)
         rows = None if trimmed is None else trimmed.kept
+        whole = int(config.vocab_size)
         try:
             teacher = auto_class(kind).from_config(config)
         except ValueError as error:
@@ -304,8 +305,8 @@ def check_corpus_student(recipe: CorpusRecipe, texts: Sequence[str]) -> CorpusSh
         teacher_parameters=count_parameters(teacher),
         parameters=count_parameters(student) if cut is None else cut.parameters,
         layers=layers,
-        vocabulary_before=int(config.vocab_size),
-        vocabulary=int(config.vocab_size) if rows is None else len(rows),
+        vocabulary_before=whole,
+        vocabulary=whole if rows is None else len(rows),
         tokenizer=tokenizer if trimmed is None else trimmed.tokenizer,
         most_tokens=int(getattr(config, "max_position_embeddings", 0)),
         cut=cut,

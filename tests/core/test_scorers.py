@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.core.overlap import lcs_length, rouge_l
-from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
-from stillhouse.evaluate.scorers import (
+from stillhouse.core.scorers import (
     exact_object,
     field_f1,
     label_match,
     scorers_for,
     token_f1,
 )
+from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 
 LABELS = ClassificationTask(kind="classification", labels=("fresh", "rotten"))
 ADDRESS = ExtractionTask(
