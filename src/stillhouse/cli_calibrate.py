@@ -158,7 +158,8 @@ def _show(found: Calibrated) -> None:
         typer.echo(f"{name}: held-out log loss {loss:.4f} nats{mark}")
     if gate.threshold is None:
         typer.echo(
-            f"no threshold keeps an error of {gate.error:g}: the teacher would answer everything"
+            f"{gate.n:,} {gate.source} show no threshold that keeps an error of {gate.error:g}: "
+            "the teacher would answer everything"
         )
     else:
         typer.echo(

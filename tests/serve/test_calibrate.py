@@ -18,9 +18,12 @@ from stillhouse.compress.onnx_export import export_onnx
 from stillhouse.core.errors import UserError
 from stillhouse.core.hashing import unit_hash
 from stillhouse.core.jsonl import write_json
+from stillhouse.core.machine import this_machine
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example, Message
+from stillhouse.core.risk_control import Costs
+from stillhouse.evaluate.fallback_frontier import costs_of
 from stillhouse.serve.gate_file import load_gate
 from tiny_models import write_jsonl
 
@@ -155,6 +158,27 @@ def test_an_error_that_no_threshold_keeps_says_so(run: Path, tmp_path: Path) -> 
     assert json.loads((tmp_path / "frontier.json").read_text())["points"][0][
         "cost_per_1000"
     ] == pytest.approx(5.01)
+
+
+def test_costs_are_the_runs_own_where_it_was_timed(tmp_path: Path) -> None:
+    nobody = (None, None)
+    assert costs_of(tmp_path, compressed=True, given=nobody) == (Costs(0, 1000), "teacher")
+    timed = {
+        "created": "2026-01-01T00:00:00+00:00",
+        "machine": this_machine()._asdict(),
+        "versions": {},
+        "queries": 9,
+        "candidates": {
+            "teacher": {"usd_per_1k": 4.0, "source": "measured here"},
+            "student": {"usd_per_1k": 0.5, "source": "measured here"},
+        },
+        "machine_usd_per_hour": 1.0,
+        "machine_price_source": "here",
+    }
+    (tmp_path / "evaluate").mkdir()
+    write_json(tmp_path / "evaluate" / "speed.json", timed)
+    assert costs_of(tmp_path, compressed=True, given=nobody) == (Costs(0.5, 4), "usd")
+    assert costs_of(tmp_path, compressed=True, given=(None, 9)) == (Costs(0.5, 9), "usd")
 
 
 @pytest.mark.parametrize("method", ["logistic", "temperature", "isotonic"])

@@ -93,7 +93,7 @@ def evaluated(folder: Path, task: Any, head: str, sampling: Sampling) -> list[An
     return asyncio.run(go())
 
 
-@pytest.mark.parametrize("form", ["onnx", "float"])
+@pytest.mark.parametrize("form", ["onnx", "one", "float"])
 def test_labels_are_those_of_the_evaluation(labels: Path, form: str) -> None:
     brain = opened(labels / form, "label", TASK)
     more = {"logprobs": True, "top_logprobs": 3}
@@ -256,7 +256,12 @@ SERVE = "import sys, pathlib, stillhouse.cli_serve as c; c.serve(pathlib.Path(sy
 
 
 @pytest.mark.parametrize(
-    ("end", "workers"), [(signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2)]
+    ("end", "workers"),
+    [
+        (signal.SIGTERM, 1),
+        (signal.SIGKILL, 1),
+        pytest.param(signal.SIGKILL, 2, marks=pytest.mark.full),
+    ],
 )
 def test_a_served_onnx_student_leaves_no_process_behind(
     labels: Path, tmp_path: Path, end: signal.Signals, workers: int

@@ -10,6 +10,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from mobile_student import make_student
 from stillhouse.compress.gguf_export import export_gguf
 from stillhouse.compress.onnx_export import export_onnx
+from stillhouse.compress.onnx_mobile import pack
+from stillhouse.core.artefact import write_artefact
 from stillhouse.core.tasks import ClassificationTask, GenerationTask
 from tiny_models import byte_bpe, loud_llama, wordpiece
 
@@ -17,9 +19,19 @@ TASK = ClassificationTask(kind="classification", labels=("bad", "good", "so so")
 
 
 def label_folder(folder: Path) -> Path:
-    """A label student in ONNX, and beside it the weights that it was made from."""
+    """A label student in ONNX, as one file too, and beside it the weights that it was made from."""
     make_student(folder / "float")
-    export_onnx(folder / "float", folder / "onnx", TASK, name="tiny", texts=["dull"])
+    made = export_onnx(folder / "float", folder / "onnx", TASK, name="tiny", texts=["dull"])
+    (folder / "one").mkdir()
+    pack(folder / "onnx", folder / "one")
+    write_artefact(
+        folder / "one",
+        kind="onnx",
+        precision=made.precision,
+        head="label",
+        made_from=made.made_from,
+        task=TASK,
+    )
     return folder
 
 

@@ -22,7 +22,7 @@ from stillhouse.core.jsonl import read_json
 from stillhouse.core.risk_control import Costs, Floats, frontier, probability_grid
 from stillhouse.core.statistics import Interval, bootstrap_mean
 from stillhouse.evaluate import summary
-from stillhouse.evaluate.compressed import read_table
+from stillhouse.evaluate.compressed import TABLE, read_table
 from stillhouse.evaluate.results import STUDENT, TEACHER, Result, SpeedResult
 from stillhouse.evaluate.study_chart import Axes, Dot, Level, study_chart
 
@@ -68,7 +68,8 @@ def costs_of(
     try:
         speed = SpeedResult.model_validate(read_json(run / "evaluate" / "speed.json"))
         known = {name: one.usd_per_1k for name, one in speed.candidates.items()}
-        best = read_table(run / "compress").chosen if compressed else None
+        shown = compressed and (run / "compress" / TABLE).is_file()
+        best = read_table(run / "compress").chosen if shown else None
         own = known.get(STUDENT) if best is None else best.speed.usd_per_1k
         student = own if student is None else student
         teacher = known.get(TEACHER) if teacher is None else teacher
