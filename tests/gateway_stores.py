@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
+import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +95,9 @@ class RestartedPostgres:
             self._server = pgserver.get_server(self._folder, cleanup_mode="stop")
         except Exception as error:
             pytest.skip(f"PostgreSQL does not start here: {type(error).__name__}: {error}")
+        # As above; with it, recovery would also wait for every file of the folder.
+        self._server.psql("ALTER SYSTEM SET fsync = off;")
+        self._server.psql("SELECT pg_reload_conf();")
         self.uri = str(self._server.get_uri())
 
     def stop(self) -> None:
@@ -102,7 +108,11 @@ class RestartedPostgres:
 
     def start(self) -> None:
         """Where it was."""
-        self._server.ensure_postgres_running()
+        for _ in range(30):  # it is waited for ten seconds alone, and may recover for longer
+            with contextlib.suppress(subprocess.SubprocessError, AssertionError):
+                self._server.ensure_postgres_running()
+                break
+            time.sleep(1)
         assert self._server.get_uri() == self.uri
 
     def end(self) -> None:

@@ -267,6 +267,10 @@ def test_an_end_by_hand_leaves_every_line_in_one_of_the_files(tmp_path: Path) ->
         path = f"/batches/{made.id}/cancel"
         assert send(running.admin, {}, path, key).json["status"] == "cancelling"
         teacher.answer = good
+        runner = running.gateway._batches
+        assert runner is not None
+        while not any(job.halt for job in runner._jobs.values()) and time.monotonic() < ends:
+            time.sleep(0.01)
         held.set()
         done = ended(client, made.id)
         good_lines = lines_of(client, done.output_file_id)

@@ -20,7 +20,7 @@ from stillhouse.serve.gateway_sections import LimitsSection, TaskSection
 from stillhouse.serve.record_calls import tokens_of
 from stillhouse.serve.records import Assignment
 from stillhouse.serve.request_checks import check_chat
-from stillhouse.serve.sse import joined, without_logprobs, without_usage
+from stillhouse.serve.sse import joined, tokens_in, without_logprobs, without_usage
 
 NASTY: list[Any] = [
     [],
@@ -119,5 +119,7 @@ def test_any_stream_is_joined(chunks: list[Any]) -> None:
         assert all(one >= 0 for one in tokens_of(answer))
         assert isinstance(answer_features(answer), dict)
     for event in events:
-        for strip in (without_usage, without_logprobs):
-            assert isinstance(strip(event), bytes)
+        assert isinstance(without_usage(event), bytes)
+        for alternatives in (None, 0, 2):
+            assert isinstance(without_logprobs(event, alternatives), bytes)
+        assert tokens_in(event) >= 0

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.serve.quick_json import json_bytes, read_json
@@ -22,6 +22,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(value=VALUES)
 def test_what_is_written_is_read_as_it_was(value: Any) -> None:
     raw = json_bytes(value)
@@ -30,6 +31,7 @@ def test_what_is_written_is_read_as_it_was(value: Any) -> None:
     assert read_json(json.dumps(value).encode(), strict=True) == value
 
 
+@settings(deadline=None)
 @given(raw=st.binary(max_size=40) | st.text('{}[]",:0123456789eE+-.truefalsn\\u', max_size=40))
 def test_any_bytes_are_read_as_json_reads_them(raw: bytes | str) -> None:
     try:

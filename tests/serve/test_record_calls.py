@@ -8,7 +8,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway_stores import call_of, served_of
@@ -35,6 +35,7 @@ def test_a_trusted_record_is_the_record_itself(made: GatewayCall | Served) -> No
     assert trusted(GatewayUsage, usage) == GatewayUsage(prompt_tokens=1, completion_tokens=2)
 
 
+@settings(deadline=None)
 @given(value=VALUES, ascii_=st.booleans())
 def test_the_weight_of_a_text_is_never_less_than_what_is_read_from_it(
     value: Any, ascii_: bool

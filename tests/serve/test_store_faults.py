@@ -88,7 +88,7 @@ def states_are_whole(engine: Engine) -> None:
 
 
 def until(done: Callable[[], bool], what: str) -> None:
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 120
     while not done():
         assert time.monotonic() < ends, what
         time.sleep(0.05)

@@ -255,27 +255,32 @@ def test_minilm_answers_through_the_gateway_as_it_does_alone(tmp_path: Path) -> 
 SERVE = "import sys, pathlib, stillhouse.cli_serve as c; c.serve(pathlib.Path(sys.argv[1]))"
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("end", "workers"), [(signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2)]
+)
 def test_a_served_onnx_student_leaves_no_process_behind(
-    labels: Path, tmp_path: Path, end: signal.Signals
+    labels: Path, tmp_path: Path, end: signal.Signals, workers: int
 ) -> None:
+    """With several workers each has students of its own, and a supervisor above it."""
     teacher = Model(says("teacher"))
     with models(teacher):
         raw = {
-            "listen": {"port": 0},
+            "listen": {"port": 0, "workers": workers, "drain_s": 1},
             "upstreams": {
                 "big": {"base_url": teacher.url, "model": "big-1"},
-                "small": {"kind": "student", "path": str(labels / "onnx"), "workers": 2},
+                "small": {"kind": "student", "path": str(labels / "onnx"), "workers": 3 - workers},
             },
             "tasks": {"t": {"teacher": "big", "student": "small", **FULL}},
         }
+        if workers > 1:
+            raw["log"] = {"url": f"sqlite:///{tmp_path / 'gateway.db'}"}
         (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(raw))
         process = subprocess.Popen(
             [sys.executable, "-u", "-c", SERVE, str(tmp_path / "gateway.yaml")],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=dict(os.environ),
+            env={**os.environ, "STILLHOUSE_PSEUDONYM_SECRET": "0123456789abcdef"},
         )
         assert process.stdout is not None
         try:
@@ -284,8 +289,10 @@ def test_a_served_onnx_student_leaves_no_process_behind(
             got = send(url, {"model": "t", **chat(TEXTS[0])})
             assert got.headers["x-stillhouse-variant"] == "student"
             assert got.json["choices"][0]["message"]["content"] in TASK.labels
-            students = psutil.Process(process.pid).children()
+            below = psutil.Process(process.pid).children(recursive=True)
+            students = [one for one in below if "student_worker" in " ".join(one.cmdline())]
             assert len(students) == 2
+            assert len(below) == (2 if workers == 1 else 4)
             loaded = students[0].memory_maps()
             assert not [one.path for one in loaded if "libtorch" in one.path]
             process.send_signal(end)
@@ -297,6 +304,13 @@ def test_a_served_onnx_student_leaves_no_process_behind(
     assert process.returncode == (0 if end == signal.SIGTERM else -end)
     assert not errors
     ends = time.monotonic() + 20
-    while any(one.is_running() and one.status() != "zombie" for one in students):
-        assert time.monotonic() < ends, "a student outlives its gateway"
+    while any(_runs(one) for one in below):
+        assert time.monotonic() < ends, "a process outlives its gateway"
         time.sleep(0.02)
+
+
+def _runs(one: psutil.Process) -> bool:
+    try:
+        return bool(one.is_running() and one.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

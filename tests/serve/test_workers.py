@@ -98,7 +98,7 @@ def serving(tmp_path: Path, raw: dict[str, Any]) -> Iterator[Serving]:
 
 
 def until(done: Callable[[], bool], what: str) -> None:
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 120
     while not done():
         assert time.monotonic() < ends, what
         time.sleep(0.05)
@@ -207,13 +207,17 @@ def test_workers_need_a_database_and_divide_what_an_upstream_gets() -> None:
     }
     with pytest.raises(RecipeError, match=r"listen.workers is 4.* give log.url"):
         parse_as(GatewayFile, raw, "gateway.yaml")
-    file = parse_as(GatewayFile, {**raw, "log": {"url": "sqlite:///x.db"}}, "gateway.yaml")
+    stored = {"log": {"url": "sqlite:///x.db"}, "batches": {"concurrent": 9, "uploads": 1}}
+    file = parse_as(GatewayFile, {**raw, **stored}, "gateway.yaml")
     share = share_of(file)
     queue = share.upstreams["big"].queue
     assert (queue.concurrent, queue.waiting, share.tasks["t"].shadows) == (3, 128, 1)
+    assert share.batches is not None
+    assert (share.batches.concurrent, share.batches.uploads) == (3, 1)
     assert GatewayFile.model_validate(share.model_dump(mode="json")) == share
 
 
+@pytest.mark.full
 def test_workers_that_cannot_start_are_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,8 @@ FREE: Final = frozenset(
         "connect_deadline",
         "queue_full",
         "queue_wait",
+        "student_gone",
+        "student_starting",
         "unreachable",
         "upstream_429",
         "upstream_503",

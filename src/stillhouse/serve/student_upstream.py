@@ -75,7 +75,7 @@ class StudentUpstream:
         """See `Upstream`."""
         if path != CHAT:
             return _elsewhere(path)
-        await self._take()
+        await self._take(ends)
         pending: Pending | None = None
         try:
             pending = self._give(body)
@@ -100,7 +100,7 @@ class StudentUpstream:
         if path != CHAT:
             return RefusedStream(_elsewhere(path))
         first_by = asyncio.get_running_loop().time() + self.section.deadlines.first_token_s
-        await self._take()
+        await self._take(min(ends, first_by))
         pending: Pending | None = None
         try:
             pending = self._give(body)
@@ -120,12 +120,13 @@ class StudentUpstream:
                 raise UpstreamFailed(_GONE, 503, 1) from None
             raise
 
-    async def _take(self) -> None:
+    async def _take(self, ends: float) -> None:
         try:
-            await self.slots.take()
+            async with asyncio.timeout_at(ends):
+                await self.slots.take()
         except QueueFullError:
             raise UpstreamFailed("queue_full", 429, 1) from None
-        except QueueWaitError:
+        except (QueueWaitError, TimeoutError):
             raise UpstreamFailed("queue_wait", 503, 1) from None
 
     def _give(self, body: bytes) -> Pending:

@@ -85,11 +85,17 @@ def share_of(file: GatewayFile) -> GatewayFile:
             "waiting": math.ceil(queue.waiting / workers),
         }
         upstreams[name] = one.model_copy(update={"queue": queue.model_copy(update=part)})
+    batches = file.batches
+    if batches is not None:
+        own = {"concurrent": math.ceil(batches.concurrent / workers)}
+        batches = batches.model_copy(
+            update={**own, "uploads": math.ceil(batches.uploads / workers)}
+        )
     tasks = {
         name: one.model_copy(update={"shadows": math.ceil(one.shadows / workers)})
         for name, one in file.tasks.items()
     }
-    return file.model_copy(update={"upstreams": upstreams, "tasks": tasks})
+    return file.model_copy(update={"upstreams": upstreams, "tasks": tasks, "batches": batches})
 
 
 class _Worker:
