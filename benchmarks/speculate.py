@@ -3,9 +3,9 @@
     python benchmarks/speculate.py [--runtimes transformers llama.cpp] [--ways] [--small] [--data]
 
 US addresses to JSON (`retention_data`), the recipe of recipes/speculate.yaml: SmolLM2-135M, tuned,
-is the target, six of its layers, distilled on-policy by total variation, the draft. 200 held-out
+is the target, four of its layers, distilled on-policy by total variation, the draft. 200 held-out
 prompts; the goals are greedy answers that are the target's own on all of them, 1.8 times the target
-alone, and more than prompt lookup and than the same six layers undistilled. Each runtime is shown;
+alone, and more than prompt lookup and than the same four layers undistilled. Each runtime is shown;
 it prints which one reaches what.
 
 With `--ways` the draft is trained in three more ways, each a run of its own that shares all stages

@@ -35,12 +35,14 @@ LIBRARIES: Final[Mapping[Kind, str]] = {
     "onnx": "onnx",
     "executorch": "executorch",
     "gguf": "gguf",
+    "genai": "onnxruntime-genai",
     "hf": "transformers",
 }
 RUNTIMES: Final[Mapping[Kind, str]] = {
     "onnx": "onnxruntime",
     "executorch": "ExecuTorch",
     "gguf": "llama.cpp",
+    "genai": "onnxruntime-genai",
     "hf": "transformers",
 }
 
