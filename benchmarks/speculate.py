@@ -5,8 +5,8 @@
 US addresses to JSON (`retention_data`), the recipe of recipes/speculate.yaml: SmolLM2-135M, tuned,
 is the target, four of its layers, distilled on-policy by total variation, the draft. 200 held-out
 prompts; the goals are greedy answers that are the target's own on all of them, 1.8 times the target
-alone, and more than prompt lookup and than the same four layers undistilled. It prints which runtime
-reaches what. llama.cpp's draft is another, of the whole vocabulary, and is trained for itself.
+alone, and more than prompt lookup and than the same four layers undistilled. It prints what each
+runtime reaches. llama.cpp's draft is another, of the whole vocabulary, and is trained for itself.
 
 With `--ways` the draft is trained in three more ways, each a run of its own that shares all stages
 before training, and their acceptance is compared on the same prompts: forward KL on the data
