@@ -28,13 +28,21 @@ def check_speculate(recipe: Recipe) -> None:
 
     Raises:
         MissingExtraError: a runtime that is not installed.
-        UserError: a GGUF file that is not there.
+        UserError: a GGUF file that is not there; llama.cpp with a draft of a trimmed vocabulary,
+            which it loads and never asks.
     """
     section = recipe.speculate
     if section is None or "llama.cpp" not in section.runtimes:
         return
     for module in EXTRAS["gguf"]:
         require(module, "gguf", LLAMA)
+    if section.draft == "student" and recipe.student.vocabulary != "full":
+        raise UserError(
+            "speculate.runtimes",
+            "llama.cpp drafts in the target's own vocabulary, and this student's is trimmed",
+            value="llama.cpp",
+            action="set student.vocabulary: full, or measure in transformers alone",
+        )
     for name in ("target_gguf", "draft_gguf", "undistilled_gguf"):
         given = getattr(section, name)
         if given is not None and not Path(given).expanduser().is_file():

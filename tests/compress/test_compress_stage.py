@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from compress_doubles import LIKE, SLOW_S, Made, Workshop, evaluated
+from stillhouse import compressing
 from stillhouse.compress.retrained import Retrain
 from stillhouse.compress.stage import run_compress
 from stillhouse.core.artefact import read_artefact, student_sha
@@ -103,6 +104,15 @@ def test_each_artefact_is_judged_on_the_same_samples_and_the_smallest_that_passe
     assert same_answers.divergence_student.estimate == pytest.approx(0, abs=1e-5)
     assert same_answers.retention_student is not None
     assert same_answers.retention_student.estimate == 1
+
+
+def test_an_artefact_that_was_edited_since_is_named(run: RunFolder) -> None:
+    compress(run, recipe_of(formats=["onnx", "onnx-int8"]), Workshop())
+    folder = run.stage("compress")
+    assert compressing._verified(folder).table == table_of(run)
+    (folder / "onnx-int8" / "model.bin").write_bytes(b"edited")
+    with pytest.raises(UserError, match=r"model\.bin: was changed after .*; delete .*onnx-int8"):
+        compressing._verified(folder)
 
 
 def test_a_worse_one_is_refused_in_one_line_with_its_figures(done: RunFolder) -> None:

@@ -56,5 +56,9 @@ def test_a_runtime_or_a_file_that_is_not_there(
         with pytest.raises(MissingExtraError, match=r"pip install 'stillhouse\[gguf\]'"):
             check_speculate(recipe)
     pytest.importorskip("xllamacpp")
+    trimmed = text_project(tmp_path) | {"speculate": {"runtimes": ["llama.cpp"]}}
+    trimmed["student"] |= {"vocabulary": 300}
+    with pytest.raises(UserError, match="drafts in the target's own vocabulary"):
+        check_speculate(load(tmp_path, trimmed))
     with pytest.raises(UserError, match=r"speculate\.target_gguf: there is no such file"):
         check_speculate(recipe)

@@ -35,12 +35,21 @@ LIBRARIES: Final[Mapping[Kind, str]] = {
     "onnx": "onnx",
     "executorch": "executorch",
     "gguf": "gguf",
+    "genai": "onnxruntime-genai",
     "hf": "transformers",
+}
+FORMS: Final[Mapping[Kind, str]] = {
+    "onnx": "ONNX",
+    "executorch": "an ExecuTorch program",
+    "gguf": "GGUF",
+    "genai": "ONNX for text",
+    "hf": "safetensors",
 }
 RUNTIMES: Final[Mapping[Kind, str]] = {
     "onnx": "onnxruntime",
     "executorch": "ExecuTorch",
     "gguf": "llama.cpp",
+    "genai": "onnxruntime-genai",
     "hf": "transformers",
 }
 
@@ -99,7 +108,7 @@ def card(
     parts = [
         f"# {recipe.name}, {row.name}: a student for {recipe.task.name}",
         f"A {'classifier' if recipe.student.head == 'label' else 'language model'} distilled from "
-        f"`{recipe.teacher.model}` for one task ({recipe.task.kind}), as {row.kind.upper()} with "
+        f"`{recipe.teacher.model}` for one task ({recipe.task.kind}), as {FORMS[row.kind]} with "
         f"{row.precision} weights: {megabytes(row.size_bytes)}, run by {RUNTIMES[row.kind]}.",
         f"**{'It passes its gate' if row.verdict == 'pass' else 'It does not pass its gate'}.** "
         f"`{row.name}`{row.sentence.removeprefix(row.name)}.",

@@ -91,6 +91,21 @@ def _gguf(precision: str) -> Exporter:
     return export
 
 
+def _genai(precision: str) -> Exporter:
+    def export(request: ExportRequest) -> None:
+        module = require("stillhouse.compress.genai_export", "genai", "a text student in ONNX")
+        module.export_genai(
+            request.student,
+            request.folder,
+            precision,
+            name=request.name,
+            task=request.task,
+            texts=request.texts,
+        )
+
+    return export
+
+
 def _compressed_tensors(scheme: str) -> Exporter:
     def export(request: ExportRequest) -> None:
         module = require("stillhouse.compress.compressed_tensors_export", "cuda", "a GPU student")
@@ -120,6 +135,8 @@ EXPORTERS: Final[Mapping[Format, Exporter]] = {
     "gguf-f16": _gguf("f16"),
     "gguf-q8_0": _gguf("q8_0"),
     "gguf-q4": _gguf("q4_k"),
+    "genai-int8": _genai("int8"),
+    "genai-int4": _genai("int4"),
     "compressed-tensors-w8a16": _compressed_tensors("w8a16"),
     "compressed-tensors-w4a16": _compressed_tensors("w4a16"),
     "compressed-tensors-fp8": _compressed_tensors("fp8"),

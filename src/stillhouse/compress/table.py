@@ -44,6 +44,7 @@ RUNTIMES: Final = (
     "onnx",
     "onnxruntime",
     "executorch",
+    "onnxruntime-genai",
     "gguf",
     "xllamacpp",
     "compressed-tensors",

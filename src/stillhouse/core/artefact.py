@@ -26,7 +26,7 @@ CARD: Final = "README.md"
 NOT_LISTED: Final = frozenset({ARTEFACT, CARD})
 REMAKE: Final = "make it again with: stillhouse compress"
 
-Kind = Literal["onnx", "executorch", "gguf", "hf"]
+Kind = Literal["onnx", "executorch", "gguf", "genai", "hf"]
 
 
 class MadeFrom(Record):

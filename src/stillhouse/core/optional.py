@@ -19,6 +19,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "gguf": ("xllamacpp", "gguf"),
     "onnx": ("onnx", "onnxruntime"),
     "executorch": ("executorch",),
+    "genai": ("onnxruntime_genai", "onnx_ir"),
     "language": ("py3langid",),
     "presidio": ("presidio_analyzer",),
     "tune": ("optuna",),

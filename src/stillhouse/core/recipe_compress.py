@@ -23,6 +23,8 @@ Format = Literal[
     "gguf-f16",
     "gguf-q8_0",
     "gguf-q4",
+    "genai-int8",
+    "genai-int4",
     "compressed-tensors-w8a16",
     "compressed-tensors-w4a16",
     "compressed-tensors-fp8",
@@ -46,6 +48,7 @@ _FAMILIES: Final[Mapping[str, _Family]] = {
     "onnx": _Family("label", "onnx"),
     "executorch": _Family("label", "executorch"),
     "gguf": _Family("text", "gguf"),
+    "genai": _Family("text", "genai"),
     "compressed-tensors": _Family("text", "cuda"),
     "torchao": _Family("text", "cuda"),
 }
@@ -63,7 +66,7 @@ NAMED_ALONE: Final[frozenset[Format]] = frozenset(
     {
         "onnx-mobile",
         "executorch",
-        *(name for name in FORMATS if name.startswith(("compressed-tensors", "torchao"))),
+        *(n for n in FORMATS if n.startswith(("genai", "compressed-tensors", "torchao"))),
     }
 )
 
@@ -77,6 +80,7 @@ class CompressSection(Section):
         description="What to make. null: all that fit the student's head and whose extra is "
         "installed (label: onnx, onnx-int8, onnx-int8-static; text: gguf-f16, gguf-q8_0, gguf-q4). "
         "Made where they are named: onnx-mobile and executorch, a label student in one file; "
+        "genai-int8 and genai-int4, a text student in ONNX; "
         "compressed-tensors-w8a16, -w4a16, -fp8, torchao-int8, torchao-int4, a text student for a "
         "GPU.",
     )

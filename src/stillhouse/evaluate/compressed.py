@@ -44,7 +44,7 @@ class CompressedRow(Result):
 
     name: str = Field(description="The format, or student for the float parent.")
     folder: str = Field(description="Below the stage's folder; empty for the student.")
-    kind: Literal["onnx", "executorch", "gguf", "hf"]
+    kind: Literal["onnx", "executorch", "gguf", "genai", "hf"]
     precision: str = Field(description="Of the weights.")
     size_bytes: int = Field(description="All files that answering needs.")
     size_ratio: float = Field(description="Over the float student's.")

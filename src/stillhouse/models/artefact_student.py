@@ -1,5 +1,5 @@
-"""Opens a compressed student by its `artefact.json`: onnxruntime, llama.cpp, ExecuTorch or
-transformers.
+"""Opens a compressed student by its `artefact.json`: onnxruntime (-genai), llama.cpp,
+ExecuTorch or transformers.
 
 Every file is verified first. Imports no torch: an artefact of the first two answers where torch is
 not installed, and starts without waiting for it. Knows the kinds of artefact; not how any of them
@@ -59,6 +59,9 @@ def open_artefact(
     elif artefact.kind == "gguf":
         module = require("stillhouse.models.gguf_student", "gguf", "a GGUF student")
         opened = module.open_gguf_student(folder, artefact, task, batch_size)
+    elif artefact.kind == "genai":
+        module = require("stillhouse.models.genai_student", "genai", "a text student in ONNX")
+        opened = module.open_genai_student(folder, artefact)
     else:
         module = require("stillhouse.models.student", "train", "opening a student")
         opened = module.open_weights(folder, task, head, batch_size, device)
