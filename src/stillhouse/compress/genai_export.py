@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from transformers import AutoTokenizer
 
 from stillhouse.core.artefact import Artefact, MadeFrom, student_sha, write_artefact
@@ -87,11 +88,11 @@ def export_genai(
     config = loaded.model.config
     trained = int(loaded.tokenizer.model_max_length)
     positions = int(config.max_position_embeddings)
-    settings = {
+    settings: dict[str, JsonValue] = {
         "parameters": loaded.parameters,
         "positions": positions,
         "max_tokens": trained if trained < positions else None,
-        "ends": end_ids(loaded.tokenizer, loaded.model),
+        "ends": [*end_ids(loaded.tokenizer, loaded.model)],
         "mean_kl_nats": kl,
     }
     packages = ("onnxruntime-genai", "onnxruntime", "onnx-ir", "transformers")

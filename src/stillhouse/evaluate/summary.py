@@ -116,7 +116,11 @@ def compressed_rows(table: CompressedTable | None) -> Iterator[tuple[str, str]]:
     if faster is not None:
         against.append(f"{times(faster)} the teacher's queries/s")
     if smaller is not None:
-        against.append(f"{times(smaller)} smaller than the teacher")
+        against.append(
+            f"{times(smaller)} smaller than the teacher"
+            if smaller >= 1
+            else f"{times(1 / smaller)} bigger than the teacher"
+        )
     yield "smallest that passes", f"{chosen.name}, {', '.join(against)}"
 
 
