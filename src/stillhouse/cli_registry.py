@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from stillhouse.cli_options import AsJson
 from stillhouse.core.errors import UserError
@@ -90,11 +88,9 @@ def list_students(
     if as_json:
         _print_json([entry.model_dump(mode="json") for entry in entries])
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("student", "task", "version", "stage", "aliases", "score", "added", "parent"):
-        table.add_column(column)
-    for entry in entries:
-        table.add_row(
+    rows = [("student", "task", "version", "stage", "aliases", "score", "added", "parent")]
+    rows += [
+        (
             entry.id,
             entry.task,
             str(entry.version),
@@ -104,7 +100,13 @@ def list_students(
             _day(entry.created_at),
             entry.parent or "",
         )
-    Console(soft_wrap=True, highlight=False).print(table)
+        for entry in entries
+    ]
+    # Not cut to the terminal's width: ids are there to be copied.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
 
 
 @registry_app.command()

@@ -115,6 +115,18 @@ def other_stage(text: bytes) -> bytes:
     return text.replace(b"better", b"bettor")
 
 
+def forge(registry: Registry) -> None:
+    """Change an entry and its own checksum with it: the log holds the checksum too."""
+    from_log = registry.root / "entries" / f"{registry.get('mail@live').id}.json"
+    told = json.loads(from_log.read_text())
+    told["metrics"] = {"score": 1}
+    checksum = told.pop("checksum")
+    assert len(checksum) == 64
+    text = json.dumps(told, sort_keys=True)
+    own = hashlib.sha256(text.encode()).hexdigest()
+    from_log.write_text(json.dumps(told | {"checksum": own}))
+
+
 TAMPERED: dict[str, tuple[str, Callable[[Registry], object]]] = {
     "a student's weights": (
         "objects",
@@ -141,7 +153,7 @@ TAMPERED: dict[str, tuple[str, Callable[[Registry], object]]] = {
             lambda b: b.replace(b'"metrics": {}', b'"metrics": {"score": 1}'),
         ),
     ),
-    "an entry with a checksum to fit": ("entries", lambda r: forge(r)),
+    "an entry with a checksum to fit": ("entries", forge),
     "an entry gone": (
         "entries",
         lambda r: (r.root / "entries" / f"{r.get('mail@live').id}.json").unlink(),
@@ -172,18 +184,6 @@ TAMPERED: dict[str, tuple[str, Callable[[Registry], object]]] = {
         lambda r: (r.root / "tasks" / "mail" / "current").unlink(),
     ),
 }
-
-
-def forge(registry: Registry) -> None:
-    """Change an entry and its own checksum with it: the log holds the checksum too."""
-    from_log = registry.root / "entries" / f"{registry.get('mail@live').id}.json"
-    told = json.loads(from_log.read_text())
-    told["metrics"] = {"score": 1}
-    checksum = told.pop("checksum")
-    assert len(checksum) == 64
-    text = json.dumps(told, sort_keys=True)
-    own = hashlib.sha256(text.encode()).hexdigest()
-    from_log.write_text(json.dumps(told | {"checksum": own}))
 
 
 @pytest.mark.parametrize("what", TAMPERED)
