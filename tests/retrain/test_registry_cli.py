@@ -126,7 +126,7 @@ def test_from_add_to_gc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert f"head {registry.head('spam')}" in said
     assert "as it was written" in said
     with pytest.raises(UserError, match="at version"):
-        called("promote", told["id"][:3], "--version", seen)
+        called("promote", first.id, "--version", seen)
 
 
 def test_another_form_of_a_runs_student_has_its_lineage_and_no_figures(tmp_path: Path) -> None:
