@@ -215,8 +215,8 @@ class GatewayAdmin:
         except ValueError:
             found = None
         if status >= 300 or not isinstance(found, dict):
-            error = found.get("error") if isinstance(found, dict) else None
-            told = error.get("message") if isinstance(error, dict) else None
+            shown = found.get("error") if isinstance(found, dict) else None
+            told = shown.get("message") if isinstance(shown, dict) else None
             raise self._failed(f"status {status}: {told or 'no answer that is known'}", status)
         return found
 
