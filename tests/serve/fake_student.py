@@ -1,8 +1,8 @@
 """A student's process without a model: what it does is said by the words of a request.
 
 `crash` ends the process, `hang` sleeps for ever, `slow` takes a while, `fail` raises; `sure` and
-`unsure` set its belief. A file `contrary` in its folder makes it say the other label, `broken` keeps
-it from being opened. Run in place of `stillhouse.serve.student_worker`.
+`unsure` set its belief. A file `contrary` in its folder makes it say the other label, `broken`
+keeps it from being opened. Run in place of `stillhouse.serve.student_worker`.
 """
 
 from __future__ import annotations
