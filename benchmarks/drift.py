@@ -12,7 +12,7 @@ are pairs. Everything else is as loop.yaml has it by default.
 - false alarms: windows of reviews alone, against references of other reviews
 - found: a fifth of every window is of one foreign topic; found is an alarm for an input shift
   within the first 500 requests
-- found among its like: the same where the requests are news of four topics and the fifth is foreign,
+- found among its like: the same where requests are news of four topics and the fifth is foreign,
   so that length and style tell nothing
 - causes, a third of the cases each, judged after 500 requests: a fifth of the requests of a foreign
   topic; the teacher answers 10 to 30% of all requests and canaries otherwise; the student does.
