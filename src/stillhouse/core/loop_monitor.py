@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stillhouse.core.loop_drift import DriftSection
 from stillhouse.core.recipe_section import Section
 
 SegmentKind = Literal["language", "cluster", "tenant", "label"]
@@ -141,3 +142,4 @@ class MonitorSection(Section):
     reference: ReferenceSection = ReferenceSection()
     canaries: CanariesSection | None = CanariesSection()
     alerts: AlertsSection = AlertsSection()
+    drift: DriftSection | None = Field(default=DriftSection(), description="null: not tested.")

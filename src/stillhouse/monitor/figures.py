@@ -155,12 +155,16 @@ def calibration_figures(
     enough = len(set(units)) >= FEW
     how = Resampling(CONFIDENCE, RESAMPLES, SEED, units)
     ece = event_calibration_error(p, y, how, BINS) if enough else None
-    brier = bootstrap_mean(
-        (p - y) ** 2, CONFIDENCE, resamples=RESAMPLES, seed=SEED, groups=units
-    ) if enough else None
-    over = bootstrap_mean(
-        p - y, CONFIDENCE, resamples=RESAMPLES, seed=SEED, groups=units
-    ) if enough else None
+    brier = (
+        bootstrap_mean((p - y) ** 2, CONFIDENCE, resamples=RESAMPLES, seed=SEED, groups=units)
+        if enough
+        else None
+    )
+    over = (
+        bootstrap_mean(p - y, CONFIDENCE, resamples=RESAMPLES, seed=SEED, groups=units)
+        if enough
+        else None
+    )
     return [
         Figure(
             name=name,
@@ -205,9 +209,7 @@ def health_figures(rows: Sequence[LiveRow]) -> list[Figure]:
     meant = [row for row in rows if row.arm == "treatment"]
     if meant:
         fell = [float(row.fell_back) for row in meant]
-        figures.append(
-            share_figure("fallback_rate", "student", fell, [row.unit for row in meant])
-        )
+        figures.append(share_figure("fallback_rate", "student", fell, [row.unit for row in meant]))
     return figures
 
 

@@ -18,6 +18,7 @@ from pydantic import Field, JsonValue
 
 from stillhouse.core.records import Record
 from stillhouse.core.statistics import Interval
+from stillhouse.monitor.drift_records import DriftReport
 
 AlertKind = Literal[
     "input_shift",
@@ -109,9 +110,7 @@ class WindowReport(Record):
     figures: tuple[Figure, ...] = ()
     segments: tuple[SegmentFigures, ...] = ()
     findings: tuple[Finding, ...] = ()
-    drift: Mapping[str, JsonValue] | None = Field(
-        default=None, description="The drift report; None: it was not tested."
-    )
+    drift: DriftReport | None = Field(default=None, description="None: it was not tested.")
     notes: tuple[str, ...] = ()
 
     def figure(self, name: str, population: Population) -> Figure | None:

@@ -5,7 +5,8 @@ Knows predictions of a run and samples of windows; opens no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -17,8 +18,7 @@ from stillhouse.evaluate.fidelity import agreement_scores
 from stillhouse.evaluate.results import STUDENT, TEACHER, Prediction
 from stillhouse.monitor.figures import mean_interval
 from stillhouse.monitor.samples import Judged, Pair
-
-SegmentOf = Callable[[str, str | None, str | None], Iterable[tuple[str, str]]]
+from stillhouse.monitor.segments import Item, Segmenter
 
 
 class Reference(Record):
@@ -26,6 +26,7 @@ class Reference(Record):
 
     source: Literal["run", "windows"]
     student: str | None = Field(default=None, description="Whose; None: not known.")
+    run: str | None = Field(default=None, description="Tells one run's predictions from another's.")
     agreement: Interval | None = None
     accuracy: Interval | None = None
     segments: Mapping[str, Interval] = Field(default_factory=dict)
@@ -35,14 +36,14 @@ def reference_of_run(
     task: Task,
     predictions: Sequence[Prediction],
     groups: Mapping[str, str],
-    segment_of: SegmentOf,
+    segmenter: Segmenter,
     least: int,
 ) -> Reference | None:
     """The student's agreement with the teacher on the held-out set, at the time.
 
     Args:
         groups: near-duplicates of the held-out samples, by id.
-        segment_of: (text, tenant, teacher's label) to (kind, name) of its segments.
+        segmenter: of texts and the teacher's labels; the set knows no tenants.
         least: samples of a segment, else it has no reference.
     """
     held = [
@@ -55,23 +56,28 @@ def reference_of_run(
     teacher = [one.answers[TEACHER] for one in held]
     scores = agreement_scores(task, [one.answers[STUDENT] for one in held], teacher)
     units = [groups.get(one.id, one.id) for one in held]
+    items = []
+    for one, said in zip(held, teacher, strict=True):
+        value = task.parse(said).value if isinstance(task, ClassificationTask) else None
+        items.append(Item(one.text, None, None if value is None else str(value)))
     parts: dict[str, list[int]] = {}
-    for index, one in enumerate(held):
-        label = None
-        if isinstance(task, ClassificationTask):
-            value = task.parse(teacher[index]).value
-            label = None if value is None else str(value)
-        for kind, name in segment_of(one.text, None, label):
-            parts.setdefault(f"{kind}:{name}", []).append(index)
+    for index, keys in enumerate(segmenter.of(items)):
+        for key in keys:
+            parts.setdefault(key, []).append(index)
     segments = {
         key: found
         for key, members in parts.items()
         if len(members) >= least
         and (found := mean_interval([scores[i] for i in members], [units[i] for i in members]))
     }
-    return Reference(
-        source="run", agreement=mean_interval(scores, units), segments=segments
-    )
+    return Reference(source="run", agreement=mean_interval(scores, units), segments=segments)
+
+
+def _digest(predictions: Sequence[Prediction]) -> str:
+    digest = hashlib.sha256()
+    for one in predictions:
+        digest.update(f"{one.id}\n{one.answers[STUDENT]}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
 
 
 def reference_of_windows(
@@ -90,7 +96,7 @@ def reference_of_windows(
         agreement=mean_interval([p.agreement for p in pairs], [p.unit for p in pairs])
         if len(pairs) >= least
         else None,
-        accuracy=mean_interval([j.right for j in judged], [j.unit for j in judged])
+        accuracy=mean_interval([j.score for j in judged], [j.unit for j in judged])
         if len(judged) >= least
         else None,
         segments={

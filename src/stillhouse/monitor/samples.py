@@ -117,7 +117,8 @@ def input_text(task: Task, row: LiveRow) -> str:
 
 
 def _pair(row: LiveRow, task: Task, acceptable: float) -> Pair:
-    assert row.teacher is not None and row.student is not None
+    assert row.teacher is not None
+    assert row.student is not None
     said, wanted = row.student.text or "", row.teacher.text or ""
     similarity = scorers_for(task)[0].score(said, wanted)
     labels: tuple[str, str] | None = None
