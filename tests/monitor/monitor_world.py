@@ -122,7 +122,9 @@ class World:
                 **same,
             )
             self.log.offer(
-                call_of(1, id=f"{name}s", user=f"user{user}", request=asked, response=_answer(said)),
+                call_of(
+                    1, id=f"{name}s", user=f"user{user}", request=asked, response=_answer(said)
+                ),
                 shadow,
             )
             ids.append(name)
