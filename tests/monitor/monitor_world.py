@@ -1,4 +1,4 @@
-"""A watched task for tests: a gateway's real SQLite log, filled by seeded draws, and a loop.yaml."""
+"""A watched task for tests: a real SQLite log of a gateway, filled by seeded draws; loop.yaml."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class World:
 
     def __init__(self, folder: Path, monitor: dict[str, Any] | None = None, **loop: Any) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self.url = f"sqlite:///{folder}/gateway.db"
         self.engine: Engine = open_database(self.url)
         self.loop = folder / "loop.yaml"

@@ -149,7 +149,7 @@ def fallen(
             severity=severity,
             flagged=False,
             summary=f"{what} is {_percent(live.mean)} ({_range(interval)}), {words}; "
-            f"{live.n:,} answers of {live.units:,} users",
+            f"{live.n:,} answers of {live.units:,} units",
             effect=effect,
             bound=drop,
             interval=interval,
@@ -176,7 +176,7 @@ def overconfident(
             flagged=False,
             summary=f"{what}: confidence is {100 * live.mean:.1f} points above the share that is "
             f"right ({100 * interval.low:.1f} to {100 * interval.high:.1f}; {100 * bound:g} are "
-            f"allowed); {live.n:,} answers of {live.units:,} users",
+            f"allowed); {live.n:,} answers of {live.units:,} units",
             effect=live.mean,
             bound=bound,
             interval=interval,
