@@ -60,7 +60,9 @@ def moments(values: Sequence[float], units: Sequence[str]) -> Moments:
     binary = bool(np.isin(x, (0.0, 1.0)).all())
     # Where all are equal the design effect cannot be seen: as if those of a unit always were.
     effective = n * n / float((sizes**2).sum())
-    if binary and 0 < mean < 1 and groups > 1:
+    if groups == n:
+        effective = float(n)
+    elif binary and 0 < mean < 1 and groups > 1:
         effective = min(float(n), mean * (1 - mean) / variance) if variance > 0 else float(n)
     return Moments(mean, variance, n, groups, effective, binary)
 
