@@ -157,7 +157,7 @@ def watch(loop: Loop, name: str, rows: LiveRows) -> Watched:
         _clusters(section, texts, embedder),
     )
     folder = task_folder(Path(loop.file.folder), name)
-    run = _run_data(section, recipe.task, examples, predictions, segmenter)
+    run = _run_data(section, recipe.task, (examples, predictions), segmenter, language)
     return Watched(
         setting=Setting(name, recipe.task, section.monitor, segmenter),
         rows=rows,
@@ -280,10 +280,11 @@ def _held_out(section: LoopTask) -> tuple[list[Example], list[Prediction]]:
 def _run_data(
     section: LoopTask,
     task: Task,
-    examples: Sequence[Example],
-    predictions: Sequence[Prediction],
+    held_out: tuple[Sequence[Example], Sequence[Prediction]],
     segmenter: Segmenter,
+    language: Callable[[str], str | None] | None,
 ) -> RunData | None:
+    examples, predictions = held_out
     groups = {example.id: example.group for example in examples}
     least = section.monitor.segments.least
     reference = reference_of_run(task, predictions, groups, segmenter, least)
@@ -301,6 +302,7 @@ def _run_data(
                 at=0.0,
                 text=one.text,
                 length=len(one.text.split()),
+                language=None if language is None else language(one.text),
                 student_answer=None if parse is None else parse(student),
                 teacher_answer=None if parse is None else parse(teacher),
                 agreement=agree(student, teacher),
