@@ -167,6 +167,19 @@ def test_clusters_of_the_runs_texts_are_segments(tmp_path: Path) -> None:
     world.close()
 
 
+def test_languages_are_segments(tmp_path: Path) -> None:
+    pytest.importorskip("py3langid", reason="needs the extra language")
+    world = World(tmp_path, {"segments": {"by": ["language"], "least": 20}})
+    texts = (
+        "This film is a wonderful story about friendship and courage",
+        "Dieser Film ist eine wunderbare Geschichte über Freundschaft und Mut",
+    )
+    world.pairs(100, begin=BEGIN, agree=0.9, text=lambda n: texts[n % 2])
+    report = checked(world, BEGIN + 200).reports[0]
+    assert {(one.name, one.requests) for one in report.segments} == {("en", 50), ("de", 50)}
+    world.close()
+
+
 def test_clusters_without_a_run_are_refused(tmp_path: Path) -> None:
     world = World(tmp_path, {"segments": {"by": ["cluster"]}})
     with pytest.raises(UserError, match="names no run"):
