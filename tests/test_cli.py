@@ -51,6 +51,7 @@ OPTIONS = {
     "teacher": set(),
     "signals": set(),
     "registry": set(),
+    "monitor": set(),
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
     "compress": {*STAGE_OPTIONS, "student"},
     "serve": {"file"},
@@ -107,6 +108,10 @@ REGISTRY_OPTIONS = {
     "export": {"ref", "out", "to", "registry"},
     "gc": {"days", "ancestors", "yes", "by", "registry"},
 }
+MONITOR_OPTIONS = {
+    "check": {"loop", "task", "as_json"},
+    "freeze": {"loop", "task", "again", "as_json"},
+}
 SIGNALS_OPTIONS = {"verify": {"folder", "sample", "most", "as_json"}}
 
 
@@ -134,6 +139,7 @@ def test_the_option_list_is_pinned() -> None:
     assert options_of(getattr(group, "commands")["teacher"]) == TEACHER_OPTIONS  # noqa: B009
     assert options_of(getattr(group, "commands")["signals"]) == SIGNALS_OPTIONS  # noqa: B009
     assert options_of(getattr(group, "commands")["registry"]) == REGISTRY_OPTIONS  # noqa: B009
+    assert options_of(getattr(group, "commands")["monitor"]) == MONITOR_OPTIONS  # noqa: B009
 
 
 def test_the_options_of_the_store_commands_are_pinned() -> None:
