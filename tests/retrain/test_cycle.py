@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from retrain_doubles import (
     DAY,
     START,
@@ -22,7 +23,6 @@ from retrain_doubles import (
     loop_of,
     row,
 )
-
 from stillhouse.core.errors import BudgetError, RunFolderError, TeacherError, UserError
 from stillhouse.core.forgotten import record_forgotten
 from stillhouse.core.live import LiveAnswer
@@ -30,11 +30,7 @@ from stillhouse.retrain.cycle import run_cycle
 from stillhouse.retrain.cycle_files import HELD_OUT, NEW, WINDOW
 from stillhouse.retrain.seams import GatewayStanding
 
-
-@pytest.fixture(autouse=True)
-def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(os, "fdatasync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def after(day: int) -> Clock:
@@ -393,7 +389,7 @@ def test_killed_at_any_write_it_goes_on_and_pays_nothing_twice(
 
     def again() -> Any:
         nonlocal alive
-        alive = count < 70  # a gap of one would never let two writes pass
+        alive = count < 50  # a gap of one would never let two writes pass
         return loop_of(tmp_path / "killed", rows, clock, workshop)
 
     for day in (0, 1):
