@@ -15,7 +15,7 @@ from doubles import double, doubles, recipe_of, write_rows
 from retrain_doubles import DAY, START, Clock, Rows, row
 from stillhouse import retraining
 from stillhouse.core.errors import UserError
-from stillhouse.core.jsonl import read_json
+from stillhouse.core.jsonl import read_json, read_objects
 from stillhouse.core.live import LiveAnswer, LiveRow
 from stillhouse.core.progress import Silent
 from stillhouse.models.fake import FakeCompleter
@@ -107,8 +107,9 @@ def test_a_cycle_is_a_run_that_shares_the_store_of_the_first(tmp_path: Path) -> 
 def test_earlier_held_out_texts_are_never_learnt(tmp_path: Path) -> None:
     path = project(tmp_path, start="scratch", margin=0.2)
     rows = [live_row(n) for n in range(120)]
-    held = [json.loads(x) for x in (tmp_path / "run/dataset/held_out.jsonl").open()]
-    text = held[0]["messages"][0]["content"]
+    path_of_held = tmp_path / "run" / "dataset" / "held_out.jsonl"
+    held = [raw for _, raw in read_objects(path_of_held)]
+    text = held[0]["messages"][0]["content"]  # type: ignore[index]
     rows += [row(500 + n, START + 500 + n, text=f"{text}{'!' * n}") for n in range(3)]
     loop = loop_at(path, rows)
     run_cycle(loop, "once")
