@@ -24,6 +24,7 @@ from stillhouse.core.live import LiveRow
 from stillhouse.core.loop_retrain import RetrainSection
 from stillhouse.core.progress import Silent
 from stillhouse.core.records import Query
+from stillhouse.forget import forget_user
 from stillhouse.models.fake import FakeCompleter
 from stillhouse.pipeline import run_stages
 from stillhouse.retrain.cycle import run_cycle
@@ -227,6 +228,34 @@ def test_a_gateway_without_a_log_is_one_line(tmp_path: Path) -> None:
         open_loops(path, None, Silent())
     with pytest.raises(UserError, match="name one of: mood"):
         open_loops(path, "moo", Silent())
+
+
+def test_a_user_is_forgotten_in_all_that_cycles_keep(tmp_path: Path) -> None:
+    path = project(tmp_path, start="scratch", margin=0.2)
+    gone = "0123456789abcdef0123456789abcdef"
+    rows = [
+        live_row(n).model_copy(update={"user": gone if n % 4 == 0 else f"user-{n}"})
+        for n in range(120)
+    ]
+    run_cycle(loop_at(path, rows), "once")
+    folder = tmp_path / "loop" / "mood"
+    asked = {row.id for row in rows if row.user == gone}
+    text = "".join(one.read_text(encoding="utf-8") for one in folder.rglob("*.jsonl"))
+    assert any(f'"{name}"' in text for name in asked)
+    forget_user(gone, [folder], dry_run=False)
+    later = [
+        live_row(n).model_copy(update={"at": START + DAY + n, "user": gone if n % 4 else "u"})
+        for n in range(120, 300)
+    ]
+    loop = loop_at(path, [*rows, *later], day=2)
+    cycle = run_cycle(loop, "once")
+    assert cycle.window["of_forgotten_users"] == 135
+    assert cycle.outcome == "nothing"
+    asked |= {row.id for row in later if row.user == gone}
+    for one in folder.rglob("*.jsonl"):
+        kept = one.read_text(encoding="utf-8")
+        assert gone not in kept, one
+        assert not any(f'"{name}"' in kept for name in asked), one
 
 
 # --- the command ---------------------------------------------------------------------------------
