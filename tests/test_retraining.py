@@ -109,8 +109,9 @@ def test_a_cycle_is_a_run_that_shares_the_store_of_the_first(tmp_path: Path) -> 
     live = loop.registry.live("mood")
     assert live is not None
     assert live.parent is not None
-    assert loop.registry.get(live.parent).lineage["run"] == str(tmp_path / "run")
-    assert live.lineage["dataset"]
+    assert loop.registry.get(live.parent).lineage["run"] == "run"
+    assert live.lineage["dataset"]["hash"]  # type: ignore[index, call-overload]
+    assert live.lineage["cycle"] == 1
     revisions = live.lineage["teacher"]["revisions"]  # type: ignore[index, call-overload]
     assert set(revisions) == {"fake-1"}
 
