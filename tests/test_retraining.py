@@ -298,6 +298,16 @@ def test_one_cycle_says_its_verdict_and_a_refusal_is_exit_code_3(
     assert "clock: stands 0 s before the end of the last window" in str(done.exception)
 
 
+def test_the_log_is_the_database_of_the_gateway(tmp_path: Path) -> None:
+    path = project(tmp_path)
+    raw = yaml.safe_load((tmp_path / "gateway.yaml").read_text(encoding="utf-8"))
+    raw["log"] = {"url": f"sqlite:///{tmp_path / 'log.db'}"}
+    (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    done = CliRunner().invoke(app, ["retrain", str(path)])
+    assert done.exit_code == 0, done.output
+    assert "mood, cycle 0001: nothing: the window holds 0 usable requests" in done.output
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
