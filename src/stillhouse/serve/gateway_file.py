@@ -149,7 +149,10 @@ def _seen_from(base: Path, file: GatewayFile) -> GatewayFile:
             plan = task.experiment.model_copy(update={"evidence": evidence})
             task = task.model_copy(update={"experiment": plan})
         tasks[name] = task
-    return file.model_copy(update={"upstreams": upstreams, "tasks": tasks})
+    admin = file.admin
+    if admin is not None and admin.loop is not None:
+        admin = admin.model_copy(update={"loop": base / admin.loop.expanduser()})
+    return file.model_copy(update={"upstreams": upstreams, "tasks": tasks, "admin": admin})
 
 
 def secrets_of(file: GatewayFile, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

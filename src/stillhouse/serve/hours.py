@@ -1,6 +1,6 @@
 """Sums of the traffic log by task and hour, kept up by the log's writer in its own transaction.
 
-They outlive the requests that they are of: what was saved is still known when the texts are deleted.
+They outlive the requests that they are of: what was saved is still known when texts are deleted.
 Knows no request format and no page.
 """
 
@@ -95,4 +95,6 @@ def newest_latencies(engine: Engine, task: str, count: int) -> list[float]:
         .limit(count)
     )
     with engine.connect() as connection:
-        return [float(json.loads(body)["latency_ms"]) for body in connection.execute(query).scalars()]
+        return [
+            float(json.loads(body)["latency_ms"]) for body in connection.execute(query).scalars()
+        ]

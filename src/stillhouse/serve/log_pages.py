@@ -103,9 +103,7 @@ def differ(row: LiveRow) -> bool:
     return row.teacher.text.split() != row.student.text.split()
 
 
-def _heads(
-    connection: Connection, asked: Asked, after: Place | None, count: int
-) -> list[_Head]:
+def _heads(connection: Connection, asked: Asked, after: Place | None, count: int) -> list[_Head]:
     query = (
         sa.select(CALLS.c.id, CALLS.c.at, CALLS.c.variant, CALLS.c.served)
         .where(CALLS.c.shadow_of.is_(None))

@@ -81,7 +81,7 @@ OUTCOMES: Final = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
     sa.Index("outcomes_at", "at"),
 )
-# Sums of calls by the hour (Unix seconds over 3,600); `slot`: of several writers each adds to its own.
+# Sums of calls by the hour (Unix seconds over 3,600). Of several writers each has its `slot`.
 HOURS: Final = sa.Table(
     "hours",
     METADATA,

@@ -1,7 +1,7 @@
 """Who may look, and who may act: the admin key, sessions made from it, and the names of the host.
 
-A session is a cookie that the key signs: no state, so that every process with the same key knows it,
-and all of them end when the key changes. Knows no page.
+A session is a cookie that the key signs: no state, so that every process with the same key knows
+it, and all of them end when the key changes. Knows no page.
 """
 
 from __future__ import annotations
@@ -63,7 +63,11 @@ class Access:
     def holds(self, session: str) -> bool:
         """Whether a cookie is one of ours, and its time is not over."""
         body, _, signature = session.rpartition(".")
-        if self.key is None or len(session) > LONGEST or not _same(signature, self._sign("session", body)):
+        if (
+            self.key is None
+            or len(session) > LONGEST
+            or not _same(signature, self._sign("session", body))
+        ):
             return False
         return int(body.partition(".")[0]) > self.clock()
 

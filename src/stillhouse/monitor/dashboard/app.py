@@ -52,15 +52,17 @@ class Dashboard:
         access = Access(key, clock)
         pages = Pages(access, sources.tasks)
         views = Views(sources, pages, clock)
-        acts, runs, traffic = Acts(sources, pages, access), Runs(sources, pages), Traffic(sources, pages)
+        acts, runs, traffic = (
+            Acts(sources, pages, access),
+            Runs(sources, pages),
+            Traffic(sources, pages),
+        )
         self._live = Live(views.parts, every_s)
 
         async def failed(request: Request, error: Exception) -> Response:
             _LOG.error("%s: %s: %s", request.url.path, type(error).__name__, error)
             text = "What is kept cannot be read now; the dashboard's log says why."
-            return pages.html(
-                request, "message.html", 503, title="Not now", text=text, back="/"
-            )
+            return pages.html(request, "message.html", 503, title="Not now", text=text, back="/")
 
         async def refused(request: Request, error: Exception) -> Response:
             assert isinstance(error, HTTPException)

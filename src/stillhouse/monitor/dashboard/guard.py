@@ -1,4 +1,4 @@
-"""What every request passes before a page sees it: the host's name, the key, the headers of answers.
+"""What every request passes before a page sees it: the host's name, the key, answers' headers.
 
 Knows no page and no source.
 """
@@ -69,7 +69,9 @@ class Guard:
             # A page elsewhere whose name leads here must not read what is shown without a key.
             text = "Without STILLHOUSE_ADMIN_KEY only this machine's own names are answered.\n"
             return PlainTextResponse(text, 403)
-        if scope["method"] == "POST" and not same_origin(headers.get("origin"), headers.get("host")):
+        if scope["method"] == "POST" and not same_origin(
+            headers.get("origin"), headers.get("host")
+        ):
             return PlainTextResponse("this form is of another site\n", 403)
         session = session_of(headers)
         known = bool(session) and self._access.holds(session)

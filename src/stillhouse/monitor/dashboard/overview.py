@@ -1,4 +1,4 @@
-"""The first page's figures: money, share on the student, quality against the margin, health, alerts.
+"""The first page's figures: money, the student's share, quality against the margin, health, alerts.
 
 Reads sums, never the requests themselves. Knows no HTML.
 """

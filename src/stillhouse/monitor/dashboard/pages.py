@@ -53,7 +53,9 @@ class Pages:
             "q": lambda text: quote(str(text), safe=""),
         }
 
-    def html(self, request: Request, template: str, /, status: int = 200, **more: Any) -> HTMLResponse:
+    def html(
+        self, request: Request, template: str, /, status: int = 200, **more: Any
+    ) -> HTMLResponse:
         """A whole page."""
         return HTMLResponse(self.text(request.scope, template, **more), status)
 

@@ -129,4 +129,6 @@ def _run(name: str, task: str, path: Path) -> RunShown:
 
 def _thinned(rows: list[CurveRowShown]) -> tuple[CurveRowShown, ...]:
     step = -(-len(rows) // MOST_ROWS) or 1
-    return tuple(row for number, row in enumerate(rows) if number % step == 0 or number == len(rows) - 1)
+    return tuple(
+        row for number, row in enumerate(rows) if number % step == 0 or number == len(rows) - 1
+    )

@@ -1,7 +1,7 @@
 """What pages show of experiments, windows, alerts and runs, read leniently.
 
-Files of another version may lack a key or have one more: what is missing is not shown, and a page is
-still a page. Knows no file and no HTML.
+Files of another version may lack a key or have one more: what is missing is not shown, and a page
+is still a page. Knows no file and no HTML.
 """
 
 from __future__ import annotations

@@ -99,7 +99,9 @@ class Acts:
         try:
             for task in self._pages.tasks if part is not None else ():
                 entries = list(part.entries(task)) if part is not None else []
-                history = list(part.history(task))[::-1][:50] if part is not None and entries else []
+                history = (
+                    list(part.history(task))[::-1][:50] if part is not None and entries else []
+                )
                 tasks.append((task, entries, history, _previous(entries)))
         except StillhouseError as error:
             problem = str(error)
@@ -223,14 +225,14 @@ class Acts:
         reason, told = form.get("reason", "").strip()[:REASON], form.get("version", "")
         if not reason or not (told.isascii() and told.isdecimal() and len(told) < 19):
             text = "Say why: it is written into the log." if not reason else "The form is damaged."
-            return self._message(request, here, 400, "Nothing was done", text, back)
+            return self._message(request, here, 400, ("Nothing was done", text), back)
         try:
             await asyncio.to_thread(do, reason, int(told))
         except ConflictError as error:
             text = f"Nothing was done: {error}. Look at what stands now, then decide again."
-            return self._message(request, here, 409, "Another operator was first", text, back)
+            return self._message(request, here, 409, ("Another operator was first", text), back)
         except StillhouseError as error:
-            return self._message(request, here, 400, "Nothing was done", str(error), back)
+            return self._message(request, here, 400, ("Nothing was done", str(error)), back)
         return RedirectResponse(f"{_base(request)}{back}", 303)
 
     def _refused(self, request: Request, form: dict[str, str]) -> Response | None:
@@ -238,21 +240,22 @@ class Acts:
         session = request.scope.get(SESSION, "")
         if not request.scope.get(ACTS, False):
             text = "Only who signs in with the admin key may change anything."
-            return self._message(request, "", 403, "Read only", text, "/")
+            return self._message(request, "", 403, ("Read only", text), "/")
         if session and not self._access.fits(session, form.get("form_token", "")):
             text = "The form is not of this session: load the page anew."
-            return self._message(request, "", 403, "Nothing was done", text, "/")
+            return self._message(request, "", 403, ("Nothing was done", text), "/")
         return None
 
     def _asking(self, request: Request, here: str, asking: Asking) -> Response:
         return self._pages.html(request, "confirm.html", here=here, asking=asking)
 
     def _none(self, request: Request, here: str, text: str) -> Response:
-        return self._message(request, here, 404, "Not found", text, f"/{here}")
+        return self._message(request, here, 404, ("Not found", text), f"/{here}")
 
     def _message(
-        self, request: Request, here: str, status: int, title: str, text: str, back: str
+        self, request: Request, here: str, status: int, said: tuple[str, str], back: str
     ) -> Response:
+        title, text = said
         return self._pages.html(
             request, "message.html", status, here=here, title=title, text=text, back=back
         )

@@ -1,4 +1,4 @@
-"""Sums by the hour, so that nobody reads a million requests for one figure; a user's newest first."""
+"""Sums by the hour: nobody reads a million requests for one figure; a user's newest first."""
 
 from __future__ import annotations
 
