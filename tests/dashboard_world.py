@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import threading
 import time
@@ -392,6 +393,19 @@ def build(folder: Path, url: str | None = None) -> World:
     fill_run(folder / "run")
     fill_registry(folder / "registry", folder)
     return World(folder, url, now)
+
+
+def copy_of(world: World, folder: Path) -> World:
+    """The same in another folder, to be changed."""
+    for one in world.folder.iterdir():
+        if one.is_dir():
+            shutil.copytree(one, folder / one.name, symlinks=True)
+        else:
+            shutil.copy(one, folder / one.name)
+    url = f"sqlite:///{folder}/gateway.db"
+    path = folder / "gateway.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace(world.url, url), encoding="utf-8")
+    return World(folder, url, world.now)
 
 
 def dashboard_of(world: World, key: str | None = KEY) -> OpenDashboard:

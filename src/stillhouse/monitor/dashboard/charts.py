@@ -52,7 +52,7 @@ def chart(
     x: str,
     y: str,
     x_kind: Literal["time", "value", "log"] = "value",
-    y_kind: Literal["share", "usd", "value"] = "value",
+    y_kind: Literal["share", "usd", "count", "value"] = "value",
     levels: Sequence[Level] = (),
 ) -> Chart | None:
     """A chart of what there is; `None`: there is nothing."""
@@ -67,7 +67,9 @@ def chart(
         "levels": [one._asdict() for one in levels if math.isfinite(one.at)],
     }
     x_words: Callable[[float], str] = pages.when if x_kind == "time" else _number
-    y_words = {"share": pages.share, "usd": pages.usd, "value": _number}[y_kind]
+    y_words = {"share": pages.share, "usd": pages.usd, "count": pages.count, "value": _number}[
+        y_kind
+    ]
     return Chart(title, spec, *_table(drawn, x, x_words, y_words))
 
 

@@ -17,6 +17,7 @@ DAY_H: Final = 24
 RECENT_S: Final = 7 * 24 * HOUR_S
 LATENCIES: Final = 300
 SICK: Final = 0.05  # of requests that failed
+IDLE: Final = "no requests in the last day"
 _RANK: Final = {"critical": 0, "warning": 1, "info": 2}
 State = Literal["good", "note", "bad"]
 
@@ -100,7 +101,9 @@ def overview(sources: Sources, now: float) -> Overview:
     known = [one for one in totals if one.task in sources.tasks]
     shown = [one for one in day if one.task in sources.tasks]
     alerts.sort(key=lambda one: (_RANK.get(one.severity, 1), -one.at))
-    return Overview(money_of(known), share_of(shown), tuple(lines), tuple(alerts), worst(lines))
+    return Overview(
+        money_of(known), share_of(shown), tuple(lines), tuple(alerts), together(lines, shown)
+    )
 
 
 def money_of(hours: Sequence[Hour]) -> Money:
@@ -142,15 +145,21 @@ def health_of(
     if experiment is not None and experiment.killed:
         return Health("note", "kill switch on: the teacher answers all", failed, p95)
     if failed is None:
-        return Health("note", "no requests in the last day", failed, p95)
+        return Health("note", IDLE, failed, p95)
     return Health("good", "answering", failed, p95)
 
 
-def worst(lines: Sequence[TaskLine]) -> Health:
-    """The least healthy task's."""
+def together(lines: Sequence[TaskLine], hours: Sequence[Hour]) -> Health:
+    """Of all tasks: a task that nobody asked does not count."""
+    asked = [one.health for one in lines if one.health.failed is not None]
+    if not asked:
+        return Health("note", IDLE, None, None)
     order = {"bad": 0, "note": 1, "good": 2}
-    found = sorted((one.health for one in lines), key=lambda one: order[one.state])
-    return found[0] if found else Health("note", "no tasks", None, None)
+    worst = min(asked, key=lambda one: order[one.state])
+    seen = [one for one in hours if not one.shadow]
+    failed = sum(one.failed for one in seen) / sum(one.requests for one in seen)
+    slowest = max(one.p95_ms or 0.0 for one in asked)
+    return Health(worst.state, worst.words, failed, slowest)
 
 
 def quality_of(experiment: ExperimentShown | None) -> tuple[str, State]:

@@ -140,6 +140,7 @@ class Views:
                 x="day (UTC)",
                 y="requests",
                 x_kind="time",
+                y_kind="count",
             ),
         ]
         return [one for one in found if one is not None]

@@ -55,7 +55,7 @@
     }
     function axis(one, extra) {
       return Object.assign({
-        name: one.name, nameLocation: "middle", nameTextStyle: { color: quiet },
+        name: one.name, nameTextStyle: { color: quiet },
         axisLabel: { color: quiet, hideOverlap: true, formatter: one.kind === "time" ? undefined : function (v) { return number(v, one.kind); } },
         axisLine: { lineStyle: { color: quiet } }, splitLine: { lineStyle: { color: line } }
       }, extra);
@@ -63,7 +63,7 @@
     return {
       animation: false, useUTC: true, backgroundColor: "transparent", textStyle: { color: ink },
       aria: { enabled: false },
-      grid: { left: 14, right: 22, top: 34, bottom: 34, containLabel: true },
+      grid: { left: 14, right: 22, top: 58, bottom: 34, containLabel: true },
       legend: { data: spec.series.map(function (s) { return s.name; }), top: 0, left: 0, type: "scroll",
         textStyle: { color: ink }, pageTextStyle: { color: ink }, icon: "circle" },
       // richText: drawn on the canvas; HTML would need inline styles, which the policy forbids.
@@ -72,8 +72,9 @@
           var value = item.value;
           return item.name + "\n" + spec.x.name + ": " + number(value[0], spec.x.kind) + "\n" + spec.y.name + ": " + number(value[1], spec.y.kind);
         } },
-      xAxis: axis(spec.x, { type: spec.x.kind, nameGap: 26, scale: true }),
-      yAxis: axis(spec.y, { type: "value", nameGap: 46, scale: true }),
+      xAxis: axis(spec.x, { type: spec.x.kind, nameLocation: "middle", nameGap: 26, scale: true }),
+      yAxis: axis(spec.y, { type: "value", nameLocation: "end", nameGap: 10, scale: spec.y.kind !== "usd" && spec.y.kind !== "count",
+        nameTextStyle: { color: quiet, align: "left" } }),
       series: series
     };
   }
