@@ -167,6 +167,7 @@ def test_numbers_follow_the_log(opened: Open, world: World, tmp_path: Path) -> N
             [made.alert(own.now) | {"summary": "a new alert"}],
         )
         page.locator("#alerts", has_text="a new alert").wait_for()
+        page.goto(f"{address}/runs")  # a stream that breaks off is told in the console
 
 
 def test_the_keyboard_alone_is_enough(opened: Open, url: str) -> None:

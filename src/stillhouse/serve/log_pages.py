@@ -21,7 +21,7 @@ from stillhouse.serve.tables import CALLS
 
 STEP: Final = 500
 MOST: Final = 5000  # requests looked at for one page
-LONGEST_S: Final = 0.1
+LONGEST_S: Final = 0.08
 
 
 class _Head(NamedTuple):

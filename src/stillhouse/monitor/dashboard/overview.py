@@ -16,6 +16,7 @@ HOUR_S: Final = 3600.0
 DAY_H: Final = 24
 RECENT_S: Final = 7 * 24 * HOUR_S
 LATENCIES: Final = 300
+SHOWN: Final = 12  # alerts
 SICK: Final = 0.05  # of requests that failed
 IDLE: Final = "no requests in the last day"
 _RANK: Final = {"critical": 0, "warning": 1, "info": 2}
@@ -59,12 +60,13 @@ class TaskLine(NamedTuple):
 
 
 class Overview(NamedTuple):
-    """All of it."""
+    """All of it. `more`: alerts that are open beside the gravest, which are shown."""
 
     money: Money
     share: float | None
     lines: tuple[TaskLine, ...]
     alerts: tuple[AlertShown, ...]
+    more: int
     health: Health
 
 
@@ -102,7 +104,12 @@ def overview(sources: Sources, now: float) -> Overview:
     shown = [one for one in day if one.task in sources.tasks]
     alerts.sort(key=lambda one: (_RANK.get(one.severity, 1), -one.at))
     return Overview(
-        money_of(known), share_of(shown), tuple(lines), tuple(alerts), together(lines, shown)
+        money=money_of(known),
+        share=share_of(shown),
+        lines=tuple(lines),
+        alerts=tuple(alerts[:SHOWN]),
+        more=max(0, len(alerts) - SHOWN),
+        health=together(lines, shown),
     )
 
 
