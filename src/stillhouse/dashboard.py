@@ -34,7 +34,14 @@ from stillhouse.serve.experiment_pages import (
 )
 from stillhouse.serve.gateway_file import SHORTEST_ADMIN_KEY, GatewayFile, load_gateway
 from stillhouse.serve.gateway_sections import LOOPBACK
-from stillhouse.serve.hours import newest_latencies, read_hours, read_totals
+from stillhouse.serve.hours import (
+    DAY_H,
+    HOUR_S,
+    newest_latencies,
+    read_days,
+    read_hours,
+    read_totals,
+)
 from stillhouse.serve.log_pages import LogPages
 from stillhouse.serve.migration import changed
 from stillhouse.serve.records import ExperimentState
@@ -42,6 +49,7 @@ from stillhouse.serve.states import StoredStates
 from stillhouse.serve.tables import StoreError, open_database
 
 KEY_VARIABLE: Final = "STILLHOUSE_ADMIN_KEY"
+OLD_S: Final = 300.0
 NO_LOOK: Final = "no answer of this stage was looked at yet"
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,15 +69,25 @@ def _asked(call: Callable[P, R]) -> Callable[P, R]:
 
 
 class StoredUsage:
-    """`sources.Usage` over the log's sums."""
+    """`sources.Usage` over the log's sums. What is days old is read every few minutes."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
+        self._engine, self._clock = engine, clock
+        self._old: tuple[float, int, Sequence[Hour]] | None = None
 
     @_asked
     def totals(self) -> Sequence[Hour]:
         """See `sources.Usage`."""
-        return read_totals(self._engine)
+        now, old = self._clock(), self._old
+        if old is None or not 0 <= now - old[0] < OLD_S:
+            until = int(now // HOUR_S) - 2 * DAY_H
+            old = self._old = (now, until, read_totals(self._engine, None, until))
+        return [*old[2], *read_totals(self._engine, old[1], None)]
+
+    @_asked
+    def days(self, since: int) -> Sequence[Hour]:
+        """See `sources.Usage`."""
+        return read_days(self._engine, since)
 
     @_asked
     def hours(self, task: str | None, since: int) -> Sequence[Hour]:

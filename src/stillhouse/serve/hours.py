@@ -18,6 +18,7 @@ from stillhouse.core.live_pages import Hour
 from stillhouse.serve.tables import CALLS, HOURS
 
 HOUR_S: Final = 3600
+DAY_H: Final = 24
 # Writers of one database add to rows of their own, so that none waits for another's commit.
 SLOTS: Final = 8
 _KEY: Final = ("task", "hour", "variant", "shadow", "slot")
@@ -77,10 +78,28 @@ def read_hours(engine: Engine, task: str | None = None, since: int | None = None
         return [Hour(**row) for row in connection.execute(query).mappings()]
 
 
-def read_totals(engine: Engine) -> list[Hour]:
-    """All hours of each task together, under hour 0."""
+def read_days(engine: Engine, since: int) -> list[Hour]:
+    """Days (UTC) as their first hours, from the day of an hour on."""
+    day = (HOURS.c.hour - HOURS.c.hour % DAY_H).label("hour")
+    key = [HOURS.c.task, day, HOURS.c.variant, HOURS.c.shadow]
+    query = sa.select(*key, *(sa.func.sum(HOURS.c[name]).label(name) for name in _SUMS))
+    query = query.where(HOURS.c.hour >= since - since % DAY_H).group_by(*key).order_by(day, *key)
+    with engine.connect() as connection:
+        return [Hour(**row) for row in connection.execute(query).mappings()]
+
+
+def read_totals(engine: Engine, since: int | None, until: int | None) -> list[Hour]:
+    """Hours of each task together, under hour 0.
+
+    Args:
+        since: the first hour; `until`: the hour after the last.
+    """
     key = [HOURS.c[name] for name in ("task", "variant", "shadow")]
     query = sa.select(*key, *(sa.func.sum(HOURS.c[name]).label(name) for name in _SUMS))
+    if since is not None:
+        query = query.where(HOURS.c.hour >= since)
+    if until is not None:
+        query = query.where(HOURS.c.hour < until)
     with engine.connect() as connection:
         rows = connection.execute(query.group_by(*key).order_by(*key)).mappings()
         return [Hour(hour=0, **row) for row in rows]
