@@ -26,6 +26,7 @@ from stillhouse.monitor.dashboard.watch_files import WatchFiles
 from stillhouse.retrain import registry_records as students
 from stillhouse.retrain.registry import Registry
 from stillhouse.serve.api_errors import ApiError
+from stillhouse.serve.candidates import about
 from stillhouse.serve.experiment_pages import (
     MOST_POINTS,
     read_decisions,
@@ -44,6 +45,7 @@ from stillhouse.serve.hours import (
 )
 from stillhouse.serve.log_pages import LogPages
 from stillhouse.serve.migration import changed
+from stillhouse.serve.presence import StoredPresence
 from stillhouse.serve.records import ExperimentState
 from stillhouse.serve.states import StoredStates
 from stillhouse.serve.tables import StoreError, open_database
@@ -150,6 +152,11 @@ class StoredExperiments:
         conflict = ConflictError("version", f"{task} has been changed meanwhile", value=version)
         if state.version != version:
             raise conflict
+        name = about(state)
+        if action == "approve" and name is not None:
+            missing = StoredPresence(self._engine).missing(task, name, time.time())
+            if missing:
+                raise UserError(f"tasks.{task}", f"not yet: {'; '.join(missing)}")
         plan = self._file.tasks[task].experiment.stages
         try:
             new, decision = changed(state, plan, action, reason, time.time())
@@ -164,7 +171,9 @@ class StoredExperiments:
         section = self._file.tasks[task]
         newest = points[-1] if points else None
         plain = state.model_dump(mode="json")
-        plain["candidate"] = None
+        plain["candidate"] = about(state)
+        if state.serving is not None:
+            plain["student"] = state.serving.name
         return ExperimentShown.model_validate(
             {
                 **plain,
