@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -54,11 +55,15 @@ def sums_of(rows: Sequence[Mapping[str, Any]], slot: int) -> list[dict[str, Any]
 def add(connection: Connection, sums: Sequence[Mapping[str, Any]]) -> None:
     """Add to the table, in the caller's transaction."""
     if sums:
-        kind = postgresql if connection.dialect.name == "postgresql" else sqlite
-        insert = kind.insert(HOURS)
-        more = {name: HOURS.c[name] + insert.excluded[name] for name in _SUMS}
-        query = insert.on_conflict_do_update(index_elements=list(_KEY), set_=more)
-        connection.execute(query, list(sums))
+        connection.execute(_adding(connection.dialect.name), list(sums))
+
+
+@lru_cache
+def _adding(dialect: str) -> Any:
+    """An INSERT that adds to a row that is there already."""
+    insert = (postgresql if dialect == "postgresql" else sqlite).insert(HOURS)
+    more = {name: HOURS.c[name] + insert.excluded[name] for name in _SUMS}
+    return insert.on_conflict_do_update(index_elements=list(_KEY), set_=more)
 
 
 def read_hours(engine: Engine, task: str | None = None, since: int | None = None) -> list[Hour]:
