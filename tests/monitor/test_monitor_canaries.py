@@ -114,7 +114,7 @@ def test_a_teacher_that_changed_is_found(world: World, models: Models) -> None:
     for day in range(1, 4):
         (found,) = check_tasks(world.loop, now=BEGIN + 200 + day * 86_401)
         kinds += [alert.kind for alert in found.alerts if alert.kind != "data"]
-    assert kinds == ["teacher_drift"]
+    assert set(kinds) == {"teacher_drift"}
     assert found.severity is not None
 
 
@@ -134,7 +134,9 @@ def test_a_teacher_that_is_gone_is_a_problem_of_the_data(world: World, models: M
 
 def test_a_budget_ends_a_replay_and_is_said(world: World, models: Models) -> None:
     freeze_canaries(world.loop, "reviews", again=False)
-    world.monitor["canaries"]["budget_usd"] = 0.008  # about thirty answers at the most they cost
+    world.monitor["canaries"]["budget_usd"] = (
+        0.0004  # an answer may cost 0.00027, and costs 0.000012
+    )
     world.write()
     asked = models.asked
     (found,) = check_tasks(world.loop, now=BEGIN + 200)
@@ -179,12 +181,10 @@ def test_freezing_without_a_teacher_fails_and_keeps_nothing(world: World, models
 def test_a_killed_replay_pays_for_nothing_twice(
     world: World, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.monitor["drift"] = {}
-    world.write()
     freeze_canaries(world.loop, "reviews", again=False)
     asked = models.asked
     with monkeypatch.context() as patch:
-        patch.setattr("stillhouse.monitor.check.detect", _killed)
+        patch.setattr("stillhouse.monitor_canaries.compared", _killed)
         with pytest.raises(KeyboardInterrupt):
             check_tasks(world.loop, now=BEGIN + 200)
     check_tasks(world.loop, now=BEGIN + 200)
