@@ -410,7 +410,8 @@ def main() -> None:
         if asked.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
     shown = {"requests": asked.requests, "limit_ms": LIMIT_MS, "repeats": asked.repeats}
-    machine_line.save(asked.name, "python benchmarks/dashboard.py", {**shown, "stores": found})
+    command = f"python benchmarks/dashboard.py --written {asked.written} --repeats {asked.repeats}"
+    machine_line.save(asked.name, command, {**shown, "stores": found})
 
 
 if __name__ == "__main__":
