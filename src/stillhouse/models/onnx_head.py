@@ -126,7 +126,8 @@ def _place(graph: Any, onnx: Any, folder: Path) -> _Place:
         plain = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
         if plain.get("alpha", 1.0) == plain.get("beta", 1.0) == 1.0 and not plain.get("transA", 0):
             if node.input[1] in constant and node.input[2] in constant:
-                return _Place(*node.input, turned=bool(plain.get("transB", 0)))
+                x, weight, bias = node.input
+                return _Place(x, weight, bias, bool(plain.get("transB", 0)))
     if node is not None and node.op_type == "Add":
         for first, second in (node.input, reversed(node.input)):
             product = makes.get(first)

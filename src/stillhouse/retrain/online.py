@@ -9,10 +9,12 @@ Shapes: H hidden, C classes.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+from pydantic import JsonValue
 
 from stillhouse.core.artefact import student_sha
 from stillhouse.core.errors import StillhouseError, UserError
@@ -26,11 +28,13 @@ from stillhouse.models.head_weights import (
     load_head,
     save_head,
 )
+from stillhouse.retrain.online_guard import empty_guard
 from stillhouse.retrain.online_intake import Desk, desk_of, fresh_lessons, packed, take
 from stillhouse.retrain.online_rows import Beliefs, Lesson
 from stillhouse.retrain.online_state import OnlineState, Seen, Store, Version
 from stillhouse.retrain.online_step import Learn, Step, Table, harms, step, table
 from stillhouse.retrain.online_trust import judge
+from stillhouse.retrain.online_versions import Kind, Made, write_version
 
 
 class HandOver(Protocol):
@@ -71,10 +75,10 @@ class OnlineTask:
         name: str,
         task: ClassificationTask,
         section: OnlineSection,
+        *,
         student: Path,
         opened: Callable[[Path], HeadStudent],
         learn: Learn,
-        *,
         clock: Callable[[], float],
         held_out: Sequence[Lesson] = (),
         beliefs: Beliefs | None = None,
@@ -87,6 +91,7 @@ class OnlineTask:
         self._student = opened(student)
         self._sha = student_sha(student)
         self._known: dict[str, Floats] = {}
+        self._contributors: dict[tuple[str, str], Seen] = {}  # since the live version
 
     def run_once(self, rows: LiveRows) -> Pass:
         """One pass over what came since the last.
@@ -98,7 +103,10 @@ class OnlineTask:
         with self.store.locked():
             desk = desk_of(self._state(), self.store, self._section)
             lessons = fresh_lessons(
-                desk, rows.rows(self.name, since=desk.state.at), self._task, self._section,
+                desk,
+                rows.rows(self.name, since=desk.state.at),
+                self._task,
+                self._section,
                 self._beliefs,
             )
             steps: list[Step] = []
@@ -106,18 +114,13 @@ class OnlineTask:
             head = first = self._head(desk.state)
             for start in range(0, len(lessons), self._section.chunk):
                 part = lessons[start : start + self._section.chunk]
-                take(desk, part, self._section, lambda some, h=head: self._said(h, some))
+                take(desk, part, self._section, partial(self._said, head))
                 self._quarantine_tenants(desk, head, notes)
                 if desk.new >= self._section.least_rows and len(desk.guard):
                     head = self._step(desk, head, steps, notes)
             if len(lessons) and not desk.guard and desk.new >= self._section.least_rows:
                 self.store.commit(packed(desk, self.store))
-                raise UserError(
-                    "online.guard",
-                    "the guard set is empty, so no version may be swapped",
-                    value=0,
-                    action="wait for teacher-answered traffic, or raise online.guard.share",
-                )
+                raise empty_guard()
             guard = steps[-1].verdict.to_json() if steps else {}
             swapped = head.digest() != first.digest()
             if swapped:
@@ -179,13 +182,8 @@ class OnlineTask:
             ]
             if len(clean) < len(desk.state.versions):
                 self._rebuild(desk, clean)
-            desk.taken = type(desk.taken)(
-                {
-                    key: count
-                    for key, count in desk.taken.items()
-                    if not any(key.endswith(f"\n{name}") for name in gone)
-                }
-            )
+            for key in [key for key in desk.taken if key.partition("\n")[2] in gone]:
+                del desk.taken[key]
             self._commit(desk)
             self._give([])
             return rows
@@ -302,13 +300,14 @@ class OnlineTask:
             notes.append(f"the guard refused a step; {count} rows are quarantined")
         elif answer == "accept":
             update["learned_to"] = desk.buffer.seen
-            self._learned_from(desk, [one.lesson for one, on in zip(items, usable, strict=True) if on])
+            self._learned_from(
+                desk, [one.lesson for one, on in zip(items, usable, strict=True) if on]
+            )
         desk.state = desk.state.model_copy(update=update)
         return found.head if answer == "accept" else head
 
     def _learned_from(self, desk: Desk, lessons: Sequence[Lesson]) -> None:
         """Note whose rows are in the head that becomes live, with the newest of each."""
-        self._contributors = getattr(self, "_contributors", {})
         for one in lessons:
             key = (one.tenant, one.whose)
             old = self._contributors.get(key)
@@ -332,7 +331,6 @@ class OnlineTask:
                 self._table(desk.guard),
                 self._section,
                 self._learn,
-                self._section.seed,
             ):
                 names = tuple(sorted({*desk.state.quarantined, tenant}))
                 desk.state = desk.state.model_copy(update={"quarantined": names})
@@ -342,41 +340,17 @@ class OnlineTask:
                 )
 
     def _new_version(
-        self, desk: Desk, head: HeadWeights, kind: str, guard: Mapping[str, object]
+        self, desk: Desk, head: HeadWeights, kind: Kind, guard: Mapping[str, JsonValue]
     ) -> None:
         """Write a version's folder and put it into the state."""
-        state = desk.state
-        number = max(one.number for one in state.versions) + 1
-        folder = self.store.root / "versions" / str(number)
-        part = folder.with_name(f"{number}.partial")
-        for old in (part, folder):  # of a pass that was killed before its commit
-            if old.exists():
-                shutil.rmtree(old)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        self._student.write(head, part)
-        part.replace(folder)
-        save_head(self.store.head_path(head.digest()), head)
-        earlier = {(one.tenant, one.whose): one for one in state.version(state.live).contributors}
-        both = {**earlier, **getattr(self, "_contributors", {})}
-        self._contributors = {}
-        version = Version.model_validate(
-            {
-                "number": number,
-                "kind": kind,
-                "parent": state.live,
-                "head": head.digest(),
-                "student": student_sha(folder),
-                "path": str(folder.resolve()),
-                "made_at": self._clock(),
-                "seen": desk.buffer.seen,
-                "guard": guard,
-                "contributors": tuple(both[key] for key in sorted(both)),
-            }
+        desk.state = write_version(
+            desk.state,
+            self.store,
+            self._student,
+            Made(head, kind, guard, self._contributors, desk.buffer.seen, self._clock()),
+            self._section.keep,
         )
-        base = state.version(state.base)
-        learned = [one for one in state.versions if one.number != base.number]
-        kept = (base, *learned[max(0, len(learned) + 2 - self._section.keep) :], version)
-        desk.state = state.model_copy(update={"versions": kept, "live": number})
+        self._contributors = {}
 
     def _rebuild(self, desk: Desk, clean: Sequence[Version]) -> None:
         """Go back to the newest clean version, and learn again without those who are gone."""

@@ -98,6 +98,8 @@ class Buffer:
         self._parts["recent"][lesson.id] = Kept(lesson=lesson, seq=self.seen)
         self._count(lesson, 1)
         self.seen += 1
+        while len(self._parts["recent"]) > self._newest:
+            self._pass_on(next(iter(self._parts["recent"])))
         tenants = sum(count > 0 for count in self._tenants.values())
         most = max(1, int(max(self._caps.tenant_share, 1 / tenants) * self._capacity))
         if self._tenants[lesson.tenant] > most:
@@ -105,8 +107,6 @@ class Buffer:
         most = max(FEWEST_OF_USER, int(self._caps.user_share * self._capacity))
         if self._users[_user(lesson)] > most:
             self._shrink(lambda one: _user(one) == _user(lesson), most, lesson.id)
-        while len(self._parts["recent"]) > self._newest:
-            self._pass_on(next(iter(self._parts["recent"])))
 
     def drop(self, gone: Callable[[Lesson], bool]) -> list[str]:
         """Take rows out; their ids."""
@@ -207,8 +207,13 @@ def shares_of(items: Sequence[Kept], usable: Sequence[bool], caps: CapsSection) 
 
 
 def draw(
-    shares: Floats, disagreement: Floats, count: int, rng: np.random.Generator, *, power: float,
-    uniform: float
+    shares: Floats,
+    disagreement: Floats,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    power: float,
+    uniform: float,
 ) -> Draw:
     """Rows by disagreement, with replacement.
 
@@ -226,4 +231,3 @@ def draw(
     rows = rng.choice(len(shares), size=count, p=chance / chance.sum())
     weights = np.divide(shares, chance, out=np.zeros_like(shares), where=chance > 0)
     return Draw(rows.astype(np.int64), weights[rows])
-

@@ -1,7 +1,7 @@
 """Whether a new version may replace the live one: paired tests on rows that nobody learned from.
 
-Three answers: accept (shown to be as good but for the tolerance), refuse (worse), hold (too few rows
-to say: nothing is swapped, nothing is thrown away). Knows scores; no model.
+Three answers: accept (shown to be as good but for the tolerance), refuse (worse), hold (too few
+rows to say: nothing is swapped, nothing is thrown away). Knows scores; no model.
 """
 
 from __future__ import annotations
@@ -60,12 +60,7 @@ def check(
         UserError: the guard set is empty.
     """
     if len(live) == 0:
-        raise UserError(
-            "online.guard",
-            "the guard set is empty, so no version may be swapped",
-            value=0,
-            action="wait for teacher-answered traffic, or raise online.guard.share",
-        )
+        raise empty_guard()
     found = non_inferiority(new, live, section.tolerance, section.confidence)
     answers = [_answer(found.non_inferior, found.difference, section.tolerance)]
     if len(live) < section.least:
@@ -88,3 +83,13 @@ def _answer(non_inferior: bool, difference: Interval, tolerance: float) -> Answe
     if difference.high < 0 or difference.estimate < -tolerance:
         return "refuse"
     return "hold"
+
+
+def empty_guard() -> UserError:
+    """There is nothing to test a version on."""
+    return UserError(
+        "online.guard",
+        "the guard set is empty, so no version may be swapped",
+        value=0,
+        action="wait for teacher-answered traffic, or raise online.guard.share",
+    )

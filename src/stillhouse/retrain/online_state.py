@@ -1,7 +1,7 @@
 """What online learning has on disk: one state file that names all the others.
 
 Rows lie in files named by their content, versions in folders of their own; state.json is replaced
-last, so that a kill at any moment leaves the state before or the state after. Knows files; no model.
+last, so that a kill at any moment leaves the state before or the one after. Knows files; no model.
 """
 
 from __future__ import annotations

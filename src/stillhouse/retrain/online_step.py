@@ -154,10 +154,10 @@ def against_guard(
 
 
 def harms(
-    live: HeadWeights, rows: Table, guard: Table, section: OnlineSection, learn: Learn, seed: int
+    live: HeadWeights, rows: Table, guard: Table, section: OnlineSection, learn: Learn
 ) -> bool:
     """Whether rows, learned alone, make the guard set significantly worse (exact McNemar)."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(section.seed)
     count = len(rows.features)
 
     def batch() -> Drawn:

@@ -1,7 +1,7 @@
 """Whose answers are learned from: tenants that disagree far more than the others are suspected.
 
 Knows counts alone. A suspicion becomes a quarantine only where what the tenant teaches, learned
-alone, also makes the guard set worse (`online_step`): habits of correcting differ, and so do topics.
+alone, also makes the guard set worse (`online_step`): habits of correcting differ, as topics do.
 """
 
 from __future__ import annotations

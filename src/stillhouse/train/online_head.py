@@ -66,7 +66,7 @@ def refine(
         apart = (weight - start_w).square().sum() + (bias - start_b).square().sum()
         loss = loss + rates.anchor_l2 * apart / classes
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return HeadWeights(
         np.array(weight.detach().numpy() / scale, dtype=np.float32),
@@ -90,6 +90,7 @@ def fit_delta(
     features: Floats,  # [N, H]
     targets: Floats,  # [N, C]
     rates: HeadRates,
+    *,
     rank: int,
     seed: int = 0,
 ) -> HeadWeights:
@@ -113,7 +114,7 @@ def fit_delta(
         loss = -(y_nc * log_p).sum(-1).mean()
         loss = loss + rates.anchor_l2 * ((up @ down).square().sum() + bias.square().sum())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():
         weight = (up @ down).numpy() / scale
