@@ -23,6 +23,7 @@ from stillhouse.cli_calibrate import calibrate
 from stillhouse.cli_compress import compress
 from stillhouse.cli_images import images
 from stillhouse.cli_monitor import monitor_app
+from stillhouse.cli_online import online
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.cli_plan import plan
 from stillhouse.cli_pretrain import pretrain
@@ -82,6 +83,7 @@ app.command()(speculate)
 app.command()(serve)
 app.command()(calibrate)
 app.command()(simulate)
+app.command()(online)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]
