@@ -53,6 +53,7 @@ OPTIONS = {
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
     "compress": {*STAGE_OPTIONS, "student"},
     "serve": {"file"},
+    "online": {"file", "task", "follow", "roll_back", "forget", "status", "as_json"},
     "calibrate": {
         "run",
         "error",

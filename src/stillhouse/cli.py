@@ -21,6 +21,7 @@ from stillhouse import __version__
 from stillhouse.cli_calibrate import calibrate
 from stillhouse.cli_compress import compress
 from stillhouse.cli_images import images
+from stillhouse.cli_online import online
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.cli_plan import plan
 from stillhouse.cli_pretrain import pretrain
@@ -77,6 +78,7 @@ app.command()(speculate)
 app.command()(serve)
 app.command()(calibrate)
 app.command()(simulate)
+app.command()(online)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]
