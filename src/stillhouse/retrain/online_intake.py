@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from stillhouse.core.live import LiveRow
 from stillhouse.core.loop_online import OnlineSection
 from stillhouse.core.tasks import Task
+from stillhouse.models.personal_student import owner_key
 from stillhouse.retrain.online_buffer import Buffer, Kept
 from stillhouse.retrain.online_rows import Beliefs, Lesson, is_guard, lessons_of, with_beliefs
 from stillhouse.retrain.online_state import OnlineState, Store
@@ -38,7 +39,6 @@ class Desk:
     counts: Counter[str]
     window: int
     new: int
-    touched: set[str] = field(default_factory=set)  # tenants or users with new corrections
 
 
 def desk_of(state: OnlineState, store: Store, section: OnlineSection) -> Desk:
@@ -141,11 +141,6 @@ def take(desk: Desk, lessons: Sequence[Lesson], section: OnlineSection, said: Sa
     return taught
 
 
-def owner(lesson: Lesson, by: str) -> str:
-    """Whose adapter a lesson is for."""
-    return lesson.tenant if by == "tenant" else f"{lesson.tenant}\n{lesson.whose}"
-
-
 def _keep_guard(desk: Desk, one: Lesson, section: OnlineSection) -> None:
     """Only what the teacher said guards; the newest stay, within a tenant's share."""
     if one.teacher is None:
@@ -162,10 +157,10 @@ def _keep_guard(desk: Desk, one: Lesson, section: OnlineSection) -> None:
 def _keep_personal(desk: Desk, one: Lesson, section: OnlineSection) -> None:
     if section.personal is None:
         return
-    name = owner(one, section.personal.by)
-    desk.touched.add(name)
+    by = section.personal.by
+    name = owner_key(one.tenant, one.whose, by)
     rest = [other for other in desk.personal if other.id != one.id]
-    own = [other.id for other in rest if owner(other, section.personal.by) == name]
+    own = [other.id for other in rest if owner_key(other.tenant, other.whose, by) == name]
     gone = set(own[: max(0, len(own) + 1 - section.personal.rows)])
     desk.personal = [other for other in rest if other.id not in gone] + [one]
 

@@ -20,7 +20,9 @@ from pydantic import Field, JsonValue, ValidationError
 from stillhouse.core.errors import RunFolderError, UserError
 from stillhouse.core.jsonl import disk_errors, read_json, read_records, write_json, write_records
 from stillhouse.core.records import Record
+from stillhouse.models.personal_student import FOLDER, delta_path
 from stillhouse.retrain.online_buffer import Kept
+from stillhouse.retrain.online_personal import AdapterNote
 from stillhouse.retrain.online_trust import Tally
 
 STATE: Final = "state.json"
@@ -66,6 +68,7 @@ class OnlineState(Record):
     buffer: str = ""
     guard: str = ""
     personal: str = ""
+    adapters: tuple[AdapterNote, ...] = ()
     seen: int = 0
     passed: int = 0
     new: int = Field(default=0, description="Lessons since the last step.")
@@ -149,12 +152,20 @@ class Store:
         """Where a head lies."""
         return self.root / "heads" / f"{digest}.safetensors"
 
+    def delta_path(self, digest: str) -> Path:
+        """Where an adapter's numbers lie."""
+        return delta_path(self.root, digest)
+
     def commit(self, state: OnlineState) -> None:
         """Make it the state, then take away what it no longer names."""
         write_json(self.root / STATE, state.model_dump(mode="json"))
         named = {state.buffer, state.guard, state.personal}
         for path in self.root.glob("*-*.jsonl"):
             if path.name not in named:
+                path.unlink()
+        deltas = {one.delta for one in state.adapters}
+        for path in (self.root / FOLDER).glob("*"):
+            if path.stem not in deltas:
                 path.unlink()
         heads = {one.head for one in state.versions}
         for path in (self.root / "heads").glob("*"):
