@@ -28,8 +28,10 @@ from stillhouse.models.head_weights import (
     load_head,
     save_head,
 )
+from stillhouse.retrain.online_adapters import personalise
 from stillhouse.retrain.online_guard import empty_guard
 from stillhouse.retrain.online_intake import Desk, desk_of, fresh_lessons, packed, take
+from stillhouse.retrain.online_personal import Around, Fit
 from stillhouse.retrain.online_rows import Beliefs, Lesson
 from stillhouse.retrain.online_state import OnlineState, Seen, Store, Version
 from stillhouse.retrain.online_step import Learn, Step, Table, harms, step, table
@@ -64,6 +66,7 @@ class OnlineTask:
         student: folder of the student that a retraining (or `run`) has put to work.
         opened: opens it; its features are read by this.
         learn: small steps (`train.online_head.refine`).
+        fit: fits an adapter (`train.online_head.fit_delta`); `None`: nobody has one.
         held_out: samples that came with the student and were never trained on.
         beliefs: a local teacher's probabilities.
         hand_over: `None`: versions are written, and nobody is told.
@@ -80,6 +83,7 @@ class OnlineTask:
         opened: Callable[[Path], HeadStudent],
         learn: Learn,
         clock: Callable[[], float],
+        fit: Fit | None = None,
         held_out: Sequence[Lesson] = (),
         beliefs: Beliefs | None = None,
         hand_over: HandOver | None = None,
@@ -90,7 +94,7 @@ class OnlineTask:
         self._folder = student
         self._student = opened(student)
         self._sha = student_sha(student)
-        self._known: dict[str, Floats] = {}
+        self._fit, self._known = fit, dict[str, Floats]()
         self._contributors: dict[tuple[str, str], Seen] = {}  # since the live version
 
     def run_once(self, rows: LiveRows) -> Pass:
@@ -119,7 +123,7 @@ class OnlineTask:
                 if desk.new >= self._section.least_rows and len(desk.guard):
                     head = self._step(desk, head, steps, notes)
             if len(lessons) and not desk.guard and desk.new >= self._section.least_rows:
-                self.store.commit(packed(desk, self.store))
+                self._commit(desk)
                 raise empty_guard()
             guard = steps[-1].verdict.to_json() if steps else {}
             swapped = head.digest() != first.digest()
@@ -368,6 +372,11 @@ class OnlineTask:
             self._new_version(desk, new, "rebuilt", steps[-1].verdict.to_json())
 
     def _commit(self, desk: Desk) -> None:
+        around = Around(self._head(desk.state), self._sha, desk.guard, self._clock())
+        personalise(desk, self.store, around, self._table, self._section.personal, self._fit)
+        held = [one.lesson for one in desk.buffer.items] + desk.guard + desk.personal
+        kept = {one.id for one in (*held, *self._held)}
+        self._known = {name: row for name, row in self._known.items() if name in kept}
         state = packed(desk, self.store)
         self.store.commit(state)
         self.store.point(state.version(state.live))
