@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from mobile_student import TASK, TEXTS, make_student
 from stillhouse.compress.onnx_export import export_onnx
 from stillhouse.compress.onnx_int8 import quantize_dynamic_onnx
 from stillhouse.core.artefact import read_artefact
+from stillhouse.core.errors import UserError
 from stillhouse.core.records import Message, Query
 from stillhouse.models.artefact_student import open_any
 from stillhouse.models.batching import Call
@@ -47,3 +49,10 @@ def test_another_head_answers_as_it_should(form: str, tmp_path: Path) -> None:
             assert belief == pytest.approx(wanted, abs=2e-5)
     if form != "transformers":
         assert read_artefact(tmp_path / "new").settings["head"] == new.digest()
+
+
+def test_a_text_student_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(UserError, match="is a text student; only label students") as caught:
+        open_head_student(tmp_path, TASK)
+    assert "\n" not in str(caught.value)

@@ -8,17 +8,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from stillhouse.core.artefact import ARTEFACT, is_artefact, read_artefact
 from stillhouse.core.errors import UserError
-from stillhouse.core.jsonl import disk_errors
+from stillhouse.core.jsonl import disk_errors, read_json
 from stillhouse.core.optional import require
 from stillhouse.core.tasks import ClassificationTask
 
+CLASSIFIER: Final = "ForSequenceClassification"
 Floats = npt.NDArray[np.float32]
 
 
@@ -56,10 +57,17 @@ def open_head_student(folder: Path, task: ClassificationTask, batch: int = 32) -
     """Open a transformers folder or an ONNX artefact.
 
     Raises:
-        UserError: it is of another form, or its last layer is not one that can be taken out.
+        UserError: it writes texts, is of another form, or its last layer is not one that can be taken out.
         MissingExtraError: its runtime is not installed.
     """
-    kind = read_artefact(folder).kind if is_artefact(folder) else "hf"
+    artefact = read_artefact(folder) if is_artefact(folder) else None
+    kind = "hf" if artefact is None else artefact.kind
+    if artefact.head == "text" if artefact is not None else _writes(folder):
+        raise UserError(
+            str(folder),
+            "is a text student; only label students are refined online",
+            action="retrain it instead: stillhouse retrain",
+        )
     module: Any
     if kind == "onnx":
         module = require("stillhouse.models.onnx_head", "onnx", "refining an ONNX student")
@@ -74,6 +82,15 @@ def open_head_student(folder: Path, task: ClassificationTask, batch: int = 32) -
         )
     found: HeadStudent = module.open_head(folder, task, batch)
     return found
+
+
+def _writes(folder: Path) -> bool:
+    """Whether a transformers folder says that it holds no classifier."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return False  # what is wrong with it, loading says
+    names = read_json(config).get("architectures")
+    return isinstance(names, list) and not any(str(one).endswith(CLASSIFIER) for one in names)
 
 
 def save_head(path: Path, head: HeadWeights) -> None:
