@@ -43,9 +43,7 @@ def personalise(
         save_head(store.delta_path(digest), numbers)
     desk.state = desk.state.model_copy(update={"adapters": found.notes})
     entries = tuple(
-        AdapterEntry(owner=one.owner, delta=one.delta)
-        for one in found.notes
-        if one.refused is None
+        AdapterEntry(owner=one.owner, delta=one.delta) for one in found.notes if one.refused is None
     )
     index = AdapterIndex(by=section.by, shared=around.head.digest(), adapters=entries)
     write_index(store.root, index)
