@@ -26,6 +26,7 @@ from stillhouse.models.artefact_student import open_any
 from stillhouse.models.batching import Call
 from stillhouse.models.completer import Sampling
 from stillhouse.models.head_weights import open_head_student
+from stillhouse.retrain.adapters import Fit
 from stillhouse.retrain.online import HandOver, OnlineTask
 from stillhouse.retrain.online_rows import Beliefs, Lesson
 from stillhouse.retrain.online_step import Learn
@@ -84,6 +85,7 @@ class Refining:
             opened=partial(open_head_student, task=recipe.task),
             learn=learner_of(self.section),
             clock=time.time,
+            fit=fitter_of(self.section),
             held_out=held_out_of(task.run, recipe.task),
             beliefs=beliefs_of(self.section.soft_targets, recipe.task),
             hand_over=hand_over_of(gateway),
@@ -159,6 +161,21 @@ def learner_of(section: OnlineSection) -> Learn:
         return module.refine(live, features, targets, rates, draw)
 
     return learn
+
+
+def fitter_of(section: OnlineSection) -> Fit | None:
+    """Adapters as the section says; `None`: there are none."""
+    own = section.personal
+    if own is None:
+        return None
+    module: Any = require("stillhouse.train.online_head", "train", "adapters")
+    rates = module.HeadRates(own.steps, own.learning_rate, 0.0, own.anchor_l2)
+    rank, seed = own.rank, section.seed
+
+    def fit(shared: Any, features: Any, targets: Any) -> Any:
+        return module.fit_delta(shared, features, targets, rates, rank=rank, seed=seed)
+
+    return fit
 
 
 def held_out_of(run: str | None, task: ClassificationTask) -> list[Lesson]:

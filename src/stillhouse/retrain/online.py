@@ -28,8 +28,18 @@ from stillhouse.models.head_weights import (
     load_head,
     save_head,
 )
+from stillhouse.retrain.adapters import Adapters, Fit, try_adapter
 from stillhouse.retrain.online_guard import empty_guard
-from stillhouse.retrain.online_intake import Desk, desk_of, fresh_lessons, packed, take
+from stillhouse.retrain.online_intake import (
+    Desk,
+    desk_of,
+    forget_counts,
+    fresh_lessons,
+    owned,
+    packed,
+    take,
+    users_gone,
+)
 from stillhouse.retrain.online_rows import Beliefs, Lesson
 from stillhouse.retrain.online_state import OnlineState, Seen, Store, Version
 from stillhouse.retrain.online_step import Learn, Step, Table, harms, step, table
@@ -64,6 +74,7 @@ class OnlineTask:
         student: folder of the student that a retraining (or `run`) has put to work.
         opened: opens it; its features are read by this.
         learn: small steps (`train.online_head.refine`).
+        fit: fits an adapter (`train.online_head.fit_delta`); `None`: nobody has one.
         held_out: samples that came with the student and were never trained on.
         beliefs: a local teacher's probabilities.
         hand_over: `None`: versions are written, and nobody is told.
@@ -80,6 +91,7 @@ class OnlineTask:
         opened: Callable[[Path], HeadStudent],
         learn: Learn,
         clock: Callable[[], float],
+        fit: Fit | None = None,
         held_out: Sequence[Lesson] = (),
         beliefs: Beliefs | None = None,
         hand_over: HandOver | None = None,
@@ -90,7 +102,7 @@ class OnlineTask:
         self._folder = student
         self._student = opened(student)
         self._sha = student_sha(student)
-        self._known: dict[str, Floats] = {}
+        self._fit, self._known = fit, dict[str, Floats]()
         self._contributors: dict[tuple[str, str], Seen] = {}  # since the live version
 
     def run_once(self, rows: LiveRows) -> Pass:
@@ -126,6 +138,7 @@ class OnlineTask:
             if swapped:
                 self._new_version(desk, head, "learned", guard)
             self._commit(desk)
+            self._personalise(desk, head)
             learned = sum(1 for one in steps if one.verdict.answer == "accept")
             self._give(notes)
             state = self._state()
@@ -169,10 +182,13 @@ class OnlineTask:
 
         with self.store.locked():
             desk = desk_of(self._state(), self.store, self._section)
+            lost: list[Lesson] = []
             rows = len(desk.buffer.drop(lambda one: theirs(one.tenant, one.whose)))
             for kept in ("guard", "personal"):
                 old: list[Lesson] = getattr(desk, kept)
                 left = [one for one in old if not theirs(one.tenant, one.whose)]
+                if kept == "personal":
+                    lost = [one for one in old if one not in left]
                 rows += len(old) - len(left)
                 setattr(desk, kept, left)
             clean = [
@@ -182,11 +198,43 @@ class OnlineTask:
             ]
             if len(clean) < len(desk.state.versions):
                 self._rebuild(desk, clean)
-            for key in [key for key in desk.taken if key.partition("\n")[2] in gone]:
-                del desk.taken[key]
+            forget_counts(desk, gone)
             self._commit(desk)
+            if self._section.personal is not None:
+                by = self._section.personal.by
+                touched = {one.tenant for one in lost} if by == "tenant" else set()
+                self.adapters().drop(
+                    lambda name: name in touched or name.partition("\n")[2] in gone
+                )
+                desk.touched = touched
+                self._personalise(desk, self._head(desk.state))
             self._give([])
             return rows
+
+    def adapters(self) -> Adapters:
+        """Those of this task."""
+        section = self._section.personal
+        return Adapters(self.store.root / "adapters", 0 if section is None else section.most)
+
+    def _personalise(self, desk: Desk, head: HeadWeights) -> None:
+        """Fit and test the adapters of owners with new corrections."""
+        section = self._section.personal
+        if section is None or self._fit is None or not desk.touched:
+            return
+        tried = [
+            try_adapter(
+                name,
+                own,
+                self._table(own),
+                self._table(desk.guard),
+                head,
+                section,
+                base=self._sha,
+                fit=self._fit,
+            )
+            for name, own in owned(desk, section).items()
+        ]
+        self.adapters().put(tried)
 
     def gone_from(self, rows: LiveRows, since: float) -> set[str]:
         """Users of whom the log no longer has a row that it should have: who was forgotten there.
@@ -194,16 +242,8 @@ class OnlineTask:
         Args:
             since: Unix seconds; what is older the log may have let go by itself.
         """
-        state = self._state()
-        desk = desk_of(state, self.store, self._section)
-        kept = [one.lesson for one in desk.buffer.items] + desk.guard + desk.personal
-        wanted = {one.id: one.whose for one in kept if one.at >= since}
-        for version in state.versions:
-            wanted |= {one.id: one.whose for one in version.contributors if one.at >= since}
-        if not wanted:
-            return set()
-        there = {row.id for row in rows.rows(self.name, since=since)}
-        return {name for row, name in wanted.items() if row not in there}
+        desk = desk_of(self._state(), self.store, self._section)
+        return users_gone(desk, rows.rows(self.name, since=since), since)
 
     @property
     def state(self) -> OnlineState:
