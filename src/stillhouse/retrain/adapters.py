@@ -55,8 +55,8 @@ def try_adapter(
     rows: Table,
     guard: Table,
     shared: HeadWeights,
-    section: PersonalSection,
     *,
+    section: PersonalSection,
     base: str,
     fit: Fit,
 ) -> Tried:

@@ -26,7 +26,6 @@ from stillhouse.models.head_weights import (
     HeadStudent,
     HeadWeights,
     load_head,
-    save_head,
 )
 from stillhouse.retrain.adapters import Adapters, Fit, try_adapter
 from stillhouse.retrain.online_guard import empty_guard
@@ -44,7 +43,7 @@ from stillhouse.retrain.online_rows import Beliefs, Lesson
 from stillhouse.retrain.online_state import OnlineState, Seen, Store, Version
 from stillhouse.retrain.online_step import Learn, Step, Table, harms, step, table
 from stillhouse.retrain.online_trust import judge
-from stillhouse.retrain.online_versions import Kind, Made, write_version
+from stillhouse.retrain.online_versions import Kind, Made, note, rebase, write_version
 
 
 class HandOver(Protocol):
@@ -228,7 +227,7 @@ class OnlineTask:
                 self._table(own),
                 self._table(desk.guard),
                 head,
-                section,
+                section=section,
                 base=self._sha,
                 fit=self._fit,
             )
@@ -256,30 +255,9 @@ class OnlineTask:
         state = self.store.read() or OnlineState()
         if state.versions and state.version(state.base).student == self._sha:
             return state
-        number = max((one.number for one in state.versions), default=-1) + 1
-        head = self._student.head
-        save_head(self.store.head_path(head.digest()), head)
-        base = Version(
-            number=number,
-            kind="base",
-            head=head.digest(),
-            student=self._sha,
-            path=str(self._folder.resolve()),
-            made_at=self._clock(),
-            seen=state.seen,
+        return rebase(
+            state, self.store, self._student.head, self._sha, self._folder, at=self._clock()
         )
-        state = state.model_copy(
-            update={
-                "base": number,
-                "live": number,
-                "handed": number,
-                "versions": (base,),
-                "learned_to": state.seen,
-            }
-        )
-        self.store.commit(state)
-        self.store.point(base)
-        return state
 
     def _head(self, state: OnlineState) -> HeadWeights:
         digest = state.version(state.live).head
@@ -340,21 +318,10 @@ class OnlineTask:
             notes.append(f"the guard refused a step; {count} rows are quarantined")
         elif answer == "accept":
             update["learned_to"] = desk.buffer.seen
-            self._learned_from(
-                desk, [one.lesson for one, on in zip(items, usable, strict=True) if on]
-            )
+            learned = [one.lesson for one, on in zip(items, usable, strict=True) if on]
+            note(self._contributors, learned)
         desk.state = desk.state.model_copy(update=update)
         return found.head if answer == "accept" else head
-
-    def _learned_from(self, desk: Desk, lessons: Sequence[Lesson]) -> None:
-        """Note whose rows are in the head that becomes live, with the newest of each."""
-        for one in lessons:
-            key = (one.tenant, one.whose)
-            old = self._contributors.get(key)
-            if old is None or old.at < one.at:
-                self._contributors[key] = Seen(
-                    id=one.id, at=one.at, tenant=one.tenant, whose=one.whose
-                )
 
     def _quarantine_tenants(self, desk: Desk, head: HeadWeights, notes: list[str]) -> None:
         """Suspected tenants whose rows, learned alone, make the guard worse are learned from no
