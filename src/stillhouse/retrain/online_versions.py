@@ -6,7 +6,8 @@ Knows students with a last layer and the state; not how the layer was learned.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import JsonValue
@@ -14,6 +15,7 @@ from pydantic import JsonValue
 from stillhouse.core.artefact import student_sha
 from stillhouse.core.jsonl import disk_errors
 from stillhouse.models.head_weights import HeadStudent, HeadWeights, save_head
+from stillhouse.retrain.online_rows import Lesson
 from stillhouse.retrain.online_state import OnlineState, Seen, Store, Version
 
 Kind = Literal["learned", "rebuilt"]
@@ -28,6 +30,43 @@ class Made(NamedTuple):
     contributors: Mapping[tuple[str, str], Seen]
     seen: int
     at: float
+
+
+def rebase(
+    state: OnlineState, store: Store, head: HeadWeights, student: str, folder: Path, *, at: float
+) -> OnlineState:
+    """Begin from another student, which a retraining has put to work, and commit that. Rows and
+    tallies stay; numbers of versions go on.
+
+    Args:
+        student: SHA-256 of its folder.
+    """
+    number = max((one.number for one in state.versions), default=-1) + 1
+    save_head(store.head_path(head.digest()), head)
+    base = Version(
+        number=number,
+        kind="base",
+        head=head.digest(),
+        student=student,
+        path=str(folder.resolve()),
+        made_at=at,
+        seen=state.seen,
+    )
+    update = {"base": number, "live": number, "handed": number, "versions": (base,)}
+    state = state.model_copy(update={**update, "learned_to": state.seen})
+    store.commit(state)
+    store.point(base)
+    return state
+
+
+def note(contributors: dict[tuple[str, str], Seen], lessons: Sequence[Lesson]) -> None:
+    """Add whose rows are in a head that becomes live, with the newest of each."""
+    for one in lessons:
+        old = contributors.get((one.tenant, one.whose))
+        if old is None or old.at < one.at:
+            contributors[one.tenant, one.whose] = Seen(
+                id=one.id, at=one.at, tenant=one.tenant, whose=one.whose
+            )
 
 
 def write_version(
