@@ -99,7 +99,9 @@ def save_head(path: Path, head: HeadWeights) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".tmp")
-        numpy.save_file({"weight": head.weight, "bias": head.bias}, str(part))
+        # safetensors writes an array's memory as it lies.
+        rows = {name: np.ascontiguousarray(one) for name, one in head._asdict().items()}
+        numpy.save_file(rows, str(part))
         part.replace(path)
 
 
