@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_online import TASK, FakeStudent, H, Rows, make, row, section
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.live import LiveRow
@@ -23,7 +24,6 @@ from stillhouse.models.personal_student import (
 from stillhouse.retrain.online import OnlineTask
 from stillhouse.retrain.online_personal import AdapterNote
 from stillhouse.train.online_head import HeadRates, fit_delta
-from test_online import TASK, FakeStudent, H, Rows, make, row, section
 
 
 def task_of(tmp_path: Path, **changes: object) -> OnlineTask:

@@ -57,7 +57,7 @@ def open_head_student(folder: Path, task: ClassificationTask, batch: int = 32) -
     """Open a transformers folder or an ONNX artefact.
 
     Raises:
-        UserError: it writes texts, is of another form, or its last layer is not one that can be taken out.
+        UserError: it writes texts, is of another form, or its last layer cannot be taken out.
         MissingExtraError: its runtime is not installed.
     """
     artefact = read_artefact(folder) if is_artefact(folder) else None

@@ -339,7 +339,14 @@ class OnlineTask:
 
     def _commit(self, desk: Desk) -> None:
         around = Around(self._head(desk.state), self._sha, desk.guard, self._clock())
-        personalise(desk, self.store, around, self._table, self._section.personal, self._fit)
+        personalise(
+            desk,
+            self.store,
+            around,
+            self._table,
+            section=self._section.personal,
+            fit=self._fit,
+        )
         held = [one.lesson for one in desk.buffer.items] + desk.guard + desk.personal
         kept = {one.id for one in (*held, *self._held)}
         self._known = {name: row for name, row in self._known.items() if name in kept}

@@ -20,6 +20,7 @@ def personalise(
     store: Store,
     around: Around,
     tabled: Tabled,
+    *,
     section: PersonalSection | None,
     fit: Fit | None,
 ) -> None:
@@ -38,7 +39,15 @@ def personalise(
     def delta(digest: str) -> HeadWeights:
         return load_head(store.delta_path(digest), digest)
 
-    found = refresh(desk.state.adapters, desk.personal, around, tabled, delta, section, fit)
+    found = refresh(
+        desk.state.adapters,
+        desk.personal,
+        around,
+        tabled=tabled,
+        delta=delta,
+        section=section,
+        fit=fit,
+    )
     for digest, numbers in found.made.items():
         save_head(store.delta_path(digest), numbers)
     desk.state = desk.state.model_copy(update={"adapters": found.notes})

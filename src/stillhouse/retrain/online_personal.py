@@ -1,9 +1,9 @@
-"""Adapters of tenants or users: fitted to their corrected answers, guarded, dropped where they fail.
+"""Adapters of tenants or users: fitted to their corrected answers, guarded, unused where they fail.
 
 An adapter must win more of its owner's corrected rows than it loses, each row judged by a fit
-without it (cross-validation), and may cost the shared guard set `harm` at most. It is made anew when
-its rows or the student change, and judged anew when the shared head does. Knows arrays and lessons;
-no file and no gateway.
+without it (cross-validation), and may cost the shared guard set `harm` at most. It is made anew
+when its rows or the student change, and judged anew when the shared head does. Knows arrays and
+lessons; no file and no gateway.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def refresh(
     old: Sequence[AdapterNote],
     lessons: Sequence[Lesson],
     around: Around,
+    *,
     tabled: Tabled,
     delta: Delta,
     section: PersonalSection,
@@ -103,7 +104,9 @@ def refresh(
     for owner, own in sorted(owners.items()):
         note = before.get(owner)
         if note is None or note.rows != rows_sha(own) or note.student != around.student:
-            new, numbers = _made(owner, own, around, tabled(own), guard, section, fit)
+            new, numbers = _made(
+                owner, own, around, rows=tabled(own), guard=guard, section=section, fit=fit
+            )
             made[new.delta] = numbers
             notes.append(new)
         elif note.shared != around.head.digest():
@@ -125,6 +128,7 @@ def _made(
     owner: str,
     own: Sequence[Lesson],
     around: Around,
+    *,
     rows: Table,
     guard: Table,
     section: PersonalSection,
