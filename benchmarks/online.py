@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import tempfile
 import time
@@ -38,12 +39,13 @@ from stillhouse.retrain.online_rows import lessons_of
 from stillhouse.train.online_head import HeadRates, refine
 
 WORDS: Final = 30
-FIRST: Final = 1200  # rows of the first day
+FIRST: Final = 1500  # rows of the first day
+FIT: Final = 900  # of these, that the student is fitted on; the others are held out
 WINDOWS: Final = 10
 WINDOW: Final = 500
-EACH: Final = 50  # rows between two passes
+EACH: Final = 100  # rows between two passes
 SURE: Final = 0.7
-SEEDS: Final = (0, 1, 2)
+SEEDS: Final = tuple(int(n) for n in os.environ.get("ONLINE_SEEDS", "0,1,2").split(","))
 POISON: Final = 0.15  # of the traffic
 MIX: Final = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0)  # later groups in each window
 EARLY: Final = {
@@ -165,7 +167,7 @@ def run(
     rng = np.random.default_rng(seed + 100)
     section = OnlineSection(seed=seed, late_hours=0, every_s=1)
     rates = HeadRates(section.steps, section.learning_rate, section.anchor_kl, section.anchor_l2)
-    fit, held = first[: FIRST * 3 // 4], first[FIRST * 3 // 4 :]
+    fit, held = first[:FIT], first[FIT:]
     base = fitted(texts.features[fit], texts.labels[fit])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "student"
@@ -182,6 +184,7 @@ def run(
             learn=lambda live, x, y, draw: refine(live, x, y, rates, draw),
             clock=time.time,
             held_out=lessons_of(from_held, TASK).kept,
+            replay=lessons_of([_row(i, -1.0, texts, "t0", None) for i in fit], TASK).kept,
         )
         rows, right, head, taught = Rows(), [], base, 0
         for number, i in enumerate(order):
@@ -231,8 +234,8 @@ def main() -> None:
     found = []
     for seed in SEEDS:
         first, order = stream(texts, seed)
-        fit = first[: FIRST * 3 // 4]
-        held = first[FIRST * 3 // 4 :]
+        fit = first[:FIT]
+        held = first[FIT:]
         base = fitted(texts.features[fit], texts.labels[fit])
         day_one = float((base.logits(texts.features[held]).argmax(-1) == texts.labels[held]).mean())
         frozen = base.logits(texts.features[order]).argmax(-1) == texts.labels[order]

@@ -43,7 +43,7 @@ class GuardSection(Section):
         default=0.02, gt=0, lt=0.5, description="Agreement that may be lost to the live version."
     )
     forgetting: float = Field(
-        default=0.05,
+        default=0.08,
         gt=0,
         lt=0.5,
         description="Agreement with the run's held-out set that may be lost to the student as it "
@@ -75,11 +75,15 @@ class OnlineSection(Section):
     recent: float = Field(
         default=0.5, gt=0, lt=1, description="Share of these that is the newest; else a reservoir."
     )
+    replay: float = Field(
+        default=0.3, ge=0, lt=1, description="Share of the loss that the run's own examples have."
+    )
+    replay_rows: int = Field(default=2000, ge=0, description="Of these, drawn once.")
     least_rows: int = Field(default=32, ge=1, description="New rows before a step.")
     chunk: int = Field(default=500, ge=1, description="New rows of one step at most.")
     steps: int = Field(default=60, ge=1, le=10_000, description="Batches of one step.")
     batch: int = Field(default=64, ge=1, le=4096)
-    learning_rate: float = Field(default=0.003, gt=0, le=1)
+    learning_rate: float = Field(default=0.001, gt=0, le=1)
     anchor_kl: float = Field(default=0.1, ge=0, description="Weight of KL(live || new), nats.")
     anchor_l2: float = Field(default=0.001, ge=0, description="Weight of the distance to live.")
     priority: float = Field(
