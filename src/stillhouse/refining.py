@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stillhouse.core.errors import UserError
+from stillhouse.core.hashing import unit_hash
 from stillhouse.core.jsonl import read_records
 from stillhouse.core.live import LiveRows
 from stillhouse.core.loop_file import load_loop
@@ -33,7 +34,7 @@ from stillhouse.retrain.online_step import Learn
 
 FOLDER: Final = "online"
 BATCH: Final = 32
-HELD_OUT: Final = ("dataset", "held_out.jsonl")
+DATASET: Final = "dataset"
 DAY_S: Final = 86_400.0
 LATEST_S: Final = 300.0  # rows that young may not be stored yet
 
@@ -86,7 +87,8 @@ class Refining:
             learn=learner_of(self.section),
             clock=time.time,
             fit=fitter_of(self.section),
-            held_out=held_out_of(task.run, recipe.task),
+            held_out=examples_of(task.run, "held_out.jsonl", recipe.task),
+            replay=drawn(examples_of(task.run, "train.jsonl", recipe.task), self.section),
             beliefs=beliefs_of(self.section.soft_targets, recipe.task),
             hand_over=hand_over_of(gateway),
         )
@@ -178,18 +180,24 @@ def fitter_of(section: OnlineSection) -> Fit | None:
     return fit
 
 
-def held_out_of(run: str | None, task: ClassificationTask) -> list[Lesson]:
-    """The held-out samples of the student's run; none where there is no run."""
+def drawn(lessons: Sequence[Lesson], section: OnlineSection) -> list[Lesson]:
+    """Of a run's examples so many, always the same."""
+    order = sorted(lessons, key=lambda one: unit_hash(one.id, section.seed))
+    return order[: section.replay_rows]
+
+
+def examples_of(run: str | None, file: str, task: ClassificationTask) -> list[Lesson]:
+    """A file of examples of the student's run; none where there is no run."""
     if run is None:
         return []
-    path = Path(run).joinpath(*HELD_OUT)
+    path = Path(run) / DATASET / file
     found = []
     for one in read_records(path, Example):
         label = one.label if one.label in task.labels else task.parse(one.completion).value
         if isinstance(label, str):
             found.append(
                 Lesson(
-                    id=f"held-out:{one.id}",
+                    id=f"{file}:{one.id}",
                     at=0,
                     tenant="",
                     whose="",

@@ -75,6 +75,10 @@ class OnlineSection(Section):
     recent: float = Field(
         default=0.5, gt=0, lt=1, description="Share of these that is the newest; else a reservoir."
     )
+    replay: float = Field(
+        default=0.3, ge=0, lt=1, description="Share of the loss that the run's own examples have."
+    )
+    replay_rows: int = Field(default=2000, ge=0, description="Of these, drawn once.")
     least_rows: int = Field(default=32, ge=1, description="New rows before a step.")
     chunk: int = Field(default=500, ge=1, description="New rows of one step at most.")
     steps: int = Field(default=60, ge=1, le=10_000, description="Batches of one step.")

@@ -75,6 +75,7 @@ class OnlineTask:
         learn: small steps (`train.online_head.refine`).
         fit: fits an adapter (`train.online_head.fit_delta`); `None`: nobody has one.
         held_out: samples that came with the student and were never trained on.
+        replay: examples that it was trained on.
         beliefs: a local teacher's probabilities.
         hand_over: `None`: versions are written, and nobody is told.
     """
@@ -92,12 +93,14 @@ class OnlineTask:
         clock: Callable[[], float],
         fit: Fit | None = None,
         held_out: Sequence[Lesson] = (),
+        replay: Sequence[Lesson] = (),
         beliefs: Beliefs | None = None,
         hand_over: HandOver | None = None,
     ) -> None:
         self.store, self.name = Store(root), name
         self._task, self._section, self._learn, self._clock = task, section, learn, clock
         self._beliefs, self._hand_over, self._held = beliefs, hand_over, tuple(held_out)
+        self._replay = tuple(replay)
         self._folder = student
         self._student = opened(student)
         self._sha = student_sha(student)
@@ -302,6 +305,7 @@ class OnlineTask:
             self._task.labels,
             guard=self._table(desk.guard),
             held_out=(first, self._table(self._held)) if self._held else None,
+            replay=self._table(self._replay),
             new_from=desk.state.learned_to,
             section=self._section,
             learn=self._learn,

@@ -22,9 +22,11 @@ Answer = Literal["accept", "refuse", "hold"]
 
 
 class GuardVerdict(NamedTuple):
-    """What the guard says. `difference`: new minus live, on live traffic's rows."""
+    """What the guard says. `difference`: new minus live, on live traffic's rows. `by_traffic`: what
+    these rows alone say."""
 
     answer: Answer
+    by_traffic: Answer
     difference: Interval
     live: float
     new: float
@@ -62,27 +64,25 @@ def check(
     if len(live) == 0:
         raise empty_guard()
     found = non_inferiority(new, live, section.tolerance, section.confidence)
-    answers = [_answer(found.non_inferior, found.difference, section.tolerance)]
+    answers = [_answer(found.non_inferior, found.difference)]
     if len(live) < section.least:
         answers.append("hold")
     forgotten = None
     if held_out is not None and len(held_out[0]):
         before = non_inferiority(held_out[1], held_out[0], section.forgetting, section.confidence)
         forgotten = before.difference
-        answers.append(_answer(before.non_inferior, forgotten, section.forgetting))
+        answers.append(_answer(before.non_inferior, forgotten))
     order: tuple[Answer, ...] = ("refuse", "hold", "accept")
     answer = next(one for one in order if one in answers)
     return GuardVerdict(
-        answer, found.difference, float(np.mean(live)), float(np.mean(new)), forgotten
+        answer, answers[0], found.difference, float(np.mean(live)), float(np.mean(new)), forgotten
     )
 
 
-def _answer(non_inferior: bool, difference: Interval, tolerance: float) -> Answer:
+def _answer(non_inferior: bool, difference: Interval) -> Answer:
     if non_inferior:
         return "accept"
-    if difference.high < 0 or difference.estimate < -tolerance:
-        return "refuse"
-    return "hold"
+    return "refuse" if difference.high < 0 else "hold"
 
 
 def empty_guard() -> UserError:

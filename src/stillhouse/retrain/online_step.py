@@ -85,6 +85,7 @@ def step(
     *,
     guard: Table,
     held_out: tuple[HeadWeights, Table] | None,
+    replay: Table,
     new_from: int,
     section: OnlineSection,
     learn: Learn,
@@ -95,6 +96,7 @@ def step(
     Args:
         usable: which rows may be learned from; one must be.
         held_out: the student as it was distilled, and its held-out set.
+        replay: the run's own examples, which have a share of the loss whatever the traffic brings.
         new_from: number of the first row that no accepted version has learned from.
 
     Raises:
@@ -102,7 +104,13 @@ def step(
     """
     rows = table([one.lesson for one in items], features, labels)
     shares = shares_of(items, usable, section.caps)
-    wrong, rng = disagreement(live, rows), np.random.default_rng(seed)
+    all_rows = rows
+    if len(replay.targets) and section.replay:
+        count = len(replay.targets)
+        own = np.full(count, section.replay / count)
+        shares = np.concatenate([shares * (1 - section.replay), own])
+        all_rows = Table(*(np.concatenate(both) for both in zip(rows, replay, strict=True)))
+    wrong, rng = disagreement(live, all_rows), np.random.default_rng(seed)
 
     def batch() -> Drawn:
         drawn = draw(
@@ -115,16 +123,16 @@ def step(
         )
         return drawn.rows, drawn.weights
 
-    new = learn(live, rows.features, rows.targets, batch)
+    new = learn(live, all_rows.features, all_rows.targets, batch)
     kept = None
     if held_out is not None:
         kept = (held_out[1].scores(held_out[0]), held_out[1].scores(new))
     verdict = check(guard.scores(live), guard.scores(new), section.guard, kept)
     suspects: tuple[str, ...] = ()
-    if verdict.answer == "refuse":
+    if verdict.by_traffic == "refuse":
         fresh = [i for i, one in enumerate(items) if one.seq >= new_from and usable[i]]
         suspects = against_guard(live, [items[i] for i in fresh], rows, fresh, guard)
-    return Step(new, verdict, suspects, int((shares > 0).sum()))
+    return Step(new, verdict, suspects, sum(usable))
 
 
 def against_guard(
