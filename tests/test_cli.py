@@ -56,6 +56,7 @@ OPTIONS = {
     "compress": {*STAGE_OPTIONS, "student"},
     "serve": {"file"},
     "dashboard": {"loop_yaml", "host", "port"},
+    "online": {"file", "task", "follow", "roll_back", "forget", "status", "as_json"},
     "calibrate": {
         "run",
         "error",

@@ -24,6 +24,7 @@ from stillhouse.cli_compress import compress
 from stillhouse.cli_dashboard import dashboard
 from stillhouse.cli_images import images
 from stillhouse.cli_monitor import monitor_app
+from stillhouse.cli_online import online
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.cli_plan import plan
 from stillhouse.cli_pretrain import pretrain
@@ -86,6 +87,7 @@ app.command()(calibrate)
 app.command()(simulate)
 app.command()(retrain)
 app.command()(dashboard)
+app.command()(online)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]

@@ -42,6 +42,7 @@ TOP |= {"calibrating", "cli_calibrate", "cli_simulate"}
 TOP |= {"cli_registry"}
 TOP |= {"cli_monitor", "monitor_canaries", "monitoring"}
 TOP |= {"cli_retrain", "retrain_loops", "retrain_recipe", "retraining"}
+TOP |= {"cli_online", "refining"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}
 
