@@ -238,6 +238,31 @@ def test_changed_answers_of_the_teacher_are_its_drift() -> None:
     assert report.examples[0].now == "rotten"
 
 
+def test_the_teachers_canaries_explain_agreement_in_windows_without_canaries() -> None:
+    reference = world(400, 1)
+    persistence: Persistence | None = None
+    causes = []
+    for number in range(4):
+        asked = number % 2 == 0
+        report = detect(
+            reference,
+            world(250, 2 + number, agreement=0.7),
+            FAST,
+            embed=embed,
+            teacher_canaries=canaries(15) if asked else (),
+            student_canaries=canaries(0) if asked else (),
+            persistence=persistence,
+        )
+        persistence = report.persistence
+        causes.append(report.cause)
+    assert causes == ["none", "teacher_drift", "teacher_drift", "teacher_drift"]
+
+
+def test_agreement_that_falls_while_the_students_canaries_hold_is_the_teachers() -> None:
+    report = twice(world(250, 2, agreement=0.7), student_canaries=canaries(0))
+    assert report.cause == "teacher_drift"
+
+
 def test_less_agreement_on_known_inputs_is_the_students() -> None:
     report = twice(world(250, 2, agreement=0.7), teacher_canaries=canaries(0))
     assert report.cause == "student_decay"

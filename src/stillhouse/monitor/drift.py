@@ -78,10 +78,14 @@ def detect(
         (one.text for one in ordered if one.text),
         settings.words,
     )
-    causes = causes_of(tests, lambda one: one.persists, trials, settings, words)
+    causes = causes_of(
+        tests, lambda one: one.persists, trials, settings, words, persistence=persistence
+    )
     suspected = tuple(
         one
-        for one in causes_of(tests, lambda one: one.signal, trials, settings, words)
+        for one in causes_of(
+            tests, lambda one: one.signal, trials, settings, words, persistence=persistence
+        )
         if one.cause not in {cause.cause for cause in causes}
     )
     first = causes[0] if causes else None

@@ -1,8 +1,9 @@
 """Which cause the tests of a window speak for: inputs, teacher, or student.
 
 - Canaries are asked the same prompts, so that a change of theirs is the model's own.
-- Agreement on inputs like the reference's falls if either model changed: it is the student's where
-  the teacher's canaries held, or were not asked.
+- Agreement on inputs like the reference's falls if either model changed: it is the teacher's where
+  canaries say so, the newest windows' too, since canaries are asked less often than there are
+  windows; else the student's.
 - Inputs changed where their embeddings, lengths or languages did. Confidence, latency and answers
   follow from any of the three, and name none.
 
@@ -21,6 +22,7 @@ from stillhouse.monitor.drift_records import (
     CauseFinding,
     Example,
     Observation,
+    Persistence,
     TestResult,
 )
 from stillhouse.monitor.drift_tests import (
@@ -50,14 +52,19 @@ def causes_of(
     trials: Trials,
     settings: DriftSection,
     words: tuple[str, ...],
+    *,
+    persistence: Persistence,
 ) -> tuple[CauseFinding, ...]:
-    """The causes that the tests which `holds` lets through speak for, the strongest first."""
+    """The causes that the tests which `holds` lets through speak for, the strongest first.
+
+    Args:
+        persistence: with this window; what canaries said when they were last asked.
+    """
     spoken = [one for one in tests if holds(one)]
-    names = {one.name for one in spoken}
-    tested = {one.name for one in tests}
+    blamed = _blamed(persistence)
     by: dict[Cause, list[TestResult]] = {}
     for one in spoken:
-        cause = _cause(one, names, tested)
+        cause = _cause(one, blamed)
         if cause is not None:
             by.setdefault(cause, []).append(one)
     found = [
@@ -74,17 +81,23 @@ def causes_of(
     return tuple(sorted(found, key=lambda one: (-one.strength, one.cause)))
 
 
-def _cause(test: TestResult, spoken: set[str], tested: set[str]) -> Cause | None:
+def _blamed(persistence: Persistence) -> Cause:
+    """Whose doing a fall of agreement is, as far as canaries of the windows kept tell."""
+    teacher = persistence.history.get(TEACHER_CANARIES, ())
+    student = persistence.history.get(STUDENT_CANARIES, ())
+    if any(student):
+        return "student_decay"
+    # The student says what it said: what moved away from it is the teacher.
+    return "teacher_drift" if any(teacher) or (student and not teacher) else "student_decay"
+
+
+def _cause(test: TestResult, blamed: Cause) -> Cause | None:
     if test.name == TEACHER_CANARIES:
         return "teacher_drift"
     if test.name == STUDENT_CANARIES:
         return "student_decay"
     if test.name in _PAIRS:
-        if TEACHER_CANARIES in spoken:
-            return "teacher_drift" if STUDENT_CANARIES not in spoken else "student_decay"
-        held = STUDENT_CANARIES in tested and STUDENT_CANARIES not in spoken
-        # The student says what it said: what moved away from it is the teacher.
-        return "teacher_drift" if held and TEACHER_CANARIES not in tested else "student_decay"
+        return blamed
     return "input_shift" if test.family == "input" else None
 
 

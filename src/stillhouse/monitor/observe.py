@@ -28,7 +28,7 @@ def observe(
             `task.varying_text`.
         parse: answer's text to label or canonical form; without it, answers are not compared.
         agree: (student's text, teacher's text) to 0..1; without it, equal parsed forms are 1.
-        language: text to a language code, such as `languages.language_guess()`.
+        language: text to a language code, or None where it is not known.
     """
     return [_observation(row, text, parse, agree, language) for row in rows]
 
