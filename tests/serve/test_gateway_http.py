@@ -228,6 +228,32 @@ def test_a_teacher_that_is_down_is_answered_for_and_a_lone_one_gives_502(
     assert set(teacher.paths) == {"/v1/chat/completions"}
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_the_student_refuses_while_the_teacher_is_down_is_not_the_clients_fault(
+    streamed: bool,
+) -> None:
+    teacher, student = Model(status(503)), Model(status(400))
+    with models(teacher, student), gateway(two(teacher, student, **OFF)) as running:
+        got = send(running.url, {**ASK, "stream": streamed})
+        assert student.paths, "the student was not asked"
+        assert got.status in {502, 503}
+        assert got.json["error"]["type"] == "server_error"
+        ((_, served),) = running.wait_for(1)
+        assert served.status == got.status
+
+
+def test_a_user_named_by_half_a_character_is_logged_and_such_a_reason_is_refused() -> None:
+    teacher, student = Model(says("big")), Model(says("small"))
+    with models(teacher, student), gateway(two(teacher, student, **OFF)) as running:
+        assert send(running.url, json.dumps({**ASK, "user": "\ud800"}).encode()).status == 200
+        ((_, served),) = running.wait_for(1)
+        assert served.user
+        key = {"authorization": f"Bearer {ADMIN}"}
+        for path in ("/tasks/t/kill", "/tasks/t/candidate"):
+            got = send(running.admin, b'{"reason": "\\ud800"}', path, key)
+            assert (got.status, got.json["error"]["param"]) == (400, "reason")
+
+
 def test_a_student_that_is_down_or_refuses_is_answered_for_by_the_teacher() -> None:
     teacher, student = Model(says("big")), Model(reset)
     with models(teacher, student), gateway(two(teacher, student, **FULL)) as running:
