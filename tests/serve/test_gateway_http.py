@@ -30,6 +30,8 @@ from gateway_servers import (
     two,
 )
 
+from stillhouse.serve.api_errors import ApiError
+from stillhouse.serve.feedback import outcome_of
 from stillhouse.serve.in_memory import MemoryLog
 
 ASK: dict[str, Any] = {"model": "t", "messages": [{"role": "user", "content": "hello"}]}
@@ -252,6 +254,15 @@ def test_a_user_named_by_half_a_character_is_logged_and_such_a_reason_is_refused
         for path in ("/tasks/t/kill", "/tasks/t/candidate"):
             got = send(running.admin, b'{"reason": "\\ud800"}', path, key)
             assert (got.status, got.json["error"]["param"]) == (400, "reason")
+
+
+@pytest.mark.parametrize(
+    "said", [b'"corrected": "\\ud800"', b'"score": 1, "detail": {"\\ud800": 1}']
+)
+def test_feedback_that_could_not_be_read_again_is_refused(said: bytes) -> None:
+    with pytest.raises(ApiError) as found:
+        outcome_of(json.loads(b'{"request_id": "r", %b}' % said), 0.0)
+    assert found.value.status == 400
 
 
 def test_a_student_that_is_down_or_refuses_is_answered_for_by_the_teacher() -> None:
