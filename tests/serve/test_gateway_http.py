@@ -30,6 +30,8 @@ from gateway_servers import (
     two,
 )
 
+from stillhouse.serve.api_errors import ApiError
+from stillhouse.serve.feedback import outcome_of
 from stillhouse.serve.in_memory import MemoryLog
 
 ASK: dict[str, Any] = {"model": "t", "messages": [{"role": "user", "content": "hello"}]}
@@ -226,6 +228,41 @@ def test_a_teacher_that_is_down_is_answered_for_and_a_lone_one_gives_502(
             ((_, served),) = running.wait_for(1)
             assert served.error
     assert set(teacher.paths) == {"/v1/chat/completions"}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_the_student_refuses_while_the_teacher_is_down_is_not_the_clients_fault(
+    streamed: bool,
+) -> None:
+    teacher, student = Model(status(503)), Model(status(400))
+    with models(teacher, student), gateway(two(teacher, student, **OFF)) as running:
+        got = send(running.url, {**ASK, "stream": streamed})
+        assert student.paths, "the student was not asked"
+        assert got.status in {502, 503}
+        assert got.json["error"]["type"] == "server_error"
+        ((_, served),) = running.wait_for(1)
+        assert served.status == got.status
+
+
+def test_a_user_named_by_half_a_character_is_logged_and_such_a_reason_is_refused() -> None:
+    teacher, student = Model(says("big")), Model(says("small"))
+    with models(teacher, student), gateway(two(teacher, student, **OFF)) as running:
+        assert send(running.url, json.dumps({**ASK, "user": "\ud800"}).encode()).status == 200
+        ((_, served),) = running.wait_for(1)
+        assert served.user
+        key = {"authorization": f"Bearer {ADMIN}"}
+        for path in ("/tasks/t/kill", "/tasks/t/candidate"):
+            got = send(running.admin, b'{"reason": "\\ud800"}', path, key)
+            assert (got.status, got.json["error"]["param"]) == (400, "reason")
+
+
+@pytest.mark.parametrize(
+    "said", [b'"corrected": "\\ud800"', b'"score": 1, "detail": {"\\ud800": 1}']
+)
+def test_feedback_that_could_not_be_read_again_is_refused(said: bytes) -> None:
+    with pytest.raises(ApiError) as found:
+        outcome_of(json.loads(b'{"request_id": "r", %b}' % said), 0.0)
+    assert found.value.status == 400
 
 
 def test_a_student_that_is_down_or_refuses_is_answered_for_by_the_teacher() -> None:

@@ -31,7 +31,7 @@ from stillhouse.serve.log_routes import log_routes
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import ACTIONS, changed
 from stillhouse.serve.records import Route as Kind
-from stillhouse.serve.request_checks import parse_json
+from stillhouse.serve.request_checks import parse_json, reason_of
 from stillhouse.serve.roster import Roster
 from stillhouse.serve.seams import KeyStore, Parts
 from stillhouse.serve.tables import StoreError
@@ -229,9 +229,7 @@ def admin_app(
             raise ApiError(404, f"The actions are {', '.join(ACTIONS)}.")
         raw = await read_body(request.scope, request.receive, ADMIN_BODY)
         body = parse_json(raw, 8) if raw else {}
-        reason = body.get("reason", "")
-        if not isinstance(reason, str):
-            raise ApiError(400, "reason must be a string.", param="reason")
+        reason = reason_of(body)
         state = parts.states.get(name)
         version = body.get("version", state.version)
         if version != state.version:

@@ -20,7 +20,7 @@ from stillhouse.serve.front import read_body
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.log_routes import Kept
 from stillhouse.serve.records import ExperimentState, StudentFolder
-from stillhouse.serve.request_checks import parse_json
+from stillhouse.serve.request_checks import parse_json, reason_of
 from stillhouse.serve.roster import Roster
 from stillhouse.serve.seams import Parts
 from stillhouse.serve.seats import Seat
@@ -62,8 +62,7 @@ def candidate_routes(
     async def said(request: Request) -> dict[str, Any]:
         raw = await read_body(request.scope, request.receive, _BODY)
         body = parse_json(raw, 8) if raw else {}
-        if not isinstance(body.get("reason", ""), str):
-            raise ApiError(400, "reason must be a string.", param="reason")
+        reason_of(body)
         return body
 
     def fits(task: str, body: dict[str, Any]) -> ExperimentState:

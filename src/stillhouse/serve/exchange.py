@@ -107,7 +107,8 @@ class Exchange:
             except Unsure:
                 ask.fell_back = "low-confidence"
             except UpstreamFailed as error:
-                failed = error
+                if failed is None or not error.why.startswith("refused_"):
+                    failed = error
                 shown = self._roster.label(ask) if variant == "student" else upstream.name
                 self._metrics.upstream_errors.labels(shown, error.why).inc()
                 ask.fell_back = f"{variant}-down"
@@ -222,8 +223,8 @@ class Exchange:
 
     async def _refused(self, ask: Ask, turn: Turn, send: Send, reply: Reply, found: object) -> None:
         """The upstream says that the request itself is at fault."""
-        if turn.variant == "student" and not turn.last:
-            # What is too much for the student may be well for the teacher.
+        if turn.variant == "student" and (not turn.last or ask.fell_back is not None):
+            # What is too much for the student may be well for the teacher, once it is there again.
             raise UpstreamFailed(f"refused_{reply.status}")
         error = found.get("error") if isinstance(found, dict) else None
         content = reply.body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, Final
 
@@ -20,6 +21,10 @@ def outcome_of(body: dict[str, Any], at: float) -> Outcome:
     Raises:
         ApiError: 400.
     """
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # what is stored so could not be read again
+        raise ApiError(400, "The body holds half a character.", code="invalid_value") from None
     unknown = body.keys() - _KEYS
     if unknown:
         raise ApiError(400, f"The keys are {', '.join(sorted(_KEYS))}.", code="unknown_key")

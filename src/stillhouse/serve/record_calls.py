@@ -28,7 +28,8 @@ R = TypeVar("R", bound=Record)
 
 def pseudonym(tenant: str, user: str) -> str:
     """What stands for a user in the log: the same for one user of one tenant."""
-    return blake2b(f"{tenant}\n{user}".encode(), digest_size=16).hexdigest()
+    text = f"{tenant}\n{user}".encode("utf-8", "surrogatepass")
+    return blake2b(text, digest_size=16).hexdigest()
 
 
 def tokens_of(response: Mapping[str, Any] | None) -> tuple[int, int]:

@@ -164,5 +164,21 @@ def check_embedding(body: dict[str, Any], limits: LimitsSection) -> None:
         raise _wrong("input", "must be a string or an array")
 
 
+def reason_of(body: dict[str, Any]) -> str:
+    """Why an admin acts, as the audit log can keep it; empty where it is not said.
+
+    Raises:
+        ApiError: 400.
+    """
+    reason = body.get("reason", "")
+    if not isinstance(reason, str):
+        raise ApiError(400, "reason must be a string.", param="reason")
+    try:
+        reason.encode()
+    except UnicodeEncodeError:
+        raise ApiError(400, "reason holds half a character.", param="reason") from None
+    return reason
+
+
 def _wrong(param: str, what: str) -> ApiError:
     return ApiError(400, f"{param} {what}.", param=param, code="invalid_value")
