@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import read_json, write_json
-from stillhouse.core.machine import package_versions, this_machine
+from stillhouse.core.machine import this_machine
 from stillhouse.core.money import machine_usd_per_hour, usd_per_1k_queries
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
@@ -26,8 +26,6 @@ from stillhouse.evaluate.candidates import EvaluationSet, sampling_for
 from stillhouse.evaluate.results import TEACHER, CandidateSpeed
 from stillhouse.evaluate.speed import Contestant, measure_speed
 from stillhouse.models.completer import Completer
-from stillhouse.pipeline import local_models, local_weights
-from stillhouse.stage_sections import NOT_IN_ANSWERS, dump
 from stillhouse.study_forms import forms_of, named
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.ensemble import open_ensemble
@@ -100,19 +98,12 @@ def _rests_on(
             ]
             for one in ran
         },
-        "teacher": [_hash(run, "tune"), dump(recipe.teacher, without=NOT_IN_ANSWERS)],
-        "teacher's weights": {
-            name: digest
-            for field, source in local_models(recipe)
-            if field != "student"
-            for name, digest in local_weights(field, source)
-        },
+        "teacher": [_hash(run, "tune"), *recipe.teacher.sources],
         "queries": [query.id for query in main.queries[: judged.speed_queries]],
         "repeats": judged.speed_repeats,
         "batch_size": judged.batch_size,
         "device": loading.device_name(recipe.train.device),
         "machine": this_machine()._asdict(),
-        "versions": package_versions("torch", "transformers", "onnxruntime", "xllamacpp"),
     }
 
 

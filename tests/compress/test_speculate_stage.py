@@ -175,9 +175,7 @@ def test_commands_for_servers() -> None:
     assert "-md small.gguf --spec-type draft-simple --spec-draft-n-max 5" in command
 
 
-def test_a_trimmed_draft_is_not_handed_to_servers_without_a_word(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trimmed_draft_is_not_handed_to_servers_without_a_word(tmp_path: Path) -> None:
     target = save(tmp_path / "target", 1)
     loaded = load_causal_lm(str(target), device="cpu")
     trimmed = trim_tokenizer(loaded.tokenizer, ["good film", "bad film"], limit=270)
@@ -202,10 +200,10 @@ def test_a_trimmed_draft_is_not_handed_to_servers_without_a_word(
         first, command = (serve / name).read_text().splitlines()
         assert first == ONE_VOCABULARY
         assert not command.startswith("#")
-    lines = (serve / "transformers.py").read_text().replace("train/student", "small")
-    assert "assistant_tokenizer=own" in lines
-    monkeypatch.chdir(tmp_path)
-    exec(lines, {})  # what is written runs
+    lines = (serve / "transformers.py").read_text()
+    compile(lines, "transformers.py", "exec")
+    assert "own = AutoTokenizer.from_pretrained('train/student')" in lines
+    assert "tokenizer=tokenizer, assistant_tokenizer=own)" in lines
 
 
 def test_llama_cpp_is_served_at_its_own_best_length() -> None:

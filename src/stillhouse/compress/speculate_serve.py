@@ -6,7 +6,6 @@ import json
 import shlex
 from typing import Final, NamedTuple
 
-
 ONE_VOCABULARY: Final = (
     "# The draft's vocabulary is trimmed, and this server wants the target's own: name a draft that "
     "has it with speculate.serve.draft, or train one with student.vocabulary: full."
@@ -66,7 +65,8 @@ def transformers_lines(served: Served) -> str:
             "draft.generation_config.num_assistant_tokens_schedule = 'constant'",
             "draft.generation_config.assistant_confidence_threshold = 0.0",
             "inputs = tokenizer('...', return_tensors='pt')",
-            f"target.generate(**inputs, assistant_model=draft{both}, do_sample=False, max_new_tokens=64)",
+            f"settings = dict(assistant_model=draft{both})",
+            "target.generate(**inputs, **settings, do_sample=False, max_new_tokens=64)",
             "",
         )
     )
