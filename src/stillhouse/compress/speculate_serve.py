@@ -7,8 +7,8 @@ import shlex
 from typing import Final, NamedTuple
 
 ONE_VOCABULARY: Final = (
-    "# The draft's vocabulary is trimmed, and this server wants the target's own: name a draft that "
-    "has it with speculate.serve.draft, or train one with student.vocabulary: full."
+    "# The draft's vocabulary is trimmed, and this server wants the target's own: name a draft "
+    "that has it with speculate.serve.draft, or train one with student.vocabulary: full."
 )
 
 
