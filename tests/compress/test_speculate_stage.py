@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from stillhouse.compress.speculate_llama import Draft, LlamaTarget
 from stillhouse.compress.speculate_report import SpeculateReport, report_lines
 from stillhouse.compress.speculate_serve import (
+    ONE_VOCABULARY,
     Served,
     llama_server_command,
     speculative_config,
     vllm_command,
 )
-from stillhouse.compress.speculate_stage import Models, run_speculate
+from stillhouse.compress.speculate_stage import Models, _serve, run_speculate
 from stillhouse.core.errors import DataError, UserError
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
@@ -26,6 +27,8 @@ from stillhouse.core.recipe_speculate import SpeculateSection
 from stillhouse.models.gguf_file import embedded_gguf
 from stillhouse.models.loading import load_causal_lm
 from stillhouse.stages import stages_of
+from stillhouse.train.embeddings import keep_rows
+from stillhouse.train.vocabulary import trim_tokenizer
 from tiny_models import byte_bpe, loud_llama, review_examples, text_recipe, write_jsonl
 
 SPECULATE: dict[str, Any] = {
@@ -170,6 +173,46 @@ def test_commands_for_servers() -> None:
     )
     command = llama_server_command(served, "big.gguf", "small.gguf")
     assert "-md small.gguf --spec-type draft-simple --spec-draft-n-max 5" in command
+
+
+def test_a_trimmed_draft_is_not_handed_to_servers_without_a_word(tmp_path: Path) -> None:
+    target = save(tmp_path / "target", 1)
+    loaded = load_causal_lm(str(target), device="cpu")
+    trimmed = trim_tokenizer(loaded.tokenizer, ["good film", "bad film"], limit=270)
+    small = load_causal_lm(str(target), device="cpu")
+    keep_rows(small.model, trimmed.kept)
+    small.model.save_pretrained(tmp_path / "small")
+    trimmed.tokenizer.save_pretrained(tmp_path / "small")
+    draft = load_causal_lm(str(tmp_path / "small"), device="cpu")
+    write_jsonl(tmp_path / "dataset" / "held_out.jsonl", list(review_examples(10)))
+    recipe = recipe_with(
+        target,
+        serve={"target": str(target)},
+        segment=None,
+        undistilled=None,
+        sampling_test=None,
+    )
+    where = {"progress": Silent(), "work": tmp_path / "work"}
+    models = Models(loaded, {"draft": draft}, {})
+    run_speculate(recipe, models, tmp_path / "dataset", tmp_path, **where)  # type: ignore[arg-type]
+    serve = tmp_path / "work" / "serve"
+    for name in ("vllm.sh", "llama-server.sh"):
+        first, command = (serve / name).read_text().splitlines()
+        assert first == ONE_VOCABULARY
+        assert not command.startswith("#")
+    lines = (serve / "transformers.py").read_text()
+    compile(lines, "transformers.py", "exec")
+    assert "own = AutoTokenizer.from_pretrained('train/student')" in lines
+    assert "tokenizer=tokenizer, assistant_tokenizer=own)" in lines
+
+
+def test_llama_cpp_is_served_at_its_own_best_length() -> None:
+    served = Served("org/big", "draft", 5, 2048)
+    made = _serve(served, SpeculateSection(), {"transformers": 5, "llama.cpp": 3})
+    assert "--spec-draft-n-max 3 " in made["llama_server"]
+    assert made["speculative_config"]["num_speculative_tokens"] == 5
+    alone = _serve(served, SpeculateSection(), {"transformers": 5})
+    assert "--spec-draft-n-max 5 " in alone["llama_server"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

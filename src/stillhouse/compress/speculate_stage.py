@@ -205,7 +205,14 @@ def measure(
         greedy=greedy,
         sampled=sampled,
         runtimes=tuple(runtimes),
-        serve=_serve(served._replace(length=length), section),
+        serve=_serve(
+            served._replace(
+                length=length,
+                trimmed=section.serve.draft is None and drafts[DRAFT].ids is not None,
+            ),
+            section,
+            {one.runtime: one.ways[DRAFT].length for one in runtimes},
+        ),
     )
 
 
@@ -287,12 +294,14 @@ def _served(recipe: Recipe, section: SpeculateSection) -> Served:
     )
 
 
-def _serve(served: Served, section: SpeculateSection) -> dict[str, Any]:
+def _serve(served: Served, section: SpeculateSection, lengths: Mapping[str, int]) -> dict[str, Any]:
+    """Configurations; llama.cpp's at its own best length, where it was measured."""
+    llama = served._replace(length=lengths.get("llama.cpp", served.length))
     return {
         "speculative_config": speculative_config(served),
         "vllm": vllm_command(served),
         "llama_server": llama_server_command(
-            served, section.target_gguf or "target.gguf", section.draft_gguf or "draft.gguf"
+            llama, section.target_gguf or "target.gguf", section.draft_gguf or "draft.gguf"
         ),
         "transformers": transformers_lines(served),
     }
