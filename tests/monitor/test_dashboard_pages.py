@@ -445,14 +445,15 @@ def test_a_candidate_is_named_and_not_approved_before_it_is_open(own: World) -> 
     engine.dispose()
 
 
-def test_a_task_of_any_name_is_found_where_watching_writes_it(tmp_path: Path) -> None:
+def test_a_task_of_any_name_is_found_where_watching_writes_it(world: World, tmp_path: Path) -> None:
     task = "mail/in"
     folder = task_folder(tmp_path, task)
     (folder / "cycles" / "0001").mkdir(parents=True)
     for name in ("windows.jsonl", "alerts.jsonl"):
-        (folder / name).write_text("", encoding="utf-8")
+        text = (world.folder / "loop" / TASK / name).read_text(encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
     watch = WatchFiles(tmp_path)
-    assert (watch.windows(task), watch.alerts(task)) == ((), ())
+    assert (len(watch.windows(task)), len(watch.alerts(task))) == (5, 1)
     assert [one.name for one in RunFiles({}, tmp_path, (task,)).listed()] == [f"{task}/cycles/0001"]
 
 
@@ -460,9 +461,8 @@ def test_a_move_while_the_page_is_made_is_a_conflict(own: World) -> None:
     app = made.dashboard_of(own)
     admin = TestClient(app, base_url="http://127.0.0.1", follow_redirects=False, headers=BEARER)
     newest = RegisteredStudents.entries
-    registry = Registry(own.registry)
-    candidate = next(one for one in registry.entries(TASK) if one.stage != "live")
-    registry.promote(candidate.id, reason="first", by="ann")
+    registry = Registry(own.folder / "registry")
+    registry.promote(registry.entries(TASK)[0].id, reason="first", by="ann")
     moved: list[int] = []
 
     def moved_after_the_read(self: RegisteredStudents, task: str | None = None) -> Any:

@@ -27,6 +27,7 @@ from stillhouse.core.errors import BudgetError, RunFolderError, TeacherError, Us
 from stillhouse.core.forgotten import record_forgotten
 from stillhouse.core.live import LiveAnswer
 from stillhouse.retrain import cycle as cycle_module
+from stillhouse.retrain import cycle_promote
 from stillhouse.retrain.cycle import run_cycle
 from stillhouse.retrain.cycle_files import HELD_OUT, NEW, WINDOW
 from stillhouse.retrain.seams import GatewayStanding
