@@ -393,7 +393,8 @@ def test_a_student_made_live_at_the_last_moment_is_not_replaced(
     assert looks == ["offer", "decide"]
     assert f"{entry.id} was made live meanwhile" in done.verdict
     live = loop.registry.live("mood")
-    assert live is not None and live.id == entry.id
+    assert live is not None
+    assert live.id == entry.id
 
 
 # --- kills ---------------------------------------------------------------------------------------
