@@ -18,6 +18,7 @@ from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.evaluate.metrics import Resampling
+from stillhouse.monitor.state import task_folder
 from stillhouse.retrain.cycle import begun
 from stillhouse.retrain.cycle_choose import Nothing, Plan, planned, said_of
 from stillhouse.retrain.cycle_files import TaskFolder
@@ -122,7 +123,7 @@ def _loop(
     first = None if task.run is None else Path(task.run)
     if first is not None and not first.is_dir():
         raise UserError(f"tasks.{name}.run", "there is no such folder", value=str(first))
-    files = TaskFolder(Path(file.folder) / name)
+    files = TaskFolder(task_folder(Path(file.folder), name))
     section = task.retrain
     how = Resampling(recipe.evaluate.confidence, recipe.evaluate.resamples, recipe.seed)
     return Loop(

@@ -19,10 +19,13 @@ from starlette.testclient import TestClient
 import dashboard_world as made
 from dashboard_world import KEY, TASK, World
 from stillhouse.core.errors import UserError
-from stillhouse.dashboard import OpenDashboard, of_loop
+from stillhouse.dashboard import OpenDashboard, RegisteredStudents, of_loop
 from stillhouse.monitor.dashboard.access import SESSION_S, Access, is_local, same_origin
 from stillhouse.monitor.dashboard.guard import POLICY
 from stillhouse.monitor.dashboard.live import event
+from stillhouse.monitor.dashboard.run_files import RunFiles
+from stillhouse.monitor.dashboard.watch_files import WatchFiles
+from stillhouse.monitor.state import task_folder
 from stillhouse.retrain.registry import Registry
 from stillhouse.serve.candidates import offered
 from stillhouse.serve.gateway_file import load_gateway
@@ -440,3 +443,38 @@ def test_a_candidate_is_named_and_not_approved_before_it_is_open(own: World) -> 
     assert "is withdrawn" in admin.get("/experiment/act?action=rollback").text
     app.close()
     engine.dispose()
+
+
+def test_a_task_of_any_name_is_found_where_watching_writes_it(world: World, tmp_path: Path) -> None:
+    task = "mail/in"
+    folder = task_folder(tmp_path, task)
+    (folder / "cycles" / "0001").mkdir(parents=True)
+    for name in ("windows.jsonl", "alerts.jsonl"):
+        text = (world.folder / "loop" / TASK / name).read_text(encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
+    watch = WatchFiles(tmp_path)
+    assert (len(watch.windows(task)), len(watch.alerts(task))) == (5, 1)
+    assert [one.name for one in RunFiles({}, tmp_path, (task,)).listed()] == [f"{task}/cycles/0001"]
+
+
+def test_a_move_while_the_page_is_made_is_a_conflict(own: World) -> None:
+    app = made.dashboard_of(own)
+    admin = TestClient(app, base_url="http://127.0.0.1", follow_redirects=False, headers=BEARER)
+    newest = RegisteredStudents.entries
+    registry = Registry(own.folder / "registry")
+    registry.promote(registry.entries(TASK)[0].id, reason="first", by="ann")
+    moved: list[int] = []
+
+    def moved_after_the_read(self: RegisteredStudents, task: str | None = None) -> Any:
+        found = newest(self, task)
+        if not moved:
+            moved.append(1)
+            registry.roll_back(TASK, reason="meanwhile", by="bob")
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RegisteredStudents, "entries", moved_after_the_read)
+        seen = version_of(admin.get(f"/registry/rollback?task={TASK}").text)
+    told = admin.post(f"/registry/rollback?task={TASK}", data={"reason": "x", "version": seen})
+    assert (moved, told.status_code) == ([1], 409)
+    app.close()

@@ -307,6 +307,11 @@ def test_a_torn_line_is_cut_and_a_lost_state_is_an_error(world: World) -> None:
     state.unlink()
     with pytest.raises(UserError, match=r"state\.json: is gone"):
         checked(world, BEGIN + 500)
+    # Alerts alone too: a new state would not count them, and cut off new ones for old.
+    (world.kept / "windows.jsonl").unlink()
+    (world.kept / "alerts.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"state\.json: is gone.*alerts\.jsonl away"):
+        checked(world, BEGIN + 500)
 
 
 def test_windows_left_over_are_judged_by_the_next_check(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from stillhouse.core.errors import BudgetError, RunFolderError, TeacherError, Us
 from stillhouse.core.forgotten import record_forgotten
 from stillhouse.core.live import LiveAnswer
 from stillhouse.retrain import cycle as cycle_module
+from stillhouse.retrain import cycle_promote
 from stillhouse.retrain.cycle import run_cycle
 from stillhouse.retrain.cycle_files import HELD_OUT, NEW, WINDOW
 from stillhouse.retrain.seams import GatewayStanding
@@ -368,6 +369,32 @@ def test_a_student_made_live_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     done = run_cycle(loop, "once")
     assert done.outcome == "refused"
     assert f"{entry.id} was made live meanwhile" in done.verdict
+
+
+def test_a_student_made_live_at_the_last_moment_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = loop_of(tmp_path, Rows(day_of_rows(0)), after(0))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "words.json").write_text(json.dumps({"x": "good"}), encoding="utf-8")
+    entry = loop.registry.add(other, task="mood", lineage={}, metrics={})
+    look = cycle_promote._still_against_the_live_one
+    looks: list[str] = []
+
+    def look_then_lose(loop: Any, cycle: Any) -> None:
+        look(loop, cycle)
+        looks.append(cycle.step)
+        if cycle.step == "decide":
+            loop.registry.promote(entry.id, reason="by hand", by="somebody")
+
+    monkeypatch.setattr(cycle_promote, "_still_against_the_live_one", look_then_lose)
+    done = run_cycle(loop, "once")
+    assert looks == ["offer", "decide"]
+    assert f"{entry.id} was made live meanwhile" in done.verdict
+    live = loop.registry.live("mood")
+    assert live is not None
+    assert live.id == entry.id
 
 
 # --- kills ---------------------------------------------------------------------------------------

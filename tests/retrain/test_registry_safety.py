@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import data, integers, sampled_from
 
 from registry_students import added, opened, student_folder
+from stillhouse.retrain import registry as registry_module
 from stillhouse.retrain.registry import Registry, TamperedError
 
 TESTS = Path(__file__).parents[1]
@@ -91,6 +92,28 @@ def test_what_a_killed_add_left_is_swept(tmp_path: Path) -> None:
     assert not left.exists()
     assert not orphan.exists()
     assert len(list((registry.root / "objects").iterdir())) == 3
+
+
+def test_files_swept_between_copy_and_lock_are_copied_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = opened(tmp_path / "registry")
+    copy = registry_module.store_object
+    copies: list[str] = []
+
+    def copied_then_swept(source: Path, objects: Path) -> str:
+        digest = copy(source, objects)
+        copies.append(digest)
+        if len(copies) == 1:
+            Registry(registry.root).remove({}, by="gc", reason="")
+            assert not (objects / digest).exists()
+        return digest
+
+    monkeypatch.setattr(registry_module, "store_object", copied_then_swept)
+    entry = added(registry, "a")
+    assert len(copies) == 2
+    assert registry.folder(entry.id).is_dir()
+    assert registry.verify() == []
 
 
 def edit(path: Path, change: Callable[[bytes], bytes]) -> None:

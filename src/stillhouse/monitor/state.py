@@ -134,16 +134,18 @@ class Place:
         """The state, after what a killed check left is cut off. Call it with the lock held.
 
         Raises:
-            UserError: state.json is gone, while there are windows.
+            UserError: state.json is gone, while there are windows or alerts.
             RunFolderError: it is damaged, or of a newer version.
         """
         path = self.root / STATE
         if not path.exists():
-            if (self.root / WINDOWS).exists():
+            # New alerts after old ones that no state counts would be cut off as uncommitted.
+            left = [str(self.root / name) for name in (WINDOWS, ALERTS) if _size(self.root / name)]
+            if left:
                 raise UserError(
                     str(path),
                     "is gone, and nothing else says which windows were judged",
-                    action=f"restore it, or move {self.root / WINDOWS} away to begin anew",
+                    action=f"restore it, or move {' and '.join(left)} away to begin anew",
                 )
             state = WatchState(task=self.task)
             self.save(state)

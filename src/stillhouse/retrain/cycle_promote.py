@@ -20,6 +20,7 @@ from stillhouse.retrain.cycle_train import Refused, artefacts_of
 from stillhouse.retrain.loop import BEST, Loop
 from stillhouse.retrain.registry_lineage import lineage_of
 from stillhouse.retrain.registry_objects import folder_digest
+from stillhouse.retrain.registry_records import ConflictError
 
 STUDENT: Final = ("train", "student")
 
@@ -136,11 +137,14 @@ def decide_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle |
             loop.say(f"window {cycle.name}: {cycle.candidate} is at {found.stage}: {found.said}")
             return None
         said = f"full at the gateway: {found.said}"
+    version = loop.registry.version(loop.name)  # before the look that it vouches for
     _still_against_the_live_one(loop, cycle)
-    version = loop.registry.version(loop.name)
     live = loop.registry.live(loop.name)
     if live is None or live.id != cycle.candidate:
-        loop.registry.promote(cycle.candidate, reason=said, by=loop.by, version=version)
+        try:
+            loop.registry.promote(cycle.candidate, reason=said, by=loop.by, version=version)
+        except ConflictError:  # somebody moved a student between the look and this
+            return decide_step(loop, cycle, lines)
     return cycle.model_copy(update={"outcome": "promoted"})
 
 

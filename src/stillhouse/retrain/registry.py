@@ -94,6 +94,9 @@ class Registry(RegistryReader):
                             action="leave them there, or add a folder of other files",
                         )
                     return found
+            if not (self.root / "objects" / digest).is_dir():
+                # Swept by a `remove` that had the lock first.
+                digest = store_object(folder, self.root / "objects")
             student = Student(
                 id=id_of(digest),
                 digest=digest,

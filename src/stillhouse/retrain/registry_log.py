@@ -253,6 +253,7 @@ class TaskLog:
             }
             write_json(head / HEAD, told | {"checksum": checksum_of(told)})
             _sync(head)
+            _sync(head.parent)
             swap_link(self.folder / CURRENT, name)
             for other in (self.folder / HEADS).iterdir():
                 if other != head:

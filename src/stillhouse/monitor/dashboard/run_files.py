@@ -17,6 +17,7 @@ from stillhouse.evaluate.course import read_course
 from stillhouse.evaluate.fallback_frontier import FallbackFrontier
 from stillhouse.evaluate.studies import FrontierStudy
 from stillhouse.monitor.dashboard.shown import CurveRowShown, RunShown
+from stillhouse.monitor.state import task_folder
 
 MOST_ROWS: Final = 600
 MOST_CYCLES: Final = 200
@@ -83,7 +84,7 @@ class RunFiles:
         """Name -> (task, folder)."""
         found: dict[str, tuple[str, Path]] = {}
         for task in self._tasks:
-            cycles = self._folder / task / "cycles"
+            cycles = task_folder(self._folder, task) / "cycles"
             numbers = []
             if cycles.is_dir():
                 numbers = [one for one in cycles.iterdir() if one.name.isdigit() and one.is_dir()]

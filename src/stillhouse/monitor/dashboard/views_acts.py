@@ -153,8 +153,12 @@ class Acts:
     def ask_roll_back(self, request: Request) -> Response:
         """Whether the previous student is to be live again."""
         task, part = request.query_params.get("task", ""), self._from.students
-        previous = None if part is None else _previous(list(part.entries(task)))
-        if part is None or previous is None or task not in self._pages.tasks:
+        if part is None or task not in self._pages.tasks:
+            return self._none(request, "registry", "There is nothing to roll back to.")
+        # Before what is shown: a move between the two reads is then a conflict, and not hidden.
+        version = part.version(task)
+        previous = _previous(list(part.entries(task)))
+        if previous is None:
             return self._none(request, "registry", "There is nothing to roll back to.")
         return self._asking(
             request,
@@ -165,7 +169,7 @@ class Acts:
                 "Roll back",
                 f"/registry/rollback?task={quote(task, safe='')}",
                 "/registry",
-                part.version(task),
+                version,
                 danger=True,
             ),
         )

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 from pydantic import ValidationError
 
 from stillhouse.monitor.dashboard.shown import AlertShown, Shown, WindowShown
+from stillhouse.monitor.state import ALERTS, WINDOWS, task_folder
 
 TAIL_BYTES: Final = 4_000_000
 MOST: Final = 200
@@ -30,11 +31,11 @@ class WatchFiles:
 
     def windows(self, task: str) -> tuple[WindowShown, ...]:
         """See `sources.Watch`."""
-        return self._read(self._folder / task / "windows.jsonl", WindowShown)
+        return self._read(task_folder(self._folder, task) / WINDOWS, WindowShown)
 
     def alerts(self, task: str) -> tuple[AlertShown, ...]:
         """See `sources.Watch`."""
-        return self._read(self._folder / task / "alerts.jsonl", AlertShown)
+        return self._read(task_folder(self._folder, task) / ALERTS, AlertShown)
 
     def _read(self, path: Path, kind: type[S]) -> tuple[S, ...]:
         try:
