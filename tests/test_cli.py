@@ -237,6 +237,7 @@ def test_every_recipe_in_the_tree_loads(path: Path) -> None:
     assert load(path).name
 
 
+@pytest.mark.full
 def test_mine_finds_the_task_and_writes_its_recipe(tmp_path: Path) -> None:
     rows = [
         {

@@ -86,6 +86,7 @@ def test_a_plan_says_what_comes_and_trains_nothing(tmp_path: Path) -> None:
     assert f"{plan['teacher']['parameters']:,} parameters" in lines["teacher"]
 
 
+@pytest.mark.full
 def test_a_killed_run_goes_on_net_by_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of(tmp_path)
     whole = run_images(recipe, tmp_path / "whole", Silent())

@@ -127,6 +127,7 @@ def test_tinyllama_in_small(llama: Path, tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(root / "train" / "student").config.use_cache
 
 
+@pytest.mark.full
 def test_a_killed_student_ends_with_the_same_weights(
     encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,7 @@ def test_trials_never_open_what_is_held_out(
         tune(project, root, "tune.trials=1")
 
 
+@pytest.mark.full
 def test_a_budget_ends_it_inside_a_trial_and_more_goes_on_there(
     project: Path, finished: TuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +198,7 @@ def test_a_budget_ends_it_inside_a_trial_and_more_goes_on_there(
     assert [trial.values for trial in whole.trials] == [trial.values for trial in finished.trials]
 
 
+@pytest.mark.full
 def test_another_recipe_is_another_study_in_the_same_file(
     project: Path, finished: TuneResult
 ) -> None:

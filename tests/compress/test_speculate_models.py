@@ -114,6 +114,7 @@ def test_a_trimmed_draft_samples_without_bias(target: Target, draft: Any) -> Non
     assert 0.0 < found.expected_acceptance < 1.0
 
 
+@pytest.mark.full
 def test_sampled_answers_pass_and_a_broken_verifier_is_caught(
     target: Target, draft: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ def test_a_killed_driver_asks_only_what_is_missing(
     assert_equal_but_for_rounding(here, result.completions_by_query)
 
 
+@pytest.mark.full
 def test_the_stage_asks_over_the_cluster(model: Path, cluster: Any, tmp_path: Path) -> None:
     recipe = Recipe.model_validate(
         {

@@ -256,6 +256,7 @@ def test_a_window_left_open_is_spent_up_to_the_budget(tmp_path: Path) -> None:
                 assert again.charges_usd[UNCLEAN_END] == spent - 1.0
 
 
+@pytest.mark.full
 def test_killed_again_and_again_nothing_is_lost_paid_twice_or_over_the_budget() -> None:
     done = subprocess.run(
         [sys.executable, "benchmarks/ask_kills.py", "--print-only", "--kills", "2",

@@ -251,6 +251,7 @@ def test_one_target_at_a_time_shows_a_factor() -> None:
     assert read.last_hidden is None
 
 
+@pytest.mark.full
 def test_a_sharded_model_has_the_gradients_of_the_whole_one(tmp_path: Path) -> None:
     script = Path(__file__).with_name("sharded_head.py")
     ranks = [

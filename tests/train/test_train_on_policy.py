@@ -310,6 +310,7 @@ def test_a_student_learns_from_its_own_samples() -> None:
     assert divergence() < 0.5 * before
 
 
+@pytest.mark.full
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     _loud(4).save_pretrained(folder)

@@ -233,6 +233,7 @@ class Killed(TrainerCallback):
         raise KeyboardInterrupt
 
 
+@pytest.mark.full
 def test_a_killed_healing_goes_on_to_the_same_weights(
     trained: Path,
     encoder_folder: Path,

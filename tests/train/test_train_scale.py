@@ -163,7 +163,7 @@ def test_packing_and_checkpointing_change_no_loss(given_: Path, alone: Any, tmp_
     _same(kept, alone[0])
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.full), "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.full)])
 def test_two_processes_train_as_one_does(
     given_: Path, alone: Any, tmp_path: Path, strategy: str
 ) -> None:
@@ -180,7 +180,7 @@ def test_two_processes_train_as_one_does(
 
 @pytest.mark.parametrize(
     ("strategy", "then"),
-    [("fsdp2", 1), pytest.param("ddp", 1, marks=pytest.mark.full)],
+    [pytest.param(s, 1, marks=pytest.mark.full) for s in ("fsdp2", "ddp")],
 )
 def test_a_run_goes_on_with_another_number_of_processes(
     given_: Path, alone: Any, tmp_path: Path, strategy: str, then: int
@@ -233,6 +233,7 @@ def _wait_for_workers(work: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.full
 def test_a_workers_error_is_the_stages(given_: Path, tmp_path: Path) -> None:
     spread = {"processes": 2}
     with pytest.raises(RecipeError, match=r"train\.batch_size: cannot be dealt out to 2 proc"):

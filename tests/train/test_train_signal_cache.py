@@ -343,6 +343,7 @@ def kill(recipe: Recipe, dataset: Path, work: Path, death: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.full
 def test_a_killed_capture_keeps_its_shards_and_ends_with_the_same_bytes(
     capture: Captured, dataset_folder: Path, tmp_path: Path
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_model_that_scales_its_inputs_is_run_whole(monkeypatch: pytest.MonkeyP
     assert with_hidden_states(model, rows, 3, tokenizer.pad_token_id) is None
 
 
+@pytest.mark.full
 def test_a_killed_tuning_ends_with_the_same_bytes(
     lm_folder: Path, traffic: Path, tmp_path: Path
 ) -> None:
