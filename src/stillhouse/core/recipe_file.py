@@ -136,7 +136,7 @@ def parse_as(kind: type[S], raw: Mapping[str, Any], where: str) -> S:
 
 
 # A key pasted here by mistake must not be shown again.
-_UNSHOWN = ("api_key_env", "key_env", "sha256", "base_url", "judge")
+_UNSHOWN = ("api_key_env", "key_env", "sha256", "base_url", "judge", "webhook_env", "slack_env")
 
 
 def _may_hold_secret(location: Sequence[str | int]) -> bool:
