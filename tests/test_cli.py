@@ -74,6 +74,7 @@ OPTIONS = {
         "out",
         "as_json",
     },
+    "retrain": {"loop", "task", "every", "on_alert", "dry_run", "as_json"},
     "simulate": {
         "log",
         "policy",

@@ -24,6 +24,7 @@ from stillhouse.cli_images import images
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.cli_plan import plan
 from stillhouse.cli_pretrain import pretrain
+from stillhouse.cli_retrain import retrain
 from stillhouse.cli_serve import serve
 from stillhouse.cli_signals import signals_app
 from stillhouse.cli_simulate import simulate
@@ -77,6 +78,7 @@ app.command()(speculate)
 app.command()(serve)
 app.command()(calibrate)
 app.command()(simulate)
+app.command()(retrain)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]

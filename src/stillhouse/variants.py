@@ -120,7 +120,7 @@ def link_shared(recipe: Recipe, run: RunFolder, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         # A forgotten user's lines are part of the traffic's key: they are the run's.
         for name in (STORE, FORGOTTEN):
-            _link(root / name, run.root / name)
+            link(root / name, run.root / name)
         same = True
         for stage in stages_of(recipe):
             manifest = run.manifest(stage.name)
@@ -130,10 +130,10 @@ def link_shared(recipe: Recipe, run: RunFolder, root: Path) -> None:
                 and manifest is not None
                 and manifest.digest == stage_key(stage, recipe, run).digest
             )
-            _link(root / stage.name, run.stage(stage.name) if same else None)
+            link(root / stage.name, run.stage(stage.name) if same else None)
 
 
-def _link(place: Path, target: Path | None) -> None:
+def link(place: Path, target: Path | None) -> None:
     """Have `place` be a link to the target; where there is none, have no link there."""
     wanted: str | None = None
     if target is not None and target.exists():

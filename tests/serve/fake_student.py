@@ -1,7 +1,8 @@
 """A student's process without a model: what it does is said by the words of a request.
 
 `crash` ends the process, `hang` sleeps for ever, `slow` takes a while, `fail` raises; `sure` and
-`unsure` set its belief. Run in place of `stillhouse.serve.student_worker`.
+`unsure` set its belief. A file `contrary` in its folder makes it say the other label, `broken`
+keeps it from being opened. Run in place of `stillhouse.serve.student_worker`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
+from stillhouse.core.errors import StillhouseError
 from stillhouse.core.records import Completion, Query
 from stillhouse.serve import student_worker
 from stillhouse.serve.student_answers import Voice
@@ -21,7 +24,7 @@ LABELS = ("good", "bad")
 SLOW_S = 0.4
 
 
-def believe(queries: Sequence[Query]) -> list[Completion]:
+def believe(queries: Sequence[Query], contrary: bool = False) -> list[Completion]:
     found = []
     for query in queries:
         words = query.last_user_text.split()
@@ -34,7 +37,7 @@ def believe(queries: Sequence[Query]) -> list[Completion]:
         if "fail" in words:
             raise RuntimeError("no answer to this")
         high = 0.6 if "unsure" in words else 0.99
-        label = LABELS["bad" in words]
+        label = LABELS[("bad" in words) != contrary]
         belief = {one: math.log(high if one == label else 1 - high) for one in LABELS}
         found.append(
             Completion(
@@ -53,9 +56,12 @@ def believe(queries: Sequence[Query]) -> list[Completion]:
 def open_brain(opening: Opening) -> Brain:
     if (opening.folder / "slow").exists():
         time.sleep(3600)
+    if (opening.folder / "broken").exists():
+        raise StillhouseError("its weights are torn")
+    contrary = (opening.folder / "contrary").exists()
     mark = opening.folder / "mark"
     name = mark.read_text() if mark.exists() else "fp_fake"
-    return LabelBrain(opening, Voice(opening.model, name), believe)
+    return LabelBrain(opening, Voice(opening.model, name), partial(believe, contrary=contrary))
 
 
 if __name__ == "__main__":

@@ -234,6 +234,8 @@ def gateway(raw: dict[str, Any], **replaced: Any) -> Iterator[Running]:
         batches=replaced.get("batches"),
         scores=made.scores,
         experiments=made.experiments,
+        presence=made.presence,
+        last=made.last,
     )
     secrets = {name: f"sk-of-{name}" for name in file.upstreams} | {"": ADMIN}
     running = Gateway(file, parts, secrets)

@@ -60,7 +60,8 @@ class World:
     """What requests come and how they are answered.
 
     Qualities are chances of an answer being right; `slow` multiplies the student's latency, `fails`
-    is its share of errors, `dear` its cost as a share of the teacher's.
+    is its share of errors, `dear` its cost as a share of the teacher's. `new` is the quality of a
+    candidate, where the state has one.
     """
 
     file: GatewayFile
@@ -75,6 +76,7 @@ class World:
     step: float = 1.0
     now: float = 0.0
     number: int = 0
+    new: float = 0.0
     rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,12 +91,16 @@ class World:
         place = self.assigner.assign("reviews", user, None, identity, state)
         seen = self._served(identity, place.variant, place.arm, place.unit, state)
         served, scored = [seen], []
-        if place.shadowed:
+        # A running student's own traffic is shadowed where the teacher answers for it: never here.
+        shadowed = place.shadowed and place.arm != "incumbent"
+        if shadowed:
             shadow = self._served(f"{identity}-s", "student", place.arm, place.unit, state)
             served.append(shadow.model_copy(update={"shadow_of": identity}))
-        if place.shadowed or self.kind != "scorer":
+        if shadowed or self.kind != "scorer":
             for one in served:
                 quality = self.student if one.variant == "student" else self.teacher
+                if one.upstream not in ("small", "big"):
+                    quality = self.new
                 right = float(self.rng.random() < quality and one.error is None)
                 outcome = Outcome(request=one.id, kind=self.kind, score=right, at=self.now)
                 scored.append(Scored(one, outcome))
@@ -114,6 +120,11 @@ class World:
         self, identity: str, variant: Any, arm: Any, unit: str, state: ExperimentState
     ) -> Served:
         own = variant == "student"
+        upstream = "small" if own else "big"
+        if own and state.candidate is not None and arm != "incumbent":
+            upstream = state.candidate.folder.name
+        elif own and state.serving is not None:
+            upstream = state.serving.name
         failed = own and self.rng.random() < self.fails
         latency = float(self.rng.exponential(100.0)) + 50.0
         return Served(
@@ -126,7 +137,7 @@ class World:
             variant=variant,
             stage=state.stage,
             version=state.version,
-            upstream="small" if own else "big",
+            upstream=upstream,
             cost_usd=0.01 * (self.dear if own else 1.0),
             teacher_cost_usd=0.01,
             latency_ms=latency * (self.slow if own else 1.0),

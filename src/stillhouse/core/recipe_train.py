@@ -47,6 +47,11 @@ class StudentSection(Section):
         "student's soft targets are then its teacher's belief over these tokens alone.",
     )
     max_tokens: int = Field(default=2048, ge=8, description="Longer inputs are cut.")
+    keep_head: bool = Field(
+        default=False,
+        description="Label students: go on from the source's own head, a classifier of these "
+        "labels in this order; false: a new one.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -69,6 +74,16 @@ class StudentSection(Section):
         if self.source.startswith(SCRATCH) and self.cut.depth != CutSection().depth:
             raise ValueError(
                 "student.cut.depth chooses among a source's layers; from: scratch draws all anew"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _head_can_be_kept(self) -> StudentSection:
+        if self.keep_head and (self.head != "label" or not self.source.startswith("hf:")):
+            raise ValueError("student.keep_head is for label students from hf:")
+        if self.keep_head and not self.as_it_stands:
+            raise ValueError(
+                "student.keep_head needs the source as it stands: no size, layers or task vocabulary"
             )
         return self
 

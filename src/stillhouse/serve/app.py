@@ -21,16 +21,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillhouse.serve.api_errors import ApiError
-from stillhouse.serve.ask import Route as Kind
 from stillhouse.serve.batch_routes import admin_batch_routes, batch_routes
+from stillhouse.serve.candidate_routes import candidate_routes, names_of
 from stillhouse.serve.exchange import Exchange
 from stillhouse.serve.feedback import outcome_of
-from stillhouse.serve.front import ClientGoneError, Front, admit, new_id, read_body
+from stillhouse.serve.front import Asks, ClientGoneError, Front, admit, new_id, read_body
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.log_routes import log_routes
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import ACTIONS, changed
+from stillhouse.serve.records import Route as Kind
 from stillhouse.serve.request_checks import parse_json
+from stillhouse.serve.roster import Roster
 from stillhouse.serve.seams import KeyStore, Parts
 from stillhouse.serve.tables import StoreError
 from stillhouse.serve.traffic_log import UnknownRequestError
@@ -137,7 +139,9 @@ class Direct:
             await self._others(scope, receive, send)
 
 
-def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Metrics) -> ASGIApp:
+def client_app(
+    file: GatewayFile, parts: Parts, exchange: Exchange, roster: Roster, metrics: Metrics
+) -> ASGIApp:
     """What clients reach."""
     born = int(time.time())
 
@@ -171,7 +175,8 @@ def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Met
     async def health(_request: Request) -> Response:
         return _json({"status": "ok"})
 
-    fronts = {path: Front(kind, file, parts, exchange, metrics) for path, kind in _ROUTES.items()}
+    asks = Asks(file, parts, roster)
+    fronts = {path: Front(kind, asks, parts, exchange, metrics) for path, kind in _ROUTES.items()}
     others = Starlette(
         routes=[
             *(Route(path, front, methods=["POST"]) for path, front in fronts.items()),
@@ -187,7 +192,7 @@ def client_app(file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Met
 
 
 def admin_app(
-    file: GatewayFile, parts: Parts, exchange: Exchange, metrics: Metrics, key: str
+    file: GatewayFile, parts: Parts, roster: Roster, metrics: Metrics, key: str
 ) -> Starlette:
     """What the admin reaches: states, decisions by hand, metrics."""
 
@@ -205,8 +210,9 @@ def admin_app(
     async def states(request: Request) -> Response:
         check(request)
         found = {name: parts.states.get(name).model_dump(mode="json") for name in file.tasks}
-        metrics.tell_breakers(exchange.breakers())
-        return _json({"tasks": found, "breakers": metrics.breakers()})
+        names = {name: names_of(file, parts, name) for name in file.tasks}
+        metrics.tell_breakers(roster.breakers())
+        return _json({"tasks": found, "students": names, "breakers": metrics.breakers()})
 
     async def act(request: Request) -> Response:
         check(request)
@@ -223,12 +229,18 @@ def admin_app(
         version = body.get("version", state.version)
         if version != state.version:
             raise ApiError(409, f"The state is at version {state.version} now.", code="conflict")
+        if action == "approve" and state.candidate is not None and parts.presence is not None:
+            new_one = state.candidate.folder.name
+            missing = await kept(parts.presence.missing, name, new_one, time.time())
+            if missing:
+                raise ApiError(409, f"Not yet: {'; '.join(missing)}.", code="conflict")
         plan = file.tasks[name].experiment.stages
         new, decision = changed(state, plan, action, reason, time.time())
         if not await kept(parts.states.swap, state.version, new, decision):
             raise ApiError(
                 409, "The state has been changed meanwhile; read it anew.", code="conflict"
             )
+        roster.follow()
         return _json(new.model_dump(mode="json"))
 
     async def experiment(request: Request) -> Response:
@@ -271,7 +283,7 @@ def admin_app(
 
     async def page(request: Request) -> Response:
         check(request)
-        metrics.tell_breakers(exchange.breakers())
+        metrics.tell_breakers(roster.breakers())
         return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
     async def health(_request: Request) -> Response:
@@ -281,6 +293,7 @@ def admin_app(
         routes=[
             Route("/state", states),
             Route("/experiments/{task:path}", experiment),
+            *candidate_routes(file, parts, roster, check, kept),
             Route("/tasks/{task:path}/{action}", act, methods=["POST"]),
             Route("/keys", keys, methods=["GET"]),
             Route("/keys", make_key, methods=["POST"]),

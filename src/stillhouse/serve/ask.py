@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from stillhouse.serve.anthropic_shapes import anthropic_request, openai_request
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.gateway_sections import TaskSection
 from stillhouse.serve.quick_json import json_bytes
-from stillhouse.serve.records import Assignment
+from stillhouse.serve.records import Assignment, Route
+from stillhouse.serve.seats import Seat
 
-Route = Literal["chat", "completions", "embeddings", "messages"]
 PATHS: Mapping[Route, str] = {
     "chat": "/chat/completions",
     "completions": "/completions",
@@ -46,7 +46,7 @@ class Ask:
     confidence: float | None = None
     features: dict[str, float] = field(default_factory=dict)
     sampled_tokens: tuple[int, int] = (0, 0)
-    tried: list[str] = field(default_factory=list)
+    seat: Seat | None = None  # of its student
 
     @property
     def streams(self) -> bool:

@@ -36,6 +36,7 @@ from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.gateway_sections import BatchesSection
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.record_calls import tokens_of
+from stillhouse.serve.roster import Roster
 from stillhouse.serve.seams import Principal
 
 # Why no more lines are asked. `lost`: another gateway has the batch; `stopped`: this one ends.
@@ -82,6 +83,7 @@ class Tools(NamedTuple):
     file: GatewayFile
     section: BatchesSection
     exchange: Exchange
+    roster: Roster
     asks: Asks
     work: BatchWork
     metrics: Metrics

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from stillhouse.core.records import Record
-from stillhouse.serve.ask import Route
+from stillhouse.serve.records import Route
 
 Status = Literal[
     "validating",

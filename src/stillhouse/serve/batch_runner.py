@@ -88,8 +88,7 @@ class BatchRunner:
 
     def _may_go(self, task: str) -> bool:
         exchange = self._tools.exchange
-        section = self._tools.file.tasks.get(task)
-        if section is not None and not exchange.spare(section):
+        if task in self._tools.file.tasks and not self._tools.roster.spare(task):
             return False
         return exchange.live <= self._tools.section.live_most or self._working == 0
 

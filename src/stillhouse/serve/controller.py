@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy.exc import SQLAlchemyError
 
 from stillhouse.core.errors import StillhouseError
+from stillhouse.serve.candidates import about
 from stillhouse.serve.courses import CoursePoint, Courses
 from stillhouse.serve.evidence import StageEvidence
 from stillhouse.serve.feeds import Feed
@@ -29,7 +30,7 @@ from stillhouse.serve.policy import (
     rules_of,
     why_it_holds,
 )
-from stillhouse.serve.records import Decision, Scored
+from stillhouse.serve.records import Decision, ExperimentState, Scored
 from stillhouse.serve.seams import States
 
 EVERY_S: Final = 5.0
@@ -46,6 +47,7 @@ class Sources(NamedTuple):
 
     `feed` of a task from a time on. `leads`: whether this gateway is the one that works. `trust` of
     a task's judge; `None`: there is no judge. `corrected` scores answers that clients corrected.
+    `missing`: which gateways have not opened a student of a task.
     """
 
     states: States
@@ -55,6 +57,7 @@ class Sources(NamedTuple):
     leads: Callable[[float], bool] = lambda now: True
     trust: Callable[[str], JudgeTrust | Blocked | None] = lambda task: None
     corrected: Mapping[str, Later] = {}
+    missing: Callable[[str, str, float], Sequence[str]] = lambda task, name, now: ()
 
 
 _Key = tuple[int, float, int, JudgeTrust | Blocked | None]
@@ -120,6 +123,8 @@ class Controller:
         return {
             "task": name,
             "state": state.model_dump(mode="json"),
+            "student": _running(self._tasks.get(name), state),
+            "candidate": about(state),
             "plan": None if plan is None else plan.model_dump(mode="json", exclude={"salt"}),
             "words": "no answer of this stage was looked at yet"
             if newest is None
@@ -148,7 +153,8 @@ class Controller:
         """See `Experiments`."""
         for name, student in found.items():
             state = self._from.states.get(name)
-            if name not in self._tasks or state.student == student:
+            running = state if state.candidate is None else state.candidate.before
+            if name not in self._tasks or student == running.student or running.serving is not None:
                 continue
             new, decision = with_student(state, self._tasks[name].experiment.stages, student, now)
             self._from.states.swap(state.version, new, decision)
@@ -171,7 +177,11 @@ class Controller:
         proposal = decide(state, task.experiment, numbers, now) if read else None
         if proposal is not None and proposal.action != "roll_back" and isinstance(trust, Blocked):
             proposal = None
-        words = why_it_holds(state, task.experiment, numbers, now)
+        missing: Sequence[str] = ()
+        if proposal is not None and proposal.action != "roll_back" and state.candidate is not None:
+            missing = self._from.missing(name, state.candidate.folder.name, now)
+            proposal = None if missing else proposal
+        words = "; ".join([*missing, why_it_holds(state, task.experiment, numbers, now)])
         if isinstance(trust, Blocked):
             words = f"{trust.why}; {words}"
         point = CoursePoint(
@@ -214,6 +224,13 @@ class Controller:
                 return
         stage.last = point
         self._from.courses.add(name, point)
+
+
+def _running(task: TaskSection | None, state: ExperimentState) -> str | None:
+    """Name of the running student, as the log has it."""
+    if state.serving is not None:
+        return state.serving.name
+    return None if task is None else task.student
 
 
 def _verdict(numbers: StageNumbers) -> tuple[bool, bool, int]:

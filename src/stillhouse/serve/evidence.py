@@ -70,6 +70,8 @@ class StageEvidence:
     def __init__(self, rules: Rules, state: ExperimentState) -> None:
         self._rules = rules
         self._state = state
+        placed = state.serving if state.candidate is None else state.candidate.folder
+        self._student = None if placed is None else placed.name
         self._guardrails = Guardrails(
             rules.guardrails, rules.alpha_guardrails, state.kind, rules.teachers_per_student
         )
@@ -89,7 +91,14 @@ class StageEvidence:
             and served.stage == state.stage
             and served.version >= state.counts_from
             and served.at >= state.since
+            and served.arm != "incumbent"
+            and (self._student is None or served.variant != "student" or self._own(served))
         )
+
+    def _own(self, served: Served) -> bool:
+        """Whether the student's answer is of the student that the stage is of: not of one that runs
+        beside it, nor of its version before."""
+        return served.upstream == self._student
 
     def serve(self, rows: Iterable[Served]) -> None:
         """Take requests as they were answered."""

@@ -17,13 +17,13 @@ from stillhouse.serve.anthropic_stream import anthropic_stream, joined_messages,
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import Ask, path_of, sent_body, translated
 from stillhouse.serve.features import answer_features
-from stillhouse.serve.gateway_sections import TaskSection
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.private import raw_weight
 from stillhouse.serve.quick_json import json_bytes, read_json
 from stillhouse.serve.record_calls import Recorder, Went
 from stillhouse.serve.records import Variant
 from stillhouse.serve.relay import Judge, Relay, Unsure
+from stillhouse.serve.roster import Roster
 from stillhouse.serve.seams import GatePlan, Parts
 from stillhouse.serve.sse import joined, own_logprobs
 from stillhouse.serve.sureness import Sureness
@@ -70,11 +70,11 @@ class Turn(NamedTuple):
 class Exchange:
     """Answers requests that were let in."""
 
-    def __init__(self, upstreams: Mapping[str, Upstream], parts: Parts, metrics: Metrics) -> None:
-        self._upstreams = upstreams
+    def __init__(self, roster: Roster, parts: Parts, metrics: Metrics) -> None:
+        self._roster = roster
         self._parts = parts
         self._metrics = metrics
-        self._sure = Sureness(parts.gate, parts.states)
+        self._sure = Sureness(roster)
         self._recorder = Recorder(parts.log, metrics)
         self._shadows: dict[str, set[asyncio.Task[None]]] = {}
         self.live = 0  # requests of clients that are in work, counted by who lets them in
@@ -85,6 +85,10 @@ class Exchange:
         Raises:
             ApiError: nobody could, and nothing is sent yet.
         """
+        with self._roster.seated(ask):
+            await self._answer(ask, send)
+
+    async def _answer(self, ask: Ask, send: Send) -> None:
         loop = asyncio.get_running_loop()
         variants = self._order(ask)
         upstreams = [self._upstream(ask, variant) for variant in variants]
@@ -104,7 +108,8 @@ class Exchange:
                 ask.fell_back = "low-confidence"
             except UpstreamFailed as error:
                 failed = error
-                self._metrics.upstream_errors.labels(upstream.name, error.why).inc()
+                shown = self._roster.label(ask) if variant == "student" else upstream.name
+                self._metrics.upstream_errors.labels(shown, error.why).inc()
                 ask.fell_back = f"{variant}-down"
             except asyncio.CancelledError:
                 self._metrics.gone.inc()
@@ -118,17 +123,11 @@ class Exchange:
             self._record(ask, variants[-1], upstream, failed.status, None, error=failed.why)
             message = _MESSAGES.get(failed.status, "The model could not be reached.")
             raise ApiError(failed.status, message, code=failed.why, retry_after=failed.retry_after)
-        if ask.assignment.shadowed and ask.fell_back is None and ask.route != "embeddings":
+        place = ask.assignment
+        # Of a running student's own traffic the new one is asked what the teacher answered for it.
+        teachers = (ask.fell_back is None) != (place.arm == "incumbent")
+        if place.shadowed and teachers and ask.route != "embeddings":
             self._shadow_later(ask)
-
-    def spare(self, task: TaskSection) -> bool:
-        """Whether both of a task's upstreams have room for what can wait."""
-        names = [name for name in (task.teacher, task.student) if name is not None]
-        return all(self._upstreams[name].slots.spare for name in names)
-
-    def breakers(self) -> dict[str, str]:
-        """State of each upstream's breaker."""
-        return {name: one.breaker.state for name, one in self._upstreams.items()}
 
     async def drain(self, seconds: float) -> None:
         """Wait so long for shadow calls; then give them up."""
@@ -140,9 +139,10 @@ class Exchange:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _upstream(self, ask: Ask, variant: Variant) -> Upstream:
-        name = ask.task.teacher if variant == "teacher" else ask.task.student
-        assert name is not None
-        return self._upstreams[name]
+        if variant == "teacher":
+            return self._roster.teacher(ask.name)
+        assert ask.seat is not None
+        return ask.seat.upstream
 
     def _order(self, ask: Ask) -> list[Variant]:
         task = ask.task
@@ -309,13 +309,20 @@ class Exchange:
             assignment=ask.assignment,
             weight=ask.weight,
         )
-        student = self._upstream(ask, "student")
+        with self._roster.seated(shadow, beside=True) as seat:
+            if seat is None:  # withdrawn meanwhile
+                self._metrics.shadows.labels(ask.name, "dropped").inc()
+            else:
+                await self._ask_unseen(shadow, seen)
+
+    async def _ask_unseen(self, shadow: Ask, seen: str) -> None:
+        student = self._upstream(shadow, "student")
         kind = student.section.kind
         ends = asyncio.get_running_loop().time() + student.section.deadlines.total_s
         response: Mapping[str, Any] | None = None
         error: str | None = None
         status, weight = 200, 0
-        plan = self._sure.plan(ask, kind)
+        plan = self._sure.plan(shadow, kind)
         others: Sequence[str] = ()
         try:
             if plan is not None:
@@ -325,7 +332,7 @@ class Exchange:
             else:
                 wanted = 0 if plan is None else plan.alternatives
                 sent = sent_body(shadow, kind, student.section.model, alternatives=wanted)
-                reply = await student.ask(path_of(ask, kind), sent, ends)
+                reply = await student.ask(path_of(shadow, kind), sent, ends)
             status = reply.status
             found = read_json(reply.body)
             if not isinstance(found, dict) or not _is_answer(found):
@@ -335,13 +342,13 @@ class Exchange:
                 try:
                     self._sure.judge(plan, shadow, found, whole=True, others=others)
                 except Unsure:
-                    if self._parts.states.get(ask.name).threshold is not None:
+                    if self._roster.threshold(shadow) is not None:
                         shadow.fell_back = "low-confidence"  # as it would have, were it seen
         except UpstreamFailed as failed:
             status, error = failed.status, failed.why
         except (ValueError, RecursionError, ApiError):
             status, error = 502, "garbage"
-        self._metrics.shadows.labels(ask.name, "failed" if error else "answered").inc()
+        self._metrics.shadows.labels(shadow.name, "failed" if error else "answered").inc()
         self._record(
             shadow,
             "student",

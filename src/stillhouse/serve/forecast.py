@@ -22,9 +22,9 @@ from stillhouse.core.records import Record
 from stillhouse.serve.evidence import Rules
 from stillhouse.serve.gateway_sections import ExperimentSection, TaskSection
 from stillhouse.serve.logged_pairs import LoggedPair
-from stillhouse.serve.migration import at_stage
 from stillhouse.serve.policy import rules_of
 from stillhouse.serve.records import ExperimentState
+from stillhouse.serve.stages import at_stage
 
 HOUR_S: Final = 3600.0
 FEWEST_UNITS: Final = 30

@@ -16,13 +16,14 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from stillhouse.serve.api_errors import ApiError
-from stillhouse.serve.ask import Ask, Route
+from stillhouse.serve.ask import Ask
 from stillhouse.serve.exchange import JSON, Exchange, Send, base_headers, respond
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.gateway_sections import LimitsSection
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.private import raw_weight
 from stillhouse.serve.private import weight as weight_of
+from stillhouse.serve.records import Route
 from stillhouse.serve.request_checks import (
     check_chat,
     check_common,
@@ -30,6 +31,7 @@ from stillhouse.serve.request_checks import (
     check_embedding,
     parse_json,
 )
+from stillhouse.serve.roster import Roster
 from stillhouse.serve.seams import Parts, Principal
 
 Scope = MutableMapping[str, Any]
@@ -162,14 +164,14 @@ class Front:
     def __init__(
         self,
         route: Route,
-        file: GatewayFile,
+        asks: Asks,
         parts: Parts,
         exchange: Exchange,
         metrics: Metrics,
     ) -> None:
         self._route = route
-        self._made = Asks(file, parts)
-        self._limits = file.limits
+        self._made = asks
+        self._limits = asks.limits
         self._parts = parts
         self._exchange = exchange
         self._metrics = metrics
@@ -229,9 +231,10 @@ class Front:
 class Asks:
     """Requests out of bodies: checked, and assigned to who answers them."""
 
-    def __init__(self, file: GatewayFile, parts: Parts) -> None:
+    def __init__(self, file: GatewayFile, parts: Parts, roster: Roster) -> None:
+        self._roster = roster
         self._tasks = file.tasks
-        self._limits = file.limits
+        self.limits = file.limits
         self._parts = parts
 
     def __call__(
@@ -258,10 +261,10 @@ class Asks:
             ApiError: 4xx.
         """
         if route == "messages":
-            check_common(body, self._limits)
+            check_common(body, self.limits)
             if not isinstance(body.get("max_tokens"), int):
                 raise ApiError(400, "max_tokens is missing.", param="max_tokens")
-        CHECKS[route](body, self._limits)
+        CHECKS[route](body, self.limits)
         name = body["model"]
         task = self._tasks.get(name)
         if task is None or not principal.may(name):
@@ -282,7 +285,7 @@ class Asks:
             _own(tenant, user),
             _own(tenant, conversation),
             unit or request_id,
-            self._parts.states.get(name),
+            self._roster.seen(self._parts.states.get(name)),
         )
         return Ask(
             id=request_id,

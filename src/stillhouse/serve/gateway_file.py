@@ -27,6 +27,7 @@ from stillhouse.serve.gateway_sections import (
     ListenSection,
     LogSection,
     StudentSection,
+    StudentsSection,
     TaskSection,
     TelemetrySection,
     UpstreamSection,
@@ -47,6 +48,7 @@ class GatewayFile(Section):
     keys_in_store: bool = Field(default=False, description="Client keys are in the log's database.")
     upstreams: dict[str, AnyUpstreamSection] = Field(min_length=1)
     tasks: dict[str, TaskSection] = Field(min_length=1)
+    students: StudentsSection | None = None
     limits: LimitsSection = LimitsSection()
     telemetry: TelemetrySection | None = None
     log: LogSection = LogSection()
@@ -129,6 +131,10 @@ def load_gateway(path: Path) -> GatewayFile:
 
 def _seen_from(base: Path, file: GatewayFile) -> GatewayFile:
     """Relative paths of students, calibrators and gold sets are seen from the file's folder."""
+    students = file.students
+    if students is not None:
+        roots = tuple(base / one.expanduser() for one in students.roots)
+        students = students.model_copy(update={"roots": roots})
     upstreams = {
         name: one.model_copy(update={"path": base / one.path.expanduser()})
         if isinstance(one, StudentSection)
@@ -149,7 +155,7 @@ def _seen_from(base: Path, file: GatewayFile) -> GatewayFile:
             plan = task.experiment.model_copy(update={"evidence": evidence})
             task = task.model_copy(update={"experiment": plan})
         tasks[name] = task
-    return file.model_copy(update={"upstreams": upstreams, "tasks": tasks})
+    return file.model_copy(update={"upstreams": upstreams, "tasks": tasks, "students": students})
 
 
 def secrets_of(file: GatewayFile, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -188,6 +188,14 @@ class StudentSection(Section):
     queue: QueueSection = QueueSection()
 
 
+class StudentsSection(Section):
+    """Students that the admin API may bring. Left out: it may bring none."""
+
+    roots: tuple[Path, ...] = Field(
+        min_length=1, description="Folders below which they may lie, seen from gateway.yaml."
+    )
+
+
 AnyUpstreamSection = Annotated[UpstreamSection | StudentSection, Field(discriminator="kind")]
 
 
@@ -232,6 +240,13 @@ class ExperimentSection(Section):
         default=0.02, ge=0, lt=1, description="Slice that the teacher always answers."
     )
     shadow_share: float = Field(default=1, ge=0, le=1, description="Of shadowed requests.")
+    candidate_pairs: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Of the running student's traffic, to the teacher while a new student climbs, "
+        "which is compared with it there.",
+    )
     sticky: Literal["user", "conversation", "request"] = "user"
     approval: bool = Field(default=False, description="An advance waits for an admin.")
     salt: str = Field(default="", description="Another salt assigns anew.")

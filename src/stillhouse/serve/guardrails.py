@@ -46,7 +46,7 @@ def side_of(served: Served, kind: StageKind) -> Side | None:
         if served.arm != "shadow":
             return None
         return "student" if served.shadow_of is not None else "teacher"
-    if served.shadow_of is not None:
+    if served.shadow_of is not None or served.arm == "incumbent":
         return None
     return "student" if served.arm == "treatment" else "teacher"
 

@@ -9,11 +9,12 @@ import hashlib
 import hmac
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from stillhouse.core.gateway_log import GatewayCall
+from stillhouse.serve.candidates import about, running_share
 from stillhouse.serve.feeds import MemoryFeed
-from stillhouse.serve.gateway_sections import ClientKey, TaskSection
+from stillhouse.serve.gateway_sections import ClientKey, ExperimentSection, TaskSection
 from stillhouse.serve.records import Arm, Assignment, Decision, ExperimentState, Outcome, Served
 from stillhouse.serve.seams import GatePlan, Principal, Verdict
 
@@ -39,6 +40,10 @@ class MemoryStates:
         self._states[new.task] = new
         self.decisions.append(decision)
         return True
+
+    def last(self, task: str) -> Decision | None:
+        """The newest decision on a task."""
+        return next((one for one in reversed(self.decisions) if one.task == task), None)
 
 
 class MemoryLog:
@@ -128,6 +133,8 @@ class HashAssigner:
         slice_, place, shadow = (
             int.from_bytes(unit[start : start + 8], "big") / _SPAN for start in (0, 8, 16)
         )
+        if state.candidate is not None:
+            return _climbing(plan, state, unit.hex()[:32], Places(slice_, place, shadow))
         arm: Arm = "control"
         if self._tasks[task].student is None or state.killed or state.kind == "off":
             arm = "control"
@@ -148,7 +155,47 @@ class HashAssigner:
             shadowed=arm == "shadow" or (beside and shadow < plan.shadow_share),
             stage=state.stage,
             version=state.version,
+            student=None if state.serving is None else state.serving.name,
         )
+
+
+class Places(NamedTuple):
+    """Where a unit's hash puts it, in [0, 1) each: for the slice, the share and shadow calls."""
+
+    slice: float
+    share: float
+    shadow: float
+
+
+def _climbing(plan: ExperimentSection, state: ExperimentState, unit: str, at: Places) -> Assignment:
+    """While a new student climbs: its share is its own, the running student keeps what it had, but
+    for the part that the teacher answers to be compared with; the rest is the teacher's."""
+    arm: Arm = "control"
+    if state.killed or state.kind == "off" or state.candidate is None:
+        arm = "control"
+    elif at.slice < plan.teacher_only:
+        arm = "teacher_only"
+    elif state.kind == "canary" and at.share < state.share:
+        arm = "treatment"
+    elif at.share < running_share(state) and at.shadow >= plan.candidate_pairs:
+        arm = "incumbent"
+    elif state.kind == "shadow":
+        arm = "shadow"
+    beside = arm != "treatment" and not state.killed
+    beside = beside and (state.kind == "shadow" or (plan.shadows_later and state.kind == "canary"))
+    compared = at.shadow < max(plan.shadow_share, plan.candidate_pairs)
+    return Assignment(
+        task=state.task,
+        unit=unit,
+        arm=arm,
+        variant="student" if arm in ("treatment", "incumbent") else "teacher",
+        # Of the running student's traffic: where the teacher answers in its stead.
+        shadowed=beside and (arm == "incumbent" or compared),
+        stage=state.stage,
+        version=state.version,
+        student=None if state.serving is None else state.serving.name,
+        candidate=about(state),
+    )
 
 
 class ThresholdGate:

@@ -120,6 +120,8 @@ def _pairs_of(engine: Engine, task: str, evidence: EvidenceSection) -> list[Logg
         for raw_teacher, call, raw_student, shadow_call in connection.execute(query):
             teacher = Served.model_validate_json(raw_teacher)
             student = Served.model_validate_json(raw_student)
+            if teacher.fell_back:  # what a running student was not sure of is no sample of requests
+                continue
             pair = scores.get(teacher.id), scores.get(student.id)
             if None in pair and scorer is not None:
                 said = _text(call)

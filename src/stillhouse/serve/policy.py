@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from pydantic import JsonValue
+
 from stillhouse.core.anytime_margin import Margin, margin_of
+from stillhouse.serve.candidates import about, is_last, running_share, stepped, withdrawn
 from stillhouse.serve.evidence import Rules
 from stillhouse.serve.gateway_sections import ExperimentSection, StageSection, TaskSection
-from stillhouse.serve.migration import at_stage
 from stillhouse.serve.numbers import StageNumbers, in_words
 from stillhouse.serve.records import Action, Decision, ExperimentState, OutcomeKind
 
@@ -105,6 +107,14 @@ def teachers_per_student(plan: ExperimentSection, state: ExperimentState) -> flo
     """Units of the two arms, as the stage assigns them."""
     if state.kind not in ("canary", "full"):
         return 1.0
+    if state.candidate is not None:
+        # The running student's own traffic, less what is the teacher's for the comparison, is of
+        # neither arm.
+        running = running_share(state)
+        both = max(running - state.share, 0.0) * plan.candidate_pairs
+        rest = both + 1 - max(running, state.share)
+        teachers = plan.teacher_only + (1 - plan.teacher_only) * rest
+        return max(teachers / ((1 - plan.teacher_only) * state.share), 1e-3)
     share = (1 - plan.teacher_only) * state.share
     return max((1 - share) / share, 1e-3) if share > 0 else 1.0
 
@@ -144,10 +154,22 @@ def carried_out(
     now: float,
 ) -> tuple[ExperimentState, Decision]:
     """The state after a proposal, and its line for the audit log, with all its numbers."""
+    told: dict[str, JsonValue] = {
+        **numbers.model_dump(mode="json"),
+        "attempt": state.attempt,
+        "margin": plan.margin,
+        "margin_kind": plan.margin_kind,
+        "stage_seconds": round(now - state.since, 3),
+    }
+    action = proposal.action
+    if state.candidate is not None and action == "roll_back":
+        return withdrawn(state, action, proposal.reason, now, by="policy", numbers=told)
     update: dict[str, object] = {"version": state.version + 1, "waiting": True}
-    if proposal.action != "wait":
-        update = at_stage(state, plan.stages, proposal.to_stage, now)
-    if proposal.action == "roll_back":
+    if action != "wait":
+        update = stepped(state, plan.stages, proposal.to_stage, now)
+        if state.candidate is not None and is_last(plan.stages, proposal.to_stage):
+            action = "promote"
+    if action == "roll_back":
         attempts = plan.evidence.attempts if plan.evidence is not None else 1
         last = state.attempt >= attempts
         update |= {"held": last, "attempt": state.attempt + (0 if last else 1)}
@@ -156,17 +178,12 @@ def carried_out(
     decision = Decision(
         at=now,
         task=state.task,
-        action=proposal.action,
+        action=action,
         from_stage=state.stage,
         to_stage=proposal.to_stage,
         reason=proposal.reason,
-        numbers={
-            **numbers.model_dump(mode="json"),
-            "attempt": state.attempt,
-            "margin": plan.margin,
-            "margin_kind": plan.margin_kind,
-            "stage_seconds": round(now - state.since, 3),
-        },
+        numbers=told,
+        student=about(state),
     )
     return state.model_copy(update=update), decision
 

@@ -17,11 +17,26 @@ from pydantic import Field, JsonValue
 from stillhouse.core.records import Record
 
 Variant = Literal["teacher", "student"]
+Route = Literal["chat", "completions", "embeddings", "messages"]
 # teacher_only: the slice that the teacher always answers; control and treatment: the two arms of an
-# A/B test; shadow: the teacher answers, and the student is asked unseen
-Arm = Literal["teacher_only", "control", "treatment", "shadow"]
+# A/B test; shadow: the teacher answers, and the student is asked unseen; incumbent: the running
+# student's own traffic while a new one climbs, evidence of neither
+Arm = Literal["teacher_only", "control", "treatment", "shadow", "incumbent"]
 StageKind = Literal["off", "shadow", "canary", "full"]
-Action = Literal["advance", "hold", "roll_back", "kill", "revive", "approve", "wait", "retry"]
+Action = Literal[
+    "advance",
+    "hold",
+    "roll_back",
+    "kill",
+    "revive",
+    "approve",
+    "wait",
+    "retry",
+    "offer",
+    "withdraw",
+    "promote",
+    "reload",
+]
 OutcomeKind = Literal["scorer", "judge", "feedback", "corrected", "delayed"]
 
 
@@ -35,6 +50,30 @@ class Assignment(Record):
     shadowed: bool = Field(default=False, description="The student is asked too, unseen.")
     stage: int = Field(ge=0, description="Number of the stage in the experiment's plan.")
     version: int = Field(ge=0, description="Of the experiment's state that decided.")
+    student: str | None = Field(
+        default=None, description="Name of the running student; None: gateway.yaml's."
+    )
+    candidate: str | None = Field(
+        default=None,
+        description="Name of the new one that climbs: it has the arms treatment and shadow.",
+    )
+
+
+class StudentFolder(Record):
+    """A student that came by the admin API: a folder that all gateways on a database open."""
+
+    name: str = Field(min_length=1, description="In log, states and answers.")
+    path: str = Field(description="Absolute, without symbolic links.")
+    fingerprint: str = Field(description="Of its files, as the first gateway opened them.")
+    gate: str | None = Field(default=None, description="Its gate.json; None: no such file.")
+    threshold: float | None = Field(
+        default=None, description="As in the state; None: all its answers are shown."
+    )
+
+    @property
+    def identity(self) -> str:
+        """What evidence is of (`ExperimentState.student`)."""
+        return f"{self.name}:{self.fingerprint}"
 
 
 class ExperimentState(Record):
@@ -58,7 +97,25 @@ class ExperimentState(Record):
     )
     attempt: int = Field(default=1, ge=1, description="How often it began at the first stage.")
     held: bool = Field(default=False, description="It does not advance until an admin says so.")
-    student: str | None = Field(default=None, description="Upstream and model of the student.")
+    student: str | None = Field(
+        default=None, description="Upstream and model of the student that the evidence is of."
+    )
+    serving: StudentFolder | None = Field(
+        default=None, description="The running student; None: gateway.yaml's."
+    )
+    candidate: Candidate | None = Field(
+        default=None, description="The new student that all of the above is about."
+    )
+
+
+class Candidate(Record):
+    """A new student that climbs beside the running one."""
+
+    folder: StudentFolder
+    since: float = Field(description="Unix seconds at which it was offered.")
+    before: ExperimentState = Field(
+        description="The running student's state, which stays its own and comes back."
+    )
 
 
 class Served(Record):
@@ -135,3 +192,7 @@ class Decision(Record):
     reason: str
     numbers: Mapping[str, JsonValue] = Field(default_factory=dict)
     by: str = Field(default="policy", description="The policy, or the name of an admin's key.")
+    student: str | None = Field(default=None, description="Name of the new student it is about.")
+
+
+ExperimentState.model_rebuild()

@@ -6,12 +6,13 @@ for those that say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from stillhouse.core.gateway_log import GatewayCall
 from stillhouse.serve.batches import BatchWork
+from stillhouse.serve.presence import Presence
 from stillhouse.serve.records import Assignment, Decision, ExperimentState, Outcome, Served
 
 
@@ -182,7 +183,7 @@ class Experiments(Protocol):
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the server is given. `keys` is None where everybody is let in, `gate` where every
-    student's answer is shown."""
+    student's answer is shown. `last` is a task's newest decision; it may block."""
 
     assigner: Assigner
     states: States
@@ -194,3 +195,5 @@ class Parts:
     batches: BatchWork | None = None
     scores: Scores | None = None
     experiments: Experiments | None = None
+    presence: Presence | None = None
+    last: Callable[[str], Decision | None] | None = None

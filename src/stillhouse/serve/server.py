@@ -39,7 +39,9 @@ from stillhouse.serve.in_memory import (
 )
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import first_state
+from stillhouse.serve.presence import MemoryPresence
 from stillhouse.serve.private import Pseudonyms
+from stillhouse.serve.roster import Roster
 from stillhouse.serve.seams import Parts
 from stillhouse.serve.stored_parts import Redactors, StoredParts
 from stillhouse.serve.student_upstream import StudentUpstream
@@ -89,8 +91,8 @@ def memory_parts(file: GatewayFile, kept: int = REMEMBERED) -> Parts:
         for name, task in file.tasks.items()
     ]
     feeds = feeds_of(file)
-    held, log = MemoryStates(states), MemoryLog(kept, feeds)
-    watched = watch_memory(file, held, log, feeds)
+    held, log, presence = MemoryStates(states), MemoryLog(kept, feeds), MemoryPresence()
+    watched = watch_memory(file, held, log, feeds, presence)
     return Parts(
         assigner=HashAssigner(file.tasks),
         states=held,
@@ -99,6 +101,8 @@ def memory_parts(file: GatewayFile, kept: int = REMEMBERED) -> Parts:
         gate=gate_of(file),
         scores=watched.scores,
         experiments=watched.controller,
+        presence=presence,
+        last=held.last,
     )
 
 
@@ -158,22 +162,23 @@ class Gateway:
         ):
             for one in sockets:
                 closing.callback(one.close)
-            upstreams = await self._upstreams(session, closing)
+            upstreams = self._upstreams(session)
             sender: Sender | None = None
             if file.telemetry is not None and self.sends:
                 sender = Sender(file.telemetry, self.metrics, session, __version__)
-            exchange = Exchange(upstreams, self._parts, self.metrics)
-            self._batches = self._runner(exchange)
-            apps = [client_app(file, self._parts, exchange, self.metrics)]
+            roster = await self._roster(upstreams, closing)
+            exchange = Exchange(roster, self._parts, self.metrics)
+            self._batches = self._runner(exchange, roster)
+            apps = [client_app(file, self._parts, exchange, roster, self.metrics)]
             if file.admin is not None:
                 key = self._secrets[""]
-                apps.append(admin_app(file, self._parts, exchange, self.metrics, key))
+                apps.append(admin_app(file, self._parts, roster, self.metrics, key))
             self._servers = [self._server(app) for app in apps]
             if self._stopping:
                 self.stop()
             with _signals(self.stop):
                 told(*addresses_of(sockets))
-                beside = [asyncio.create_task(self._keep_fresh(exchange))]
+                beside = [asyncio.create_task(self._keep_fresh(roster))]
                 if sender is not None:
                     beside.append(asyncio.create_task(sender.run()))
                 if self._batches is not None:
@@ -197,18 +202,17 @@ class Gateway:
             if self._parts.scores is not None:
                 await self._parts.scores.flush()
 
-    def _runner(self, exchange: Exchange) -> BatchRunner | None:
+    def _runner(self, exchange: Exchange, roster: Roster) -> BatchRunner | None:
         """Who runs batches, where there are any."""
         section, work = self._file.batches, self._parts.batches
         if section is None or work is None:
             return None
-        asks = Asks(self._file, self._parts)
-        return BatchRunner(Tools(self._file, section, exchange, asks, work, self.metrics))
+        asks = Asks(self._file, self._parts, roster)
+        tools = Tools(self._file, section, exchange, roster, asks, work, self.metrics)
+        return BatchRunner(tools)
 
-    async def _upstreams(
-        self, session: aiohttp.ClientSession, closing: contextlib.AsyncExitStack
-    ) -> dict[str, Upstream]:
-        """Model servers, and students whose processes are ready."""
+    def _upstreams(self, session: aiohttp.ClientSession) -> dict[str, Upstream]:
+        """Model servers, and students that are not started yet."""
         most = self._file.limits.answer_bytes
         found: dict[str, Upstream] = {}
         for name, one in self._file.upstreams.items():
@@ -217,30 +221,41 @@ class Gateway:
                 found[name] = self.students[-1]
             else:
                 found[name] = HttpUpstream(name, one, session, self._secrets.get(name), most)
-        for student in self.students:
-            closing.push_async_callback(student.close)
-        await asyncio.gather(*(student.start() for student in self.students))
-        fingerprints = {one.name: one.pool.fingerprint for one in self.students}
-        for name, task in self._file.tasks.items():
-            check_student(name, task, fingerprints.get(task.student or ""))
-        if self._parts.experiments is not None:
-            own = {
-                name: f"{task.student}:{fingerprints[task.student]}"
-                for name, task in self._file.tasks.items()
-                if task.student in fingerprints
-            }
-            await asyncio.to_thread(self._parts.experiments.students, own, time.time())
         return found
 
-    async def _keep_fresh(self, exchange: Exchange) -> None:
+    async def _roster(
+        self, upstreams: Mapping[str, Upstream], closing: contextlib.AsyncExitStack
+    ) -> Roster:
+        """Students whose processes are ready."""
+        roster = Roster(self._file, self._parts, upstreams)
+        closing.push_async_callback(roster.close)
+        own = await roster.start()
+        fingerprints = {one.name: one.pool.fingerprint for one in self.students}
+        for name, task in self._file.tasks.items():
+            if name in own:
+                check_student(name, task, fingerprints[task.student or ""])
+        if self._parts.experiments is not None:
+            await asyncio.to_thread(self._parts.experiments.students, own, time.time())
+        roster.follow()
+        await self._tell(roster)
+        return roster
+
+    async def _tell(self, roster: Roster) -> None:
+        """What is open here, where students may be brought or were."""
+        presence = self._parts.presence
+        if presence is not None and (self._file.students is not None or roster.brought):
+            await asyncio.to_thread(presence.tell, roster.report(), time.time())
+
+    async def _keep_fresh(self, roster: Roster) -> None:
         """What other gateways did, until cancelled; a database that is away is tried again."""
         while True:
             await asyncio.sleep(REFRESH_S)
-            self.metrics.tell_breakers(exchange.breakers())
-            if self._refresh is None:
-                continue
+            self.metrics.tell_breakers(roster.breakers())
             try:
-                await asyncio.to_thread(self._refresh, time.time())
+                if self._refresh is not None:
+                    await asyncio.to_thread(self._refresh, time.time())
+                roster.follow()
+                await self._tell(roster)
             except (StillhouseError, SQLAlchemyError):
                 self.metrics.refresh_failures.inc()
 

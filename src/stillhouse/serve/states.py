@@ -96,6 +96,18 @@ class StoredStates:
             rows = connection.execute(query).all()
         return [Audited(version, Decision.model_validate_json(body)) for version, body in rows]
 
+    def last(self, task: str) -> Decision | None:
+        """The newest decision on a task; blocks."""
+        query = (
+            sa.select(DECISIONS.c.body)
+            .where(DECISIONS.c.task == task)
+            .order_by(DECISIONS.c.version.desc())
+            .limit(1)
+        )
+        with self._engine.connect() as connection:
+            body = connection.execute(query).scalar()
+        return None if body is None else Decision.model_validate_json(body)
+
     def _keep(self, state: ExperimentState) -> None:
         known = self._known.get(state.task)
         if known is None or known.version < state.version:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy.engine import Engine
@@ -15,15 +16,20 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from stillhouse.core.errors import UserError
 from stillhouse.serve.batches import BatchWork
+from stillhouse.serve.candidates import is_last, withdrawn
 from stillhouse.serve.courses import Lease
 from stillhouse.serve.gates import gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile
+from stillhouse.serve.gateway_sections import TaskSection
 from stillhouse.serve.in_memory import HashAssigner, ListedKeys
 from stillhouse.serve.keys import StoredKeys
-from stillhouse.serve.migration import at_stage, first_state
+from stillhouse.serve.migration import first_state, with_student
+from stillhouse.serve.presence import StoredPresence
 from stillhouse.serve.private import Pseudonyms, Redact
-from stillhouse.serve.records import Decision
+from stillhouse.serve.records import Decision, ExperimentState, StudentFolder
 from stillhouse.serve.seams import Keys, Parts, Principal
+from stillhouse.serve.seats import OF_FILE
+from stillhouse.serve.stages import at_stage, share_at
 from stillhouse.serve.states import StoredStates
 from stillhouse.serve.stored_calls import call_lines, delete_before, delete_user
 from stillhouse.serve.tables import StoreError, open_database
@@ -108,7 +114,10 @@ class StoredParts:
         keys: list[Keys] = [ListedKeys(file.clients)] if file.clients else []
         keys += [self._keys] if file.keys_in_store else []
         self._lease = Lease(self._engine, "evidence")
-        watched = watch_stored(file, self._engine, self._states, self._log, self._lease)
+        self._presence = StoredPresence(self._engine)
+        watched = watch_stored(
+            file, self._engine, self._states, self._log, self._lease, presence=self._presence
+        )
         self._controller = watched.controller
         self.parts = Parts(
             assigner=HashAssigner(file.tasks),
@@ -121,6 +130,8 @@ class StoredParts:
             key_store=self._keys if file.keys_in_store else None,
             calls=StoredKept(self._engine, self._log, pseudonyms),
             batches=self._work,
+            presence=self._presence,
+            last=self._states.last,
         )
 
     def refresh(self, now: float) -> None:
@@ -146,6 +157,7 @@ class StoredParts:
         counts = self._log.close()
         with contextlib.suppress(SQLAlchemyError):  # it ends by itself
             self._lease.give_back()
+            self._presence.leave()
         self._engine.dispose()
         return counts
 
@@ -154,8 +166,9 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
     """Give every task with a student a state, and carry into states what the file says otherwise.
 
     The stage that an experiment has reached stays; its share, kind and threshold are the file's,
-    and where they change its evidence begins anew. Another student begins at the first stage. Of
-    gateways that start together one writes, and the others see it.
+    and where they change its evidence begins anew. Another student begins at the first stage. A
+    student that came by the admin API stays, and one that climbs climbs on, as long as its folder
+    lies below the file's roots. Of gateways that start together one writes, and the others see it.
 
     Raises:
         UserError: a state is at a stage that the plan does not have.
@@ -164,6 +177,11 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
         if task.student is None:
             continue
         plan, old = task.experiment.stages, states.get(name)
+        if old.candidate is not None:
+            _begin_beside(states, file, old, now)
+            old = states.get(name)
+        if old.candidate is not None:
+            continue
         if old.stage >= len(plan):
             raise UserError(
                 f"tasks.{name}.experiment.stages",
@@ -171,10 +189,13 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
                 value=f"{len(plan)} stages",
                 action="give the plan as many stages, or roll the experiment back first",
             )
+        serving = old.serving if _below(file, old.serving) else None
         first = first_state(
-            name, plan[old.stage :], now, student=True, threshold=threshold_of(task)
+            name, plan[old.stage :], now, student=True, threshold=_threshold(task, serving)
         )
-        student = student_of(file, task) or old.student
+        student = student_of(file, task) or (None if old.serving else old.student)
+        if serving is not None:
+            student = old.student
         new = first.model_copy(
             update={
                 "version": old.version + 1,
@@ -186,14 +207,15 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
                 "attempt": old.attempt,
                 "held": old.held,
                 "student": student,
+                "serving": serving,
             }
         )
         reason = "gateway.yaml says otherwise" if old.version else "the experiment begins"
-        if old.version and old.student not in (None, student):
+        if old.version and (old.student not in (None, student) or serving != old.serving):
             # What is known is of another student.
             afresh = at_stage(old, plan, 0, now) | {"attempt": 1}
             new, reason = new.model_copy(update=afresh), "another student: it begins again"
-        same = ("kind", "share", "threshold", "student")
+        same = ("kind", "share", "threshold", "student", "serving")
         if old.version and all(getattr(old, key) == getattr(new, key) for key in same):
             continue
         decision = Decision(
@@ -203,7 +225,69 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
             from_stage=old.stage,
             to_stage=new.stage,
             reason=reason,
-            numbers={key: getattr(new, key) for key in same},
+            numbers={key: getattr(new, key) for key in same[:-1]},
             by="gateway.yaml",
         )
         states.swap(old.version, new, decision)
+
+
+def _begin_beside(
+    states: StoredStates, file: GatewayFile, old: ExperimentState, now: float
+) -> None:
+    """The same while a new student climbs: of its stage, and of the running student's."""
+    task, climbing = file.tasks[old.task], old.candidate
+    assert climbing is not None
+    plan, before = task.experiment.stages, climbing.before
+    why = ""
+    if not (_below(file, climbing.folder) and _below(file, old.serving)):
+        why = "its folder, or the running student's, lies below none of students.roots"
+    elif max(old.stage, before.stage) >= len(plan) or is_last(plan, old.stage):
+        why = "gateway.yaml's plan has not that stage any more"
+    if why:
+        new, decision = withdrawn(old, "withdraw", why, now, by="gateway.yaml")
+        states.swap(old.version, new, decision)
+        return
+
+    def planned(state: ExperimentState, threshold: float | None) -> ExperimentState:
+        stage = plan[state.stage]
+        update = {"kind": stage.kind, "share": share_at(stage), "threshold": threshold}
+        return state.model_copy(update=update)
+
+    before = planned(before, _threshold(task, before.serving))
+    own = None if before.serving is not None else student_of(file, task)
+    if own is not None and before.student not in (None, own):
+        another, _ = with_student(before, plan, own, now)
+        before = another.model_copy(update={"version": before.version})
+    beside = climbing.model_copy(update={"before": before})
+    new = planned(old, climbing.folder.threshold).model_copy(
+        update={"version": old.version + 1, "candidate": beside}
+    )
+    if (new.kind, new.share) != (old.kind, old.share):
+        new = new.model_copy(update={"counts_from": new.version})
+    elif beside == climbing:
+        return
+    decision = Decision(
+        at=now,
+        task=old.task,
+        action="hold",
+        from_stage=old.stage,
+        to_stage=new.stage,
+        reason="gateway.yaml says otherwise",
+        numbers={"kind": new.kind, "share": new.share, "running": before.kind},
+        by="gateway.yaml",
+        student=climbing.folder.name,
+    )
+    states.swap(old.version, new, decision)
+
+
+def _below(file: GatewayFile, folder: StudentFolder | None) -> bool:
+    """Whether a student's folder is of those that the file allows."""
+    if folder is None:
+        return True
+    roots = () if file.students is None else file.students.roots
+    return any(Path(folder.path).is_relative_to(root.resolve()) for root in roots)
+
+
+def _threshold(task: TaskSection, serving: StudentFolder | None) -> float | None:
+    """Of the running student."""
+    return threshold_of(task) if serving is None or serving.gate == OF_FILE else serving.threshold

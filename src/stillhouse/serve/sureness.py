@@ -14,33 +14,36 @@ from stillhouse.serve.anthropic_shapes import openai_request
 from stillhouse.serve.ask import Ask, path_of, sent_body
 from stillhouse.serve.features import answer_features, first_text, texts_of
 from stillhouse.serve.relay import Unsure
-from stillhouse.serve.seams import Gate, GatePlan, States
+from stillhouse.serve.roster import Roster
+from stillhouse.serve.seams import Gate, GatePlan
 from stillhouse.serve.upstream import Reply, Upstream
 
 
 class Sureness:
-    """What the exchange asks of the gate. `gate` None: every student's answer is shown."""
+    """What the exchange asks of the gate of a request's student."""
 
-    def __init__(self, gate: Gate | None, states: States) -> None:
-        self._gate, self._states = gate, states
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
 
     def plan(self, ask: Ask, kind: str) -> GatePlan | None:
         """What is needed to judge the answer of a student of a kind; `None`: it is not judged."""
-        if self._gate is None or ask.route not in ("chat", "messages") or kind == "anthropic":
+        gate = _gate(ask)
+        if gate is None or ask.route not in ("chat", "messages") or kind == "anthropic":
             return None
-        return self._gate.plan(ask.name)
+        return gate.plan(ask.name)
 
     def gates(self, ask: Ask, kind: str) -> GatePlan | None:
         """`plan`, where an answer that is not sure enough is not shown."""
-        if self._states.get(ask.name).threshold is None:
+        if self._roster.threshold(ask) is None:
             return None
         return self.plan(ask, kind)
 
     async def about(self, ask: Ask) -> None:
         """Note what the request itself says of how sure a student can be."""
-        if self._gate is not None:
+        gate = _gate(ask)
+        if gate is not None:
             body = openai_request(ask.body) if ask.route == "messages" else ask.body
-            ask.features.update(await self._gate.about(ask.name, body))
+            ask.features.update(await gate.about(ask.name, body))
 
     async def ask_often(
         self, ask: Ask, upstream: Upstream, plan: GatePlan, ends: float
@@ -81,11 +84,16 @@ class Sureness:
         Raises:
             Unsure: not enough.
         """
-        assert self._gate is not None
+        gate = _gate(ask)
+        assert gate is not None
         ask.features.update(answer_features(answer, None if whole else plan.window))
         if others:
-            ask.features.update(self._gate.agreement(ask.name, [first_text(answer), *others]))
-        verdict = self._gate.confident(ask.name, ask.features, whole=whole)
+            ask.features.update(gate.agreement(ask.name, [first_text(answer), *others]))
+        verdict = gate.confident(ask.name, ask.features, whole=whole)
         ask.confidence = verdict.probability
         if not verdict.accept:
             raise Unsure
+
+
+def _gate(ask: Ask) -> Gate | None:
+    return None if ask.seat is None else ask.seat.gate

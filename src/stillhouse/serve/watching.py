@@ -18,6 +18,7 @@ from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.gateway_sections import StudentSection, TaskSection
 from stillhouse.serve.in_memory import MemoryLog, MemoryStates
 from stillhouse.serve.policy import Blocked, JudgeTrust
+from stillhouse.serve.presence import Presence
 from stillhouse.serve.scoring import Scoring, scores_pairs
 from stillhouse.serve.seams import Log
 from stillhouse.serve.states import StoredStates
@@ -38,7 +39,11 @@ def feeds_of(file: GatewayFile) -> dict[str, MemoryFeed]:
 
 
 def watch_memory(
-    file: GatewayFile, states: MemoryStates, log: MemoryLog, feeds: Mapping[str, MemoryFeed]
+    file: GatewayFile,
+    states: MemoryStates,
+    log: MemoryLog,
+    feeds: Mapping[str, MemoryFeed],
+    presence: Presence | None = None,
 ) -> Watched:
     """Without a database."""
     scores = _scores(file, log)
@@ -48,12 +53,19 @@ def watch_memory(
         feed=lambda task, since: feeds[task],
         audit=lambda task: [one for one in states.decisions if one.task == task],
         trust=_no_judge if scores is None else scores.trust,
+        missing=_nobody if presence is None else presence.missing,
     )
     return Watched(log if scores is None else scores, scores, Controller(file.tasks, sources))
 
 
 def watch_stored(
-    file: GatewayFile, engine: Engine, states: StoredStates, log: TrafficLog, lease: Lease
+    file: GatewayFile,
+    engine: Engine,
+    states: StoredStates,
+    log: TrafficLog,
+    lease: Lease,
+    *,
+    presence: Presence | None = None,
 ) -> Watched:
     """Over a database that other gateways may share."""
     scores = _scores(file, log)
@@ -63,6 +75,7 @@ def watch_stored(
         feed=lambda task, since: StoredFeed(engine, task, since),
         audit=lambda task: [one.decision for one in states.audit(task)],
         leads=lease.held,
+        missing=_nobody if presence is None else presence.missing,
         trust=_no_judge if scores is None else scores.trust,
         corrected={
             name: CorrectedScoring(engine, log, evidence.task)
@@ -87,6 +100,10 @@ def student_of(file: GatewayFile, task: TaskSection) -> str | None:
 def _scores(file: GatewayFile, log: Log) -> Scoring | None:
     wanted = {name: task for name, task in file.tasks.items() if scores_pairs(task)}
     return Scoring(log, wanted) if wanted else None
+
+
+def _nobody(task: str, name: str, now: float) -> list[str]:
+    return []
 
 
 def _no_judge(task: str) -> JudgeTrust | Blocked | None:

@@ -168,7 +168,7 @@ def build_student(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True
         )
-        model = _load(section.head, task, folder, source)
+        model = _load(section.head, task, folder, source, keep_head=section.keep_head)
     if plain:
         tokenizer.chat_template = None
     if tokenizer.pad_token_id is None:
@@ -258,7 +258,9 @@ def _trimmer(
     return lambda limit: trim_tokenizer(tokenizer, texts, limit, most, labels)
 
 
-def _load(head: str, task: Task, folder: str, source: str) -> PreTrainedModel:
+def _load(
+    head: str, task: Task, folder: str, source: str, *, keep_head: bool = False
+) -> PreTrainedModel:
     plain: dict[str, Any] = {
         "dtype": torch.float32,
         "local_files_only": True,
@@ -298,9 +300,29 @@ def _load(head: str, task: Task, folder: str, source: str) -> PreTrainedModel:
             value=(lost or sorted(missing))[0],
             action="give a model of the right kind, or check student.head",
         )
-    if head == "label":
+    if head == "label" and keep_head:
+        assert isinstance(task, ClassificationTask), "recipes pair head label with labels"
+        _check_head(folder, source, task, missing)
+    elif head == "label":
         _draw_head(model)
     return model
+
+
+def _check_head(folder: str, source: str, task: ClassificationTask, missing: set[str]) -> None:
+    """Refuse to keep a head that is not of these labels in this order.
+
+    Raises:
+        UserError: names the labels that it has.
+    """
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    held = tuple(str(config.id2label[number]) for number in range(config.num_labels))
+    if missing or held != task.labels:
+        raise UserError(
+            "student.keep_head",
+            f"{source} is no classifier of {list(task.labels)}",
+            value=list(held),
+            action="leave student.keep_head out, or give a student of this task",
+        )
 
 
 def _random(auto: Any, folder: str, source: str, plain: dict[str, Any]) -> PreTrainedModel:

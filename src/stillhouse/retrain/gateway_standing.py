@@ -1,0 +1,55 @@
+"""A candidate's climb, read from the gateway's admin API (`seams.Gateway`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stillhouse.retrain.gateway_admin import GatewayAdmin, GatewayState
+from stillhouse.retrain.seams import GatewayStanding
+
+
+class AdminGateway:
+    """`seams.Gateway` over one gateway's admin port."""
+
+    def __init__(self, admin: GatewayAdmin) -> None:
+        self._admin = admin
+
+    def offer(self, task: str, path: Path, name: str, reason: str) -> None:
+        """Begin its experiment; where it climbs already, or answers, nothing is done.
+
+        Raises:
+            GatewayError: it was not begun.
+        """
+        state = self._admin.state(task)
+        if name in (state.candidate, state.student):
+            return
+        self._admin.offer(task, str(path.resolve()), name, reason, version=state.version)
+
+    def standing(self, task: str, name: str) -> GatewayStanding:
+        """How far it is.
+
+        Raises:
+            GatewayError: there was no answer.
+        """
+        state = self._admin.state(task)
+        if state.candidate == name:
+            return GatewayStanding("climbing", state.kind, _said(state))
+        if state.student == name:
+            return GatewayStanding("full", state.kind, _said(state))
+        return GatewayStanding("rolled_back", state.kind, _said(state))
+
+    def withdraw(self, task: str) -> None:
+        """End the experiment; the incumbent stays.
+
+        Raises:
+            GatewayError: there is none.
+        """
+        self._admin.withdraw(task, "it took too long")
+
+
+def _said(state: GatewayState) -> str:
+    if state.problems:
+        return "; ".join(state.problems)
+    if state.killed:
+        return "all traffic goes to the teacher, by an admin's hand"
+    return "no decision yet" if state.last is None else state.last.reason

@@ -1,0 +1,165 @@
+"""loop.yaml's tasks as loops that can be run: its log, registry, gateway and recipes opened.
+
+Knows files and the parts of a loop; takes no step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from stillhouse.core.errors import UserError
+from stillhouse.core.live import LiveRows
+from stillhouse.core.loop_file import LoopFile, load_loop
+from stillhouse.core.loop_sections import LoopTask
+from stillhouse.core.optional import require
+from stillhouse.core.progress import Progress
+from stillhouse.core.recipe_file import load_recipe
+from stillhouse.evaluate.metrics import Resampling
+from stillhouse.retrain.cycle import begun
+from stillhouse.retrain.cycle_choose import Nothing, Plan, planned, said_of
+from stillhouse.retrain.cycle_files import TaskFolder
+from stillhouse.retrain.gateway_admin import GatewayAdmin
+from stillhouse.retrain.gateway_standing import AdminGateway
+from stillhouse.retrain.loop import Loop
+from stillhouse.retrain.registry import Registry
+from stillhouse.retrain.seams import Gateway
+from stillhouse.retrain.window import Span, read_window
+from stillhouse.retraining import PipelineWorkshop
+from stillhouse.serve.gateway_file import GatewayFile, load_gateway
+
+
+class Look(NamedTuple):
+    """What a cycle that begins now would do: counts of its window, and its plan or why none."""
+
+    task: str
+    window: dict[str, int]
+    plan: Plan | None
+    said: str
+
+
+def open_loops(
+    path: Path,
+    task: str | None,
+    progress: Progress,
+    *,
+    clock: Callable[[], float] = time.time,
+    live: LiveRows | None = None,
+) -> list[Loop]:
+    """The tasks of a loop.yaml, or the one that is named.
+
+    Args:
+        path: loop.yaml.
+        task: the gateway's name of one.
+        progress: bars and lines.
+        clock: Unix seconds.
+        live: the log; `None`: the database that the gateway's file names.
+
+    Raises:
+        UserError: a file, key or folder that cannot be used.
+    """
+    file = load_loop(path)
+    if task is not None and task not in file.tasks:
+        raise UserError(
+            "TASK", f"is not in {path}", value=task, action=f"name one of: {', '.join(file.tasks)}"
+        )
+    gateway = load_gateway(Path(file.gateway))
+    rows = live if live is not None else _log_of(gateway, Path(file.gateway))
+    return [
+        _loop(file, name, section, gateway, rows, progress=progress, clock=clock)
+        for name, section in file.tasks.items()
+        if task in (None, name)
+    ]
+
+
+def look(loop: Loop) -> Look:
+    """What the next cycle would do; nothing is written, asked or paid."""
+    unfinished = loop.files.unfinished()
+    if unfinished is not None:
+        said = f"cycle {unfinished.name} is unfinished and would go on with: {unfinished.step}"
+        return Look(loop.name, dict(unfinished.window), None, said)
+    lines = loop.files.journal()
+    cycle = begun(loop, lines, "dry run")
+    window = read_window(
+        loop.live,
+        loop.name,
+        loop.workshop.task,
+        Span(cycle.since, cycle.until, lines[-1].until if lines else None),
+        pool=loop.section.choose.pool,
+        seed=loop.seed + cycle.number,
+        forgotten=loop.forgotten(),
+    )
+    usable = window.counts.get("usable", 0)
+    if usable < loop.section.min_requests:
+        said = f"{usable:,} usable requests, fewer than min_requests: nothing would be done"
+        return Look(loop.name, window.counts, None, said)
+    try:
+        plan = planned(loop, cycle, lines, window.rows)
+    except Nothing as why:
+        return Look(loop.name, window.counts, None, f"{why}: nothing would be done")
+    return Look(loop.name, window.counts, plan, said_of(plan))
+
+
+def _loop(
+    file: LoopFile,
+    name: str,
+    task: LoopTask,
+    gateway: GatewayFile,
+    rows: LiveRows,
+    *,
+    progress: Progress,
+    clock: Callable[[], float],
+) -> Loop:
+    if name not in gateway.tasks:
+        raise UserError(
+            f"tasks.{name}",
+            f"is no task of {file.gateway}",
+            action=f"name one of: {', '.join(gateway.tasks)}",
+        )
+    recipe = load_recipe(Path(task.recipe))
+    first = None if task.run is None else Path(task.run)
+    if first is not None and not first.is_dir():
+        raise UserError(f"tasks.{name}.run", "there is no such folder", value=str(first))
+    files = TaskFolder(Path(file.folder) / name)
+    section = task.retrain
+    how = Resampling(recipe.evaluate.confidence, recipe.evaluate.resamples, recipe.seed)
+    return Loop(
+        name=name,
+        section=section,
+        workshop=PipelineWorkshop(recipe, section, files.root, first, progress),
+        live=rows,
+        registry=Registry(Path(file.registry), clock),
+        files=files,
+        progress=progress,
+        clock=clock,
+        how=how,
+        margin=recipe.evaluate.margin,
+        near_duplicate=recipe.dataset.near_duplicate,
+        first_run=first,
+        gateway=_gateway(gateway, section.gateway_url, file) if section.gateway else None,
+        seed=recipe.seed,
+    )
+
+
+def _gateway(gateway: GatewayFile, url: str | None, file: LoopFile) -> Gateway:
+    if gateway.admin is None:
+        raise UserError(
+            "retrain.gateway",
+            f"{file.gateway} has no admin section, so nobody can be offered a student",
+            action="give it one, or set retrain.gateway: false",
+        )
+    base = url or f"http://{gateway.admin.host}:{gateway.admin.port}"
+    return AdminGateway(GatewayAdmin.from_environment(base, gateway.admin.key_env))
+
+
+def _log_of(gateway: GatewayFile, path: Path) -> LiveRows:
+    if gateway.log.url is None:
+        raise UserError(
+            str(path), "has no log.url: there is no traffic to learn from", action="give it one"
+        )
+    tables = require("stillhouse.serve.tables", "serve", "reading the log")
+    module = require("stillhouse.serve.live_rows", "serve", "reading the log")
+    rows: LiveRows = module.StoredRows(tables.open_database(gateway.log.url))
+    return rows
