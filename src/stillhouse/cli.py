@@ -1,6 +1,7 @@
 """The command line: thin. One subcommand a stage of `run`, plus init, doctor, report and schema.
 
-Exit codes: 0 done, 1 failed, 2 user error, 3 ran but the gate says no. Knows no stage's inside.
+Exit codes: 0 done, 1 failed, 2 user error, 3 ran but the gate says no; of `monitor check` 4 where a
+warning holds and 5 where something critical does. Knows no stage's inside.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from stillhouse import __version__
 from stillhouse.cli_calibrate import calibrate
 from stillhouse.cli_compress import compress
 from stillhouse.cli_images import images
+from stillhouse.cli_monitor import monitor_app
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.cli_plan import plan
 from stillhouse.cli_pretrain import pretrain
@@ -67,6 +69,7 @@ app = typer.Typer(
 )
 app.add_typer(teacher_app)
 app.add_typer(signals_app)
+app.add_typer(monitor_app)
 app.command()(plan)
 app.command()(tune)
 app.command()(curve)

@@ -88,8 +88,13 @@ class SegmentsSection(Section):
 
 
 class ReferenceSection(Section):
-    """What windows are compared with, where the run does not say it."""
+    """What windows are compared with."""
 
+    source: Literal["auto", "run", "windows"] = Field(
+        default="auto",
+        description="The run's held-out set, or the first windows; auto: the run's where the task "
+        "names one, for the student that is served then.",
+    )
     windows: int = Field(default=4, ge=1, le=100, description="The first so many, of a student.")
 
 

@@ -59,38 +59,6 @@ def expected_calibration_error(
     return raw.model_copy(update={"low": max(0.0, raw.low)})
 
 
-def event_calibration_error(
-    confidence: Floats, right: Floats, how: Resampling, bins: int = BINS
-) -> Interval:
-    """ECE of a stated probability of one event, such as "this answer is acceptable".
-
-    sum_k (n_k / N) |share right_k - mean confidence_k|, as `expected_calibration_error`, but a
-    confidence below 1/2 is taken as it stands: no other class is meant by it.
-
-    Args:
-        confidence: [N], in [0, 1].
-        right: [N], 1 where the event came true.
-
-    Raises:
-        ValueError: no samples, lengths that differ, or values outside [0, 1].
-    """
-    p, y = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
-    if p.ndim != 1 or p.shape != y.shape or not len(p):
-        raise ValueError("confidence and outcomes must be of one length, at least 1")
-    if not ((p >= 0) & (p <= 1)).all() or not ((y >= 0) & (y <= 1)).all():
-        raise ValueError("confidence and outcomes must lie in [0, 1]")
-    raw = bootstrap_statistic(
-        lambda index: _ece(p[index], y[index], bins),
-        len(p),
-        how.confidence,
-        resamples=how.resamples,
-        seed=how.seed,
-        groups=how.groups,
-        pivot=True,
-    )
-    return raw.model_copy(update={"low": max(0.0, raw.low)})
-
-
 def reliability_curve(
     probabilities: Floats, truth: Ints, bins: int = BINS
 ) -> tuple[ReliabilityBin, ...]:

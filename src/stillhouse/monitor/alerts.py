@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from pydantic import Field, JsonValue
 
@@ -60,6 +60,9 @@ class AlertState(Record):
     problems: Mapping[str, Severity] = Field(
         default_factory=dict, description="What held at the last check, beside its windows."
     )
+    canaries: Mapping[str, Severity] = Field(
+        default_factory=dict, description="What holds since canaries were last asked again."
+    )
     alerted: Mapping[str, Alerted] = Field(default_factory=dict)
     raised: tuple[float, ...] = Field(default=(), description="Alerts of the last hour.")
     storm_at: float | None = None
@@ -71,12 +74,15 @@ class AlertState(Record):
     @property
     def severity(self) -> Severity | None:
         """The worst of what holds now; `None`: nothing does."""
-        held = [*self.active.values(), *self.problems.values()]
+        held = [*self.active.values(), *self.problems.values(), *self.canaries.values()]
         return max(held, key=SEVERITIES.index) if held else None
 
 
+Source = Literal["active", "problems", "canaries"]
+
+
 class Span(NamedTuple):
-    """The window that findings are of. `number` 0: of the check itself."""
+    """The window that findings are of. `number` 0: of no window."""
 
     task: str
     number: int
@@ -99,11 +105,13 @@ def judge_findings(
     section: AlertsSection,
     persist: tuple[int, int],
     now: float,
+    place: Source = "active",
 ) -> Raised:
     """The alerts that findings give now.
 
     Args:
-        findings: all of a window, or (number 0) all problems that there are at this check.
+        findings: all that there are of one source: a window (`active`), the check itself
+            (`problems`), canaries.
         persist: k and m: flagged in k of the last m windows, the newest included.
     """
     needed, out_of = persist
@@ -119,7 +127,6 @@ def judge_findings(
         if finding.flagged and sum(row) >= needed:
             holding.append((finding, sum(row), len(row)))
     now_active = {finding.key: finding.severity for finding, _, _ in holding}
-    place = "problems" if span.number == 0 else "active"
     state = state.model_copy(update={"history": history, place: now_active})
     due = [one for one in holding if _is_due(one[0], state.alerted.get(one[0].key), section, now)]
     due.sort(key=lambda one: (-SEVERITIES.index(one[0].severity), one[0].key))

@@ -19,8 +19,9 @@ from scipy.special import ndtr, ndtri, stdtr
 from stillhouse.core.bootstrap import group_ids
 from stillhouse.core.multiplicity import holm
 from stillhouse.core.statistics import Interval
-from stillhouse.monitor.figures import CONFIDENCE, FEW
+from stillhouse.monitor.figures import FEW
 from stillhouse.monitor.records import AlertKind, Finding, Severity
+from stillhouse.monitor.resampling import CONFIDENCE
 
 _Z: Final = float(ndtri((1 + CONFIDENCE) / 2))
 TWICE: Final = 2.0

@@ -20,6 +20,7 @@ import aiohttp
 from stillhouse.core.errors import UserError
 from stillhouse.core.loop_monitor import AlertsSection
 from stillhouse.monitor.records import Alert
+from stillhouse.monitor.state import Undelivered
 
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 EXAMPLE_CHARS: Final = 150
@@ -155,18 +156,22 @@ def _escaped(text: str) -> str:
 
 
 def deliver_all(
-    available: Sequence[Channel], waiting: Sequence[tuple[Name, Alert]]
-) -> dict[tuple[Name, str], str | None]:
-    """What became of each (channel, alert id); a channel that failed is not tried again here."""
+    available: Sequence[Channel], waiting: Sequence[Undelivered], alerts: Mapping[str, Alert]
+) -> list[Undelivered]:
+    """Send what waits, oldest first; returns what still does.
+
+    A channel that failed is not tried again here. What waits for a channel that loop.yaml no longer
+    names, or is of an alert that is not kept any more, is dropped.
+    """
     by_name = {channel.name: channel for channel in available}
-    down: dict[Name, str] = {}
-    told: dict[tuple[Name, str], str | None] = {}
-    for name, alert in waiting:
-        channel = by_name.get(name)
-        if channel is None:
+    down: dict[str, str] = {}
+    left: list[Undelivered] = []
+    for one in waiting:
+        channel, alert = by_name.get(one.channel), alerts.get(one.alert)
+        if channel is None or alert is None:
             continue
-        problem = down.get(name) or deliver(channel, alert)
+        problem = down.get(one.channel) or deliver(channel, alert)
         if problem is not None:
-            down[name] = problem
-        told[name, alert.id] = problem
-    return told
+            down[one.channel] = problem
+            left.append(one.model_copy(update={"tries": one.tries + 1, "problem": problem}))
+    return left

@@ -3,35 +3,32 @@
 Each with its number of samples, of units, and an interval that draws whole units, since answers to
 one user are alike. Knows samples; not when they came, nor what they should be.
 
-Shapes: N samples, C labels.
+Shapes: N samples, C labels, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from stillhouse.core.bootstrap import Indices
 from stillhouse.core.live import LiveRow
-from stillhouse.core.statistics import (
-    Interval,
-    bootstrap_mean,
-    bootstrap_statistic,
-    clustered_wilson,
-)
-from stillhouse.evaluate.calibration import event_calibration_error
-from stillhouse.evaluate.metrics import Resampling
+from stillhouse.core.statistics import Interval, bootstrap_mean, clustered_wilson
 from stillhouse.monitor.records import Figure, Population
+from stillhouse.monitor.resampling import (
+    CONFIDENCE,
+    RESAMPLES,
+    SEED,
+    interval_of_sums,
+    quantile_interval,
+    sums_by_unit,
+)
 from stillhouse.monitor.samples import Judged, Pair
 
 Floats = npt.NDArray[np.float64]
-CONFIDENCE: Final = 0.95
-RESAMPLES: Final = 1000
 BINS: Final = 10
-SEED: Final = 0
 FEW: Final = 5
 
 
@@ -109,16 +106,17 @@ def divergence_figure(pairs: Sequence[Pair], population: Population, windows: in
     interval: Interval | None = None
     if len(set(units)) >= FEW:
         names = sorted({label for pair in read for label in pair.labels or ()})
-        number = {name: index for index, name in enumerate(names)}
-        ids = np.array([[number[one] for one in pair.labels or ()] for pair in read])  # [N, 2]
+        said = np.zeros((len(read), 2 * len(names)))  # [N, 2 C]: the student's label, the teacher's
+        for index, pair in enumerate(read):
+            own, other = pair.labels or ("", "")
+            said[index, names.index(own)] = 1
+            said[index, len(names) + names.index(other)] = 1
 
-        def statistic(index: Indices) -> float:
-            return js_divergence(
-                np.bincount(ids[index, 0], minlength=len(names)).astype(np.float64),
-                np.bincount(ids[index, 1], minlength=len(names)).astype(np.float64),
-            )
+        def statistic(sums: Floats) -> Floats:
+            return js_divergence(sums[:, : len(names)], sums[:, len(names) :])
 
-        interval = _bootstrapped(statistic, units, pivot=True)
+        parts = sums_by_unit(said, units)
+        interval = interval_of_sums(statistic, parts, len(read), least=0.0)
     return Figure(
         name="divergence",
         population=population,
@@ -131,15 +129,39 @@ def divergence_figure(pairs: Sequence[Pair], population: Population, windows: in
     )
 
 
-def js_divergence(p: Floats, q: Floats) -> float:
-    """Jensen-Shannon divergence in nats of two vectors of counts or shares, [C]."""
-    a, b = p / p.sum(), q / q.sum()
+def js_divergence(p: Floats, q: Floats) -> Floats:
+    """Jensen-Shannon divergence in nats of two distributions, given as counts or shares.
+
+    Args:
+        p: [R, C]; a row that is all 0 has no distribution and gives 0.
+        q: [R, C].
+    """
+    a = p / np.maximum(p.sum(axis=1, keepdims=True), 1e-300)
+    b = q / np.maximum(q.sum(axis=1, keepdims=True), 1e-300)
     m = (a + b) / 2
-    total = 0.0
+    total = np.zeros(len(p))
     for one in (a, b):
-        held = one > 0
-        total += float((one[held] * np.log(one[held] / m[held])).sum()) / 2
-    return max(0.0, total)
+        ratio = np.where(one > 0, one / np.where(m > 0, m, 1.0), 1.0)
+        total += (one * np.log(ratio)).sum(axis=1) / 2
+    return np.maximum(total, 0.0)
+
+
+def calibration_error(confidence: Floats, right: Floats, units: Sequence[str]) -> Interval:
+    """ECE of a stated probability: sum_k (n_k / N) |share right_k - mean confidence_k|.
+
+    K = 10 equal-width bins (Guo et al. 2017); a confidence below 1/2 is taken as it stands, for it
+    is of one event: that the answer is acceptable.
+    """
+    which = np.clip(np.ceil(confidence * BINS - 1e-9).astype(np.int64) - 1, 0, BINS - 1)
+    gaps = np.zeros((len(right), BINS + 1))
+    gaps[np.arange(len(right)), which] = right - confidence
+    gaps[:, BINS] = 1
+
+    def statistic(sums: Floats) -> Floats:
+        found: Floats = np.abs(sums[:, :BINS]).sum(axis=1) / sums[:, BINS]
+        return found
+
+    return interval_of_sums(statistic, sums_by_unit(gaps, units), len(right), least=0.0)
 
 
 def calibration_figures(
@@ -153,8 +175,7 @@ def calibration_figures(
     p = np.array([min(max(value, 0.0), 1.0) for _, value in known])
     y = np.array([one.right for one, _ in known])
     enough = len(set(units)) >= FEW
-    how = Resampling(CONFIDENCE, RESAMPLES, SEED, units)
-    ece = event_calibration_error(p, y, how, BINS) if enough else None
+    ece = calibration_error(p, y, units) if enough else None
     brier = (
         bootstrap_mean((p - y) ** 2, CONFIDENCE, resamples=RESAMPLES, seed=SEED, groups=units)
         if enough
@@ -218,9 +239,8 @@ def _quantile(
 ) -> Figure:
     units = [unit for unit, _ in values]
     x = np.array([value for _, value in values])
-    interval: Interval | None = None
-    if len(set(units)) >= FEW:
-        interval = _bootstrapped(lambda index: float(np.quantile(x[index], q)), units)
+    enough = len(set(units)) >= FEW
+    interval = quantile_interval(x, units, q) if enough else None
     return Figure(
         name=name,
         population=population,
@@ -230,22 +250,6 @@ def _quantile(
         unit="ms",
         note="" if interval is not None else f"{len(set(units))} units: too few",
     )
-
-
-def _bootstrapped(
-    statistic: Callable[[Indices], float], units: Sequence[str], *, pivot: bool = False
-) -> Interval:
-    distinct = len(set(units)) == len(units)
-    found = bootstrap_statistic(
-        statistic,
-        len(units),
-        CONFIDENCE,
-        resamples=RESAMPLES // 2,
-        seed=SEED,
-        groups=None if distinct else list(units),
-        pivot=pivot,
-    )
-    return found.model_copy(update={"low": max(0.0, found.low)}) if pivot else found
 
 
 def _few(values: Sequence[float], units: Sequence[str]) -> str:

@@ -47,8 +47,16 @@ class Past(Record):
     number: int
     since: float
     until: float
-    requests: int
+    requests: int = Field(description="As they were counted when it was judged.")
+    random: int = Field(default=0, description="Pairs whose units were drawn by hash.")
     student: str | None = None
+
+
+class Baseline(Record):
+    """A student's first windows, and what they showed once there were enough of them."""
+
+    past: tuple[Past, ...] = ()
+    reference: Reference | None = None
 
 
 class Undelivered(Record):
@@ -71,15 +79,19 @@ class WatchState(Record):
     windows: int = Field(default=0, description="Lines of windows.jsonl that count.")
     alerts: int = Field(default=0, description="Lines of alerts.jsonl that count.")
     past: tuple[Past, ...] = ()
-    baseline: tuple[Past, ...] = Field(
-        default=(), description="The student's first windows: the reference where no run is one."
+    baselines: Mapping[str, Baseline] = Field(
+        default_factory=dict, description="By student: what it did when it was new."
     )
-    reference: Reference | None = Field(default=None, description="What these windows showed.")
+    run: str | None = Field(default=None, description="The run that is the reference ...")
+    run_student: str | None = Field(default=None, description="... and the student it is held for.")
     alerting: AlertState = AlertState()
     persistence: Persistence | None = None
     undelivered: tuple[Undelivered, ...] = ()
     canaries_at: float | None = Field(default=None, description="Of the last replay.")
     canaries_number: int = Field(default=0, description="Replays so far.")
+    canary_problems: tuple[tuple[str, str], ...] = Field(
+        default=(), description="Of the last replay: cause, what happened."
+    )
 
 
 def task_folder(folder: Path, task: str) -> Path:

@@ -102,3 +102,35 @@ def _by_hours(window: _Growing, length: float, at: float) -> Iterator[Window]:
     count = int((at - begin) // length)
     if count > 0:
         yield _Growing(begin, 1).ended(begin + count * length, empties=count)
+
+
+class Gathered(NamedTuple):
+    """Requests that are kept, of how many."""
+
+    rows: list[LiveRow]
+    requests: int
+
+
+def gathered(rows: Iterable[LiveRow], most: int) -> Gathered:
+    """All of them, or, where they are too many, those of some units, by hash."""
+    window = _Growing(0.0, most)
+    for row in rows:
+        window.add(row)
+    found = window.ended(0.0)
+    return Gathered(found.rows, found.requests)
+
+
+def in_bounds(
+    rows: Iterable[LiveRow], bounds: Iterable[tuple[float, float]], most: int
+) -> Iterator[Gathered]:
+    """The requests of each (since, until), both in rising order; those between are left out."""
+    source = iter(rows)
+    waiting = next(source, None)
+    for since, until in bounds:
+        window = _Growing(since, most)
+        while waiting is not None and waiting.at < until:
+            if waiting.at >= since:
+                window.add(waiting)
+            waiting = next(source, None)
+        found = window.ended(until)
+        yield Gathered(found.rows, found.requests)
