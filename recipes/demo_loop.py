@@ -4,10 +4,10 @@
     python recipes/demo_loop.py --exit    # ends when the story is told
 
 What runs: `stillhouse serve` with the run's student in it, the run's teacher as a server
-(`demo_loop_teacher`), users who replay real texts (`demo_loop_traffic`), `stillhouse monitor check`,
-`stillhouse retrain` and `stillhouse dashboard`, each as a user would start it. Time is compressed
+(`demo_loop_teacher`), users who replay real texts (`demo_loop_traffic`), and the commands
+`stillhouse monitor`, `retrain` and `dashboard`, each as a user would start it. Time is compressed
 (`demo_loop_files`): hundreds of requests stand for days. Every step is checked, and what was seen
-is in RUN/story.json; a step that does not come about ends the demo with what it waited for.
+is in OUT/story.json; a step that does not come about ends the demo with what it waited for.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 NAME: Final = "reviews"  # the gateway's name of the task
+# What gpt-4.1 costs, USD per million tokens, so that there is something to save: this one is free.
+PRICE: Final = {"input": 2, "output": 8}
 
 
 class Scale(NamedTuple):
@@ -90,8 +92,7 @@ def _gateway(places: Places, scale: Scale, task: dict[str, Any]) -> dict[str, An
             "teacher": {
                 "base_url": places.teacher,
                 "model": "teacher",
-                # What gpt-4.1 costs, so that there is something to save; the teacher here is free.
-                "price": {"input": 2, "output": 8},
+                "price": PRICE,
                 "deadlines": {"total_s": 290, "first_token_s": 290},
                 "queue": {"wait_s": 290},
             },
@@ -166,6 +167,9 @@ def _recipe(places: Places, recipe: dict[str, Any]) -> dict[str, Any]:
             "base_url": places.teacher,
             "concurrency": 16,
             "terms": {"may_train": True, "says": "the demo's own teacher", "on": "2026-11-30"},
+        },
+        "prices": {
+            "models": {"teacher": {f"{kind}_usd_per_mtok": usd for kind, usd in PRICE.items()}}
         },
         "train": {**recipe["train"], "alpha": 0, "epochs": 2, "evals": 1},
         "evaluate": {**recipe["evaluate"], "speed_queries": 8, "speed_repeats": 1},

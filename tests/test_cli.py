@@ -50,6 +50,7 @@ OPTIONS = {
     "forget": {"folders", "user", "dry_run", "as_json"},
     "teacher": set(),
     "signals": set(),
+    "monitor": set(),
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
     "compress": {*STAGE_OPTIONS, "student"},
     "serve": {"file"},
@@ -94,6 +95,10 @@ TEACHER_OPTIONS = {
     "check": {"recipe", "overrides", "as_json"},
     "tune": STAGE_OPTIONS,
 }
+MONITOR_OPTIONS = {
+    "check": {"loop", "task", "as_json"},
+    "freeze": {"loop", "task", "again", "as_json"},
+}
 SIGNALS_OPTIONS = {"verify": {"folder", "sample", "most", "as_json"}}
 
 
@@ -120,6 +125,7 @@ def test_the_option_list_is_pinned() -> None:
     assert options_of(group) == OPTIONS
     assert options_of(getattr(group, "commands")["teacher"]) == TEACHER_OPTIONS  # noqa: B009
     assert options_of(getattr(group, "commands")["signals"]) == SIGNALS_OPTIONS  # noqa: B009
+    assert options_of(getattr(group, "commands")["monitor"]) == MONITOR_OPTIONS  # noqa: B009
 
 
 def test_the_options_of_the_store_commands_are_pinned() -> None:

@@ -194,22 +194,24 @@ class CanaryAsker:
             if path.name < f"replay-{number:05d}.jsonl":
                 path.unlink(missing_ok=True)
 
+    def forget_freezing(self) -> None:
+        """The stores of a freezing that is done: a new one asks anew."""
+        for path in (self._folder / STORES).glob("freeze-*.jsonl"):
+            path.unlink(missing_ok=True)
+
     def freeze(
-        self, queries: Sequence[Query], now: float, *, student: bool, number: int
+        self, queries: Sequence[Query], now: float, *, student: bool
     ) -> tuple[list[Frozen], list[str]]:
         """Ask for the first time: the teacher twice, so that its noise is known.
-
-        Args:
-            number: of the freezing, which has stores of its own.
 
         Raises:
             StillhouseError: the teacher gives no answer.
         """
-        first = self.teacher(queries, f"freeze-{number:05d}-a")
+        first = self.teacher(queries, "freeze-first")
         if not first.texts:
             _, told = first.problem or ("", "the teacher gave no answer")
             raise StillhouseError(f"canaries: {told}")
-        again = self.teacher(queries, f"freeze-{number:05d}-b")
+        again = self.teacher(queries, "freeze-second")
         own = [self.student(queries) if student else Said({}) for _ in range(2)]
         notes = [said.problem[1] for said in (first, again, *own[:1]) if said.problem is not None]
         frozen = [

@@ -7,7 +7,7 @@ where things are; judges nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -167,6 +167,7 @@ def watch(loop: Loop, name: str, rows: LiveRows) -> Watched:
         language=language,
         channels=channels(section.monitor.alerts),
         replay=_replay(loop, name, recipe, folder),
+        held_out=frozenset(one.id for one in examples) if section.run is not None else None,
     )
 
 
@@ -207,12 +208,15 @@ def freeze_canaries(path: Path, name: str, *, again: bool) -> FrozenCanaries:
                 f"tasks.{name}", "has no requests to choose from", action="name its run, or wait"
             )
         asker = _asker(loop, name, recipe, folder)
-        number = len(list((folder / "canaries").glob("freeze-*-a.jsonl"))) + (1 if held else 0)
-        frozen, notes = asker.freeze(
-            picked, time.time(), student=settings.student, number=max(1, number)
-        )
-        frozen = [one.model_copy(update={"request_at": sources.get(one.id)}) for one in frozen]
+        frozen, notes = asker.freeze(picked, time.time(), student=settings.student)
+        frozen = [
+            one.model_copy(update={"request": one.id, "request_at": sources[one.id]})
+            if one.id in sources
+            else one
+            for one in frozen
+        ]
         write_canaries(folder, frozen)
+        asker.forget_freezing()
     return FrozenCanaries(name, len(frozen), str(folder / "canaries.jsonl"), tuple(notes))
 
 
@@ -240,15 +244,14 @@ def _asker(loop: Loop, name: str, recipe: Recipe, folder: Path) -> CanaryAsker:
     )
 
 
-def _replay(loop: Loop, name: str, recipe: Recipe, folder: Path) -> Any:
+def _replay(loop: Loop, name: str, recipe: Recipe, folder: Path) -> Callable[[int], Replay] | None:
     settings = loop.file.tasks[name].monitor.canaries
-    frozen = read_canaries(folder) if settings is not None else []
-    if settings is None or not frozen:
+    if settings is None or not read_canaries(folder):
         return None
 
     def replay(number: int) -> Replay:
         asker = _asker(loop, name, recipe, folder)
-        return asker.replay(frozen, number, student=settings.student)
+        return asker.replay(read_canaries(folder), number, student=settings.student)
 
     return replay
 

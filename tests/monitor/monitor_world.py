@@ -1,4 +1,4 @@
-"""A watched task for tests: a gateway's real SQLite log, filled by seeded draws, and a loop.yaml."""
+"""A watched task for tests: a real SQLite log of a gateway, filled by seeded draws; loop.yaml."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class World:
 
     def __init__(self, folder: Path, monitor: dict[str, Any] | None = None, **loop: Any) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self.url = f"sqlite:///{folder}/gateway.db"
         self.engine: Engine = open_database(self.url)
         self.loop = folder / "loop.yaml"
@@ -48,6 +49,9 @@ class World:
         self.monitor = section
         self.more = loop
         self.teacher: dict[str, Any] = {"model": "embedded"}
+        self.prices: dict[str, Any] = {}
+        self.student_url = "http://127.0.0.1:9/v1"
+        self.key_env: str | None = None
         self.log = TrafficLog(
             self.engine,
             redact=lambda text: text,
@@ -62,7 +66,11 @@ class World:
             "log": {"url": self.url},
             "upstreams": {
                 "big": {"base_url": "http://127.0.0.1:9/v1", "model": "big"},
-                "small": {"base_url": "http://127.0.0.1:9/v1", "model": "small"},
+                "small": {
+                    "base_url": self.student_url,
+                    "model": "small",
+                    "api_key_env": self.key_env,
+                },
             },
             "tasks": {"reviews": {"teacher": "big", "student": "small"}},
         }
@@ -71,6 +79,7 @@ class World:
             "task": TASK,
             "traffic": {"path": "traffic.jsonl"},
             "teacher": self.teacher,
+            "prices": self.prices,
             "student": {"head": "label", "from": "embedded-encoder"},
         }
         task = {"recipe": "recipe.yaml", "monitor": self.monitor, **self.more}

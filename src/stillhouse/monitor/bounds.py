@@ -60,7 +60,9 @@ def moments(values: Sequence[float], units: Sequence[str]) -> Moments:
     binary = bool(np.isin(x, (0.0, 1.0)).all())
     # Where all are equal the design effect cannot be seen: as if those of a unit always were.
     effective = n * n / float((sizes**2).sum())
-    if binary and 0 < mean < 1 and groups > 1:
+    if groups == n:
+        effective = float(n)
+    elif binary and 0 < mean < 1 and groups > 1:
         effective = min(float(n), mean * (1 - mean) / variance) if variance > 0 else float(n)
     return Moments(mean, variance, n, groups, effective, binary)
 
@@ -149,7 +151,7 @@ def fallen(
             severity=severity,
             flagged=False,
             summary=f"{what} is {_percent(live.mean)} ({_range(interval)}), {words}; "
-            f"{live.n:,} answers of {live.units:,} users",
+            f"{live.n:,} answers of {live.units:,} units",
             effect=effect,
             bound=drop,
             interval=interval,
@@ -176,7 +178,7 @@ def overconfident(
             flagged=False,
             summary=f"{what}: confidence is {100 * live.mean:.1f} points above the share that is "
             f"right ({100 * interval.low:.1f} to {100 * interval.high:.1f}; {100 * bound:g} are "
-            f"allowed); {live.n:,} answers of {live.units:,} users",
+            f"allowed); {live.n:,} answers of {live.units:,} units",
             effect=live.mean,
             bound=bound,
             interval=interval,

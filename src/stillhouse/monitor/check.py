@@ -26,7 +26,7 @@ from stillhouse.monitor.pools import RANDOM, Kept, Setting
 from stillhouse.monitor.records import Alert, Finding, Severity, WindowReport
 from stillhouse.monitor.samples import main_student
 from stillhouse.monitor.state import Past, Place, Undelivered, WatchState
-from stillhouse.monitor.striking import gone, placed, without_texts
+from stillhouse.monitor.striking import gone, placed, strike_canaries, without_texts
 from stillhouse.monitor.windows import HOUR_S, Window, windows
 
 DAY_S: Final = 86_400.0
@@ -39,6 +39,7 @@ class Watched(NamedTuple):
     """A task that is watched, and all that is needed for it.
 
     `replay` asks the canaries again, given the number of the replay; `None`: there are none.
+    `held_out` are the ids of the run's samples, which canaries may be of.
     """
 
     setting: Setting
@@ -49,6 +50,7 @@ class Watched(NamedTuple):
     language: Callable[[str], str | None] | None = None
     channels: Sequence[Channel] = ()
     replay: Callable[[int], Replay] | None = None
+    held_out: frozenset[str] | None = None
 
 
 class Checked(NamedTuple):
@@ -92,6 +94,7 @@ class _Check:
         self._replay: Replay | None = None
 
     def run(self) -> Checked:
+        strike_canaries(self._w.place.root, self._name, self._w.rows, self._w.held_out)
         earlier = self._base.earlier(self._state.past)
         problems = self._around(earlier.late)
         self._state = self._state.model_copy(update={"past": earlier.past})

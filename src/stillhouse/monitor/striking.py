@@ -1,16 +1,18 @@
-"""Texts leave alerts when their request has left the log: deleted for its user, or for its age.
+"""Texts leave alerts and canaries when their request left the log: for its user, or for its age.
 
-Knows alerts and rows; what is deleted from the log is not decided here.
+Knows alerts, canaries and rows; what is deleted from the log is not decided here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from pydantic import JsonValue
 
 from stillhouse.core.live import LiveRows
+from stillhouse.monitor.canaries import read_canaries, write_canaries
 from stillhouse.monitor.drift_records import CauseFinding, DriftReport
 from stillhouse.monitor.records import Alert
 
@@ -27,13 +29,36 @@ def gone(task: str, rows: LiveRows, alerts: Iterable[Alert]) -> dict[str, frozen
                 continue
             key = float(at), request
             if key not in known:
-                same = rows.rows(task, since=key[0], until=math.nextafter(key[0], math.inf))
-                known[key] = any(row.id == request for row in same)
+                known[key] = _is_held(rows, task, request, key[0])
             if not known[key]:
                 lost.add(request)
         if lost:
             found[alert.id] = frozenset(lost)
     return found
+
+
+def strike_canaries(folder: Path, task: str, rows: LiveRows, held: frozenset[str] | None) -> int:
+    """Remove the canaries whose request left the log, or whose sample left the run; how many.
+
+    Args:
+        held: ids of the run's held-out samples; `None`: there is no run to ask.
+    """
+    frozen = read_canaries(folder)
+    kept = []
+    for one in frozen:
+        if one.request is not None and one.request_at is not None:
+            if _is_held(rows, task, one.request, one.request_at):
+                kept.append(one)
+        elif held is None or one.id in held:
+            kept.append(one)
+    if len(kept) < len(frozen):
+        write_canaries(folder, kept)
+    return len(frozen) - len(kept)
+
+
+def _is_held(rows: LiveRows, task: str, request: str, at: float) -> bool:
+    same = rows.rows(task, since=at, until=math.nextafter(at, math.inf))
+    return any(row.id == request for row in same)
 
 
 def without_texts(report: DriftReport) -> DriftReport:
