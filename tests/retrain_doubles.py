@@ -273,6 +273,7 @@ def loop_of(
         progress=Silent(),
         clock=clock,
         how=Resampling(0.95, 200, 0),
+        near_duplicate=1.0,
         first_run=first_run,
         gateway=gateway,
     )

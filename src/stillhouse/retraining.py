@@ -170,7 +170,8 @@ class PipelineWorkshop:
 
     def _share(self, recipe: Recipe, folder: Path) -> None:
         """Have the shared store there, and the first run's stages that would be the same."""
-        folder.mkdir(parents=True, exist_ok=True)
+        for needed in (folder, self._store_folder()):
+            needed.mkdir(parents=True, exist_ok=True)
         link(folder / STORE, self._store_folder())
         if self._first is None:
             return
@@ -189,12 +190,9 @@ class PipelineWorkshop:
 
     def _store_folder(self) -> Path:
         """The first run's store, or one of the task's own."""
-        own = self._root / STORE
         if self._first is not None and (self._first / STORE).exists():
-            link(own, self._first / STORE)
-        else:
-            own.mkdir(parents=True, exist_ok=True)
-        return own
+            return self._first / STORE
+        return self._root / STORE
 
     def _read_store(self) -> AnswerStore | None:
         path = self._store_folder() / STORE_FILE

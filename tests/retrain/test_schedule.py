@@ -1,0 +1,161 @@
+"""When cycles are due, which alerts start one, and the process that runs on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrain_doubles import DAY, START, Clock, FakeGateway, FakeWorkshop, Rows, day_of_rows, loop_of
+from stillhouse.core.errors import UserError
+from stillhouse.core.loop_retrain import RetrainSection, duration_s
+from stillhouse.retrain.cycle_records import CycleLine
+from stillhouse.retrain.daemon import watch
+from stillhouse.retrain.schedule import Alarm, due, read_alarms
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def line(at: float) -> CycleLine:
+    return CycleLine(
+        number=1,
+        task="mood",
+        reason="once",
+        started_at=at,
+        ended_at=at,
+        since=0,
+        until=at,
+        outcome="nothing",
+        verdict="",
+    )
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400)])
+def test_durations(text: str, seconds: float) -> None:
+    assert duration_s(text) == seconds
+    assert duration_s("7d") == 7 * DAY == duration_s("1w")
+
+
+@pytest.mark.parametrize("text", ["7", "d", "-3d", "0h", "7 days", "7D", ""])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a number above 0 and a unit"):
+        duration_s(text)
+    with pytest.raises(ValueError, match="must be a number above 0 and a unit"):
+        RetrainSection(window=text)
+
+
+def test_the_least_interval_cannot_be_longer_than_the_usual() -> None:
+    with pytest.raises(ValueError, match="shorter than min_interval"):
+        RetrainSection(every="1d", min_interval="2d")
+
+
+def test_the_first_cycle_is_due_at_once_and_the_next_when_its_time_has_come() -> None:
+    assert due([], [], now=50, every_s=10, min_interval_s=5) == (50, "every")
+    assert due([line(50)], [], now=52, every_s=10, min_interval_s=5) == (60, "every")
+    assert due([line(50)], [], now=99, every_s=10, min_interval_s=5) == (99, "every")
+    assert due([line(50)], [], now=52, every_s=None, min_interval_s=5).at is None
+
+
+def test_an_alert_is_heard_once_and_not_before_the_least_interval() -> None:
+    old, new = Alarm("a1", 40, "accuracy", ""), Alarm("a2", 51, "input_shift", "")
+    assert due([line(50)], [old], now=52, every_s=None, min_interval_s=5).at is None
+    storm = [old, *[new] * 500]
+    found = due([line(50)], storm, now=52, every_s=None, min_interval_s=5)
+    assert found == (55, "alert a2 (input_shift)")
+
+
+def test_a_drifting_teacher_starts_nothing(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {"id": "1", "at": 3, "kind": "teacher_drift"},
+        {"id": "2", "at": 2, "kind": "fidelity", "summary": "s"},
+        {"id": "3", "at": 1, "kind": "accuracy"},
+        {"id": "4"},
+        [],
+        {"id": "5", "at": "x", "kind": "accuracy"},
+    ]
+    text = "".join(json.dumps(raw) + "\n" for raw in rows) + '{"id": "6", "at": 9, "ki'
+    (tmp_path / "alerts.jsonl").write_text(text, encoding="utf-8")
+    assert [alarm.id for alarm in read_alarms(tmp_path)] == ["3", "2"]
+    assert read_alarms(tmp_path / "none") == []
+
+
+class Waiting:
+    """Moves the clock a minute at a time, and stops at an hour that the test names."""
+
+    def __init__(self, clock: Clock, until: float) -> None:
+        self.clock, self.until = clock, until
+
+    def __call__(self, seconds: float) -> bool:
+        self.clock.now += max(seconds, DAY / 8)
+        return self.clock.now >= self.until
+
+
+def test_it_runs_cycles_as_they_become_due(tmp_path: Path) -> None:
+    rows = Rows([r for day in range(4) for r in day_of_rows(day)])
+    clock = Clock(START + DAY)
+    loop = loop_of(tmp_path, rows, clock, min_interval="12h")
+    watch([loop], every_s=DAY, on_alert=False, wait=Waiting(clock, START + 4.5 * DAY))
+    lines = loop.files.journal()
+    assert [one.reason for one in lines] == ["every"] * 4
+    assert [one.outcome for one in lines] == ["promoted"] * 4
+    assert all(b.started_at - a.started_at >= DAY for a, b in zip(lines, lines[1:], strict=False))
+
+
+def test_it_waits_out_a_teacher_that_is_down_and_a_climb(tmp_path: Path) -> None:
+    clock, gateway = Clock(START + DAY), FakeGateway()
+    loop = loop_of(tmp_path, Rows(day_of_rows(0)), clock, gateway=gateway)
+    workshop = loop.workshop
+    assert isinstance(workshop, FakeWorkshop)
+    workshop.down = True
+    looks: list[str] = []
+
+    def wait(_: float) -> bool:
+        clock.now += 700
+        state = loop.files.unfinished()
+        looks.append("done" if state is None else state.step)
+        workshop.down = len(looks) < 2
+        if len(looks) == 4:
+            gateway.now = gateway.now._replace(standing="full")
+        return len(looks) >= 6
+
+    watch([loop], every_s=7 * DAY, on_alert=False, wait=wait)
+    assert looks == ["ask", "ask", "decide", "decide", "done", "done"]
+    assert loop.files.journal()[0].outcome == "promoted"
+
+
+def test_by_alerts_alone_it_starts_with_an_alert(tmp_path: Path) -> None:
+    clock = Clock(START + DAY)
+    loop = loop_of(tmp_path, Rows(day_of_rows(0)), clock)
+    looks = 0
+
+    def wait(_: float) -> bool:
+        nonlocal looks
+        looks += 1
+        clock.now += 60
+        if looks == 2:
+            alert = {"id": "a7", "at": clock.now, "kind": "input_shift", "summary": "new words"}
+            (loop.files.root / "alerts.jsonl").write_text(json.dumps(alert) + "\n")
+        assert looks < 3 or loop.files.journal()
+        return looks == 4
+
+    watch([loop], every_s=None, on_alert=True, wait=wait)
+    (one,) = loop.files.journal()
+    assert one.reason == "alert a7 (input_shift)"
+
+
+def test_the_month_is_waited_for_and_a_mistake_is_not(tmp_path: Path) -> None:
+    rows = Rows([r for day in range(40) for r in day_of_rows(day, 100)])
+    clock = Clock(START + DAY)
+    loop = loop_of(tmp_path, rows, clock, monthly_usd=0.6, min_interval="1d")
+    watch([loop], every_s=DAY, on_alert=False, wait=Waiting(clock, START + 29 * DAY))
+    assert len(loop.files.journal()) == 1
+    clock.now = START - DAY
+    with pytest.raises(UserError, match="clock"):
+        watch(
+            [loop_of(tmp_path, rows, clock)],
+            every_s=DAY / 2,
+            on_alert=True,
+            wait=Waiting(clock, START),
+        )

@@ -1,0 +1,229 @@
+"""Cycles over the real pipeline: teacher, training and student are doubles, all else is real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from doubles import double, doubles, recipe_of, write_rows
+from retrain_doubles import DAY, START, Clock, Rows, row
+from stillhouse import retraining
+from stillhouse.core.errors import UserError
+from stillhouse.core.jsonl import read_json, read_objects
+from stillhouse.core.live import LiveAnswer, LiveRow
+from stillhouse.core.progress import Silent
+from stillhouse.models.fake import FakeCompleter
+from stillhouse.pipeline import run_stages
+from stillhouse.retrain.cycle import run_cycle
+from stillhouse.retrain.loop import Loop
+from stillhouse.retrain_loops import look, open_loops
+from stillhouse.retrain_recipe import reuses_log
+
+pytestmark = pytest.mark.usefixtures("_students")
+
+
+@pytest.fixture
+def _students(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Students know the words that the teacher knows."""
+    students = SimpleNamespace(open_student=lambda *_: double("student"))
+    monkeypatch.setattr(retraining, "require", lambda *_: students)
+    with doubles():
+        yield
+
+
+def live_row(number: int) -> LiveRow:
+    word = "lovely" if number % 2 else "awful"
+    place = ("harbour", "cinema", "museum", "garden")[number % 4]
+    text = f"Judge: {word} {place} visit {number} with {number * 31} others and {number * 7} dogs"
+    return row(number, START + number, text=text, teacher_cost_usd=0)
+
+
+def project(folder: Path, **retrain: Any) -> Path:
+    """recipe.yaml, its run, gateway.yaml and loop.yaml; returns the last."""
+    write_rows(
+        folder / "traffic.jsonl",
+        [
+            {"id": f"q{n}", "text": f"{'lovely' if n % 2 else 'awful'} first {n} of {n * 53} days"}
+            for n in range(40)
+        ],
+    )
+    recipe = recipe_of(folder)
+    run_stages(recipe, folder / "run", Silent())
+    raw = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    gateway = {
+        "upstreams": {"teacher": {"base_url": "http://127.0.0.1:9/v1", "model": "m"}},
+        "tasks": {"mood": {"teacher": "teacher"}},
+    }
+    (folder / "gateway.yaml").write_text(yaml.safe_dump(gateway), encoding="utf-8")
+    section = {"min_requests": 60, "new": 30, "held_out": 30, "incumbent_margin": 0.1, **retrain}
+    task = {"recipe": "recipe.yaml", "run": "run", "retrain": section}
+    loop = {"gateway": "gateway.yaml", "tasks": {"mood": task}}
+    (folder / "loop.yaml").write_text(yaml.safe_dump(loop), encoding="utf-8")
+    return folder / "loop.yaml"
+
+
+def loop_at(path: Path, rows: Sequence[LiveRow], day: int = 1) -> Loop:
+    (loop,) = open_loops(path, None, Silent(), clock=Clock(START + day * DAY), live=Rows(rows))
+    return loop
+
+
+def test_a_cycle_is_a_run_that_shares_the_store_of_the_first(tmp_path: Path) -> None:
+    path = project(tmp_path, start="scratch", margin=0.2)
+    loop = loop_at(path, [live_row(n) for n in range(120)])
+    seen = look(loop)
+    assert seen.plan is not None
+    assert len(seen.plan.chosen.indices) == 30
+    assert not (tmp_path / "loop" / "mood" / "cycles").exists()
+
+    cycle = run_cycle(loop, "once")
+    assert cycle.outcome == "promoted", cycle.verdict
+    line = loop.files.journal()[0]
+    assert line.asked == 60
+    assert set(line.scores) == {"0000", "0001"}
+    assert line.average_forgetting == 0
+    folder = loop.files.cycle(1)
+    assert (folder / "run" / "report.html").exists()
+    assert (folder / "run" / "store").resolve() == (tmp_path / "run" / "store").resolve()
+    # Half of the first run's examples are replayed, from its answers.
+    timings = read_json(folder / "run" / "ask" / "timings.json")
+    assert (timings["asked"], timings["reused"]) == (30, line.replayed)
+    assert line.replayed > 5
+    live = loop.registry.live("mood")
+    assert live is not None
+    assert live.parent is not None
+    assert loop.registry.get(live.parent).lineage["run"] == str(tmp_path / "run")
+    assert live.lineage["dataset"]
+    revisions = live.lineage["teacher"]["revisions"]  # type: ignore[index, call-overload]
+    assert set(revisions) == {"fake-1"}
+
+
+def test_earlier_held_out_texts_are_never_learnt(tmp_path: Path) -> None:
+    path = project(tmp_path, start="scratch", margin=0.2)
+    rows = [live_row(n) for n in range(120)]
+    path_of_held = tmp_path / "run" / "dataset" / "held_out.jsonl"
+    held = [raw for _, raw in read_objects(path_of_held)]
+    text = held[0]["messages"][0]["content"]  # type: ignore[index]
+    rows += [row(500 + n, START + 500 + n, text=f"{text}{'!' * n}") for n in range(3)]
+    loop = loop_at(path, rows)
+    run_cycle(loop, "once")
+    learnt = (loop.files.cycle(1) / "run" / "dataset" / "train.jsonl").read_text(encoding="utf-8")
+    assert text not in learnt
+
+
+def test_a_warm_start_goes_on_from_the_live_student(tmp_path: Path) -> None:
+    path = project(tmp_path, margin=0.2)
+    loop = loop_at(path, [live_row(n) for n in range(120)])
+    # The doubles' student is no classifier that says so: its folder has no architecture.
+    with pytest.raises(UserError, match=r"is no classifier; set retrain.start: scratch"):
+        run_cycle(loop, "once")
+    config = tmp_path / "run" / "train" / "student" / "config.json"
+    raw = json.loads(config.read_text(encoding="utf-8"))
+    names = {"architectures": ["BertForSequenceClassification"]}
+    config.write_text(json.dumps({**raw, **names}), encoding="utf-8")
+    assert run_cycle(loop, "once").outcome == "promoted"
+    made = read_json(loop.files.cycle(1) / "run" / "recipe.json")
+    student = made["student"]
+    assert isinstance(student, dict)
+    assert student["from"] == f"hf:{config.parent}"
+    assert student["keep_head"] is True
+
+
+def test_the_answers_of_the_log_serve_where_no_belief_is_needed(tmp_path: Path) -> None:
+    project(tmp_path)
+    terms = {"waived_by": "test", "reason": "a double"}
+    api = {"model": "openai:m", "terms": terms}
+    assert not reuses_log(recipe_of(tmp_path))
+    assert not reuses_log(recipe_of(tmp_path, teacher=api))
+    hard = recipe_of(tmp_path, teacher=api, train={"alpha": 0})
+    assert reuses_log(hard)
+    assert not reuses_log(
+        recipe_of(
+            tmp_path,
+            teacher={**api, "samples": 3, "sampling_temperature": 1.0},
+            train={"alpha": 0},
+        )
+    )
+
+
+def test_answers_of_the_log_go_into_the_store(tmp_path: Path, monkeypatch: Any) -> None:
+    from stillhouse import stages
+    from stillhouse.teacher import stage as teacher_stage
+
+    asked: list[str] = []
+
+    class Paid(FakeCompleter):
+        @property
+        def info(self) -> Any:
+            from stillhouse.teacher.build import teacher_info
+
+            return teacher_info(recipe.teacher)
+
+        async def complete(self, query: Any, sampling: Any) -> Any:
+            asked.append(query.id)
+            return await super().complete(query, sampling)
+
+    terms = {"waived_by": "test", "reason": "a double"}
+    recipe = recipe_of(tmp_path, teacher={"model": "openai:m", "terms": terms}, train={"alpha": 0})
+    for module in (teacher_stage, stages):
+        monkeypatch.setattr(module, "open_teacher", lambda *_: Paid("openai:m"))
+    from stillhouse.core.loop_retrain import RetrainSection
+    from stillhouse.core.records import Query
+    from stillhouse.retraining import PipelineWorkshop
+
+    workshop = PipelineWorkshop(recipe, RetrainSection(), tmp_path / "loop", None, Silent())
+    queries = [Query(id=f"n{n}", messages=live_row(n).messages, task="task") for n in range(8)]
+    known = {"n0": "bad", "n1": "good", "n2": "bad"}
+    found = workshop.prepare(tmp_path / "loop" / "c" / "run", queries, known, None)
+    assert sorted(asked) == ["n3", "n4", "n5", "n6", "n7"]
+    assert {name: found.answers[name] for name in known} == known
+    assert workshop.answers() == 8
+    assert LiveAnswer(id="x", latency_ms=0).text is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": {"other": {"recipe": "recipe.yaml"}}}, "tasks.other: is no task of"),
+        (
+            {"tasks": {"mood": {"recipe": "recipe.yaml", "run": "gone"}}},
+            "tasks.mood.run: there is no such folder",
+        ),
+        (
+            {"tasks": {"mood": {"recipe": "recipe.yaml", "retrain": {"gateway": True}}}},
+            "has no admin section",
+        ),
+        (
+            {"tasks": {"mood": {"recipe": "recipe.yaml", "retrain": {"windw": "3d"}}}},
+            "did you mean 'window'",
+        ),
+        (
+            {"tasks": {"mood": {"recipe": "recipe.yaml", "retrain": {"window": "3 days"}}}},
+            "must be a number above 0 and a unit",
+        ),
+    ],
+)
+def test_mistakes_in_loop_yaml_are_one_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = project(tmp_path)
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump({**raw, **change}), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        loop_at(path, [])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_gateway_without_a_log_is_one_line(tmp_path: Path) -> None:
+    path = project(tmp_path)
+    with pytest.raises(UserError, match=r"has no log\.url: there is no traffic to learn from"):
+        open_loops(path, None, Silent())
+    with pytest.raises(UserError, match="name one of: mood"):
+        open_loops(path, "moo", Silent())
