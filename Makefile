@@ -1,7 +1,7 @@
 # make demo  runs the main job        make test       the tests (< 10 min)
 # make lint  format, lint, types      make test-full  the heavier suites too
 # make web   onnxruntime-web for examples/mobile (needs npm)
-# make clients  OpenAI's client for Node and LangChain's, which the gateway is tested with
+# make clients  OpenAI's client for Node, LangChain's and axe-core, which tests need
 # make bench the demo's figures again   make bench-retention  three tasks by three sizes
 # The README names the command of every other figure.
 PYTHON ?= python3
@@ -54,7 +54,19 @@ CLIENTS    := .cache/clients
 OPENAI_TAR := openai-7.59.0.tgz
 OPENAI_SHA := 7f1deacae8d17efc9c02622b032851c7e28e148b62b1da7747eb8b426ea4dba9
 
-clients: $(CLIENTS)/openai/index.mjs $(CLIENTS)/langchain/.done
+# axe-core looks at the dashboard's pages for what people with a screen reader would stumble over.
+AXE_TAR    := axe-core-4.14.1.tgz
+AXE_SHA    := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
+
+clients: $(CLIENTS)/openai/index.mjs $(CLIENTS)/langchain/.done $(CLIENTS)/axe-core/axe.min.js
+
+$(CLIENTS)/axe-core/axe.min.js:
+	mkdir -p $(CLIENTS)/axe-core
+	cd $(CLIENTS) && npm pack --silent axe-core@4.14.1
+	cd $(CLIENTS) && echo "$(AXE_SHA)  $(AXE_TAR)" | sha256sum --check --quiet
+	cd $(CLIENTS)/axe-core && tar -xzmf ../$(AXE_TAR) --strip-components=1 \
+	  package/axe.min.js package/LICENSE
+	rm $(CLIENTS)/$(AXE_TAR)
 
 $(CLIENTS)/openai/index.mjs:
 	mkdir -p $(CLIENTS)/openai

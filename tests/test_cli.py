@@ -55,6 +55,7 @@ OPTIONS = {
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
     "compress": {*STAGE_OPTIONS, "student"},
     "serve": {"file"},
+    "dashboard": {"loop_yaml", "host", "port"},
     "calibrate": {
         "run",
         "error",

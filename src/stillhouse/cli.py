@@ -21,6 +21,7 @@ from rich.table import Table
 from stillhouse import __version__
 from stillhouse.cli_calibrate import calibrate
 from stillhouse.cli_compress import compress
+from stillhouse.cli_dashboard import dashboard
 from stillhouse.cli_images import images
 from stillhouse.cli_monitor import monitor_app
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
@@ -84,6 +85,7 @@ app.command()(serve)
 app.command()(calibrate)
 app.command()(simulate)
 app.command()(retrain)
+app.command()(dashboard)
 
 
 Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from stillhouse.cli_dashboard import beside
 from stillhouse.core.optional import require
 from stillhouse.traffic.redact import DEFAULT_KINDS, Redactor
 
@@ -17,13 +18,13 @@ def serve(
 ) -> None:
     """Answer requests for teacher and student: an OpenAI-compatible server."""
     workers = require("stillhouse.serve.workers", extra="serve", needed_for="the gateway")
-    workers.serve_file(file, typer.echo, redactor)
+    workers.serve_file(file, typer.echo, redactor, beside)
 
 
 def work() -> None:
     """A worker of `serve`, in a process that it starts."""
     workers = require("stillhouse.serve.workers", extra="serve", needed_for="the gateway")
-    workers.work(redactor)
+    workers.work(redactor, beside)
 
 
 def redactor(kinds: Sequence[str] | None) -> Callable[[str], str]:

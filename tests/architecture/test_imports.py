@@ -37,6 +37,7 @@ TOP |= {"cli_study", "study_curve", "study_drafts", "study_forms", "study_fronti
 TOP |= {"study_repeats", "study_speeds", "variants"}
 TOP |= {"cli_plan", "plan_nets"}
 TOP |= {"cli_compress", "cli_serve", "compress_aware", "compressing"}
+TOP |= {"cli_dashboard", "dashboard", "dashboard_server"}
 TOP |= {"calibrating", "cli_calibrate", "cli_simulate"}
 TOP |= {"cli_retrain", "retrain_loops", "retrain_recipe", "retraining"}
 TOP |= {"cli_monitor", "monitor_canaries", "monitoring"}

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillhouse.serve.api_errors import ApiError
@@ -192,9 +192,16 @@ def client_app(
 
 
 def admin_app(
-    file: GatewayFile, parts: Parts, roster: Roster, metrics: Metrics, key: str
+    file: GatewayFile,
+    parts: Parts,
+    roster: Roster,
+    metrics: Metrics,
+    key: str,
+    *,
+    dashboard: ASGIApp | None = None,
 ) -> Starlette:
-    """What the admin reaches: states, decisions by hand, metrics."""
+    """What the admin reaches: states, decisions by hand, metrics; at /dashboard the pages, which
+    look after their own key."""
 
     def check(request: Request) -> None:
         shown = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -302,6 +309,7 @@ def admin_app(
             *admin_batch_routes(parts, check),
             Route("/metrics", page),
             Route("/healthz", health),
+            *([] if dashboard is None else [Mount("/dashboard", dashboard)]),
         ],
         exception_handlers=_HANDLERS,
     )

@@ -155,7 +155,11 @@ def _seen_from(base: Path, file: GatewayFile) -> GatewayFile:
             plan = task.experiment.model_copy(update={"evidence": evidence})
             task = task.model_copy(update={"experiment": plan})
         tasks[name] = task
-    return file.model_copy(update={"upstreams": upstreams, "tasks": tasks, "students": students})
+    admin = file.admin
+    if admin is not None and admin.loop is not None:
+        admin = admin.model_copy(update={"loop": base / admin.loop.expanduser()})
+    update = {"upstreams": upstreams, "tasks": tasks, "students": students, "admin": admin}
+    return file.model_copy(update=update)
 
 
 def secrets_of(file: GatewayFile, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

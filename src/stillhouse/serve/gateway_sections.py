@@ -52,6 +52,12 @@ class AdminSection(Section):
     key_env: str = Field(
         default="STILLHOUSE_ADMIN_KEY", description="Environment variable with the admin key."
     )
+    dashboard: bool = Field(
+        default=True, description="Pages at /dashboard, where there is a log.url to show."
+    )
+    loop: Path | None = Field(
+        default=None, description="The loop.yaml whose alerts, runs and students they show."
+    )
 
 
 class TelemetrySection(Section):

@@ -54,6 +54,13 @@ class StoredRows:
         with self._engine.connect() as connection:
             return self._page(connection, query)[::-1]
 
+    def of(self, connection: Connection, ids: Sequence[str]) -> list[LiveRow]:
+        """Requests by their ids, in no order; those that are not there are left out."""
+        if not ids:
+            return []
+        query = sa.select(CALLS.c.served, CALLS.c.call, CALLS.c.written_at)
+        return self._page(connection, query.where(CALLS.c.id.in_(ids)))
+
     @staticmethod
     def _seen(task: str) -> sa.Select[Any]:
         return sa.select(CALLS.c.served, CALLS.c.call, CALLS.c.written_at).where(

@@ -180,6 +180,19 @@ class Experiments(Protocol):
         """Which student each task has, where that is known only now; another one begins afresh."""
 
 
+class Beside(Protocol):
+    """An application of somebody else's on the admin port: the dashboard."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request (ASGI)."""
+
+    def stop(self) -> None:
+        """End what never ends by itself; on the event loop."""
+
+    def close(self) -> None:
+        """Let go what it reads."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the server is given. `keys` is None where everybody is let in, `gate` where every

@@ -42,7 +42,7 @@ from stillhouse.serve.migration import first_state
 from stillhouse.serve.presence import MemoryPresence
 from stillhouse.serve.private import Pseudonyms
 from stillhouse.serve.roster import Roster
-from stillhouse.serve.seams import Parts
+from stillhouse.serve.seams import Beside, Parts
 from stillhouse.serve.stored_parts import Redactors, StoredParts
 from stillhouse.serve.student_upstream import StudentUpstream
 from stillhouse.serve.telemetry import Sender
@@ -67,6 +67,8 @@ class Address(NamedTuple):
 
 
 Told = Callable[[Address, Address | None], None]
+# Of a gateway.yaml and the admin key; None: there is none.
+Dashboards = Callable[[GatewayFile, str], Beside | None]
 
 
 class _Server(uvicorn.Server):
@@ -132,6 +134,7 @@ class Gateway:
         self._batches: BatchRunner | None = None
         self._stopping = False
         self.sends = True  # of several workers one does
+        self.dashboard: Beside | None = None
         self.metrics = Metrics()
 
     def stop(self) -> None:
@@ -141,6 +144,8 @@ class Gateway:
             server.should_exit = True
         if self._batches is not None:
             self._batches.stop()
+        if self.dashboard is not None:
+            self.dashboard.stop()
 
     async def run(self, told: Told, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve until stopped; `told` hears the addresses once both ports are open.
@@ -172,19 +177,21 @@ class Gateway:
             apps = [client_app(file, self._parts, exchange, roster, self.metrics)]
             if file.admin is not None:
                 key = self._secrets[""]
-                apps.append(admin_app(file, self._parts, roster, self.metrics, key))
+                beside = self.dashboard
+                admin = (file, self._parts, roster, self.metrics, key)
+                apps.append(admin_app(*admin, dashboard=beside))
             self._servers = [self._server(app) for app in apps]
             if self._stopping:
                 self.stop()
             with _signals(self.stop):
                 told(*addresses_of(sockets))
-                beside = [asyncio.create_task(self._keep_fresh(roster))]
+                others = [asyncio.create_task(self._keep_fresh(roster))]
                 if sender is not None:
-                    beside.append(asyncio.create_task(sender.run()))
+                    others.append(asyncio.create_task(sender.run()))
                 if self._batches is not None:
-                    beside.append(asyncio.create_task(self._batches.run()))
+                    others.append(asyncio.create_task(self._batches.run()))
                 if self._parts.scores is not None:
-                    beside.append(asyncio.create_task(self._parts.scores.run(upstreams)))
+                    others.append(asyncio.create_task(self._parts.scores.run(upstreams)))
                 try:
                     await asyncio.gather(
                         *(
@@ -195,9 +202,9 @@ class Gateway:
                 finally:
                     if self._batches is not None:
                         await self._batches.drain(file.listen.drain_s)
-                    for task in beside:
+                    for task in others:
                         task.cancel()
-                    await asyncio.gather(*beside, return_exceptions=True)
+                    await asyncio.gather(*others, return_exceptions=True)
             await exchange.drain(file.listen.drain_s)
             if self._parts.scores is not None:
                 await self._parts.scores.flush()
@@ -333,6 +340,8 @@ def serve_here(
     told: Told,
     sockets: Sequence[socket.socket] | None = None,
     prepare: Callable[[Gateway], None] = lambda _: None,
+    *,
+    dashboard: Dashboards = lambda file, key: None,
 ) -> LogCounts | None:
     """Serve in this process until SIGTERM or SIGINT; what became of the log, if there is one.
 
@@ -340,17 +349,20 @@ def serve_here(
         redact: gives the redactor of some kinds of personal data; `None`: of the usual ones.
         told, sockets: see `Gateway.run`.
         prepare: is given the gateway on its event loop before it serves.
+        dashboard: gives what is served at /dashboard on the admin port.
 
     Raises:
         UserError: a variable with a key is not set.
         StillhouseError: a port cannot be opened, or the database not be reached.
     """
     secrets = secrets_of(file)
+    beside = dashboard(file, secrets[""]) if file.admin is not None else None
     stored: StoredParts | None = None
     if file.log.url is not None:
         stored = StoredParts(file, Pseudonyms.from_environment(), redact, time.time())
     parts = memory_parts(file, kept=0) if stored is None else stored.parts
     gateway = Gateway(file, parts, secrets, None if stored is None else stored.refresh)
+    gateway.dashboard = beside
 
     async def run() -> None:
         prepare(gateway)
@@ -364,6 +376,8 @@ def serve_here(
         with asyncio.Runner(loop_factory=uvicorn.Config(app="").get_loop_factory()) as runner:
             runner.run(run())
     finally:
+        if beside is not None:
+            beside.close()
         counts = None if stored is None else stored.close()
     return counts
 

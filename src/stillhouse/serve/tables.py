@@ -61,7 +61,7 @@ CALLS: Final = sa.Table(
     sa.Index("calls_task_at", "task", "at"),
     sa.Index("calls_task_written_at", "task", "written_at"),
     sa.Index("calls_at", "at"),
-    sa.Index("calls_user", "user"),
+    sa.Index("calls_user_at", "user", "at"),
     sa.Index("calls_shadow_of", "shadow_of"),
 )
 OUTCOMES: Final = sa.Table(
@@ -80,6 +80,22 @@ OUTCOMES: Final = sa.Table(
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
     sa.Index("outcomes_at", "at"),
+)
+# Sums of calls by the hour (Unix seconds over 3,600). Of several writers each has its `slot`.
+HOURS: Final = sa.Table(
+    "hours",
+    METADATA,
+    sa.Column("task", sa.Text, primary_key=True),
+    sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("variant", sa.Text, primary_key=True),
+    sa.Column("shadow", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("slot", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("fell_back", sa.BigInteger, nullable=False),
+    sa.Column("failed", sa.BigInteger, nullable=False),
+    sa.Column("cost_usd", sa.Double, nullable=False),
+    sa.Column("teacher_cost_usd", sa.Double, nullable=False),
+    sa.Column("latency_ms", sa.Double, nullable=False),
 )
 # What was known of a stage (began `since`) at a time: the course that is drawn.
 COURSES: Final = sa.Table(

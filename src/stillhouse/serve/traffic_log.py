@@ -10,6 +10,7 @@ Knows no request format: the redactor is passed in.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -18,10 +19,11 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from stillhouse.core.gateway_log import GatewayCall
+from stillhouse.serve.hours import SLOTS, add, sums_of
 from stillhouse.serve.private import Pseudonyms, Redact, private_call, redacted
 from stillhouse.serve.private import weight as weight_of
 from stillhouse.serve.quick_json import json_bytes, read_json
@@ -32,6 +34,7 @@ from stillhouse.serve.tables import CALLS, OUTCOMES, StoreError
 _RETRY_S: Final = (0.05, 2.0)
 OUTCOME_WAIT_S: Final = 5.0
 GATHER_S: Final = 0.05
+_COLUMNS: Final = tuple(column.name for column in CALLS.columns)
 
 
 class UnknownRequestError(StoreError):
@@ -104,6 +107,7 @@ class TrafficLog:
         self._tenants: dict[str, str] = {}  # of the requests that wait or are being written
         self._bytes = 0
         self._counts = dict.fromkeys(LogCounts._fields, 0)
+        self._slot = os.getpid() % SLOTS
         self._closed = False
         self._give_up_at = float("inf")
         self._writer = threading.Thread(target=self._run, name="traffic-log", daemon=True)
@@ -283,7 +287,14 @@ class TrafficLog:
         for row in rows:
             row["written_at"] = now
         with self._engine.begin() as connection:
-            connection.execute(insert_new(self._engine, CALLS), rows)
+            stored = [{name: row[name] for name in _COLUMNS} for row in rows]
+            new = connection.execute(
+                insert_new(self._engine, CALLS),
+                stored,
+                execution_options={"preserve_rowcount": True},
+            ).rowcount
+            counted = rows if new == len(rows) else _written(connection, rows, now)
+            add(connection, sums_of(counted, self._slot))
         with self._changed:
             self._counts["written"] += len(rows)
             self._counts["bodiless"] += sum(row["call"] is None for row in rows)
@@ -309,11 +320,22 @@ class TrafficLog:
         row = {name: told[name] for name in columns}
         if not all(_storable(value) for value in row.values() if isinstance(value, str)):
             raise ValueError("a text that no database takes")
-        return row | {"served": _json(told), "call": body}
+        return row | {"served": _json(told), "call": body, "figures": told}
 
     def _count(self, name: str) -> None:
         with self._changed:
             self._counts[name] += 1
+
+
+def _written(
+    connection: Connection, rows: Sequence[dict[str, Any]], now: float
+) -> list[dict[str, Any]]:
+    """Those that this transaction wrote: others were there, of a commit whose answer was lost."""
+    query = sa.select(CALLS.c.id).where(
+        CALLS.c.id.in_([row["id"] for row in rows]), CALLS.c.written_at == now
+    )
+    ids = set(connection.execute(query).scalars())
+    return [row for row in rows if row["id"] in ids]
 
 
 def _outcome_row(outcome: Outcome, body: dict[str, Any]) -> dict[str, Any]:

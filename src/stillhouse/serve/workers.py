@@ -28,6 +28,7 @@ from stillhouse.serve.gateway_file import GatewayFile, load_gateway, secrets_of
 from stillhouse.serve.metrics import forget_live, share_metrics
 from stillhouse.serve.server import (
     Address,
+    Dashboards,
     Gateway,
     addresses_of,
     greeting,
@@ -45,7 +46,9 @@ WORKER: Final = ("-P", "-c", "from stillhouse.cli_serve import work; work()")
 Say = Callable[[str], None]
 
 
-def serve_file(path: Path, say: Say, redact: Redactors) -> None:
+def serve_file(
+    path: Path, say: Say, redact: Redactors, dashboard: Dashboards = lambda file, key: None
+) -> None:
     """Serve a gateway.yaml until SIGTERM or SIGINT.
 
     Args:
@@ -53,6 +56,7 @@ def serve_file(path: Path, say: Say, redact: Redactors) -> None:
         say: hears the addresses, workers that died, and at the end what became of the log.
         redact: gives the redactor of some kinds of personal data; `None`: of the usual ones. Of
             several workers each uses the one of `stillhouse.cli_serve`.
+        dashboard: see `serve_here`; likewise.
 
     Raises:
         UserError: the file cannot be used, or a variable with a key is not set.
@@ -60,7 +64,7 @@ def serve_file(path: Path, say: Say, redact: Redactors) -> None:
     """
     file = load_gateway(path)
     if file.listen.workers == 1:
-        told = serve_here(file, redact, greeting(file, say))
+        told = serve_here(file, redact, greeting(file, say), dashboard=dashboard)
         counts = [] if told is None else [told]
     else:
         secrets_of(file)  # a mistake is told here once
@@ -272,7 +276,7 @@ class Supervisor:
         one.pause_s = min(one.pause_s * 2, PAUSE_S[1])
 
 
-def work(redact: Redactors) -> None:
+def work(redact: Redactors, dashboard: Dashboards = lambda file, key: None) -> None:
     """A worker, in a process of its own, until SIGTERM or until its supervisor is gone."""
     number = int(sys.argv[1])
     os.set_inheritable(number, False)  # open in a child, it would hide that this process has ended
@@ -304,7 +308,7 @@ def work(redact: Redactors) -> None:
         loop.add_reader(wire, gone)
 
     try:
-        counts = serve_here(file, redact, told, ports, prepare)
+        counts = serve_here(file, redact, told, ports, prepare, dashboard=dashboard)
     except StillhouseError as error:
         tell({"failed": str(error)})
         raise SystemExit(1) from None

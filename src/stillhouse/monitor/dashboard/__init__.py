@@ -1,0 +1,1 @@
+"""The dashboard: server-rendered pages over what the gateway, watching and retraining keep."""

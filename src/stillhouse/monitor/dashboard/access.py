@@ -1,0 +1,110 @@
+"""Who may look, and who may act: the admin key, sessions made from it, and the names of the host.
+
+A session is a cookie that the key signs: no state, so that every process with the same key knows
+it, and all of them end when the key changes. Knows no page.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Final
+from urllib.parse import urlsplit
+
+COOKIE: Final = "stillhouse_session"
+SESSION_S: Final = 8 * 3600
+LONGEST: Final = 512
+# Guesses in a minute, of all who knock together.
+GUESSES: Final = 20
+GUESS_S: Final = 60.0
+
+
+@dataclass(slots=True)
+class Access:
+    """Who is let in.
+
+    Args:
+        key: the admin's; `None`: everybody on this machine may look, and nobody may act.
+        clock: Unix seconds.
+    """
+
+    key: str | None
+    clock: Callable[[], float]
+    _wrong: deque[float] = field(default_factory=lambda: deque(maxlen=GUESSES))
+
+    def opens(self, shown: str) -> bool:
+        """Whether this is the key; compares in constant time."""
+        if self.key is None or len(shown) > LONGEST:
+            return False
+        return hmac.compare_digest(shown.encode("utf-8", "replace"), self.key.encode())
+
+    def bearer(self, authorization: str) -> bool:
+        """Whether an Authorization header shows the key."""
+        kind, _, shown = authorization.partition(" ")
+        return kind.lower() == "bearer" and self.opens(shown.strip())
+
+    def busy(self) -> bool:
+        """Whether so many wrong keys came lately that none is looked at now."""
+        return len(self._wrong) == GUESSES and self.clock() - self._wrong[0] < GUESS_S
+
+    def wrong(self) -> None:
+        """A wrong key came."""
+        self._wrong.append(self.clock())
+
+    def new_session(self) -> str:
+        """A cookie's value."""
+        body = f"{int(self.clock()) + SESSION_S}.{secrets.token_hex(12)}"
+        return f"{body}.{self._sign('session', body)}"
+
+    def holds(self, session: str) -> bool:
+        """Whether a cookie is one of ours, and its time is not over."""
+        body, _, signature = session.rpartition(".")
+        if (
+            self.key is None
+            or len(session) > LONGEST
+            or not _same(signature, self._sign("session", body))
+        ):
+            return False
+        return int(body.partition(".")[0]) > self.clock()
+
+    def token(self, session: str) -> str:
+        """What forms of a session must send back, so that no other site's form counts."""
+        return self._sign("form", session)
+
+    def fits(self, session: str, token: str) -> bool:
+        """Whether a form was of this session."""
+        return _same(token, self.token(session))
+
+    def _sign(self, what: str, text: str) -> str:
+        key = (self.key or "").encode()
+        return hmac.digest(key, f"stillhouse dashboard {what} {text}".encode(), "sha256").hex()
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode("utf-8", "replace"), other.encode())
+
+
+def is_local(host: str | None) -> bool:
+    """Whether a Host header names an address, or this machine: not a name of somebody's own that
+    leads here."""
+    if host is None:
+        return True
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name == "localhost":
+            return True
+        ip_address(name)
+        return True
+    except ValueError:
+        return False
+
+
+def same_origin(origin: str | None, host: str | None) -> bool:
+    """Whether a form came from this server's own pages, as far as the browser says so."""
+    if origin is None:
+        return True
+    return urlsplit(origin).netloc.lower() == (host or "").lower()
