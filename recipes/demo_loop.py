@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from demo_loop_files import NAME, Places, Scale, student_of, write_files
+from demo_loop_files import NAME, Places, Scale, copied_run, student_of, write_files
 from demo_loop_processes import Processes, free_ports
 from demo_loop_traffic import Mix, Said, Sent, Users, editorials_of, reviews_of
 
@@ -60,7 +60,7 @@ class Demo:
     Args:
         places: where everything is; the folder is empty.
         usual, other: texts before the shift, and of the shift.
-        teacher: a server that runs already; `None`: the run's own is started.
+        taught_by: run whose teacher is started; `None`: `places.teacher` runs already.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Demo:
         other: list[Said],
         processes: Processes,
         *,
-        teacher_runs: bool = False,
+        taught_by: Path | None,
     ) -> None:
         recipe = Recipe.model_validate(read_json(places.run / "recipe.json"))
         assert isinstance(recipe.task, ClassificationTask)
         self._places, self._scale, self._processes = places, scale, processes
-        self._teacher_runs = teacher_runs
+        self._taught_by = taught_by
         self._mix = Mix(usual, other)
         self._users = Users(f"http://127.0.0.1:{places.listen}/v1", NAME, recipe.task, corrects=0.3)
         self._admin = GatewayAdmin(f"http://127.0.0.1:{places.admin}", processes.admin_key)
@@ -108,10 +108,10 @@ class Demo:
             reason="the task's first student",
         )
         registry.promote(first.id, reason="the only one", by="demo")
-        if not self._teacher_runs:
+        if self._taught_by is not None:
             port = places.teacher.rpartition(":")[2].removesuffix("/v1")
             script = str(ROOT / "recipes" / "demo_loop_teacher.py")
-            command = [script, "--run", str(places.run), "--port", port]
+            command = [script, "--run", str(self._taught_by), "--port", port]
             self._processes.start("teacher", command, f"{places.teacher}/models")
         tell("teacher", "teacher: stored answers to known reviews, the model to all else")
         self._processes.stillhouse(
@@ -296,7 +296,7 @@ def main() -> None:
     usual = reviews_of(arguments.run, task)
     other = editorials_of(arguments.editorials, task.labels)
     with Processes(arguments.out / "logs") as processes:
-        demo = Demo(places, Scale(), usual, other, processes)
+        demo = Demo(places, Scale(), usual, other, processes, taught_by=arguments.run)
         demo.tell()
         url = f"http://127.0.0.1:{board}/"
         loop = str(places.loop)

@@ -7,6 +7,7 @@ margins are as wide as so few can show. Knows no process.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -34,7 +35,7 @@ class Scale(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where everything is."""
+    """Where everything is. `run` is a copy: retraining adds to its store."""
 
     root: Path
     run: Path
@@ -61,6 +62,14 @@ class Places(NamedTuple):
     def kept(self) -> Path:
         """What watching and retraining keep of the task."""
         return self.root / "loop" / NAME
+
+
+def copied_run(run: Path, to: Path) -> Path:
+    """What of a finished run the loop reads; its tuned teacher stays where it is."""
+    shutil.copytree(run, to, ignore=shutil.ignore_patterns("tune", "compress", ".lock"))
+    if (run / "compress" / "best").exists():
+        shutil.copytree(run / "compress" / "best", to / "compress" / "best")
+    return to
 
 
 def student_of(run: Path) -> Path:

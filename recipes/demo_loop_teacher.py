@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
@@ -29,15 +29,24 @@ from stillhouse.teacher.build import open_teacher, teacher_sampling
 Ask = Callable[[Query], Awaitable[str]]
 
 
-def stored_answers(run: Path) -> dict[str, str]:
-    """What the run's teacher said, by chat."""
+class Stored(NamedTuple):
+    """What the run's teacher said, by chat, and which weights said it."""
+
+    answers: dict[str, str]
+    revision: str
+
+
+def stored_answers(run: Path) -> Stored:
+    """Of the run's store of paid answers."""
     found: dict[str, str] = {}
+    revision = ""
     with (run / "store" / "answers.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             answer = json.loads(line)
             if answer.get("completions"):
                 found[answer["chat"]] = answer["completions"][0]["text"]
-    return found
+                revision = answer["completions"][0]["revision"]
+    return Stored(found, revision)
 
 
 def the_model(run: Path) -> Ask:
@@ -80,8 +89,9 @@ class Teacher:
         return text
 
 
-def application(teacher: Teacher, model: str = "teacher") -> web.Application:
-    """The server's routes."""
+def application(teacher: Teacher, revision: str) -> web.Application:
+    """The server's routes. Answers name the revision as their model, as providers do, so that who
+    learns from them knows that it is still the teacher of the run."""
 
     async def chat(request: web.Request) -> web.Response:
         body: dict[str, Any] = await request.json()
@@ -92,7 +102,7 @@ def application(teacher: Teacher, model: str = "teacher") -> web.Application:
                 "id": f"chatcmpl-{time.monotonic_ns()}",
                 "object": "chat.completion",
                 "created": int(time.time()),
-                "model": model,
+                "model": revision,
                 "choices": [
                     {
                         "index": 0,
@@ -112,7 +122,7 @@ def application(teacher: Teacher, model: str = "teacher") -> web.Application:
         return web.json_response(teacher.counts)
 
     async def models(_request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": model, "object": "model"}]})
+        return web.json_response({"object": "list", "data": [{"id": "teacher", "object": "model"}]})
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", chat)
@@ -127,8 +137,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
-    teacher = Teacher(stored_answers(arguments.run), the_model(arguments.run))
-    web.run_app(application(teacher), host="127.0.0.1", port=arguments.port, print=None)
+    stored = stored_answers(arguments.run)
+    app = application(Teacher(stored.answers, the_model(arguments.run)), stored.revision)
+    web.run_app(app, host="127.0.0.1", port=arguments.port, print=None)
 
 
 if __name__ == "__main__":
