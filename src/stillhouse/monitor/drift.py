@@ -6,10 +6,26 @@ Pure: no clock, no file. The caller keeps `DriftReport.persistence` between wind
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+
+from pydantic import JsonValue
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.loop_drift import DriftSection
-from stillhouse.monitor.drift_records import Canary, DriftReport, Embed, Observation, Persistence
+from stillhouse.core.multiplicity import holm
+from stillhouse.monitor.drift_causes import ACTIONS, causes_of
+from stillhouse.monitor.drift_records import (
+    Canary,
+    CauseFinding,
+    DriftReport,
+    Embed,
+    Observation,
+    Persistence,
+    TestResult,
+)
+from stillhouse.monitor.drift_streams import stream_changes
+from stillhouse.monitor.drift_tests import Trials, trials_of
+from stillhouse.monitor.drift_words import marking_words
 
 
 def detect(
@@ -24,6 +40,10 @@ def detect(
     seed: int = 0,
 ) -> DriftReport:
     """What changed between reference and window, with its cause.
+
+    A test signals where Holm's p over the tests of the window is at most `alpha` and its effect
+    counts; there is an alarm where a test that names a cause signalled in `needed` of its last
+    `out_of` windows, this one among them.
 
     Args:
         embed: texts to unit vectors; without it, inputs are compared by length and language only.
@@ -41,4 +61,113 @@ def detect(
         raise DataError(
             "reference", "holds no requests", action="name a run folder or an earlier window"
         )
-    raise NotImplementedError
+    ordered = sorted(window, key=lambda one: (one.at, one.id))
+    trials = trials_of(
+        reference,
+        ordered,
+        settings,
+        embed=embed,
+        teacher_canaries=teacher_canaries,
+        student_canaries=student_canaries,
+        seed=seed,
+    )
+    persistence = persistence or Persistence()
+    tests, persistence = _judged(trials, settings, persistence)
+    words = marking_words(
+        (one.text for one in reference if one.text),
+        (one.text for one in ordered if one.text),
+        settings.words,
+    )
+    causes = causes_of(tests, lambda one: one.persists, trials, settings, words)
+    suspected = tuple(
+        one
+        for one in causes_of(tests, lambda one: one.signal, trials, settings, words)
+        if one.cause not in {cause.cause for cause in causes}
+    )
+    first = causes[0] if causes else None
+    streams = stream_changes(reference, ordered, settings.fewest) if settings.streams else ()
+    return DriftReport(
+        alarm=first is not None,
+        cause="none" if first is None else first.cause,
+        summary=_nothing(tests, suspected) if first is None else first.summary,
+        action=ACTIONS["none"] if first is None else first.action,
+        evidence=_evidence(tests, words, first),
+        examples=() if first is None else first.examples,
+        causes=causes,
+        suspected=suspected,
+        tests=tuple(tests),
+        streams=streams,
+        problems=(*_clocks(window), *trials.problems, *_floors(trials)),
+        persistence=persistence,
+        since=ordered[0].at if ordered else None,
+        until=ordered[-1].at if ordered else None,
+        n_reference=len(reference),
+        n_window=len(window),
+    )
+
+
+def _judged(
+    trials: Trials, settings: DriftSection, before: Persistence
+) -> tuple[list[TestResult], Persistence]:
+    adjusted = holm([one.measured.p for one in trials.trials])
+    signals = {
+        one.name: p <= settings.alpha and one.measured.effect >= one.least
+        for one, p in zip(trials.trials, adjusted, strict=True)
+    }
+    after = before.after(signals, settings.out_of)
+    results = [
+        TestResult(
+            name=one.name,
+            family=one.family,
+            measure=one.measure,
+            statistic=one.measured.statistic,
+            p=one.measured.p,
+            p_corrected=p,
+            effect=one.measured.effect,
+            low=one.measured.low,
+            high=one.measured.high,
+            least=one.least,
+            n_reference=one.n_reference,
+            n_window=one.n_window,
+            signal=signals[one.name],
+            persists=after.holds(one.name, settings.needed),
+        )
+        for one, p in zip(trials.trials, adjusted, strict=True)
+    ]
+    return results, after
+
+
+def _nothing(tests: Sequence[TestResult], suspected: Sequence[CauseFinding]) -> str:
+    if not tests:
+        return "nothing could be tested"
+    if suspected:
+        causes = ", ".join(one.cause.replace("_", " ") for one in suspected)
+        return f"suspected in this window, not yet in enough windows: {causes}"
+    return f"no change in {len(tests)} tests"
+
+
+def _evidence(
+    tests: Sequence[TestResult], words: tuple[str, ...], first: CauseFinding | None
+) -> dict[str, JsonValue]:
+    if first is None:
+        return {}
+    found: dict[str, JsonValue] = {
+        "tests": [one.name for one in tests if one.name in first.tests],
+        "not_changed": [one.name for one in tests if not one.signal],
+    }
+    if first.cause == "input_shift":
+        found["words"] = list(words)
+    return found
+
+
+def _clocks(window: Sequence[Observation]) -> list[str]:
+    back = sum(b.at < a.at for a, b in pairwise(window))
+    return [f"the clock went back {back} times within the window"] if back else []
+
+
+def _floors(trials: Trials) -> list[str]:
+    return [
+        f"the {who}'s canaries have no noise floor: it is taken to answer alike each time"
+        for who, test in (("teacher", trials.teacher), ("student", trials.student))
+        if test is not None and not test.floor_known
+    ]
