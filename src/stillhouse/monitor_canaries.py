@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from stillhouse.core.errors import BudgetError, StillhouseError, UserError
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_teacher import TeacherSection
-from stillhouse.core.records import Query
+from stillhouse.core.records import Completion, Query
 from stillhouse.evaluate.candidates import sampling_for
 from stillhouse.models.artefact_student import open_any
 from stillhouse.models.completer import Completer
@@ -23,13 +23,14 @@ from stillhouse.monitor.canaries import Frozen, Replay, compared
 from stillhouse.serve.gateway_sections import AnyUpstreamSection, StudentSection
 from stillhouse.serve.student_folder import notes_of
 from stillhouse.teacher.ask import ask
-from stillhouse.teacher.build import open_teacher, queries_in_flight, teacher_sampling
+from stillhouse.teacher.build import LOCAL_WINDOW, open_teacher, queries_in_flight, teacher_sampling
 from stillhouse.teacher.keys import answer_keys
 from stillhouse.teacher.store import AnswerStore
 
 STORES: Final = "canaries"
 OUTAGE_S: Final = 60.0
 BATCH: Final = 32
+CONCURRENT: Final = 16
 
 
 class Said(NamedTuple):
@@ -128,10 +129,14 @@ class CanaryAsker:
     async def _ask_student(self, section: AnyUpstreamSection, queries: Sequence[Query]) -> Said:
         completer = self._open(section)
         sampling = sampling_for(self._recipe)
+        slots = asyncio.Semaphore(LOCAL_WINDOW * BATCH if completer.info.local else CONCURRENT)
+
+        async def one(query: Query) -> Sequence[Completion]:
+            async with slots:
+                return await completer.complete(query, sampling)
+
         try:
-            answers = await asyncio.gather(
-                *(completer.complete(query, sampling) for query in queries), return_exceptions=True
-            )
+            answers = await asyncio.gather(*(one(q) for q in queries), return_exceptions=True)
         finally:
             await completer.aclose()
         texts: dict[str, str] = {}

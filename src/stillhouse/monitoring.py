@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -38,6 +39,8 @@ from stillhouse.monitor.state import Place, task_folder
 from stillhouse.monitor_canaries import CanaryAsker
 
 NEWEST: Final = 2000  # requests that canaries are drawn from, and words weighed by, without a run
+LEAST_LETTERS: Final = 20  # of a text whose language is guessed
+SURE: Final = 0.8
 _SQLITE: Final = "sqlite:///"
 
 
@@ -157,7 +160,7 @@ def watch(loop: Loop, name: str, rows: LiveRows) -> Watched:
         _clusters(section, texts, embedder),
     )
     folder = task_folder(Path(loop.file.folder), name)
-    run = _run_data(section, recipe.task, examples, predictions, segmenter)
+    run = _run_data(section, recipe.task, (examples, predictions), segmenter, language)
     return Watched(
         setting=Setting(name, recipe.task, section.monitor, segmenter),
         rows=rows,
@@ -280,10 +283,11 @@ def _held_out(section: LoopTask) -> tuple[list[Example], list[Prediction]]:
 def _run_data(
     section: LoopTask,
     task: Task,
-    examples: Sequence[Example],
-    predictions: Sequence[Prediction],
+    held_out: tuple[Sequence[Example], Sequence[Prediction]],
     segmenter: Segmenter,
+    language: Callable[[str], str | None] | None,
 ) -> RunData | None:
+    examples, predictions = held_out
     groups = {example.id: example.group for example in examples}
     least = section.monitor.segments.least
     reference = reference_of_run(task, predictions, groups, segmenter, least)
@@ -301,6 +305,7 @@ def _run_data(
                 at=0.0,
                 text=one.text,
                 length=len(one.text.split()),
+                language=None if language is None else language(one.text),
                 student_answer=None if parse is None else parse(student),
                 teacher_answer=None if parse is None else parse(teacher),
                 agreement=agree(student, teacher),
@@ -345,6 +350,19 @@ def _clusters(section: LoopTask, texts: Sequence[str], embedder: _Embedder) -> T
     return TextClusters(texts, embedder, segments.clusters)
 
 
-def _language(section: LoopTask) -> Any:
-    """A guess of a text's language, where the extra is installed or it is asked for by name."""
-    return None
+def _language(section: LoopTask) -> Callable[[str], str | None] | None:
+    """A guess of a text's language, where segments are by it, or drift can have it."""
+    monitor = section.monitor
+    wanted = "language" in monitor.segments.by
+    if not wanted and (monitor.drift is None or find_spec("py3langid") is None):
+        return None
+    module = require("py3langid.langid", "language", "monitor.segments.by: language")
+    identifier: Any = module.LanguageIdentifier.from_model_file(module.MODEL_FILE, norm_probs=True)
+
+    def guess(text: str) -> str | None:
+        if sum(character.isalpha() for character in text) < LEAST_LETTERS:
+            return None
+        language, probability = identifier.classify(text)
+        return str(language) if probability >= SURE else None
+
+    return guess

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+import yaml
 from monitor_world import TASK, World
 
 from stillhouse.core.errors import StillhouseError, UserError
@@ -15,6 +17,9 @@ from stillhouse.core.records import Message
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.monitor.canaries import Frozen, chosen, compared
 from stillhouse.monitoring import check_tasks, freeze_canaries
+from stillhouse.serve.private import Pseudonyms
+from stillhouse.serve.stored_calls import delete_user
+from stillhouse.serve.tables import CALLS
 from teacher_servers import KEY, Loopback, error, openai_answer, serve
 
 BEGIN = 1_000_000.0
@@ -64,7 +69,7 @@ def models(running: Models) -> Models:
 def world(tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("MODELS_KEY", KEY)
     section = {"count": 40, "every_hours": 24, "budget_usd": 1.0}
-    world = World(tmp_path, {"canaries": section, "drift": {}})
+    world = World(tmp_path, {"canaries": section})
     world.teacher = {
         "model": "openai-compatible:big",
         "base_url": f"{models.server.url}/v1",
@@ -96,6 +101,8 @@ def test_freezing_asks_the_teacher_twice_and_the_student(world: World, models: M
 
 
 def test_a_teacher_that_changed_is_found(world: World, models: Models) -> None:
+    world.monitor["drift"] = {}
+    world.write()
     freeze_canaries(world.loop, "reviews", again=False)
     (calm,) = check_tasks(world.loop, now=BEGIN + 200)
     assert [alert.kind for alert in calm.alerts] == []
@@ -127,12 +134,41 @@ def test_a_teacher_that_is_gone_is_a_problem_of_the_data(world: World, models: M
 
 def test_a_budget_ends_a_replay_and_is_said(world: World, models: Models) -> None:
     freeze_canaries(world.loop, "reviews", again=False)
-    world.monitor["canaries"]["budget_usd"] = 0.008  # about thirty answers at the most they cost
+    world.monitor["canaries"]["budget_usd"] = (
+        0.0004  # an answer may cost 0.00027, and costs 0.000012
+    )
     world.write()
     asked = models.asked
     (found,) = check_tasks(world.loop, now=BEGIN + 200)
     assert [alert.cause for alert in found.alerts] == ["canaries_budget"]
     assert 0 < models.asked - asked < 40
+
+
+def test_a_student_that_cannot_be_opened_is_said(world: World, models: Models) -> None:
+    freeze_canaries(world.loop, "reviews", again=False)
+    gateway = yaml.safe_load((world.folder / "gateway.yaml").read_text())
+    gateway["upstreams"]["small"] = {"kind": "student", "path": "nowhere"}
+    (world.folder / "gateway.yaml").write_text(yaml.safe_dump(gateway))
+    (found,) = check_tasks(world.loop, now=BEGIN + 200)
+    assert [alert.cause for alert in found.alerts] == ["student_unopened"]
+    assert "there is no such folder" in found.alerts[0].summary
+    (again,) = check_tasks(world.loop, now=BEGIN + 300)
+    assert again.severity == "warning"  # until they are asked again
+
+
+def test_canaries_leave_with_the_request_they_came_from(world: World) -> None:
+    freeze_canaries(world.loop, "reviews", again=False)
+    names = Pseudonyms(b"0123456789abcdef")
+    for user in range(20):
+        delete_user(world.engine, names.of("shop", f"user{user}"))
+    world.monitor["canaries"]["every_hours"] = 1e6
+    check_tasks(world.loop, now=BEGIN + 200)
+    with world.engine.connect() as connection:
+        held = set(connection.execute(sa.select(CALLS.c.id)).scalars())
+    left = {line["id"] for line in world.lines("canaries.jsonl")}
+    assert left
+    assert left <= held
+    assert len(left) < 40
 
 
 def test_freezing_without_a_teacher_fails_and_keeps_nothing(world: World, models: Models) -> None:
@@ -148,7 +184,7 @@ def test_a_killed_replay_pays_for_nothing_twice(
     freeze_canaries(world.loop, "reviews", again=False)
     asked = models.asked
     with monkeypatch.context() as patch:
-        patch.setattr("stillhouse.monitor.check.detect", _killed)
+        patch.setattr("stillhouse.monitor_canaries.compared", _killed)
         with pytest.raises(KeyboardInterrupt):
             check_tasks(world.loop, now=BEGIN + 200)
     check_tasks(world.loop, now=BEGIN + 200)

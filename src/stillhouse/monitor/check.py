@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from stillhouse.core.live import LiveRow, LiveRows
@@ -305,7 +305,7 @@ class _Check:
             left = deliver_all(self._w.channels, self._state.undelivered, by_id)
             self._state = self._state.model_copy(update={"undelivered": tuple(left)})
             place.save(self._state)
-        newest = self._reports[-1] if self._reports else _last(place.reports())
+        newest = self._reports[-1] if self._reports else place.newest_report()
         text = gauges(
             self._name,
             newest,
@@ -314,8 +314,3 @@ class _Check:
             undelivered=len(self._state.undelivered),
         )
         write_gauges(place.root, text)
-
-
-def _last(reports: Iterator[WindowReport]) -> WindowReport | None:
-    found = deque(reports, maxlen=1)
-    return found[0] if found else None

@@ -70,7 +70,12 @@ def reference_of_run(
         if len(members) >= least
         and (found := mean_interval([scores[i] for i in members], [units[i] for i in members]))
     }
-    return Reference(source="run", agreement=mean_interval(scores, units), segments=segments)
+    return Reference(
+        source="run",
+        run=_digest(held),
+        agreement=mean_interval(scores, units),
+        segments=segments,
+    )
 
 
 def _digest(predictions: Sequence[Prediction]) -> str:

@@ -38,6 +38,7 @@ WINDOWS: Final = "windows.jsonl"
 ALERTS: Final = "alerts.jsonl"
 STATE: Final = "state.json"
 LOCK: Final = ".lock"
+BLOCK: Final = 65_536
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -76,7 +77,8 @@ class WatchState(Record):
     checked_at: float = 0.0
     cursor: float | None = Field(default=None, description="Where the last window ended.")
     number: int = Field(default=0, description="Of the last window.")
-    windows: int = Field(default=0, description="Lines of windows.jsonl that count.")
+    windows: int = Field(default=0, description="Lines of windows.jsonl ...")
+    windows_bytes: int = Field(default=0, description="... and its bytes that count.")
     alerts: int = Field(default=0, description="Lines of alerts.jsonl that count.")
     past: tuple[Past, ...] = ()
     baselines: Mapping[str, Baseline] = Field(
@@ -155,9 +157,9 @@ class Place:
                 f"{path}: is damaged, or of another version ({where}: {first['msg']}); restore it, "
                 "or move the folder away to begin anew"
             ) from None
-        windows = _keep_lines(self.root / WINDOWS, state.windows)
+        _keep_bytes(self.root / WINDOWS, state.windows_bytes)
         alerts = _keep_lines(self.root / ALERTS, state.alerts)
-        return state.model_copy(update={"windows": windows, "alerts": alerts})
+        return state.model_copy(update={"alerts": alerts})
 
     def save(self, state: WatchState) -> None:
         """Replace state.json."""
@@ -172,6 +174,7 @@ class Place:
         _append(self.root / ALERTS, alerts)
         update = {
             "windows": state.windows + len(reports),
+            "windows_bytes": _size(self.root / WINDOWS),
             "alerts": state.alerts + len(alerts),
         }
         state = state.model_copy(update=update)
@@ -181,6 +184,21 @@ class Place:
     def reports(self) -> Iterator[WindowReport]:
         """All windows, oldest first."""
         return _read(self.root / WINDOWS, WindowReport)
+
+    def newest_report(self) -> WindowReport | None:
+        """The last window, without reading the others."""
+        path = self.root / WINDOWS
+        if not _size(path):
+            return None
+        with path.open("rb") as handle:
+            end = handle.seek(0, os.SEEK_END) - 1  # the last line's newline
+            start = end
+            tail = b""
+            while start > 0 and b"\n" not in tail:
+                start = max(0, start - BLOCK)
+                handle.seek(start)
+                tail = handle.read(end - start)
+        return WindowReport.model_validate_json(tail.rpartition(b"\n")[2])
 
     def alerts(self) -> Iterator[Alert]:
         """All alerts, oldest first."""
@@ -223,6 +241,17 @@ def _append(path: Path, records: Sequence[Record]) -> None:
         file.append(record.to_json() for record in records)
     finally:
         file.close()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _keep_bytes(path: Path, count: int) -> None:
+    """Cut off what was appended and never committed."""
+    if _size(path) > count:
+        with disk_errors(path):
+            os.truncate(path, count)
 
 
 def _keep_lines(path: Path, count: int) -> int:
