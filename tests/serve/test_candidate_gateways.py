@@ -16,6 +16,7 @@ import psutil
 import pytest
 from candidate_gateways import STAGES, Stored, ask, raw, stored, student, until, who
 from gateway_servers import ADMIN, Model, Running, gateway, models, says, status
+from test_gates import gate_file
 from test_gateway_http import send
 
 from stillhouse.core.errors import UserError
@@ -262,18 +263,45 @@ def test_what_the_teacher_answers_for_the_running_one_is_asked_of_the_new_one_to
         assert shadows["incumbent"] > 0  # in the log; no evidence: only what is hard is there
 
 
-def test_its_own_gate_holds_for_it_alone(teacher: Model, folders: Path) -> None:
+def test_a_bare_threshold_of_the_file_is_every_students(teacher: Model, folders: Path) -> None:
     given = raw(teacher.url, folders)
     given["tasks"]["t"]["fallback"] = {"threshold": 0.9}
     with gateway(given) as running:
         admin = admin_of(running)
         full(running)
-        state = admin.offer("t", str(folders / "registry" / "new"), "s-new", "")
+        admin.offer("t", str(folders / "registry" / "new"), "s-new", "")
         admin.act("t", "approve", "")
-        # a bare threshold of the file is every student's
         assert set(answers(running.url, "unsure")) == {"model-there"}
         assert running.states.get("t").threshold == 0.9
-        assert state.candidate == "s-new"
+
+
+def test_its_own_gate_holds_for_it_alone_and_for_its_newer_versions(
+    teacher: Model, folders: Path
+) -> None:
+    new, newer = folders / "registry" / "new", folders / "registry" / "newer"
+    gate_file(new, student="fp_new")
+    with gateway(raw(teacher.url, folders)) as running:
+        admin = admin_of(running)
+        full(running)
+        admin.offer("t", str(new), "s-new", "")
+        admin.act("t", "approve", "")
+        assert set(answers(running.url)) == {"s-new", "student", "model-there"}
+        # what it is not sure of the teacher answers; the running one has no gate
+        assert set(answers(running.url, "unsure")) == {"student", "model-there"}
+        reasons = {
+            ask(running.url, "unsure", user).headers.get("x-stillhouse-fallback") for user in USERS
+        }
+        assert reasons == {None, "low-confidence"}
+        admin.act("t", "approve", "")
+        assert running.states.get("t").threshold == 0.9
+        assert set(answers(running.url, "unsure")) == {"model-there"}
+        admin.reload("t", str(newer), "s-newer", "refined")
+        assert set(answers(running.url)) == {"s-newer"}
+        assert set(answers(running.url, "unsure")) == {"model-there"}
+        gate_file(folders / "registry" / "new", student="fp_other")
+        with pytest.raises(GatewayError, match="was fitted for the student fp_other") as error:
+            admin.offer("t", str(new), "s-third", "")
+        assert error.value.status == 422
 
 
 def test_a_reload_under_load_loses_no_request(teacher: Model, folders: Path) -> None:

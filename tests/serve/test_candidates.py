@@ -27,7 +27,7 @@ from stillhouse.serve.gateway_sections import StageSection
 from stillhouse.serve.in_memory import HashAssigner
 from stillhouse.serve.migration import changed, with_student
 from stillhouse.serve.policy import rules_of, teachers_per_student
-from stillhouse.serve.presence import MemoryPresence, StoredPresence
+from stillhouse.serve.presence import MemoryPresence
 from stillhouse.serve.records import Assignment, ExperimentState, StudentFolder
 from stillhouse.serve.seats import allowed
 from stillhouse.serve.states import StoredStates
@@ -382,27 +382,12 @@ def test_one_that_climbs_is_withdrawn_where_its_root_is_named_no_more(tmp_path: 
     engine.dispose()
 
 
-def test_gateways_tell_each_other_what_they_have_open(tmp_path: Path) -> None:
-    engine = open_database(f"sqlite:///{tmp_path}/a.db")
-    one, other = StoredPresence(engine), StoredPresence(engine)
-    other._shown = "elsewhere:1"
-    assert "no gateway" in one.missing("t", "s-1", 0.0)[0]
-    has = {"t": {"open": ["s-1"], "problems": {}}}
-    one.tell(has, 100.0)
-    assert one.missing("t", "s-1", 100.0) == []
-    other.tell({"t": {"open": [], "problems": {"s-1": "no space left"}}}, 101.0)
-    assert one.missing("t", "s-1", 101.0) == ["elsewhere:1 has not opened s-1: no space left"]
-    # a gateway that was killed is not waited for
-    one.tell(has, 125.0)
-    assert one.missing("t", "s-1", 125.0) == []
-    other.tell(has, 126.0)
-    other.leave()
-    assert one.missing("t", "s-1", 126.0) == []
+def test_a_gateway_without_a_database_knows_what_it_has_open() -> None:
     alone = MemoryPresence()
     assert alone.missing("t", "s-1", 0.0)
-    alone.tell(has, 0.0)
+    alone.tell({"t": {"open": ["s-1"], "problems": {}}}, 0.0)
     assert alone.missing("t", "s-1", 0.0) == []
-    engine.dispose()
+    assert alone.missing("t", "s-2", 0.0) == ["the gateway has not opened s-2: not yet"]
 
 
 def test_folders_are_allowed_below_a_root_alone_wherever_links_lead(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Engine
 from gateway_stores import call_of, new_database, postgres_server, served_of
 from stillhouse.core.errors import UserError
 from stillhouse.serve.keys import StoredKeys
+from stillhouse.serve.presence import StoredPresence
 from stillhouse.serve.private import Pseudonyms
 from stillhouse.serve.records import Decision, ExperimentState, Outcome
 from stillhouse.serve.states import StoredStates
@@ -208,3 +209,20 @@ def test_a_database_that_is_not_there_is_named_without_its_password(tmp_path: Pa
     assert "hunter2" not in str(caught.value)
     with pytest.raises(StoreError, match="unable to open"):
         open_database(f"sqlite:///{tmp_path}/none/x.db")
+
+
+def test_gateways_tell_each_other_what_they_have_open(engine: Engine) -> None:
+    one, other = StoredPresence(engine), StoredPresence(engine)
+    other._shown = "elsewhere:1"
+    assert "no gateway" in one.missing("t", "s-1", 0.0)[0]
+    has = {"t": {"open": ["s-1"], "problems": {}}}
+    one.tell(has, 100.0)
+    assert one.missing("t", "s-1", 100.0) == []
+    other.tell({"t": {"open": [], "problems": {"s-1": "no space left"}}}, 101.0)
+    assert one.missing("t", "s-1", 101.0) == ["elsewhere:1 has not opened s-1: no space left"]
+    # a gateway that was killed is not waited for
+    one.tell(has, 125.0)
+    assert one.missing("t", "s-1", 125.0) == []
+    other.tell(has, 126.0)
+    other.leave()
+    assert one.missing("t", "s-1", 126.0) == []

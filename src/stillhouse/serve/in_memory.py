@@ -171,6 +171,7 @@ def _climbing(plan: ExperimentSection, state: ExperimentState, unit: str, at: Pl
     """While a new student climbs: its share is its own, the running student keeps what it had, but
     for the part that the teacher answers to be compared with; the rest is the teacher's."""
     arm: Arm = "control"
+    compared = at.shadow < max(plan.shadow_share, plan.candidate_pairs)
     if state.killed or state.kind == "off" or state.candidate is None:
         arm = "control"
     elif at.slice < plan.teacher_only:
@@ -179,11 +180,10 @@ def _climbing(plan: ExperimentSection, state: ExperimentState, unit: str, at: Pl
         arm = "treatment"
     elif at.share < running_share(state) and at.shadow >= plan.candidate_pairs:
         arm = "incumbent"
-    elif state.kind == "shadow":
+    elif state.kind == "shadow" and compared:
         arm = "shadow"
     beside = arm != "treatment" and not state.killed
     beside = beside and (state.kind == "shadow" or (plan.shadows_later and state.kind == "canary"))
-    compared = at.shadow < max(plan.shadow_share, plan.candidate_pairs)
     return Assignment(
         task=state.task,
         unit=unit,

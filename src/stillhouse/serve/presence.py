@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
@@ -47,7 +47,7 @@ class MemoryPresence:
 
     def missing(self, task: str, name: str, now: float) -> list[str]:
         """See `Presence`."""
-        return _missing({"the gateway": self._report}, task, name)
+        return _missing([("the gateway", self._report)], task, name)
 
 
 class StoredPresence:
@@ -80,7 +80,7 @@ class StoredPresence:
         )
         with self._engine.connect() as connection:
             told = [json.loads(holder) for holder in connection.execute(query).scalars()]
-        return _missing({one["gateway"]: one["tasks"] for one in told}, task, name)
+        return _missing([(one["gateway"], one["tasks"]) for one in told], task, name)
 
     def leave(self) -> None:
         """It lives no more."""
@@ -88,13 +88,13 @@ class StoredPresence:
             connection.execute(sa.delete(LEASES).where(LEASES.c.name == self._id))
 
 
-def _missing(reports: Mapping[str, Report], task: str, name: str) -> list[str]:
+def _missing(reports: Sequence[tuple[str, Report]], task: str, name: str) -> list[str]:
     if not reports:
         return [f"no gateway has told yet that {name} is open"]
     found = []
-    for gateway, report in sorted(reports.items()):
+    for gateway, report in reports:
         own = report.get(task, {})
         if name not in own.get("open", ()):
             why = own.get("problems", {}).get(name, "not yet")
             found.append(f"{gateway} has not opened {name}: {why}")
-    return found
+    return sorted(found)
