@@ -1,13 +1,13 @@
 """Held-out score and time beside distill-anything 0.5: one teacher, one student, one text.
 
-    python benchmarks/retention.py --tasks sentiment --until teacher
-    python benchmarks/distill_anything.py [--rows 800] [--epochs 2] [--seeds 0 1 2]
+    make demo
+    python benchmarks/distill_anything.py [--run-dir runs/quickstart] [--rows 2000] [--epochs 2]
 
-The teacher is the sentiment teacher of `retention.py`; the student is six of its thirty layers,
-evenly spaced, saved before either begins; the text is what the teacher answered there, in the same
-words. Each trains for the same epochs with the defaults of its own for all else (alpha 0.5 and T 2
-there), in a process of its own, in turns; time is of the whole process: load, train, save. Both
-students are asked by the same code what they believe about the golden set.
+The teacher is the demo's (SmolLM2-135M, tuned on film reviews); the student is the lowest ten of
+its thirty layers under its own head, saved before either begins; the text is the demo's examples,
+in the same words. Each trains for the same epochs with the defaults of its own for all else (alpha
+0.5 and T 2 there), in a process of its own, in turns; time is of the whole process: load, train,
+save. Both students are asked by the same code what they believe about the golden set.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from contenders import peer_python
+from contenders import CACHE, peer_python
 from machine_line import save
-from retention import CACHE, PLANS, recipe_of
-from retention_students import ask, scored, teacher_scores
+from retention_students import sampling_of, scored, teacher_scores
 
 from stillhouse.core.jsonl import read_records
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.records import Example
+from stillhouse.core.records import Example, LabelledQuery
 from stillhouse.core.statistics import bootstrap_mean, paired_difference
 from stillhouse.models.student import open_student
+from stillhouse.pipeline import read_run_recipe
 from stillhouse.train.stage import run_train
 from stillhouse.train.students import build_student, save_student
 
 PEER: Final = ("distill-anything", "torch==2.13.0", "distill-anything==0.5.0")
 BARE: Final = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-LAYERS: Final = 6
+LAYERS: Final = tuple(range(10))  # the lowest: what they read is whole
 OWN, OTHER = "stillhouse", "distill-anything"
 
 
@@ -79,7 +79,7 @@ def text_recipe(base: Recipe, source: str, epochs: float, seed: int) -> Recipe:
             **plain,
             "seed": seed,
             "student": {"head": "text", "from": source, "max_tokens": 192}
-            | ({"layers": LAYERS} if source == "teacher" else {}),
+            | ({"layers": list(LAYERS)} if source == "teacher" else {}),
             "train": {"epochs": epochs, "evals": 1},
         }
     )
@@ -88,6 +88,18 @@ def text_recipe(base: Recipe, source: str, epochs: float, seed: int) -> Recipe:
 def train_own(recipe: Recipe, root: Path, work: Path, out: Path) -> None:
     """What the child process of this side does."""
     run_train(recipe, work / "dataset", root / "tune" / "model", out, Silent())
+
+
+async def answers_of(folder: Path, recipe: Recipe, root: Path) -> list[str]:
+    """A trained student's answers to the golden set."""
+    completer = open_student(folder, recipe.task, "text", 32)
+    golden = list(read_records(root / "traffic" / "golden.jsonl", LabelledQuery))
+    sampling = sampling_of(recipe)
+    try:
+        found = await asyncio.gather(*(completer.complete(q, sampling) for q in golden))
+    finally:
+        await completer.aclose()
+    return [one[0].text for one in found]
 
 
 def timed(command: Sequence[str]) -> float:
@@ -101,7 +113,8 @@ def timed(command: Sequence[str]) -> float:
 def main() -> None:
     """Train both in turns, score, save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=800)
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -112,10 +125,8 @@ def main() -> None:
         recipe = Recipe.model_validate(given["recipe"])
         train_own(recipe, Path(given["root"]), Path(given["work"]), Path(given["out"]))
         return
-    base_folder = CACHE / "full" / "sentiment"
-    root, work = base_folder / "run", CACHE / "distill-anything"
-    plan = PLANS["sentiment"]
-    base = recipe_of("sentiment", plan, "heavy", plan.sizes, base_folder / "data")
+    root, work = arguments.run_dir, CACHE / "distill-anything-runs"
+    base = read_run_recipe(root)
     cut = text_recipe(base, "teacher", arguments.epochs, 0)
     prepared(cut, root, work, arguments.rows)
     scores: dict[str, list[list[float]]] = {OWN: [], OTHER: []}
@@ -148,8 +159,7 @@ def main() -> None:
                 spent = timed([str(peer_python(*PEER)), str(script), json.dumps(told)])
                 folder = out
                 (folder / "chat_template.jinja").unlink(missing_ok=True)
-            answers = asyncio.run(ask(open_student(folder, cut.task, "text", 32), cut))
-            found = scored(cut, root, answers)
+            found = scored(cut, root, asyncio.run(answers_of(folder, cut, root)))
             scores[name].append(found)
             seconds[name].append(spent)
             print(name, seed, float(np.mean(found)), f"{spent:.0f} s", flush=True)
@@ -157,7 +167,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "rows": arguments.rows,
         "epochs": arguments.epochs,
-        "layers": LAYERS,
+        "layers": len(LAYERS),
         "teacher": bootstrap_mean(teacher_scores(cut, root)).to_json(),
         **{name: bootstrap_mean(mean[name]).to_json() for name in mean},
         "per seed": {name: [float(np.mean(one)) for one in scores[name]] for name in scores},

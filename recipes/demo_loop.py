@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from demo_loop_files import NAME, Places, Scale, copied_run, student_of, write_files
+from demo_loop_files import NAME, Places, Scale, student_of, write_files
 from demo_loop_processes import Processes, free_ports
 from demo_loop_traffic import Mix, Said, Sent, Users, editorials_of, reviews_of
 

@@ -50,8 +50,8 @@ OPTIONS = {
     "forget": {"folders", "user", "dry_run", "as_json"},
     "teacher": set(),
     "signals": set(),
-    "monitor": set(),
     "registry": set(),
+    "monitor": set(),
     **dict.fromkeys(STAGE_NAMES, STAGE_OPTIONS),
     "compress": {*STAGE_OPTIONS, "student"},
     "serve": {"file"},
@@ -97,10 +97,6 @@ TEACHER_OPTIONS = {
     "check": {"recipe", "overrides", "as_json"},
     "tune": STAGE_OPTIONS,
 }
-MONITOR_OPTIONS = {
-    "check": {"loop", "task", "as_json"},
-    "freeze": {"loop", "task", "again", "as_json"},
-}
 _MOVES = {"reason", "by", "version", "registry", "as_json"}
 REGISTRY_OPTIONS = {
     "add": {"source", "task", "parent", "reason", "by", "registry", "as_json"},
@@ -113,6 +109,10 @@ REGISTRY_OPTIONS = {
     "verify": {"registry", "as_json"},
     "export": {"ref", "out", "to", "registry"},
     "gc": {"days", "ancestors", "yes", "by", "registry"},
+}
+MONITOR_OPTIONS = {
+    "check": {"loop", "task", "as_json"},
+    "freeze": {"loop", "task", "again", "as_json"},
 }
 SIGNALS_OPTIONS = {"verify": {"folder", "sample", "most", "as_json"}}
 
@@ -140,8 +140,8 @@ def test_the_option_list_is_pinned() -> None:
     assert options_of(group) == OPTIONS
     assert options_of(getattr(group, "commands")["teacher"]) == TEACHER_OPTIONS  # noqa: B009
     assert options_of(getattr(group, "commands")["signals"]) == SIGNALS_OPTIONS  # noqa: B009
-    assert options_of(getattr(group, "commands")["monitor"]) == MONITOR_OPTIONS  # noqa: B009
     assert options_of(getattr(group, "commands")["registry"]) == REGISTRY_OPTIONS  # noqa: B009
+    assert options_of(getattr(group, "commands")["monitor"]) == MONITOR_OPTIONS  # noqa: B009
 
 
 def test_the_options_of_the_store_commands_are_pinned() -> None:

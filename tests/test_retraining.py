@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,20 +12,29 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from doubles import double, doubles, recipe_of, write_rows
 from retrain_doubles import DAY, START, Clock, Rows, row
-from stillhouse import retraining
+from stillhouse import cli_retrain, retraining, stages
+from stillhouse.cli import app
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import read_json, read_objects
-from stillhouse.core.live import LiveAnswer, LiveRow
+from stillhouse.core.live import LiveRow
+from stillhouse.core.loop_retrain import RetrainSection
 from stillhouse.core.progress import Silent
+from stillhouse.core.records import Query
+from stillhouse.forget import forget_user
 from stillhouse.models.fake import FakeCompleter
 from stillhouse.pipeline import run_stages
 from stillhouse.retrain.cycle import run_cycle
+from stillhouse.retrain.cycle_files import TaskFolder
 from stillhouse.retrain.loop import Loop
 from stillhouse.retrain_loops import look, open_loops
 from stillhouse.retrain_recipe import reuses_log
+from stillhouse.retraining import PipelineWorkshop
+from stillhouse.teacher import stage as teacher_stage
+from stillhouse.teacher.build import teacher_info
 
 pytestmark = pytest.mark.usefixtures("_students")
 
@@ -153,16 +164,11 @@ def test_the_answers_of_the_log_serve_where_no_belief_is_needed(tmp_path: Path) 
 
 
 def test_answers_of_the_log_go_into_the_store(tmp_path: Path, monkeypatch: Any) -> None:
-    from stillhouse import stages
-    from stillhouse.teacher import stage as teacher_stage
-
     asked: list[str] = []
 
     class Paid(FakeCompleter):
         @property
         def info(self) -> Any:
-            from stillhouse.teacher.build import teacher_info
-
             return teacher_info(recipe.teacher)
 
         async def complete(self, query: Any, sampling: Any) -> Any:
@@ -173,10 +179,6 @@ def test_answers_of_the_log_go_into_the_store(tmp_path: Path, monkeypatch: Any) 
     recipe = recipe_of(tmp_path, teacher={"model": "openai:m", "terms": terms}, train={"alpha": 0})
     for module in (teacher_stage, stages):
         monkeypatch.setattr(module, "open_teacher", lambda *_: Paid("openai:m"))
-    from stillhouse.core.loop_retrain import RetrainSection
-    from stillhouse.core.records import Query
-    from stillhouse.retraining import PipelineWorkshop
-
     workshop = PipelineWorkshop(recipe, RetrainSection(), tmp_path / "loop", None, Silent())
     queries = [Query(id=f"n{n}", messages=live_row(n).messages, task="task") for n in range(8)]
     known = {"n0": "bad", "n1": "good", "n2": "bad"}
@@ -184,7 +186,6 @@ def test_answers_of_the_log_go_into_the_store(tmp_path: Path, monkeypatch: Any) 
     assert sorted(asked) == ["n3", "n4", "n5", "n6", "n7"]
     assert {name: found.answers[name] for name in known} == known
     assert workshop.answers() == 8
-    assert LiveAnswer(id="x", latency_ms=0).text is None
 
 
 @pytest.mark.parametrize(
@@ -227,3 +228,108 @@ def test_a_gateway_without_a_log_is_one_line(tmp_path: Path) -> None:
         open_loops(path, None, Silent())
     with pytest.raises(UserError, match="name one of: mood"):
         open_loops(path, "moo", Silent())
+
+
+def test_a_user_is_forgotten_in_all_that_cycles_keep(tmp_path: Path) -> None:
+    path = project(tmp_path, start="scratch", margin=0.2)
+    gone = "0123456789abcdef0123456789abcdef"
+    rows = [
+        live_row(n).model_copy(update={"user": gone if n % 4 == 0 else f"user-{n}"})
+        for n in range(120)
+    ]
+    run_cycle(loop_at(path, rows), "once")
+    folder = tmp_path / "loop" / "mood"
+    asked = {row.id for row in rows if row.user == gone}
+    text = "".join(one.read_text(encoding="utf-8") for one in folder.rglob("*.jsonl"))
+    assert any(f'"{name}"' in text for name in asked)
+    forget_user(gone, [folder], dry_run=False)
+    later = [
+        live_row(n).model_copy(update={"at": START + DAY + n, "user": gone if n % 4 else "u"})
+        for n in range(120, 300)
+    ]
+    loop = loop_at(path, [*rows, *later], day=2)
+    cycle = run_cycle(loop, "once")
+    assert cycle.window["of_forgotten_users"] == 135
+    assert cycle.outcome == "nothing"
+    asked |= {row.id for row in later if row.user == gone}
+    for one in folder.rglob("*.jsonl"):
+        kept = one.read_text(encoding="utf-8")
+        assert gone not in kept, one
+        assert not any(f'"{name}"' in kept for name in asked), one
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: Any) -> Any:
+    """`stillhouse retrain` on a project, over a log in memory."""
+    path = project(tmp_path, start="scratch", margin=0.2)
+    rows = Rows([live_row(n) for n in range(120)])
+
+    def opened(file: Path, task: str | None, progress: Any) -> list[Loop]:
+        return open_loops(file, task, Silent(), clock=Clock(START + DAY), live=rows)
+
+    monkeypatch.setattr(cli_retrain, "open_loops", opened)
+    return lambda *options: CliRunner().invoke(app, ["retrain", str(path), *options])
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(command: Any, tmp_path: Path) -> None:
+    before = sorted(path for path in tmp_path.rglob("*"))
+    done = command("--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "mood: window: read 120, usable 120, pool 120; 30 new queries of 90" in done.output
+    found = json.loads(command("mood", "--dry-run", "--json").output)
+    assert found["plan"]["new"] == 30
+    assert found["window"]["usable"] == 120
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_one_cycle_says_its_verdict_and_a_refusal_is_exit_code_3(
+    command: Any, tmp_path: Path
+) -> None:
+    done = command("--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output.splitlines()[-1])["outcome"] == "promoted"
+    # The same clock: nothing has come in since.
+    done = command()
+    assert done.exit_code != 0
+    assert "clock: stands 0 s before the end of the last window" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--every", "weekly"), "--every: must be a number above 0 and a unit"),
+        (("--dry-run", "--on-alert"), "--dry-run: is for one cycle"),
+        (("mod",), "TASK: is not in"),
+    ],
+)
+def test_wrong_options_are_one_line(command: Any, options: tuple[str, ...], message: str) -> None:
+    done = command(*options)
+    assert isinstance(done.exception, UserError)
+    assert message in str(done.exception)
+
+
+def test_sigterm_ends_the_process_that_runs_on_and_its_cycle_goes_on_later(
+    command: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    workshop = retraining.PipelineWorkshop
+    train = workshop.train
+
+    def interrupted(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal ends the cycle")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(workshop, "train", interrupted)
+    done = command("--every", "7d")
+    assert done.exit_code == 0, done.output
+    assert "an unfinished cycle goes on at the next start" in done.output
+    assert signal.getsignal(signal.SIGTERM) is before
+    state = TaskFolder(tmp_path / "loop" / "mood").unfinished()
+    assert state is not None
+    assert state.step == "train"
+    monkeypatch.setattr(workshop, "train", train)
+    assert command().exit_code == 0
+    assert TaskFolder(tmp_path / "loop" / "mood").journal()[0].outcome == "promoted"

@@ -27,8 +27,8 @@ from stillhouse.cli_monitor import monitor_app
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.cli_plan import plan
 from stillhouse.cli_pretrain import pretrain
-from stillhouse.cli_retrain import retrain
 from stillhouse.cli_registry import registry_app
+from stillhouse.cli_retrain import retrain
 from stillhouse.cli_serve import serve
 from stillhouse.cli_signals import signals_app
 from stillhouse.cli_simulate import simulate
@@ -71,8 +71,8 @@ app = typer.Typer(
 )
 app.add_typer(teacher_app)
 app.add_typer(signals_app)
-app.add_typer(monitor_app)
 app.add_typer(registry_app)
+app.add_typer(monitor_app)
 app.command()(plan)
 app.command()(tune)
 app.command()(curve)

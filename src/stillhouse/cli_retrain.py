@@ -82,7 +82,7 @@ def _watch(loops: list[Loop], every: str | None, *, on_alert: bool) -> None:
 
 @contextmanager
 def _until_terminated() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; it also ends the cycle at work, which goes on at the next start."""
+    """An event that SIGTERM sets; it ends the cycle at work, which goes on at the next start."""
     stopped = threading.Event()
 
     def stop(_number: int, _frame: object) -> None:

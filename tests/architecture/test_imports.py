@@ -39,9 +39,9 @@ TOP |= {"cli_plan", "plan_nets"}
 TOP |= {"cli_compress", "cli_serve", "compress_aware", "compressing"}
 TOP |= {"cli_dashboard", "dashboard", "dashboard_server"}
 TOP |= {"calibrating", "cli_calibrate", "cli_simulate"}
-TOP |= {"cli_retrain", "retrain_loops", "retrain_recipe", "retraining"}
-TOP |= {"cli_monitor", "monitor_canaries", "monitoring"}
 TOP |= {"cli_registry"}
+TOP |= {"cli_monitor", "monitor_canaries", "monitoring"}
+TOP |= {"cli_retrain", "retrain_loops", "retrain_recipe", "retraining"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}
 

@@ -26,6 +26,7 @@ from retrain_doubles import (
 from stillhouse.core.errors import BudgetError, RunFolderError, TeacherError, UserError
 from stillhouse.core.forgotten import record_forgotten
 from stillhouse.core.live import LiveAnswer
+from stillhouse.retrain import cycle as cycle_module
 from stillhouse.retrain.cycle import run_cycle
 from stillhouse.retrain.cycle_files import HELD_OUT, NEW, WINDOW
 from stillhouse.retrain.seams import GatewayStanding
@@ -271,6 +272,27 @@ def test_forgotten_users_are_in_nothing(tmp_path: Path) -> None:
     of_here = {r.messages[0].content for r in rows.all if r.user == "here"}
     assert of_here & set(workshop.trained[0])
     assert not of_here & set(workshop.trained[1])
+
+
+def test_a_user_forgotten_between_scores_and_gate_leaves_both_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Rows([row(n, START + n, user="gone" if n % 10 == 0 else "here") for n in range(150)])
+    loop = loop_of(tmp_path, rows, after(0), held_out=45)
+    gate_step = cycle_module._STEPS["gate"]
+
+    def killed(*_: Any) -> Any:
+        raise Killed
+
+    monkeypatch.setitem(cycle_module._STEPS, "gate", killed)
+    with pytest.raises(Killed):
+        run_cycle(loop, "once")
+    record_forgotten(loop.files.root, "gone", "done")
+    monkeypatch.setitem(cycle_module._STEPS, "gate", gate_step)
+    cycle = run_cycle(loop, "once")
+    assert cycle.outcome == "promoted"
+    assert 30 <= cycle.checks[0].difference["n"] < 45
+    assert cycle.checks[0].difference["n"] == len(loop.files.held_out(1))
 
 
 def test_a_registry_that_was_tampered_with_stops_it(tmp_path: Path) -> None:

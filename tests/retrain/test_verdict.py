@@ -70,14 +70,13 @@ def test_without_an_incumbent_only_the_teacher_is_asked() -> None:
 
 
 def _refused_for_forgetting(
-    rng: np.random.Generator, windows: int, n: int, before: float, after: float, overlap: float
+    rng: np.random.Generator, before: float, after: float, *, overlap: float
 ) -> bool:
-    """Whether a student of accuracy `after` is refused beside one of `before` on any window.
-
-    A share of the samples is answered alike by both.
+    """Whether a student of accuracy `after` is refused beside one of `before`, on any of nine
+    windows of 200. A share of the samples is answered alike by both.
     """
-    pairs = []
-    for window in range(windows):
+    pairs, n = [], 200
+    for window in range(9):
         old = (rng.random(n) < before).astype(float)
         fresh = (rng.random(n) < after).astype(float)
         new = np.where(rng.random(n) < overlap, old, fresh) if after == before else fresh
@@ -91,8 +90,8 @@ def _refused_for_forgetting(
 def test_a_student_that_forgot_nothing_is_seldom_refused_for_it(overlap: float) -> None:
     """At most 5% over nine windows together; 1% more is the score interval's own looseness."""
     rng = np.random.default_rng(4)
-    tries = 300
-    refused = sum(_refused_for_forgetting(rng, 9, 200, 0.9, 0.9, overlap) for _ in range(tries))
+    tries = 120
+    refused = sum(_refused_for_forgetting(rng, 0.9, 0.9, overlap=overlap) for _ in range(tries))
     assert refused <= binom.ppf(0.999, tries, 0.06)
 
 
@@ -100,5 +99,5 @@ def test_a_loss_of_ten_points_is_seen() -> None:
     """On 200 samples at 90%, a loss of 10 points is 2.9 standard errors above a bound at 2.54 (9
     windows): that fails in about a third of the cases on one window, so all nine are let lose."""
     rng = np.random.default_rng(5)
-    refused = sum(_refused_for_forgetting(rng, 9, 200, 0.92, 0.82, 0.0) for _ in range(60))
+    refused = sum(_refused_for_forgetting(rng, 0.92, 0.82, overlap=0.0) for _ in range(60))
     assert refused >= 57

@@ -122,3 +122,37 @@ def test_a_tenth_of_the_teacher_out_of_minilm() -> None:
     assert student.plan.parameters < 11e6
     batch = student.tokenizer(TEXTS, return_tensors="pt", padding=True)
     assert student.model(**batch).logits.isfinite().all()
+
+
+def test_a_kept_head_is_that_of_the_source_and_must_be_of_these_labels(
+    encoder_folder: Path, tmp_path: Path
+) -> None:
+    first = _build(encoder_folder, seed=1)
+    save_student(first, str(tmp_path))
+    kept = _build(tmp_path, seed=2, keep_head=True)
+    for (name, a), b in zip(first.model.named_parameters(), kept.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert not torch.equal(
+        first.model.classifier.weight, _build(tmp_path, seed=2).model.classifier.weight
+    )
+    section = StudentSection.model_validate(
+        {"from": f"hf:{tmp_path}", "head": "label", "keep_head": True}
+    )
+    turned = ClassificationTask(kind="classification", labels=("ham", "spam", "other"))
+    with pytest.raises(UserError, match=r"student.keep_head: .* is no classifier of \['ham'"):
+        build_student(section, turned, f"hf:{tmp_path}", TEXTS, 0)
+    with pytest.raises(UserError, match=r"student\.keep_head"):
+        _build(encoder_folder, keep_head=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"from": "embedded-encoder", "head": "label"}, "is for label students from hf:"),
+        ({"from": "hf:x", "head": "text"}, "is for label students from hf:"),
+        ({"from": "hf:x", "head": "label", "layers": 2}, "needs the source as it stands"),
+    ],
+)
+def test_a_head_is_kept_of_a_whole_classifier_alone(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StudentSection.model_validate({**section, "keep_head": True})

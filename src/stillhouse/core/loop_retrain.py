@@ -74,9 +74,13 @@ class ChooseSection(Section):
 class RetrainSection(Section):
     """Distilling a task again: how often, from what, at what price, and who decides."""
 
-    every: Duration = Field(default="7d", description="Time between starts, with --every alone.")
+    every: Duration | None = Field(
+        default=None,
+        description="Time between starts while it runs on, where --every gives none; null: by "
+        "alerts alone.",
+    )
     min_interval: Duration = Field(
-        default="1d", description="Least time between two starts, whatever asks for one."
+        default="1d", description="Least time between two starts while it runs on."
     )
     window: Duration = Field(
         default="30d", description="Requests of at most so long ago; else since the last cycle."
@@ -140,7 +144,7 @@ class RetrainSection(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> RetrainSection:
-        if duration_s(self.every) < duration_s(self.min_interval):
+        if self.every is not None and duration_s(self.every) < duration_s(self.min_interval):
             raise ValueError(f"every: {self.every} is shorter than min_interval")
         if self.gateway_url is not None and not self.gateway_url.startswith(
             ("http://", "https://")

@@ -83,7 +83,7 @@ class StudentSection(Section):
             raise ValueError("student.keep_head is for label students from hf:")
         if self.keep_head and not self.as_it_stands:
             raise ValueError(
-                "student.keep_head needs the source as it stands: no size, layers or task vocabulary"
+                "student.keep_head needs the source as it stands: no size, layers or vocabulary"
             )
         return self
 

@@ -14,7 +14,6 @@ from typing import Final
 from stillhouse.core.errors import UserError
 from stillhouse.core.hashing import unit_hash
 from stillhouse.core.jsonl import read_records, write_records
-from stillhouse.core.loop_retrain import duration_s
 from stillhouse.core.records import Example, Query
 from stillhouse.retrain.cycle_choose import Nothing, choose_step, new_span, window_step
 from stillhouse.retrain.cycle_files import HELD_OUT
@@ -133,13 +132,6 @@ def begun(loop: Loop, lines: Sequence[CycleLine], reason: str) -> Cycle:
         answers_before=loop.workshop.answers(),
         budget_usd=budget,
     )
-
-
-def too_soon(loop: Loop, lines: Sequence[CycleLine]) -> float:
-    """Seconds until the next cycle may begin; 0: now."""
-    if not lines:
-        return 0.0
-    return max(0.0, lines[-1].started_at + duration_s(loop.section.min_interval) - loop.clock())
 
 
 def _begin(loop: Loop, lines: Sequence[CycleLine], reason: str) -> Cycle:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stillhouse.core.errors import UserError
 from stillhouse.core.scorers import scorers_for
+from stillhouse.retrain.cycle_choose import LEAST_HELD_OUT
 from stillhouse.retrain.cycle_files import ENTRY
 from stillhouse.retrain.cycle_records import Cycle, CycleLine, name_of
 from stillhouse.retrain.cycle_train import Refused, served
@@ -20,37 +20,34 @@ from stillhouse.retrain.verdict import Compared, Margins, gate, in_words
 
 
 def evaluate_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
-    """Score the candidate and the live student on all windows."""
-    windows = [*loop.windows(lines), cycle.number]
-    assert cycle.digest is not None
-    entry = loop.files.cycle(cycle.number) / ENTRY
-    scores = _scored(loop, cycle.digest, entry, windows)
-    live: dict[int, list[float]] = {}
-    if cycle.incumbent is not None:
-        live = _scored(loop, cycle.incumbent.digest, Path(cycle.incumbent.folder), windows)
-    for number in windows:
-        beside = f", the live student {100 * _mean(live[number]):.1f}%" if live else ""
-        loop.say(
-            f"window {name_of(number)}: candidate {100 * _mean(scores[number]):.1f}%{beside} of "
-            f"{len(scores[number]):,}"
-        )
-    return cycle.model_copy(update={"scores": _row(scores), "live_scores": _row(live)})
+    """Score the candidate and the live student on all windows.
+
+    Raises:
+        Refused: so many users were forgotten that too little is left to judge by.
+    """
+    cycle = _evaluated(loop, cycle, lines)
+    for name, score in cycle.scores.items():
+        live = cycle.live_scores.get(name)
+        beside = "" if live is None else f", the live student {100 * live:.1f}%"
+        loop.say(f"window {name}: candidate {100 * score:.1f}%{beside}")
+    return cycle
 
 
 def gate_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
-    """Ask the gate.
+    """Ask the gate; what it says is in the state, whether or not it lets the candidate pass.
 
     Raises:
-        Refused: in words, with the numbers; the checks are in the state already.
+        Refused: as `evaluate_step`.
     """
+    cycle = _evaluated(loop, cycle, lines)  # kept scores; anew where a set has changed since
     assert cycle.digest is not None
-    own = _scores_of(loop, cycle.digest, cycle.number)
+    own = _kept(loop, cycle.digest, cycle.number)
     incumbent = None
     if cycle.incumbent is not None:
-        other = _scores_of(loop, cycle.incumbent.digest, cycle.number)
+        other = _kept(loop, cycle.incumbent.digest, cycle.number)
         incumbent = Compared(cycle.name, own, other)
     earlier = [
-        Compared(name_of(number), _scores_of(loop, cycle.digest, number), best)
+        Compared(name_of(number), _kept(loop, cycle.digest, number), best)
         for number in loop.windows(lines)
         if (best := _best(loop, cycle, lines, number)) is not None
     ]
@@ -63,6 +60,24 @@ def gate_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
     teacher = Compared(cycle.name, own, [1.0] * len(own))
     checks = gate(teacher, incumbent, earlier, margins, loop.how)
     return cycle.model_copy(update={"checks": checks, "verdict": in_words(checks)})
+
+
+def _evaluated(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
+    held_out = len(loop.files.held_out(cycle.number))
+    if held_out < LEAST_HELD_OUT:
+        raise Refused(
+            f"{held_out} held-out requests are left to judge by, since users were forgotten; at "
+            f"least {LEAST_HELD_OUT} are needed"
+        )
+    windows = [*loop.windows(lines), cycle.number]
+    assert cycle.digest is not None
+    entry = loop.files.cycle(cycle.number) / ENTRY
+    scores = _row(_scored(loop, cycle.digest, entry, windows))
+    live: dict[str, float] = {}
+    if cycle.incumbent is not None:
+        folder = Path(cycle.incumbent.folder)
+        live = _row(_scored(loop, cycle.incumbent.digest, folder, windows))
+    return cycle.model_copy(update={"scores": scores, "live_scores": live})
 
 
 def require_passed(cycle: Cycle) -> None:
@@ -149,14 +164,10 @@ def _scored(
     return {number: found[number] for number in windows}
 
 
-def _scores_of(loop: Loop, student: str, number: int) -> list[float]:
+def _kept(loop: Loop, student: str, number: int) -> list[float]:
+    """Scores that are there: `_evaluated` has just seen to it."""
     found = loop.files.scores(student, number)
-    if found is None:
-        raise UserError(
-            str(loop.files.cycle(number)),
-            "its held-out set has changed since the students were scored",
-            action="delete the folder of the unfinished cycle to begin it anew",
-        )
+    assert found is not None
     return found
 
 
@@ -166,6 +177,3 @@ def _row(scores: dict[int, list[float]]) -> dict[str, float]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-__all__ = ["Refused", "evaluate_step", "gate_step", "matrix_of", "require_passed", "transfer_after"]

@@ -38,7 +38,7 @@ def watch(
 
     Args:
         loops: the tasks.
-        every_s: time between starts of a task's cycles; `None`: by alerts alone.
+        every_s: time between starts of a task's cycles; `None`: its own `every`, else by alerts.
         on_alert: whether alerts start cycles.
         wait: sleeps so many seconds; true: stop.
 
@@ -57,6 +57,8 @@ def next_due(loop: Loop, every_s: float | None, on_alert: bool) -> Due:
     """When a task's next cycle begins, and why; at once where one is unfinished."""
     if loop.files.unfinished() is not None:
         return Due(loop.clock(), "unfinished")
+    if every_s is None and loop.section.every is not None:
+        every_s = duration_s(loop.section.every)
     alarms: list[Alarm] = read_alarms(loop.files.root) if on_alert else []
     return due(
         loop.files.journal(),
