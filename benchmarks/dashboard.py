@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import http.client
 import json
+import os
 import random
 import shutil
 import socket
@@ -339,12 +340,15 @@ def one_store(kind: str, url_of: Any, folder: Path, asked: argparse.Namespace) -
     print(f"{kind}: filled in {time.perf_counter() - begun:.0f} s", flush=True)
     (folder / kind).mkdir()
     with serving(loop_in(folder / kind, url, now)) as port:
+        load = [os.getloadavg()[0]]
         timed = measure(port, asked.requests, asked.repeats)
+        load.append(os.getloadavg()[0])
     worst = max(timed, key=lambda one: one.p95)
     print(f"{kind}: slowest {worst.page}, p95 {worst.p95} ms", flush=True)
     return {
         "pages": [one._asdict() for one in timed],
         "slowest": worst._asdict(),
+        "load_average": load,
         "within_limit": worst.p95 <= LIMIT_MS,
         "writer_requests_per_s": writer(url_of, asked.written, asked.turns),
     }

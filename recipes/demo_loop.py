@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from demo_loop_files import NAME, Places, Scale, student_of, write_files
+from demo_loop_files import NAME, Places, Scale, copied_run, student_of, write_files
 from demo_loop_processes import Processes, free_ports
 from demo_loop_traffic import Mix, Said, Sent, Users, editorials_of, reviews_of
 
@@ -218,6 +218,16 @@ class Demo:
             before=before["accuracy"],
         )
 
+    def show(self, port: int) -> None:
+        """The dashboard, over all of this."""
+        url, loop = f"http://127.0.0.1:{port}/", str(self._places.loop)
+        self._processes.stillhouse("dashboard", "dashboard", loop, "--port", str(port), ready=url)
+        self.story.tell("dashboard", f"the story in a browser: {url}", url=url)
+
+    def state(self) -> GatewayState:
+        """Where the gateway's experiment stands."""
+        return self._admin.state(NAME)
+
     # --- parts of steps --------------------------------------------------------------------------
 
     def _users_url(self) -> str:
@@ -239,7 +249,7 @@ class Demo:
         """Send traffic until the gateway's state is so."""
         sent = 0
         while True:
-            state = self._admin.state(NAME)
+            state = self.state()
             if holds(state):
                 return sent, state
             if sent >= self._scale.most:
@@ -259,7 +269,7 @@ class Demo:
         return found
 
     def _registry_candidate(self) -> str:
-        state = self._admin.state(NAME)
+        state = self.state()
         if state.candidate is None:
             raise SystemExit("the gateway was offered no student")
         return state.candidate
@@ -292,17 +302,16 @@ def main() -> None:
     task = Recipe.model_validate(read_json(arguments.run / "recipe.json")).task
     assert isinstance(task, ClassificationTask)
     teacher, listen, admin, board = free_ports(4)
-    places = Places(arguments.out, arguments.run, f"http://127.0.0.1:{teacher}/v1", listen, admin)
+    run = copied_run(arguments.run, arguments.out / "run")
+    places = Places(arguments.out, run, f"http://127.0.0.1:{teacher}/v1", listen, admin)
     usual = reviews_of(arguments.run, task)
     other = editorials_of(arguments.editorials, task.labels)
     with Processes(arguments.out / "logs") as processes:
         demo = Demo(places, Scale(), usual, other, processes, taught_by=arguments.run)
         demo.tell()
-        url = f"http://127.0.0.1:{board}/"
-        loop = str(places.loop)
-        processes.stillhouse("dashboard", "dashboard", loop, "--port", str(board), ready=url)
-        demo.story.tell("dashboard", f"the story so far: {url}   (Ctrl-C ends everything)", url=url)
+        demo.show(board)
         if not arguments.exit:
+            sys.stdout.write("Ctrl-C ends everything\n")
             with contextlib.suppress(KeyboardInterrupt):
                 processes.wait()
 

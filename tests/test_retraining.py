@@ -109,8 +109,9 @@ def test_a_cycle_is_a_run_that_shares_the_store_of_the_first(tmp_path: Path) -> 
     live = loop.registry.live("mood")
     assert live is not None
     assert live.parent is not None
-    assert loop.registry.get(live.parent).lineage["run"] == str(tmp_path / "run")
-    assert live.lineage["dataset"]
+    assert loop.registry.get(live.parent).lineage["run"] == "run"
+    assert live.lineage["dataset"]["hash"]  # type: ignore[index, call-overload]
+    assert live.lineage["cycle"] == 1
     revisions = live.lineage["teacher"]["revisions"]  # type: ignore[index, call-overload]
     assert set(revisions) == {"fake-1"}
 
@@ -295,6 +296,16 @@ def test_one_cycle_says_its_verdict_and_a_refusal_is_exit_code_3(
     done = command()
     assert done.exit_code != 0
     assert "clock: stands 0 s before the end of the last window" in str(done.exception)
+
+
+def test_the_log_is_the_database_of_the_gateway(tmp_path: Path) -> None:
+    path = project(tmp_path)
+    raw = yaml.safe_load((tmp_path / "gateway.yaml").read_text(encoding="utf-8"))
+    raw["log"] = {"url": f"sqlite:///{tmp_path / 'log.db'}"}
+    (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    done = CliRunner().invoke(app, ["retrain", str(path)])
+    assert done.exit_code == 0, done.output
+    assert "mood, cycle 0001: nothing: the window holds 0 usable requests" in done.output
 
 
 @pytest.mark.parametrize(

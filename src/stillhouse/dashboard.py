@@ -26,6 +26,7 @@ from stillhouse.monitor.dashboard.watch_files import WatchFiles
 from stillhouse.retrain import registry_records as students
 from stillhouse.retrain.registry import Registry
 from stillhouse.serve.api_errors import ApiError
+from stillhouse.serve.candidates import about
 from stillhouse.serve.experiment_pages import (
     MOST_POINTS,
     read_decisions,
@@ -34,14 +35,23 @@ from stillhouse.serve.experiment_pages import (
 )
 from stillhouse.serve.gateway_file import SHORTEST_ADMIN_KEY, GatewayFile, load_gateway
 from stillhouse.serve.gateway_sections import LOOPBACK
-from stillhouse.serve.hours import newest_latencies, read_hours, read_totals
+from stillhouse.serve.hours import (
+    DAY_H,
+    HOUR_S,
+    newest_latencies,
+    read_days,
+    read_hours,
+    read_totals,
+)
 from stillhouse.serve.log_pages import LogPages
 from stillhouse.serve.migration import changed
+from stillhouse.serve.presence import StoredPresence
 from stillhouse.serve.records import ExperimentState
 from stillhouse.serve.states import StoredStates
 from stillhouse.serve.tables import StoreError, open_database
 
 KEY_VARIABLE: Final = "STILLHOUSE_ADMIN_KEY"
+OLD_S: Final = 300.0
 NO_LOOK: Final = "no answer of this stage was looked at yet"
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,15 +71,25 @@ def _asked(call: Callable[P, R]) -> Callable[P, R]:
 
 
 class StoredUsage:
-    """`sources.Usage` over the log's sums."""
+    """`sources.Usage` over the log's sums. What is days old is read every few minutes."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
+        self._engine, self._clock = engine, clock
+        self._old: tuple[float, int, Sequence[Hour]] | None = None
 
     @_asked
     def totals(self) -> Sequence[Hour]:
         """See `sources.Usage`."""
-        return read_totals(self._engine)
+        now, old = self._clock(), self._old
+        if old is None or not 0 <= now - old[0] < OLD_S:
+            until = int(now // HOUR_S) - 2 * DAY_H
+            old = self._old = (now, until, read_totals(self._engine, None, until))
+        return [*old[2], *read_totals(self._engine, old[1], None)]
+
+    @_asked
+    def days(self, since: int) -> Sequence[Hour]:
+        """See `sources.Usage`."""
+        return read_days(self._engine, since)
 
     @_asked
     def hours(self, task: str | None, since: int) -> Sequence[Hour]:
@@ -132,6 +152,11 @@ class StoredExperiments:
         conflict = ConflictError("version", f"{task} has been changed meanwhile", value=version)
         if state.version != version:
             raise conflict
+        name = about(state)
+        if action == "approve" and name is not None:
+            missing = StoredPresence(self._engine).missing(task, name, time.time())
+            if missing:
+                raise UserError(f"tasks.{task}", f"not yet: {'; '.join(missing)}")
         plan = self._file.tasks[task].experiment.stages
         try:
             new, decision = changed(state, plan, action, reason, time.time())
@@ -146,7 +171,9 @@ class StoredExperiments:
         section = self._file.tasks[task]
         newest = points[-1] if points else None
         plain = state.model_dump(mode="json")
-        plain["candidate"] = None
+        plain["candidate"] = about(state)
+        if state.serving is not None:
+            plain["student"] = state.serving.name
         return ExperimentShown.model_validate(
             {
                 **plain,

@@ -26,6 +26,7 @@ from stillhouse.evaluate.candidates import sampling_for
 from stillhouse.evaluate.compressed import BEST
 from stillhouse.models.completer import Completer
 from stillhouse.pipeline import report_of, run_stages, stage_key
+from stillhouse.retrain.registry_lineage import lineage_of
 from stillhouse.retrain.seams import Asked, Trained
 from stillhouse.retrain_recipe import (
     asking_recipe,
@@ -260,13 +261,5 @@ def _count(manifest: Manifest | None, name: str) -> int:
 
 
 def _facts(run: RunFolder, start: Path | None) -> dict[str, JsonValue]:
-    """Hashes of what made a student, for the registry."""
-    facts: dict[str, JsonValue] = {
-        "run": str(run.root),
-        "from": None if start is None else start.name,
-    }
-    for stage in ("traffic", "ask", "dataset", "train"):
-        manifest = run.manifest(stage)
-        if manifest is not None:
-            facts[stage] = manifest.output_hash
-    return facts
+    """What made a student, for the registry."""
+    return {**lineage_of(run.root).lineage, "from": None if start is None else start.name}

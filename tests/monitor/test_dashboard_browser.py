@@ -155,12 +155,16 @@ def test_numbers_follow_the_log(opened: Open, world: World, tmp_path: Path) -> N
     with made.served(made.dashboard_of(own)) as address:
         page = opened(address)
         assert "60 requests" in page.locator("#numbers").text_content()
+        page.locator("#task-1").focus()
         engine = open_database(own.url)
         log = TrafficLog(engine, Pseudonyms(b"0123456789abcdef"), redact=None)
         log.offer(call_of(900), served_of(900, at=own.now, teacher_cost_usd=5.0))
         log.close()
         engine.dispose()
         page.locator("#numbers", has_text="61 requests").wait_for()
+        # Whoever is on a link with the keyboard stays there when the table is put in anew.
+        page.locator("#tasks", has_text="5.20 USD").wait_for()
+        assert page.evaluate("document.activeElement.id") == "task-1"
         assert "5.20 USD" in page.locator("#numbers").text_content()
         made.write_lines(
             own.folder / "loop" / TASK / "alerts.jsonl",

@@ -24,6 +24,10 @@ from stillhouse.monitor.dashboard.access import SESSION_S, Access, is_local, sam
 from stillhouse.monitor.dashboard.guard import POLICY
 from stillhouse.monitor.dashboard.live import event
 from stillhouse.retrain.registry import Registry
+from stillhouse.serve.candidates import offered
+from stillhouse.serve.gateway_file import load_gateway
+from stillhouse.serve.records import StudentFolder
+from stillhouse.serve.states import StoredStates
 
 PAGES = (
     "/",
@@ -416,3 +420,23 @@ def test_charts_are_given_as_tables_too(visitor: TestClient) -> None:
     first = json.loads(specs[0].replace("&#34;", '"').replace("&quot;", '"'))
     assert first["series"][0]["band"][0][1] < first["series"][0]["points"][0][1]
     assert "<td>580</td><td>0.055</td>" in page
+
+
+def test_a_candidate_is_named_and_not_approved_before_it_is_open(own: World) -> None:
+    engine = sa.create_engine(own.url)
+    states = StoredStates(engine)
+    folder = StudentFolder(name="s-0123456789ab", path="/s/s-0123456789ab", fingerprint="f")
+    plan = load_gateway(own.folder / "gateway.yaml").tasks[TASK].experiment.stages
+    new, decision = offered(states.get(TASK), plan, folder, "the gate", own.now)
+    assert states.swap(new.version - 1, new, decision)
+    app = made.dashboard_of(own)
+    admin = TestClient(app, base_url="http://127.0.0.1", headers=BEARER)
+    page = admin.get("/experiment").text
+    assert "candidate s-0123456789ab" in page
+    form = {"reason": "at once", "version": str(new.version)}
+    told = admin.post("/experiment/act?action=approve", data=form)
+    assert told.status_code == 400
+    assert "no gateway has told yet that s-0123456789ab is open" in told.text
+    assert "is withdrawn" in admin.get("/experiment/act?action=rollback").text
+    app.close()
+    engine.dispose()

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine
 from gateway_stores import call_of, new_database, postgres_server, served_of
 from stillhouse.core.live_pages import Asked, Hour, Place
 from stillhouse.serve import tables, traffic_log
-from stillhouse.serve.hours import HOUR_S, read_hours, read_totals, sums_of
+from stillhouse.serve.hours import HOUR_S, read_days, read_hours, read_totals, sums_of
 from stillhouse.serve.live_rows import StoredRows
 from stillhouse.serve.log_pages import LogPages, differ
 from stillhouse.serve.private import Pseudonyms
@@ -113,7 +113,12 @@ def test_hours_are_the_sums_of_the_log(engine: Engine) -> None:
     rows = traffic(120)
     write(engine, rows)
     assert counted(rows) == as_sums(read_hours(engine))
-    assert sum(one.requests for one in read_totals(engine)) == len(rows)
+    assert sum(one.requests for one in read_totals(engine, None, None)) == len(rows)
+    parts = [*read_totals(engine, None, 1001), *read_totals(engine, 1001, None)]
+    assert sum(one.requests for one in parts) == len(rows)
+    (day,) = {one.hour for one in read_days(engine, 1001)}
+    assert day == 1000 - 1000 % 24
+    assert sum(one.requests for one in read_days(engine, 1001)) == len(rows)
     late = [one for one in rows if one.at // HOUR_S >= 1001 and one.task == "news"]
     assert counted(late) == as_sums(read_hours(engine, "news", 1001))
     delete_before(engine, 2000 * HOUR_S)

@@ -131,7 +131,9 @@ def judge_findings(
     due = [one for one in holding if _is_due(one[0], state.alerted.get(one[0].key), section, now)]
     due.sort(key=lambda one: (-SEVERITIES.index(one[0].severity), one[0].key))
     raised = [at for at in state.raised if now - HOUR_S < at <= now]
-    alerted, held, worst = dict(state.alerted), Counter(state.held_back), state.held_severity
+    held, worst = Counter(state.held_back), state.held_severity
+    quiet = section.quiet_hours * HOUR_S
+    alerted = {key: one for key, one in state.alerted.items() if one.at <= now < one.at + quiet}
     alerts: list[Alert] = []
     for finding, flagged, tested in due:
         alerted[finding.key] = Alerted(at=now, severity=finding.severity, effect=finding.effect)

@@ -23,6 +23,7 @@ from stillhouse.monitor.state import Baseline, Past, WatchState
 from stillhouse.monitor.windows import gathered, in_bounds
 
 GONE_SHARE: Final = 0.5
+STUDENTS: Final = 20  # whose first windows are remembered
 NONE: Final = ""  # the key of windows before there was a student
 
 
@@ -210,4 +211,6 @@ def agree_of(task: Task) -> Callable[[str, str], float]:
 
 
 def _with(state: WatchState, key: str, baseline: Baseline) -> WatchState:
-    return state.model_copy(update={"baselines": {**state.baselines, key: baseline}})
+    others = {name: one for name, one in state.baselines.items() if name != key}
+    newest = dict(list({**others, key: baseline}.items())[-STUDENTS:])
+    return state.model_copy(update={"baselines": newest})

@@ -17,7 +17,8 @@ from stillhouse.core.loop_retrain import duration_s
 from stillhouse.retrain.cycle_files import ENTRY
 from stillhouse.retrain.cycle_records import Cycle, CycleLine, Incumbent
 from stillhouse.retrain.cycle_train import Refused, artefacts_of
-from stillhouse.retrain.loop import BEST, FIRST, Loop
+from stillhouse.retrain.loop import BEST, Loop
+from stillhouse.retrain.registry_lineage import lineage_of
 from stillhouse.retrain.registry_objects import folder_digest
 
 STUDENT: Final = ("train", "student")
@@ -48,11 +49,13 @@ def register_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle
     if incumbent is not None:
         parent = incumbent.id
         if parent is None:
+            folder = Path(incumbent.folder)
+            made = lineage_of(folder.parents[len(STUDENT) - 1])
             first = loop.registry.add(
-                Path(incumbent.folder),
+                folder,
                 task=loop.name,
-                lineage={"run": str(loop.first_run), "window": FIRST},
-                metrics=dict(cycle.live_scores),
+                lineage=made.lineage,
+                metrics={**made.metrics, "scores": dict(cycle.live_scores)},
                 by=loop.by,
                 reason="the task's first student",
             )
@@ -60,11 +63,16 @@ def register_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle
             if loop.registry.live(loop.name) is None:
                 loop.registry.promote(parent, reason="the task's first student", by=loop.by)
     entry = loop.files.cycle(cycle.number) / ENTRY
+    teacher: dict[str, JsonValue] = {
+        "model": cycle.teacher,
+        "revision": max(cycle.revisions, key=lambda name: cycle.revisions[name], default=None),
+        "revisions": dict(cycle.revisions),
+    }
     lineage: dict[str, JsonValue] = {
+        **cycle.trained,
         "cycle": cycle.number,
         "window": {"since": cycle.since, "until": cycle.until},
-        "teacher": {"model": cycle.teacher, "revisions": dict(cycle.revisions)},
-        **dict(cycle.trained),
+        "teacher": teacher,
     }
     metrics: dict[str, JsonValue] = {
         "scores": dict(cycle.scores),

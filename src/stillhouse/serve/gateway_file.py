@@ -158,8 +158,8 @@ def _seen_from(base: Path, file: GatewayFile) -> GatewayFile:
     admin = file.admin
     if admin is not None and admin.loop is not None:
         admin = admin.model_copy(update={"loop": base / admin.loop.expanduser()})
-    update = {"upstreams": upstreams, "tasks": tasks, "students": students, "admin": admin}
-    return file.model_copy(update=update)
+    made = {"upstreams": upstreams, "tasks": tasks, "students": students, "admin": admin}
+    return file.model_copy(update=made)
 
 
 def secrets_of(file: GatewayFile, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from stillhouse.core.live_pages import Hour
 from stillhouse.serve.tables import CALLS, HOURS
 
 HOUR_S: Final = 3600
+DAY_H: Final = 24
 # Writers of one database add to rows of their own, so that none waits for another's commit.
 SLOTS: Final = 8
 _KEY: Final = ("task", "hour", "variant", "shadow", "slot")
@@ -53,11 +55,15 @@ def sums_of(rows: Sequence[Mapping[str, Any]], slot: int) -> list[dict[str, Any]
 def add(connection: Connection, sums: Sequence[Mapping[str, Any]]) -> None:
     """Add to the table, in the caller's transaction."""
     if sums:
-        kind = postgresql if connection.dialect.name == "postgresql" else sqlite
-        insert = kind.insert(HOURS)
-        more = {name: HOURS.c[name] + insert.excluded[name] for name in _SUMS}
-        query = insert.on_conflict_do_update(index_elements=list(_KEY), set_=more)
-        connection.execute(query, list(sums))
+        connection.execute(_adding(connection.dialect.name), list(sums))
+
+
+@lru_cache
+def _adding(dialect: str) -> Any:
+    """An INSERT that adds to a row that is there already."""
+    insert = (postgresql if dialect == "postgresql" else sqlite).insert(HOURS)
+    more = {name: HOURS.c[name] + insert.excluded[name] for name in _SUMS}
+    return insert.on_conflict_do_update(index_elements=list(_KEY), set_=more)
 
 
 def read_hours(engine: Engine, task: str | None = None, since: int | None = None) -> list[Hour]:
@@ -77,10 +83,28 @@ def read_hours(engine: Engine, task: str | None = None, since: int | None = None
         return [Hour(**row) for row in connection.execute(query).mappings()]
 
 
-def read_totals(engine: Engine) -> list[Hour]:
-    """All hours of each task together, under hour 0."""
+def read_days(engine: Engine, since: int) -> list[Hour]:
+    """Days (UTC) as their first hours, from the day of an hour on."""
+    day = (HOURS.c.hour - HOURS.c.hour % DAY_H).label("hour")
+    key = [HOURS.c.task, day, HOURS.c.variant, HOURS.c.shadow]
+    query = sa.select(*key, *(sa.func.sum(HOURS.c[name]).label(name) for name in _SUMS))
+    query = query.where(HOURS.c.hour >= since - since % DAY_H).group_by(*key).order_by(day, *key)
+    with engine.connect() as connection:
+        return [Hour(**row) for row in connection.execute(query).mappings()]
+
+
+def read_totals(engine: Engine, since: int | None, until: int | None) -> list[Hour]:
+    """Hours of each task together, under hour 0.
+
+    Args:
+        since: the first hour; `until`: the hour after the last.
+    """
     key = [HOURS.c[name] for name in ("task", "variant", "shadow")]
     query = sa.select(*key, *(sa.func.sum(HOURS.c[name]).label(name) for name in _SUMS))
+    if since is not None:
+        query = query.where(HOURS.c.hour >= since)
+    if until is not None:
+        query = query.where(HOURS.c.hour < until)
     with engine.connect() as connection:
         rows = connection.execute(query.group_by(*key).order_by(*key)).mappings()
         return [Hour(hour=0, **row) for row in rows]

@@ -15,7 +15,7 @@ from stillhouse.monitor.dashboard.sources import Sources
 HOUR_S: Final = 3600.0
 DAY_H: Final = 24
 RECENT_S: Final = 7 * 24 * HOUR_S
-LATENCIES: Final = 300
+LATENCIES: Final = 200
 SHOWN: Final = 12  # alerts
 SICK: Final = 0.05  # of requests that failed
 IDLE: Final = "no requests in the last day"

@@ -18,7 +18,7 @@ from stillhouse.evaluate.fallback_frontier import FallbackFrontier
 from stillhouse.evaluate.studies import FrontierStudy
 from stillhouse.monitor.dashboard.shown import CurveRowShown, RunShown
 
-MOST_ROWS: Final = 2000
+MOST_ROWS: Final = 600
 MOST_CYCLES: Final = 200
 M = TypeVar("M", bound=BaseModel)
 
@@ -51,15 +51,15 @@ class RunFiles:
         try:
             if history.is_file():
                 raw = json.loads(history.read_bytes())
-                rows = [CurveRowShown.model_validate(row) for row in raw]
-        except (OSError, ValueError, TypeError):
+                rows = [CurveRowShown.model_validate(row) for row in _thinned(raw)]
+        except (OSError, ValueError, TypeError, AttributeError):
             problems.append("train/history.json cannot be read")
         course = None
         try:
             course = read_course(path / "train")
         except (OSError, StillhouseError):
             problems.append("train/convergence.json cannot be read")
-        update = {"history": _thinned(rows), "course": course, "problems": tuple(problems)}
+        update = {"history": tuple(rows), "course": course, "problems": tuple(problems)}
         return found.model_copy(update=update)
 
     def studies(self) -> dict[str, FrontierStudy]:
@@ -127,8 +127,14 @@ def _run(name: str, task: str, path: Path) -> RunShown:
         return plain.model_copy(update={"problems": ("report.json cannot be read",)})
 
 
-def _thinned(rows: list[CurveRowShown]) -> tuple[CurveRowShown, ...]:
-    step = -(-len(rows) // MOST_ROWS) or 1
-    return tuple(
-        row for number, row in enumerate(rows) if number % step == 0 or number == len(rows) - 1
-    )
+def _thinned(rows: list[Any]) -> list[Any]:
+    """At most about `MOST_ROWS`, those with a look at the held-out set and the last among them."""
+    step = -(-len(rows) // MOST_ROWS)
+    return [
+        row
+        for number, row in enumerate(rows)
+        if step <= 1
+        or number % step == 0
+        or number == len(rows) - 1
+        or row.get("held_out_agreement") is not None
+    ][: 4 * MOST_ROWS]

@@ -174,6 +174,7 @@ class DecisionShown(Shown):
     to_stage: int
     reason: str
     by: str = "policy"
+    student: str | None = Field(default=None, description="A new student that it was about.")
 
 
 class ExperimentShown(Shown):

@@ -25,10 +25,13 @@ class Usage(Protocol):
     """Sums of the traffic."""
 
     def totals(self) -> Sequence[Hour]:
-        """All hours of each task together."""
+        """All hours of each task together; a task may come several times."""
 
     def hours(self, task: str | None, since: int) -> Sequence[Hour]:
         """By the hour, from one on (Unix seconds over 3,600)."""
+
+    def days(self, since: int) -> Sequence[Hour]:
+        """By the day, as its first hour, likewise."""
 
     def latencies(self, task: str, count: int) -> Sequence[float]:
         """Milliseconds that the newest so many requests took."""

@@ -99,22 +99,19 @@ class Views:
         return overview(self._from, now)
 
     def _courses_of_money(self, now: float) -> list[Chart]:
-        """What was saved by the day, and who answered by the hour, of the last 30 days."""
+        """What was paid and who answered by the day, of the last 30 days."""
         since = int(now // HOUR_S) - MONTH_H
         known = set(self._from.tasks)
-        hours = [one for one in self._from.usage.hours(None, since) if one.task in known]
-        days: dict[int, list[int]] = {}
-        for number, one in enumerate(hours):
-            days.setdefault(one.hour // 24, []).append(number)
+        sums = [one for one in self._from.usage.days(since) if one.task in known]
         money = [
-            (day * 24 * HOUR_S, money_of([hours[number] for number in numbers]))
-            for day, numbers in sorted(days.items())
+            (hour * HOUR_S, money_of([one for one in sums if one.hour == hour]))
+            for hour in sorted({one.hour for one in sums})
         ]
-        answered = {"teacher": {}, "student": {}}  # type: dict[str, dict[int, int]]
-        for one in hours:
+        answered: dict[Colour, dict[int, int]] = {"teacher": {}, "student": {}}
+        for one in sums:
             if not one.shadow:
                 by = answered[one.variant]
-                by[one.hour // 24] = by.get(one.hour // 24, 0) + one.requests
+                by[one.hour] = by.get(one.hour, 0) + one.requests
         found = [
             chart(
                 "Cost by the day: teacher alone, and as it was",
@@ -130,11 +127,7 @@ class Views:
             chart(
                 "Requests by the day, by who answered",
                 [
-                    Series(
-                        who,
-                        "teacher" if who == "teacher" else "student",
-                        [(day * 24 * HOUR_S, float(n)) for day, n in sorted(by.items())],
-                    )
+                    Series(who, who, [(h * HOUR_S, float(n)) for h, n in sorted(by.items())])
                     for who, by in answered.items()
                 ],
                 x="day (UTC)",

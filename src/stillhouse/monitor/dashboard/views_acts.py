@@ -34,6 +34,9 @@ ACTIONS: Final = {
 }
 
 
+WITHDRAWN: Final = "The new student is withdrawn, and the running one goes on alone."
+
+
 class Asking(NamedTuple):
     """A page that asks before something is done."""
 
@@ -191,7 +194,7 @@ class Acts:
             "experiment",
             Asking(
                 f"{action.capitalize()}: {task}",
-                ACTIONS[action],
+                WITHDRAWN if action == "rollback" and found.candidate else ACTIONS[action],
                 action.capitalize(),
                 f"/experiment/act?{where}&action={action}",
                 f"/experiment?{where}",
