@@ -219,9 +219,11 @@ class Demo:
         )
 
     def show(self, port: int) -> None:
-        """The dashboard, over all of this."""
+        """The dashboard, over all of this: to look at, unless an admin's key was given."""
         url, loop = f"http://127.0.0.1:{port}/", str(self._places.loop)
-        self._processes.stillhouse("dashboard", "dashboard", loop, "--port", str(port), ready=url)
+        self._processes.stillhouse(
+            "dashboard", "dashboard", loop, "--port", str(port), ready=url, keyless=True
+        )
         self.story.tell("dashboard", f"the story in a browser: {url}", url=url)
 
     def state(self) -> GatewayState:

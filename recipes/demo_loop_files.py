@@ -23,14 +23,15 @@ class Scale(NamedTuple):
 
     stage: int = 60  # requests of a stage, at least
     most: int = 900  # requests until a climb must have ended
-    window: int = 150  # requests of a window of the monitor
+    window: int = 200  # requests of a window of the monitor
     normal: int = 2  # such windows before the shift
     shifted: int = 4  # and after it, at most
-    share: float = 0.6  # of other texts after it
+    share: float = 0.7  # of other texts after it
     new: int = 250  # new examples of the retraining
     held_out: int = 120
     epochs: float = 2.0
     canaries: int = 30
+    embedder: str = "minilm"  # that inputs are compared by
     margin: float = 0.3  # that agreement with the teacher may be short of 1
 
 
@@ -148,7 +149,7 @@ def _loop(places: Places, scale: Scale) -> dict[str, Any]:
                     "window": {"requests": scale.window, "least": 30, "settle_s": 0},
                     "segments": {"by": ["label"]},
                     "canaries": {"count": scale.canaries, "student": False},
-                    "drift": {"permutations": 199},
+                    "drift": {"permutations": 499, "embedder": scale.embedder},
                 },
                 "retrain": {
                     "min_requests": scale.held_out,

@@ -63,19 +63,25 @@ class Processes:
                 one.kill()
                 one.wait()
 
-    def stillhouse(self, name: str, *arguments: str, ready: str) -> None:
+    def stillhouse(self, name: str, *arguments: str, ready: str, keyless: bool = False) -> None:
         """Start a command that stays up; see `start`."""
-        self.start(name, ["-m", "stillhouse", *arguments], ready)
+        self.start(name, ["-m", "stillhouse", *arguments], ready, keyless)
 
-    def start(self, name: str, arguments: Sequence[str], ready: str) -> None:
+    def start(self, name: str, arguments: Sequence[str], ready: str, keyless: bool = False) -> None:
         """Start a Python process, and wait until an address answers.
+
+        Args:
+            keyless: without the admin's key, unless it was given from outside.
 
         Raises:
             SystemExit: it ended, or took too long; the end of its log is shown.
         """
+        environment = dict(self._environment)
+        if keyless and ADMIN_KEY not in os.environ:
+            del environment[ADMIN_KEY]
         with (self._logs / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, *arguments], stdout=log, stderr=log, env=self._environment
+                [sys.executable, *arguments], stdout=log, stderr=log, env=environment
             )
         self._running.append((name, process))
         ends = time.monotonic() + START_S

@@ -43,7 +43,17 @@ TASK = ClassificationTask(
 REVIEWS = {"positive": ("gripping", "moving", "wonderful"), "negative": ("dull", "boring", "long")}
 EDITORIALS = {"positive": ("warm", "funny"), "negative": ("tired", "lifeless")}
 SCALE = Scale(
-    stage=30, most=600, window=100, normal=2, shifted=4, new=150, held_out=60, epochs=8, canaries=10
+    stage=30,
+    most=600,
+    window=100,
+    normal=2,
+    shifted=4,
+    share=0.8,
+    new=300,
+    held_out=60,
+    epochs=25,
+    canaries=10,
+    embedder="hashing",
 )
 
 
