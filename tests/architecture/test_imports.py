@@ -151,7 +151,7 @@ HEAVY = "torch", "transformers", "xllamacpp", "peft", "accelerate"
 
 
 @pytest.mark.parametrize(
-    "package", ["core", "traffic", "teacher", "dataset", "evaluate", "serve", "cli"]
+    "package", ["core", "traffic", "teacher", "dataset", "evaluate", "serve", "monitor", "cli"]
 )
 def test_the_light_parts_import_without_torch(package: str) -> None:
     modules = [

@@ -32,7 +32,7 @@ ACTIONS: Final[Mapping[AlertKind, str]] = {
     "input_shift": "look at the examples; if this traffic is here to stay: stillhouse retrain",
     "teacher_drift": "compare the canaries' answers; pin the teacher's version, or retrain "
     "against the new one",
-    "student_decay": "check which student is served, and roll back: stillhouse registry roll-back",
+    "student_decay": "check which student is served, and roll back: stillhouse registry rollback",
     "fidelity": "look at the examples; raise fallback.threshold meanwhile, and retrain",
     "accuracy": "look at the corrected answers; raise fallback.threshold meanwhile, and retrain",
     "calibration": "fit the gate anew with live labels: stillhouse calibrate --log",
