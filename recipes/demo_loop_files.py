@@ -154,6 +154,7 @@ def _loop(places: Places, scale: Scale) -> dict[str, Any]:
                 "retrain": {
                     "min_requests": scale.held_out,
                     "new": scale.new,
+                    "replay": 0.3,
                     "held_out": scale.held_out,
                     "epochs": scale.epochs,
                     "margin": scale.margin + 0.1,
