@@ -21,7 +21,7 @@ from typing import Final
 ADMIN_KEY: Final = "STILLHOUSE_ADMIN_KEY"
 SECRET: Final = "STILLHOUSE_PSEUDONYM_SECRET"
 START_S: Final = 180
-COMMAND_S: Final = 900
+COMMAND_S: Final = 3600
 END_S: Final = 30
 
 
