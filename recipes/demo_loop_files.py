@@ -30,6 +30,7 @@ class Scale(NamedTuple):
     new: int = 250  # new examples of the retraining
     held_out: int = 120
     epochs: float = 2.0
+    learning_rate: float | None = 5e-5  # of going on from a trained student; None: the recipe's
     canaries: int = 30
     embedder: str = "minilm"  # that inputs are compared by
     margin: float = 0.3  # that agreement with the teacher may be short of 1
@@ -157,6 +158,7 @@ def _loop(places: Places, scale: Scale) -> dict[str, Any]:
                     "replay": 0.3,
                     "held_out": scale.held_out,
                     "epochs": scale.epochs,
+                    "learning_rate": scale.learning_rate,
                     "margin": scale.margin + 0.1,
                     "incumbent_margin": 0.12,
                     "max_forgetting": 0.1,

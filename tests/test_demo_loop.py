@@ -52,6 +52,7 @@ SCALE = Scale(
     new=300,
     held_out=60,
     epochs=25,
+    learning_rate=None,
     canaries=10,
     embedder="hashing",
 )
