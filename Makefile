@@ -1,5 +1,6 @@
 # make demo  runs the main job        make test       the tests (< 10 min)
 # make lint  format, lint, types      make test-full  the heavier suites too
+# make demo-loop  the whole loop, after the demo: promoted, shifted, found, distilled again
 # make web   onnxruntime-web for examples/mobile (needs npm)
 # make clients  OpenAI's client for Node, LangChain's and axe-core, which tests need
 # make bench the demo's figures again   make bench-retention  three tasks by three sizes
@@ -12,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo web clients test test-full lint format bench bench-retention clean
+.PHONY: demo demo-loop web clients test test-full lint format bench bench-retention clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +34,24 @@ $(VENV)/.dev: $(VENV)/.demo
 demo: $(VENV)/.demo
 	$(BIN)/python recipes/quickstart_data.py --out .cache/quickstart
 	$(BIN)/stillhouse run recipes/quickstart.yaml --run-dir $(RUN) || test $$? -eq 3
+
+# Its texts of the shift come out of a source archive of which nothing is built or run.
+LOOP_TAR := .cache/demo-loop/vaderSentiment-3.3.2.tar.gz
+LOOP_SHA := 5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9
+
+demo-loop: $(VENV)/.demo-loop $(LOOP_TAR)
+	test -f $(RUN)/report.json || $(MAKE) demo
+	$(BIN)/python recipes/demo_loop.py --run $(RUN) --editorials $(LOOP_TAR) $(ARGS)
+
+$(VENV)/.demo-loop: $(VENV)/.demo
+	$(INSTALL) -e '.[train,monitor]'
+	touch $@
+
+$(LOOP_TAR):
+	mkdir -p $(@D)
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --no-binary :all: \
+	  --dest $(@D) vaderSentiment==3.3.2
+	cd $(@D) && echo "$(LOOP_SHA)  $(@F)" | sha256sum --check --quiet || (rm $(@F); false)
 
 # Three files of the npm package, checked, so that the page asks no other server when it runs.
 WEB     := examples/mobile/vendor
