@@ -40,11 +40,12 @@ pytestmark = pytest.mark.usefixtures("_students")
 
 
 @pytest.fixture
-def _students(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _students() -> Iterator[None]:
     """Students know the words that the teacher knows."""
     students = SimpleNamespace(open_student=lambda *_: double("student"))
-    monkeypatch.setattr(retraining, "require", lambda *_: students)
-    with doubles():
+    # Not `monkeypatch`: a test's own changes must be undone before those of `doubles`.
+    with pytest.MonkeyPatch.context() as patch, doubles():
+        patch.setattr(retraining, "require", lambda *_: students)
         yield
 
 
