@@ -18,6 +18,7 @@ from stillhouse.core.records import Message
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.head_weights import Floats, HeadWeights, load_head, save_head
 from stillhouse.retrain.online import OnlineTask
+from stillhouse.retrain.online_step import between
 from stillhouse.train.online_head import HeadRates, refine
 
 TASK = ClassificationTask(kind="classification", labels=("a", "b", "c"))
@@ -147,13 +148,21 @@ def test_it_follows_a_shift_and_is_handed_over(tmp_path: Path) -> None:
 
 def test_the_guard_refuses_a_bad_update_and_suspects_are_quarantined(tmp_path: Path) -> None:
     def worse(live: HeadWeights, x: Floats, y: Floats, draw: object) -> HeadWeights:
-        return HeadWeights(np.roll(live.weight, 1, axis=0), np.roll(live.bias, 1))
+        return HeadWeights(live.weight * -50, live.bias * -50)  # a quarter of the way is wrong too
 
     task = make(tmp_path, section(), learn=worse)
     done = task.run_once(Rows([row(n, 0) for n in range(300)]))
     assert not done.swapped
     assert {one.verdict.answer for one in done.steps} == {"refuse"}
     assert task.state.live == 0
+    assert task.state.counts["steps: refuse"] == len(done.steps)
+
+
+def test_part_of_a_step_is_taken_where_all_of_it_is_too_far() -> None:
+    new = HeadWeights(CENTRES[1], np.ones(3, dtype=np.float32))
+    assert between(base_head(), new, 1.0).weight == pytest.approx(new.weight, abs=1e-5)
+    half = between(base_head(), new, 0.5)
+    assert half.weight == pytest.approx((base_head().weight + new.weight) / 2, abs=1e-5)
 
 
 def test_nothing_is_swapped_without_a_guard_set(tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ class TrustSection(Section):
 class GuardSection(Section):
     """Rows that are never learned from; a new version must be as good on them as the live one."""
 
-    share: float = Field(default=0.1, gt=0, lt=1, description="Of users whose rows are kept here.")
+    share: float = Field(default=0.2, gt=0, lt=1, description="Of users whose rows are kept here.")
     rows: int = Field(default=1000, ge=20, description="Kept of live traffic: the newest.")
-    least: int = Field(default=100, ge=10, description="Before anything is swapped.")
+    least: int = Field(default=50, ge=10, description="Before anything is swapped.")
     tolerance: float = Field(
         default=0.02, gt=0, lt=0.5, description="Agreement that may be lost to the live version."
     )
@@ -76,7 +76,7 @@ class OnlineSection(Section):
         default=0.5, gt=0, lt=1, description="Share of these that is the newest; else a reservoir."
     )
     replay: float = Field(
-        default=0.3, ge=0, lt=1, description="Share of the loss that the run's own examples have."
+        default=0.5, ge=0, lt=1, description="Share of the loss that the run's own examples have."
     )
     replay_rows: int = Field(default=2000, ge=0, description="Of these, drawn once.")
     least_rows: int = Field(default=32, ge=1, description="New rows before a step.")

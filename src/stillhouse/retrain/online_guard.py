@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.loop_online import GuardSection
-from stillhouse.core.statistics import Interval, non_inferiority
+from stillhouse.core.statistics import Interval, non_inferiority, paired_difference
 
 Scores = npt.NDArray[np.float64] | Sequence[float]
 Answer = Literal["accept", "refuse", "hold"]
@@ -69,9 +69,8 @@ def check(
         answers.append("hold")
     forgotten = None
     if held_out is not None and len(held_out[0]):
-        before = non_inferiority(held_out[1], held_out[0], section.forgetting, section.confidence)
-        forgotten = before.difference
-        answers.append(_answer(before.non_inferior, forgotten))
+        forgotten = paired_difference(held_out[1], held_out[0])
+        answers.append("accept" if forgotten.estimate >= -section.forgetting else "refuse")
     order: tuple[Answer, ...] = ("refuse", "hold", "accept")
     answer = next(one for one in order if one in answers)
     return GuardVerdict(

@@ -10,7 +10,7 @@ Shapes: N rows, H hidden, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from stillhouse.retrain.online_buffer import Kept, draw, shares_of
 from stillhouse.retrain.online_guard import GuardVerdict, check
 from stillhouse.retrain.online_rows import Lesson
 
+# Of a step: what is too far for the guard may be right half-way.
+PARTS: Final = (1.0, 0.5, 0.25)
 Drawn = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 Learn = Callable[[HeadWeights, Floats, Floats, Callable[[], Drawn]], HeadWeights]
 
@@ -124,15 +126,30 @@ def step(
         return drawn.rows, drawn.weights
 
     new = learn(live, all_rows.features, all_rows.targets, batch)
-    kept = None
-    if held_out is not None:
-        kept = (held_out[1].scores(held_out[0]), held_out[1].scores(new))
-    verdict = check(guard.scores(live), guard.scores(new), section.guard, kept)
+    first: GuardVerdict | None = None
+    for part in PARTS:
+        taken = between(live, new, part)
+        kept = None
+        if held_out is not None:
+            kept = (held_out[1].scores(held_out[0]), held_out[1].scores(taken))
+        verdict = check(guard.scores(live), guard.scores(taken), section.guard, kept)
+        if verdict.answer == "accept":
+            return Step(taken, verdict, (), sum(usable))
+        first = first or verdict
+    assert first is not None
     suspects: tuple[str, ...] = ()
-    if verdict.by_traffic == "refuse":
+    if first.by_traffic == "refuse":
         fresh = [i for i, one in enumerate(items) if one.seq >= new_from and usable[i]]
         suspects = against_guard(live, [items[i] for i in fresh], rows, fresh, guard)
-    return Step(new, verdict, suspects, sum(usable))
+    return Step(new, first, suspects, sum(usable))
+
+
+def between(live: HeadWeights, new: HeadWeights, part: float) -> HeadWeights:
+    """A part of the way from one head to another."""
+    return HeadWeights(
+        live.weight + np.float32(part) * (new.weight - live.weight),
+        live.bias + np.float32(part) * (new.bias - live.bias),
+    )
 
 
 def against_guard(
