@@ -25,7 +25,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any, Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[1]
-TOPICS: Final = ("business", "entertainment", "politics", "sport", "tech")
+TOPICS: Final = ("business", "entertainment", "politics", "sports", "tech")
 WORDS: Final = 60  # of a news article
 # What each tag of the address corpus is called in the JSON; the rest is left out.
 PARTS: Final[Mapping[str, str]] = {

@@ -98,7 +98,6 @@ class OnlineSection(Section):
     soft_targets: str | None = Field(
         default=None, description="Folder of a local classifier whose beliefs are learned."
     )
-    lora_rank: int = Field(default=8, ge=1, le=256, description="Of text students.")
     every_s: float = Field(default=60, gt=0, description="Between two looks with --follow.")
     late_hours: float = Field(
         default=6, ge=0, description="That are read again for late rows and corrections."
