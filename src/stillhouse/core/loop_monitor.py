@@ -17,7 +17,7 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 class WindowSection(Section):
     """What is judged at a time. With both, a window ends at whichever comes first."""
 
-    requests: int | None = Field(default=500, ge=20, description="Of one window.")
+    requests: int | None = Field(default=250, ge=20, description="Of one window.")
     hours: float | None = Field(default=None, gt=0, description="Of one window.")
     least: int = Field(
         default=100,
