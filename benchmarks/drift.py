@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
     settings = DriftSection(streams=False, permutations=499)
-    runs, staged, quiet = (4, 6, 2) if given.small else (100, 300, 25)
+    runs, staged, quiet = (4, 6, 2) if given.small else (100, 300, 20)
     found = world(given.embedder, given.bbc)
     topics = sorted(found.foreign)
     started = time.perf_counter()
