@@ -157,7 +157,7 @@ FEEDBACK: list[tuple[str, Any, int]] = [
     ("an unknown request", b'{"request_id": "req_0", "thumbs": "up"}', 404),
     ("SQL", b'{"request_id": "\' OR 1=1 --", "thumbs": "up"}', 404),
     ("NUL", b'{"request_id": "a\\u0000b", "thumbs": "up"}', 404),
-    ("half a character", b'{"request_id": "\\ud800", "thumbs": "up"}', 404),
+    ("half a character", b'{"request_id": "\\ud800", "thumbs": "up"}', 400),
     ("no request", b'{"request_id": 7, "thumbs": "up"}', 400),
     ("a long request", b'{"request_id": "' + b"r" * 200 + b'", "thumbs": "up"}', 400),
 ]
