@@ -149,6 +149,8 @@ def test_what_the_student_cannot_do_waits_for_a_teacher_that_is_down(folder: Pat
     with models(down), gateway(raw(down, folder, plan=OFF)) as running:
         got = ask(running, "good", response_format={"type": "json_object"})
         assert got.status == 502  # the request is good: it may be tried again
+        assert got.json["error"]["type"] == "server_error"
+        assert got.json["error"]["code"] == "upstream_500"
         assert who(ask(running, "good")) == ("student", "teacher-down")
 
 

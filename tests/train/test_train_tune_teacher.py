@@ -75,7 +75,7 @@ def test_only_the_last_layers_move(lm_folder: Path, traffic: Path, tmp_path: Pat
 
 
 def test_a_tuned_teacher_knows_the_labels(lm_folder: Path, traffic: Path, tmp_path: Path) -> None:
-    run_tune(_recipe(lm_folder, epochs=24), traffic, tmp_path, Silent())
+    run_tune(_recipe(lm_folder, epochs=36), traffic, tmp_path, Silent())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert tokenizer.chat_template == byte_bpe().chat_template
@@ -83,8 +83,7 @@ def test_a_tuned_teacher_knows_the_labels(lm_folder: Path, traffic: Path, tmp_pa
     examples = review_examples(64)
     best = scorer.score([e.prompt for e in examples]).argmax(-1).tolist()
     right = sum(["positive", "negative"][b] == e.label for b, e in zip(best, examples, strict=True))
-    # A coin is right this often once in 600,000 times; the last bits of arithmetic move the rest.
-    assert right >= 52
+    assert right >= 60
 
 
 def test_kept_hidden_states_give_the_same_teacher(
