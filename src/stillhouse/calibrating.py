@@ -35,10 +35,10 @@ from stillhouse.evaluate.results import SetName
 from stillhouse.models.confidence import agreement
 from stillhouse.models.novelty import FAMILIARITY, Novelty, load_novelty
 from stillhouse.pipeline import read_run_recipe
+from stillhouse.serve.answer_text import said
 from stillhouse.serve.calibrator import Choice, Halves, Judged, gate_from, halves
 from stillhouse.serve.features import answer_features, first_text
 from stillhouse.serve.gate_file import Consistency, GateFile, NoveltyFile, save_gate, sha256_of
-from stillhouse.serve.gates import said
 from stillhouse.serve.student_brains import Brain, Opening, open_brain
 from stillhouse.serve.student_folder import notes_of
 from stillhouse.serve.student_local import ask_all

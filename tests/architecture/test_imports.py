@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
+from stillhouse.core.optional import EXTRAS
+
 SRC = Path(__file__).parents[2] / "src" / "stillhouse"
 FILES = sorted(SRC.rglob("*.py"))
 # Modules beside the folders.
@@ -148,6 +150,8 @@ def test_no_import_circle() -> None:
         walk(module, ())
 
 
+# Of the extras' modules, what `pip install stillhouse` brings itself.
+BASE = {"aiohttp"}
 HEAVY = "torch", "transformers", "xllamacpp", "peft", "accelerate"
 
 
@@ -160,13 +164,23 @@ def test_the_light_parts_import_without_torch(package: str) -> None:
         for p in FILES
         if module_of(p).startswith(f"stillhouse.{package}") and p.stem != "__main__"
     ]
+    assert_imports(modules, without=HEAVY)
+
+
+def test_the_command_imports_without_any_extra() -> None:
+    extras = sorted({module for modules in EXTRAS.values() for module in modules} - BASE)
+    assert "sqlalchemy" in extras
+    assert_imports(["stillhouse.cli"], without=(*extras, "river"))
+
+
+def assert_imports(modules: list[str], *, without: tuple[str, ...]) -> None:
     # A finder that knows no such package, as where it is not installed. (A None in sys.modules
     # would differ: SciPy looks there for array types of packages that others imported.)
     code = (
         "import sys, importlib\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.partition('.')[0] in {HEAVY!r}:\n"
+        f"        if name.partition('.')[0] in {without!r}:\n"
         "            raise ModuleNotFoundError(name, name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"

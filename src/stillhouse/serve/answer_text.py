@@ -1,4 +1,4 @@
-"""The text of an answer and of the chat it answers, in whichever API's shape. Knows no task."""
+"""The text of an answer and of the chat it answers, in whichever API's shape; what a text says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
 from stillhouse.core.records import Message, Role
-from stillhouse.core.tasks import canonical_json
+from stillhouse.core.tasks import Task, canonical_json
 
 _ROLES: Final = frozenset(get_args(Role))
 
@@ -50,6 +50,12 @@ def asked(body: Mapping[str, Any]) -> tuple[Message, ...]:
     if not turns or turns[-1].role == "assistant":
         return ()
     return tuple(turns)
+
+
+def said(task: Task | None, text: str) -> str:
+    """What a text says, as texts are compared: its value where the task can read it."""
+    value = None if task is None else task.parse(text).value
+    return text.strip() if value is None else canonical_json(value)
 
 
 def _call_text(message: Mapping[str, Any]) -> str | None:

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.optional import require
-from stillhouse.core.tasks import ClassificationTask, Task, canonical_json
+from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.confidence import agreement
+from stillhouse.serve.answer_text import said
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.gate_file import NEVER, GateFile, load_gate
 from stillhouse.serve.gateway_file import GatewayFile
@@ -170,9 +171,3 @@ def check_student(name: str, task: TaskSection, fingerprint: str | None) -> None
             f"was fitted for the student {fitted}; the one that is served is {fingerprint}",
             action="run: stillhouse calibrate RUN --student ITS_FOLDER",
         )
-
-
-def said(task: Task | None, text: str) -> str:
-    """What a text says, as texts are compared: its value where the task can read it."""
-    value = None if task is None else task.parse(text).value
-    return text.strip() if value is None else canonical_json(value)
