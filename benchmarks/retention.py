@@ -257,6 +257,7 @@ def report(
         wanted = GOALS[size]
         rows[size] = {
             "date": date.today().isoformat(),
+            "seeds": sorted({one.seed for one in cells if one.size == size}),
             "parameters": next(c["parameters"] for one, c in cells.items() if one.size == size),
             "retention": kept.to_json(),
             "times faster": faster,
@@ -294,7 +295,7 @@ def main() -> None:
     parser.add_argument("--until", choices=("teacher", "students", "speed"), default="speed")
     parser.add_argument("--small", action="store_true", help="few texts; nothing is saved")
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"seeds": arguments.seeds, "tasks": {}}
+    result: dict[str, Any] = {"tasks": {}}
     for task in arguments.tasks:
         plan = PLANS[task]
         sizes = plan.small if arguments.small else plan.sizes
@@ -326,6 +327,8 @@ def main() -> None:
     command = "python benchmarks/retention.py --tasks " + " ".join(arguments.tasks)
     if arguments.sizes != list(GOALS):
         command += " --sizes " + " ".join(arguments.sizes)
+    if arguments.seeds != [0, 1, 2]:
+        command += " --seeds " + " ".join(map(str, arguments.seeds))
     before = json.loads((RESULTS / "retention.json").read_text(encoding="utf-8"))
     save("retention", command, {**result, "tasks": merged(before["tasks"], result["tasks"])})
 
