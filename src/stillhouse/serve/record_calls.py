@@ -141,6 +141,7 @@ class Recorder:
                 "stage": place.stage,
                 "version": place.version,
                 "upstream": upstream.name,
+                "fingerprint": upstream.fingerprint,
                 "fell_back": ask.fell_back is not None,
                 "confidence": ask.confidence,
                 "features": ask.features,
