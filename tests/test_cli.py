@@ -71,6 +71,7 @@ OPTIONS = {
         "temperature",
         "log",
         "task",
+        "log_student",
         "days",
         "outcomes",
         "student_usd",

@@ -53,12 +53,14 @@ OF_TEXTS: Final = ("logit", "min_logprob", "min_margin", "tokens")
 
 
 class Live(NamedTuple):
-    """Labels of live traffic: the log's database, the task's name there, what counts."""
+    """Labels of live traffic: the log's database, the task's name there, what counts, and what the
+    log calls the student (`None`: it is known by its files)."""
 
     url: str
     task: str
     days: float
     kinds: tuple[str, ...]
+    student: str | None = None
 
 
 class Wanted(NamedTuple):
@@ -126,7 +128,7 @@ def calibrate(root: Path, wanted: Wanted, progress: Progress) -> Calibrated:
     split = held
     source = f"{wanted.samples} samples of the run"
     if wanted.live is not None:
-        split, source, more = with_live(held, wanted.live)
+        split, source, more, _ = with_live(held, wanted.live, brain.voice.fingerprint)
         notes += more
     gate = _gate(split, wanted, held, recipe).model_copy(
         update={
@@ -156,9 +158,11 @@ def calibrate_live(wanted: Wanted) -> Calibrated:
     """
     if wanted.live is None or wanted.out is None:
         raise UserError("calibrate", "needs a run folder, or --log with --out")
-    split, source, notes = with_live(Halves([], []), wanted.live)
+    split, source, notes, student = with_live(Halves([], []), wanted.live, None)
     wanted.out.mkdir(parents=True, exist_ok=True)
-    gate = _gate(split, wanted, Halves([], []), None).model_copy(update={"source": source})
+    gate = _gate(split, wanted, Halves([], []), None).model_copy(
+        update={"source": source, "student": student}
+    )
     save_gate(wanted.out / GATE, gate)
     return Calibrated(gate, None, wanted.out, tuple(notes))
 
@@ -179,32 +183,75 @@ def _frontier(
     )
 
 
-def with_live(held_out: Halves, live: Live) -> tuple[Halves, str, list[str]]:
-    """Held-out and live samples, where the tests came from, and remarks.
+class WithLive(NamedTuple):
+    """Samples, where the tests came from, remarks, and the fingerprint that the answers bear."""
+
+    halves: Halves
+    source: str
+    notes: list[str]
+    student: str | None
+
+
+def with_live(held_out: Halves, live: Live, fingerprint: str | None) -> WithLive:
+    """Held-out samples and live ones of the same student.
+
+    Args:
+        fingerprint: of the student at hand; `None`: the log's only one, or the one that is named.
 
     Raises:
-        UserError: the database cannot be used, or has no labels of this task.
+        UserError: the database cannot be used, has no labels of this task and student, or has those
+            of several where none is named.
         MissingExtraError: the serve extra is not installed.
     """
     tables: Any = require("stillhouse.serve.tables", "serve", "the traffic log")
     labels: Any = require("stillhouse.serve.live_labels", "serve", "the traffic log")
     engine = tables.open_database(live.url)
+    whose = labels.Whose(fingerprint, live.student)
+    since = time.time() - live.days * DAY_S
     try:
-        found = labels.live_labels(engine, live.task, time.time() - live.days * DAY_S, live.kinds)
+        found = labels.live_labels(engine, live.task, since, live.kinds, whose=whose)
     finally:
         engine.dispose()
-    if not found.seen and not found.shown:
+    if not found.authors:
+        raise _no_labels(live, fingerprint, found.others)
+    if fingerprint is None and len(found.authors) > 1:
         raise UserError(
             "--log",
-            f"holds no judged answer of the student with features, of the task {live.task}, in "
-            f"{live.days:g} days",
-            action="serve with fallback.threshold (0 shows everything), and collect outcomes",
+            f"holds judged answers of several students: {_named(found.authors)}",
+            action="name one with --log-student, by its fingerprint where names are alike",
         )
     both = labels.mixed(held_out, found)
     notes = [f"live labels: {len(found.seen):,} shadow answers, {len(found.shown):,} shown ones"]
+    if found.others:
+        left = found.others.total()
+        notes.append(f"{left:,} of other students are left out: {_named(found.others)}")
     if both.left_out:
         notes.append(f"{both.left_out:,} samples lack a feature and are left out")
-    return both.halves, both.source, notes
+    prints = {one.fingerprint for one in found.authors}
+    student = prints.pop() if len(prints) == 1 else None
+    return WithLive(both.halves, both.source, notes, student)
+
+
+def _no_labels(live: Live, fingerprint: str | None, others: Mapping[object, int]) -> UserError:
+    where = f"of the task {live.task}, in {live.days:g} days"
+    if not others:
+        return UserError(
+            "--log",
+            f"holds no judged answer of the student with features, {where}",
+            action="serve with fallback.threshold (0 shows everything), and collect outcomes",
+        )
+    who = " ".join(one for one in (live.student, fingerprint) if one is not None)
+    return UserError(
+        "--log",
+        f"holds no judged answer of the student {who} {where}, only of others: {_named(others)}",
+        action="name it as the log does with --log-student, or calibrate the run of one of these",
+    )
+
+
+def _named(authors: Mapping[object, int]) -> str:
+    """Who, and how many of each; the most first."""
+    most = sorted(authors.items(), key=lambda one: (-one[1], str(one[0])))
+    return ", ".join(f"{author} {count:,}" for author, count in most)
 
 
 def _gate(split: Halves, wanted: Wanted, heads: Halves, recipe: Recipe | None) -> GateFile:

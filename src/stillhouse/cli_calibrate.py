@@ -73,6 +73,10 @@ def calibrate(  # noqa: PLR0917 - typer's way
         str | None, typer.Option("--log", help="Database of the traffic log, for live labels.")
     ] = None,
     task: Annotated[str | None, typer.Option("--task", help="The task's name there.")] = None,
+    log_student: Annotated[
+        str | None,
+        typer.Option("--log-student", help="Name or fingerprint there; default: by its files."),
+    ] = None,
     days: Annotated[float, typer.Option("--days", help="Live labels of so many days.")] = 30,
     outcomes: Annotated[
         str, typer.Option("--outcomes", help="Kinds of live labels that count.")
@@ -91,7 +95,7 @@ def calibrate(  # noqa: PLR0917 - typer's way
     if log is not None:
         if task is None:
             raise UserError("--task", "is missing", action="name the task as in gateway.yaml")
-        live = Live(log, task, days, tuple(one.strip() for one in outcomes.split(",")))
+        live = Live(log, task, days, tuple(one.strip() for one in outcomes.split(",")), log_student)
     wanted = Wanted(
         error=_share("--error", error),
         delta=_share("--delta", delta),

@@ -8,8 +8,6 @@ from typing import Final
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
 from stillhouse.core.jsonl import read_json
@@ -38,11 +36,11 @@ def speculate(
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        table = Table(show_header=False, box=None, pad_edge=False)
-        for name, value in module.report_lines(report):
-            table.add_row(name, escape(value))
+        rows = module.report_lines(report)
+        width = max(len(name) for name, _ in rows)
         console = Console(soft_wrap=True, highlight=False)
-        console.print(table)
+        for name, value in rows:  # whole, however long: a table would cut the verdict off
+            console.print(f"{name:<{width}} {value}", markup=False)
         console.print(f"configurations: {root / STAGE / 'serve'}", markup=False)
-    if not report.lossless or not report.faster:
+    if not report.passed:
         raise typer.Exit(EXIT_GATE)

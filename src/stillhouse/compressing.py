@@ -25,6 +25,7 @@ from stillhouse.pipeline import (
     run_one,
     run_stages,
     stage_key,
+    up_to_date,
 )
 from stillhouse.stages import STAGES, Context
 
@@ -80,11 +81,9 @@ def _compress_other(recipe: Recipe, root: Path, progress: Progress, student: Pat
     with run.locked(), reproducible_threads():
         key = stage_key(stage, recipe, run)
         key = replace(key, inputs={**key.inputs, "student": sha})
-        if run.is_current(key) is None:
+        if up_to_date(run, key, stage.name, progress) is None:
             progress.say(f"{stage.name}: {stage.caption}")
             run_one(run, key, progress, partial(_call, recipe, run, progress, student))
-        else:
-            progress.say(f"{stage.name}: up to date")
     return _verified(run.stage(stage.name))
 
 

@@ -260,7 +260,8 @@ def of_loop(path: Path, host: str) -> tuple[OpenDashboard, bool]:
         host: that it will be reached by.
 
     Raises:
-        UserError: a file cannot be used; no key, or a short one, and the host is not loopback.
+        UserError: a file cannot be used; a key that no header may hold; no key, or a short
+            one, and the host is not loopback.
         StoreError: the database cannot be reached.
     """
     loop = load_loop(path)
@@ -276,6 +277,12 @@ def of_loop(path: Path, host: str) -> tuple[OpenDashboard, bool]:
         raise UserError(
             KEY_VARIABLE,
             f"must be set, of {SHORTEST_ADMIN_KEY} characters or more: --host is not loopback",
+            action="make one with: openssl rand -hex 32",
+        )
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise UserError(
+            KEY_VARIABLE,
+            "holds what no key may hold",
             action="make one with: openssl rand -hex 32",
         )
     return opened(file, loop, key), key is not None

@@ -18,7 +18,8 @@ from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe_images import ImageRecipe
 from stillhouse.core.runfolder import Outcome, RunFolder, StageKey, hash_file
-from stillhouse.pipeline import local_weights, reproducible_threads, run_one
+from stillhouse.core.section_dump import dump_section
+from stillhouse.pipeline import local_weights, reproducible_threads, run_one, up_to_date
 from stillhouse.stages import TORCH_PACKAGES
 
 STAGES: Final = ("teacher", "students", "evaluate")
@@ -41,9 +42,8 @@ def run_images(recipe: ImageRecipe, root: Path, progress: Progress) -> dict[str,
         for number, name in enumerate(STAGES, start=1):
             key = _key(name, recipe, run)
             count = f"[{number}/{len(STAGES)}] {name}"
-            current = run.is_current(key)
+            current = up_to_date(run, key, count, progress)
             if current is not None:
-                progress.say(f"{count}: up to date")
                 seconds[name] = current.seconds
                 continue
             if name != "evaluate" and not checked:
@@ -107,13 +107,12 @@ def _key(name: str, recipe: ImageRecipe, run: RunFolder) -> StageKey:
 
 
 def _section(name: str, recipe: ImageRecipe) -> Mapping[str, object]:
-    whole = recipe.model_dump(mode="json", by_alias=True)
-    images = {key: whole["images"][key] for key in ("validation", "limit")}
-    train = whole["train"]
+    images = {"validation": recipe.images.validation, "limit": recipe.images.limit}
     if name == "teacher":
-        own = ("alpha", "temperatures", "seeds", "divergence", "divergence_beta", "alone")
-        rest = {key: value for key, value in train.items() if key not in own}
-        return {"images": images, "teacher": whole["teacher"], "train": rest}
+        own = {"alpha", "temperatures", "seeds", "divergence", "divergence_beta", "alone"}
+        rest = dump_section(recipe.train, without=own)
+        return {"images": images, "teacher": dump_section(recipe.teacher), "train": rest}
     if name == "students":
-        return {"images": images, "student": whole["student"], "train": train}
-    return {"images": images, "evaluate": whole["evaluate"]}
+        student, train = dump_section(recipe.student), dump_section(recipe.train)
+        return {"images": images, "student": student, "train": train}
+    return {"images": images, "evaluate": dump_section(recipe.evaluate)}

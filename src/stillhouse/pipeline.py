@@ -1,12 +1,12 @@
 """Run the stages in order, and skip what is up to date.
 
 Knows keys, manifests and the order of work; the stages themselves are declared in `stages`. A stage
-whose key (inputs' hashes, recipe section, versions, seed) matches its manifest is skipped.
+whose key (inputs' hashes, recipe section, versions, seed) matches its manifest is skipped, while
+its files are those that it left.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +36,7 @@ from stillhouse.core.runfolder import (
     hash_file,
     hash_folder,
 )
+from stillhouse.core.section_dump import says_the_same
 from stillhouse.core.user_function import source_of
 from stillhouse.dataset.card import write_dataset_card
 from stillhouse.evaluate.model_card import CARD, write_model_card
@@ -51,7 +52,18 @@ RECIPE_FILE: Final = "recipe.json"
 LOCAL: Final = ("hf:", "gguf:", "replay:")  # sources that may be files of this machine
 WEIGHTS: Final = (".safetensors", ".gguf", ".index.json")
 TRAINS: Final = ("train", "prune")
-READS_WEIGHTS: Final = ("tune", "check", "expand", "ask", "capture", "train", "prune")
+# Stages whose key holds the weights of models on this machine: `speculate` too, which measures the
+# teacher, and the student as it was before training.
+READS_WEIGHTS: Final = (
+    "tune",
+    "check",
+    "expand",
+    "ask",
+    "capture",
+    "train",
+    "prune",
+    "speculate",
+)
 # What in a recipe brings a stage that not every recipe has.
 NEEDED: Final = {
     "tune": "teacher.tune and traffic.labelled",
@@ -109,9 +121,8 @@ def run_stages(
         for number, stage in enumerate(plan[:until], start=1):
             key = stage_key(stage, recipe, run)
             count = f"[{number}/{len(plan)}] {stage.name}"
-            current = run.is_current(key)
+            current = up_to_date(run, key, count, progress)
             if current is not None:
-                progress.say(f"{count}: up to date")
                 results.append(StageResult(stage.name, True, current))
                 _record(recipe, run, results[-1])
                 continue
@@ -129,6 +140,19 @@ def run_stages(
             results.append(StageResult(stage.name, False, run_one(run, key, progress, run_this)))
             _record(recipe, run, results[-1])
     return results
+
+
+def up_to_date(run: RunFolder, key: StageKey, count: str, progress: Progress) -> Manifest | None:
+    """The manifest of a stage that need not be done again. Says so; or which file is the reason."""
+    current = run.is_current(key)
+    if current is not None:
+        progress.say(f"{count}: up to date")
+        return current
+    changed = run.standing(key).changed
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        progress.say(f"{count}: {changed[0]}{more} changed since it was made; done again")
+    return None
 
 
 def _record(recipe: Recipe, run: RunFolder, result: StageResult) -> None:
@@ -333,7 +357,7 @@ def _fits(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
     made = manifest.key
     inputs = made.get("inputs")
     return (
-        made.get("section") == json.loads(json.dumps(stage.section(recipe)))
+        says_the_same(made.get("section"), stage.section(recipe))
         and made.get("seed") == recipe.seed
         and isinstance(inputs, dict)
         and all(

@@ -20,8 +20,9 @@ from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe_corpus import CorpusRecipe
 from stillhouse.core.runfolder import Manifest, Outcome, RunFolder, StageKey, hash_file
+from stillhouse.core.section_dump import dump_section
 from stillhouse.dataset.corpus import run_corpus
-from stillhouse.pipeline import local_weights, reproducible_threads, run_one
+from stillhouse.pipeline import local_weights, reproducible_threads, run_one, up_to_date
 from stillhouse.stages import STATISTICS_PACKAGES, TORCH_PACKAGES
 
 RECIPE_FILE: Final = "corpus_recipe.json"
@@ -96,7 +97,7 @@ def _evaluate(c: CorpusContext) -> Outcome:
 
 
 def _dump(section: Any, *without: str) -> dict[str, Any]:
-    return dict(section.model_dump(mode="json", by_alias=True, exclude=set(without)))
+    return dump_section(section, without=set(without))
 
 
 def _masking(recipe: CorpusRecipe) -> dict[str, Any]:
@@ -190,9 +191,8 @@ def run_pretrain(
         for number, stage in enumerate(plan[: names.index(last) + 1], start=1):
             key = _key(stage, recipe, run)
             count = f"[{number}/{len(plan)}] {stage.name}"
-            current = run.is_current(key)
+            current = up_to_date(run, key, count, progress)
             if current is not None:
-                progress.say(f"{count}: up to date")
                 results.append(CorpusResult(stage.name, True, current))
                 continue
             if stage.name in ("teacher", "train") and not checked:

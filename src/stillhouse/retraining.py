@@ -185,8 +185,7 @@ class PipelineWorkshop:
         for stage in stages_of(recipe):
             if stage.name not in SHARED or run.manifest(stage.name) is not None:
                 continue
-            there = first.manifest(stage.name)
-            if there is not None and there.digest == stage_key(stage, recipe, run).digest:
+            if first.standing(stage_key(stage, recipe, run)).manifest is not None:
                 link(folder / stage.name, first.stage(stage.name))
 
     def _store_folder(self) -> Path:

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from stillhouse.compress.planning import learns_grid, section_of
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_cut import CutSection
 from stillhouse.core.recipe_signals import CaptureSection
 from stillhouse.core.recipe_train import StudentSection
+from stillhouse.core.section_dump import dump_section
 from stillhouse.train.planning_signals import capture_format, trimmed
 
 # What does not change an answer does not make answers stale.
@@ -45,9 +48,11 @@ NOT_IN_VERDICTS: Final = {
 }
 
 
-def dump(model: Any, *, without: Mapping[str, Any] | set[str] | None = None) -> dict[str, Any]:
+def dump(
+    model: BaseModel, *, without: Mapping[str, Any] | set[str] | None = None
+) -> dict[str, Any]:
     """A section as plain objects, but for what is left out."""
-    return dict(model.model_dump(mode="json", exclude=without, by_alias=True))
+    return dump_section(model, without=without)
 
 
 def training_section(recipe: Recipe) -> Mapping[str, Any]:

@@ -260,7 +260,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         lambda r: {
             "task": dump(r.task),
             "judge": dump(r.dataset.judge, without=NOT_IN_VERDICTS) if r.dataset.judge else {},
-            "checks": dump(r.dataset)["validators"],
+            "checks": dump(r.dataset.validators),
             "chars": [r.dataset.min_chars, r.dataset.max_chars],
         },
         _judge,

@@ -1,8 +1,9 @@
 """The speed of a frontier's students, their forms, and a local teacher: all timed in turns, once.
 
-What was timed is kept while nothing that it rests on changes: the students and the teacher, the
-queries, the batch size, the device, the machine. What a query costs is no part of it: it is worked
-out from the speeds and the price of the day. Knows run folders and models; chooses nothing.
+What was timed is kept while nothing that it rests on changes: the students, the teacher with its
+settings and weights, the task and its queries, the batch size, the packages that compute, the
+device, the machine. What a query costs is no part of it: it is worked out from the speeds and the
+price of the day. Knows run folders and models; chooses nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import read_json, write_json
-from stillhouse.core.machine import this_machine
+from stillhouse.core.machine import package_versions, this_machine
 from stillhouse.core.money import machine_usd_per_hour, usd_per_1k_queries
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
@@ -26,12 +27,21 @@ from stillhouse.evaluate.candidates import EvaluationSet, sampling_for
 from stillhouse.evaluate.results import TEACHER, CandidateSpeed
 from stillhouse.evaluate.speed import Contestant, measure_speed
 from stillhouse.models.completer import Completer
+from stillhouse.pipeline import local_models, local_weights
+from stillhouse.stage_sections import NOT_IN_ANSWERS, dump
+from stillhouse.stages import TORCH_PACKAGES
 from stillhouse.study_forms import forms_of, named
 from stillhouse.teacher.build import open_teacher
 from stillhouse.teacher.ensemble import open_ensemble
 from stillhouse.variants import Ran
 
 SPEED: Final = "speed.json"
+RUNTIMES: Final = {  # what answers with a compressed form of a kind
+    "executorch": "executorch",
+    "genai": "onnxruntime-genai",
+    "gguf": "xllamacpp",
+    "onnx": "onnxruntime",
+}
 
 
 def speeds_of(  # noqa: PLR0917 - what is timed, on what, where it is kept
@@ -89,7 +99,7 @@ def _rests_on(
 ) -> Mapping[str, Any]:
     """All that a speed depends on."""
     loading = require("stillhouse.models.loading", "train", "timing students")
-    judged = recipe.evaluate
+    judged, teacher = recipe.evaluate, recipe.teacher
     return {
         "students": {
             one.variant.name: [
@@ -98,13 +108,31 @@ def _rests_on(
             ]
             for one in ran
         },
-        "teacher": [_hash(run, "tune"), *recipe.teacher.sources],
+        "teacher": dump(teacher, without=NOT_IN_ANSWERS),
+        "tuned": _hash(run, "tune") if teacher.tune else "",
+        "weights": {
+            name: digest
+            for field, source in local_models(recipe)
+            if field != "student"  # its weights are the stage's
+            for name, digest in local_weights(field, source)
+        },
+        "task": dump(recipe.task),
+        "seed": recipe.seed,
         "queries": [query.id for query in main.queries[: judged.speed_queries]],
         "repeats": judged.speed_repeats,
         "batch_size": judged.batch_size,
         "device": loading.device_name(recipe.train.device),
         "machine": this_machine()._asdict(),
+        "versions": package_versions("stillhouse", *_packages(recipe, ran)),
     }
+
+
+def _packages(recipe: Recipe, ran: Sequence[Ran]) -> tuple[str, ...]:
+    """What computes the answers: torch's for students and a local teacher, and forms' runtimes."""
+    kinds = {form.kind for one in ran for form in forms_of(one)}
+    if any(source.startswith("gguf:") for source in recipe.teacher.sources):
+        kinds.add("gguf")
+    return (*TORCH_PACKAGES, *sorted(RUNTIMES[kind] for kind in kinds if kind in RUNTIMES))
 
 
 def _hash(run: RunFolder, stage: str) -> str:

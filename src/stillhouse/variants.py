@@ -123,12 +123,10 @@ def link_shared(recipe: Recipe, run: RunFolder, root: Path) -> None:
             link(root / name, run.root / name)
         same = True
         for stage in stages_of(recipe):
-            manifest = run.manifest(stage.name)
             same = (
                 same
                 and stage.name not in OWN
-                and manifest is not None
-                and manifest.digest == stage_key(stage, recipe, run).digest
+                and run.standing(stage_key(stage, recipe, run)).manifest is not None
             )
             link(root / stage.name, run.stage(stage.name) if same else None)
 

@@ -8,10 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from stillhouse import cli_speculate
+from stillhouse.cli import app
+from stillhouse.cli_speculate import EXIT_GATE
 from stillhouse.compress.speculate_llama import Draft, LlamaTarget
-from stillhouse.compress.speculate_report import SpeculateReport, report_lines
+from stillhouse.compress.speculate_lossless import Divergence, GreedyCheck
+from stillhouse.compress.speculate_report import (
+    DraftReport,
+    RuntimeReport,
+    SpeculateReport,
+    Way,
+    drafted,
+    report_lines,
+)
 from stillhouse.compress.speculate_serve import (
     ONE_VOCABULARY,
     Served,
@@ -21,9 +34,11 @@ from stillhouse.compress.speculate_serve import (
 )
 from stillhouse.compress.speculate_stage import Models, _serve, run_speculate
 from stillhouse.core.errors import DataError, UserError
+from stillhouse.core.jsonl import write_json
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_speculate import SpeculateSection
+from stillhouse.core.statistics import Interval
 from stillhouse.models.gguf_file import embedded_gguf
 from stillhouse.models.loading import load_causal_lm
 from stillhouse.stages import stages_of
@@ -119,7 +134,109 @@ def test_the_stage_measures_and_writes(tmp_path: Path) -> None:
     }
     lines = dict(report_lines(report))
     assert lines["greedy answers"].startswith("6 of 6 identical")
-    assert "verdict" in lines
+    assert lines["verdict"] == report.verdict
+
+
+def runtime(name: str, gain: tuple[float, float], same: int, of: int = 40) -> RuntimeReport:
+    estimate, low = gain
+    found = Interval(estimate=estimate, low=low, high=estimate + 0.3, n=40)
+    ways = {
+        "alone": Way(length=0, tokens_per_second=10, tokens_a_pass=1, speedup=None),
+        "draft": Way(length=4, tokens_per_second=20, tokens_a_pass=3, speedup=found),
+    }
+    return RuntimeReport(
+        runtime=name,
+        prompts=40,
+        tried=(),
+        ways=ways,
+        over_lookup=None,
+        over_undistilled=None,
+        identical=same,
+        compared=of,
+    )
+
+
+def judged(*runtimes: RuntimeReport, greedy: GreedyCheck | None = None) -> SpeculateReport:
+    every = GreedyCheck(prompts=40, identical=40, tokens=400, divergences=())
+    draft = DraftReport(
+        source="s", parameters=10, mapped=False, length=4, acceptance=None, by_task={},
+        by_segment={}, break_even=None,
+    )  # fmt: skip
+    return SpeculateReport(
+        target="t",
+        target_parameters=100,
+        prompts=40,
+        drafts={"draft": draft},
+        greedy=greedy or every,
+        sampled=None,
+        runtimes=runtimes,
+        serve={},
+    )
+
+
+TORCH_SLOW = runtime("transformers", (0.9, 0.8), 40)
+
+
+def test_the_gate_rests_on_the_runtime_that_gains_and_names_it() -> None:
+    found = judged(TORCH_SLOW, runtime("llama.cpp", (2.1, 1.9), 40))
+    assert found.passed
+    assert found.verdict == (
+        "pass: lossless in transformers and llama.cpp; "
+        "in llama.cpp 2.10 [1.90, 2.40] x the target alone"
+    )
+    # A gain that is shown counts before a larger one that is not.
+    unsure = judged(runtime("transformers", (2.5, 0.7), 40), runtime("llama.cpp", (1.5, 1.2), 40))
+    assert unsure.passed
+    assert unsure.best.runtime == "llama.cpp"
+
+
+def test_the_gate_fails_where_a_greedy_answer_differs_in_either_runtime() -> None:
+    fast = runtime("llama.cpp", (2.1, 1.9), 39)
+    lossy = judged(TORCH_SLOW, fast)
+    assert (lossy.lossless, lossy.faster, lossy.passed) == (False, True, False)
+    assert lossy.verdict == "FAIL: llama.cpp: 1 of 40 greedy answers differ from the target's"
+    assert not drafted(lossy).lossless
+    # The faster runtime is sound and the slower one is not: no pass either.
+    tie = Divergence(id="a", token=3, alone=1, drafted=2, gap=1e-6, rounding=1e-5, tie=True)
+    other = judged(
+        runtime("transformers", (0.9, 0.8), 39),
+        runtime("llama.cpp", (2.1, 1.9), 40),
+        greedy=GreedyCheck(prompts=40, identical=39, tokens=400, divergences=(tie,)),
+    )
+    assert not other.passed
+    assert other.verdict.startswith("FAIL: transformers: 1 of 40 greedy answers differ")
+    # llama.cpp alone was timed: the answers that transformers gave still count.
+    alone = judged(runtime("llama.cpp", (2.1, 1.9), 40), greedy=other.greedy)
+    assert alone.faults == other.faults
+    assert not judged(runtime("llama.cpp", (2.1, 1.9), 0, of=0)).passed
+
+
+def test_the_gate_fails_without_a_gain_and_says_all_that_is_wrong() -> None:
+    slow = judged(TORCH_SLOW, runtime("llama.cpp", (1.1, 0.9), 38))
+    assert slow.verdict == (
+        "FAIL: llama.cpp: 2 of 40 greedy answers differ from the target's; no runtime shows that "
+        "the draft is faster than the target alone (best: llama.cpp, 1.10 [0.90, 1.40] x the "
+        "target alone)"
+    )
+
+
+@pytest.mark.parametrize(("same", "code"), [(40, 0), (39, EXIT_GATE)])
+def test_the_command_ends_with_the_gates_code(
+    same: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = judged(TORCH_SLOW, runtime("llama.cpp", (2.1, 1.9), same))
+
+    def run(recipe: Recipe, root: Path, *_: Any, **__: Any) -> list[Any]:
+        write_json(root / "speculate" / "speculate.json", found.model_dump(mode="json"))
+        return []
+
+    monkeypatch.setattr(cli_speculate, "run_stages", run)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_with(tmp_path).model_dump(mode="json", by_alias=True)))
+    root = str(tmp_path / "run")
+    made = CliRunner().invoke(app, ["speculate", str(path), "--run-dir", root])
+    assert made.exit_code == code, made.output
+    assert found.verdict in made.output
 
 
 def test_too_few_prompts_are_refused(tmp_path: Path) -> None:

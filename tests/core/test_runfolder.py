@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
+from stillhouse.core import stage_files
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.runfolder import (
     KEY_FILE,
     MANIFEST,
+    SEEN,
     Manifest,
     Outcome,
     RunFolder,
@@ -27,6 +30,7 @@ from stillhouse.core.runfolder import (
     hash_file,
     hash_folder,
 )
+from stillhouse.core.section_dump import dump_section
 
 KEY = StageKey("ask", {"traffic": "abc"}, {"alpha": 0.5}, {"stillhouse": "1"}, 0)
 
@@ -55,7 +59,7 @@ def test_a_finished_stage_is_found_again_as_it_was_written(tmp_path: Path) -> No
     assert (written.summary, written.cost_usd, written.seconds) == ({"queries": 3}, 0.5, 1.5)
     assert not run.partial("ask").exists()
     assert sorted(hash_folder(run.stage("ask"))) == sorted(
-        [KEY_FILE, MANIFEST, "sub/out.txt", "timings.json"]
+        [KEY_FILE, MANIFEST, SEEN, "sub/out.txt", "timings.json"]
     )
 
 
@@ -81,6 +85,131 @@ def test_a_stage_whose_file_is_gone_is_not_current(tmp_path: Path) -> None:
     finished(run)
     (run.stage("ask") / "sub" / "out.txt").unlink()
     assert run.is_current(KEY) is None
+
+
+@pytest.mark.parametrize("name", ["sub/out.txt", "timings.json"])
+@pytest.mark.parametrize("text", ["DATA", "da", ""], ids=["edited", "cut off", "emptied"])
+def test_a_stage_whose_file_was_changed_is_not_current(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    assert run.is_current(KEY) is not None
+    path = run.stage("ask") / name
+    held, times = path.read_text(), path.stat()
+    path.write_text(text)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if it had not been written
+    assert run.is_current(KEY) is None
+    assert run.standing(KEY) == (None, (name,))
+    path.write_text(held)
+    assert run.is_current(KEY) is not None
+
+
+def test_a_settled_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    read: list[str] = []
+
+    def hashed(path: Path) -> str:
+        read.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(stage_files, "hash_file", hashed)
+    monkeypatch.setattr(stage_files, "SETTLED_NS", -1)  # the files are as good as old
+    assert run.is_current(KEY) is not None
+    assert sorted(read) == ["out.txt", "timings.json"]
+    assert run.is_current(KEY) is not None
+    assert len(read) == 2
+    out = run.stage("ask") / "sub" / "out.txt"
+    times = out.stat()
+    out.write_text("DATA")  # the same size and, in a moment, the same modification time
+    os.utime(out, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert run.is_current(KEY) is None
+    assert read[2:] == ["out.txt"]
+
+
+def test_a_file_as_young_as_the_last_look_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    assert run.is_current(KEY) is not None
+    read: list[Path] = []
+    monkeypatch.setattr(stage_files, "hash_file", lambda path: (read.append(path), "x")[1])
+    assert run.is_current(KEY) is None
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"files": {"sub/out.txt": [1]}}'])
+def test_a_damaged_last_look_is_no_look(tmp_path: Path, text: str) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    (run.stage("ask") / SEEN).write_text(text)
+    assert run.is_current(KEY) is not None
+
+
+def test_a_folder_that_cannot_be_written_is_read_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+
+    def full(*_: object) -> None:
+        raise RunFolderError("read-only file system")
+
+    monkeypatch.setattr(stage_files, "write_json", full)
+    assert run.is_current(KEY) is not None
+    assert not (run.stage("ask") / SEEN).exists()
+
+
+def test_a_card_is_the_users_to_edit(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    work = run.open_partial(KEY)
+    (work / "README.md").write_text("# Model\n")
+    run.finish(KEY, Outcome(measured=frozenset({"README.md", "none.json"})), 1.0, 1.0)
+    (run.stage("ask") / "README.md").write_text("# My model\n")
+    assert run.is_current(KEY) is not None
+
+
+def test_an_older_manifest_without_measured_files_is_read(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    path = run.stage("ask") / MANIFEST
+    raw = json.loads(path.read_text())
+    del raw["measured"]
+    path.write_text(json.dumps(raw))
+    assert run.is_current(KEY) is not None
+
+
+class Section(BaseModel):
+    alpha: float = 0.5
+    keep_head: bool = False
+
+
+def test_a_key_of_the_recipe_that_is_new_and_at_its_default_makes_nothing_stale(
+    tmp_path: Path,
+) -> None:
+    run = RunFolder(tmp_path)
+    old = finished(run, other(section={"student": {"alpha": 0.5}}))
+    key = other(section={"student": dump_section(Section())})
+    assert key.digest != old.digest
+    assert run.is_current(key) == old
+    for changed in (Section(keep_head=True), Section(alpha=0.25)):
+        assert run.is_current(other(section={"student": dump_section(changed)})) is None
+    work = run.open_partial(other(section={"student": {"alpha": 0.5}}))
+    (work / "half.txt").write_text("half")
+    assert (run.open_partial(key) / "half.txt").exists()
+
+
+def test_a_linked_stage_is_replaced_and_what_it_links_to_stays(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path / "1"), RunFolder(tmp_path / "2")
+    finished(first)
+    second.root.mkdir()
+    second.stage("ask").symlink_to(first.stage("ask"), target_is_directory=True)
+    assert second.is_current(KEY) is not None
+    finished(second, other(seed=1), text="new")
+    assert (second.stage("ask") / "sub" / "out.txt").read_text() == "new"
+    assert (first.stage("ask") / "sub" / "out.txt").read_text() == "data"
 
 
 def test_the_order_of_a_keys_parts_does_not_matter() -> None:
@@ -267,6 +396,7 @@ def test_the_manifest_on_disk_has_the_documented_keys(tmp_path: Path) -> None:
         "seconds",
         "cost_usd",
         "peak_rss_mb",
+        "measured",
     }
     assert raw["key"] == KEY.as_json()
     assert raw["digest"] == KEY.digest

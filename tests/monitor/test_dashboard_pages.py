@@ -375,6 +375,8 @@ def test_an_event_of_several_lines_stays_one() -> None:
         ({"log": {}}, "127.0.0.1", KEY, "log.url"),
         ({}, "0.0.0.0", None, "STILLHOUSE_ADMIN_KEY"),
         ({}, "0.0.0.0", "short", "STILLHOUSE_ADMIN_KEY"),
+        ({}, "0.0.0.0", "schlüssel-0123456789", "holds what no key may hold"),
+        ({}, "127.0.0.1", "\udcff", "holds what no key may hold"),
     ],
 )
 def test_what_cannot_be_shown_is_said(  # noqa: PLR0917 - parameters

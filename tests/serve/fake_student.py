@@ -2,7 +2,8 @@
 
 `crash` ends the process, `hang` sleeps for ever, `slow` takes a while, `fail` raises; `sure` and
 `unsure` set its belief. A file `contrary` in its folder makes it say the other label, `broken`
-keeps it from being opened. Run in place of `stillhouse.serve.student_worker`.
+keeps it from being opened, `slow` for ever or for so many seconds. Run in place of
+`stillhouse.serve.student_worker`.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def believe(queries: Sequence[Query], contrary: bool = False) -> list[Completion
 
 
 def open_brain(opening: Opening) -> Brain:
-    if (opening.folder / "slow").exists():
-        time.sleep(3600)
+    slow = opening.folder / "slow"
+    if slow.exists():
+        time.sleep(float(slow.read_text() or 3600))
     if (opening.folder / "broken").exists():
         raise StillhouseError("its weights are torn")
     contrary = (opening.folder / "contrary").exists()

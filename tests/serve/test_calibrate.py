@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from test_gateway_http import send
 from tiny_students import taught_student
 from typer.testing import CliRunner, Result
 
+from gateway_stores import call_of, served_of
 from stillhouse.calibrating import Wanted, calibrate
 from stillhouse.cli import app
 from stillhouse.compress.onnx_export import export_onnx
@@ -25,6 +27,10 @@ from stillhouse.core.records import Example, Message
 from stillhouse.core.risk_control import Costs
 from stillhouse.evaluate.fallback_frontier import costs_of
 from stillhouse.serve.gate_file import load_gate
+from stillhouse.serve.private import Pseudonyms
+from stillhouse.serve.records import Outcome
+from stillhouse.serve.tables import open_database
+from stillhouse.serve.traffic_log import TrafficLog
 from tiny_models import write_jsonl
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
@@ -187,6 +193,58 @@ def test_a_method_may_be_asked_for(run: Path, tmp_path: Path, method: Any) -> No
     assert found.gate.calibrator.method == method
     assert found.gate.threshold is not None
     assert found.gate.losses == {}
+
+
+def logged(folder: Path, answers: list[tuple[str, str | None]]) -> str:
+    """A log of judged shadow answers by (name, fingerprint), and its URL."""
+    url = f"sqlite:///{folder}/gateway.db"
+    engine, now = open_database(url), time.time()
+    log = TrafficLog(engine, Pseudonyms(b"0123456789abcdef"), redact=None)
+    features = {"logit": 1.5, "margin": 1.5, "certainty": -0.4}
+    for number, (name, fingerprint) in enumerate(answers):
+        told = served_of(
+            number,
+            at=now - 60,
+            variant="student",
+            features=features,
+            upstream=name,
+            fingerprint=fingerprint,
+            shadow_of=f"q{number}",
+        )
+        assert log.offer(call_of(number), told)
+    assert log.flush(30)
+    log.scores(
+        [
+            Outcome(request=f"r{number}", kind="scorer", score=1.0, at=now)
+            for number in range(len(answers))
+        ]
+    )
+    log.close()
+    engine.dispose()
+    return url
+
+
+def test_live_labels_are_of_the_students_own_answers(run: Path, tmp_path: Path) -> None:
+    own = calibrate(run, Wanted(error=0.1, out=tmp_path), Silent()).gate.student
+    other = "fp_fedcba9876543210"
+    url = logged(tmp_path, [("small", own)] * 3 + [("small", other)] * 2 + [("served", None)])
+    told = called(run, "--out", tmp_path, "--error", 0.1, "--log", url, "--task", "reviews")
+    assert told.exit_code == 0, told.output
+    assert "live labels: 3 shadow answers, 0 shown ones" in told.output
+    assert f"3 of other students are left out: small ({other}) 2, served 1" in told.output
+    named = called(
+        run, "--out", tmp_path, "--error", 0.1, "--log", url, "--task", "reviews",
+        "--log-student", "served",
+    )  # fmt: skip
+    assert "live labels: 1 shadow answers, 0 shown ones" in named.output
+
+
+def test_a_log_of_other_students_alone_is_one_line(run: Path, tmp_path: Path) -> None:
+    url = logged(tmp_path, [("s-1", "fp_fedcba9876543210")] * 2)
+    told = called(run, "--out", tmp_path, "--log", url, "--task", "reviews")
+    assert isinstance(told.exception, UserError)
+    assert "only of others: s-1 (fp_fedcba9876543210) 2" in str(told.exception)
+    assert "--log-student" in str(told.exception)
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,49 @@ def test_withdrawn_it_is_gone_and_the_running_one_stands_where_it_stood(
         assert admin.offer("t", str(folders / "registry" / "new"), "s-new", "").candidate == "s-new"
 
 
+def test_an_offer_that_outlives_its_client_is_whole_and_a_repeat_is_told_its_state(
+    teacher: Model, folders: Path
+) -> None:
+    """The client gives up while the student is being opened, and asks for the same again."""
+    path = student(folders / "registry" / "slow", "fp_slow", slow="1.5")
+    (folders / "registry" / "link").symlink_to(path)
+    with gateway(raw(teacher.url, folders)) as running:
+        admin = admin_of(running)
+        full(running)
+        before = admin.state("t")
+        impatient = GatewayAdmin(running.admin, ADMIN, open_s=0.3)
+        with pytest.raises(GatewayError, match="it may yet do it"):
+            impatient.offer("t", str(path), "s-1", "cycle 1", version=before.version)
+        assert admin.state("t") == before  # nothing is named before it is open
+        # Made on the state before, as whoever has not heard the answer makes it.
+        again = admin.offer("t", str(path), "s-1", "cycle 1", version=before.version)
+        assert (again.candidate, again.version) == ("s-1", before.version + 1)
+        assert again.last is not None
+        for way in (path, folders / "registry" / "link"):
+            told = admin.offer("t", str(way), "s-1", "cycle 1", version=before.version)
+            assert told == again
+        with pytest.raises(GatewayError, match="at version"):
+            admin.offer("t", str(folders / "registry" / "new"), "s-1", "", version=before.version)
+        with pytest.raises(GatewayError, match="climbs already"):
+            admin.offer("t", str(folders / "registry" / "new"), "s-2", "")
+        until(lambda: len(psutil.Process().children()) == 2)  # the running one and the new one
+        made = admin.experiment("t")["decisions"]
+        assert isinstance(made, list)
+        assert [one["action"] for one in made].count("offer") == 1  # type: ignore[index,call-overload]
+
+
+def test_a_reload_that_is_asked_for_again_is_told_its_state(teacher: Model, folders: Path) -> None:
+    path = str(folders / "registry" / "new")
+    with gateway(raw(teacher.url, folders)) as running:
+        admin = admin_of(running)
+        full(running)
+        before = admin.state("t")
+        first = admin.reload("t", path, "s-1", version=before.version)
+        assert (first.student, first.version) == ("s-1", before.version + 1)
+        assert admin.reload("t", path, "s-1", version=before.version) == first
+        until(lambda: len(psutil.Process().children()) == 1)
+
+
 def test_what_may_not_be_opened_or_cannot_be_changes_nothing(
     teacher: Model, folders: Path, tmp_path: Path
 ) -> None:

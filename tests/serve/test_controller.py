@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from rollout_world import FEEDBACK, SCORER, World, file_of
 from sqlalchemy.engine import Engine
 
-from gateway_stores import call_of, new_database, postgres_server
+from gateway_stores import call_of, new_database, postgres_server, served_of
 from stillhouse.serve.controller import Controller, Sources
 from stillhouse.serve.courses import Lease, MemoryCourses, StoredCourses
-from stillhouse.serve.feeds import MemoryFeed, StoredFeed
+from stillhouse.serve.feeds import MOST_NAMED, MemoryFeed, StoredFeed, Unreadable
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.in_memory import MemoryLog, MemoryStates
+from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import changed, first_state
 from stillhouse.serve.policy import Blocked, JudgeTrust
 from stillhouse.serve.private import Pseudonyms
@@ -23,7 +27,7 @@ from stillhouse.serve.records import Scored, Served
 from stillhouse.serve.seams import Log
 from stillhouse.serve.states import StoredStates
 from stillhouse.serve.stored_parts import begin
-from stillhouse.serve.tables import open_database
+from stillhouse.serve.tables import CALLS, OUTCOMES, open_database
 from stillhouse.serve.traffic_log import TrafficLog
 from stillhouse.serve.watching import feeds_of, watch_memory
 
@@ -300,6 +304,86 @@ def test_a_feed_gives_every_row_once_also_those_that_come_late(urls: Urls) -> No
     assert len(scores) == len(set(scores)) == 2 * len([s for s in seen if s.endswith("-s")])
     assert all(a == b for a, b in scores)
     assert StoredFeed(engine, "other", 0.0).read() == ([], [], False)
+    log.close()
+    engine.dispose()
+
+
+def poison(engine: Engine, column: sa.Column[Any], value: str, request: str) -> None:
+    """Put something else into a row of a request."""
+    key = CALLS.c.id if column.table is CALLS else OUTCOMES.c.request
+    with engine.begin() as connection:
+        query = sa.update(column.table).where(key == request).values({column.name: value})
+        found = connection.execute(query)
+        assert found.rowcount == 1
+
+
+def test_a_row_that_is_no_record_is_named_counted_and_passed_over(
+    urls: Urls, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, file = open_database(urls()), file_of()
+    log = TrafficLog(engine, NAMES, redact=None)
+    states, _ = stored(engine, file, alone=True)
+    begin(states, file, 0.0)
+    world, unreadable = World(file, 0.9, 0.9), Unreadable()
+    written(log, world.requests(states.get("reviews"), 6))
+    assert log.flush(10)
+    whole = StoredFeed(engine, "reviews", 0.0).read()
+    shadows = [one.served.id for one in whole.scored if one.served.shadow_of is not None]
+    first, second = shadows[:2]
+    poison(engine, CALLS.c.served, '{"id": "cut o', first)
+    poison(engine, OUTCOMES.c.body, '{"kind": "of a later version"}', second)
+    with caplog.at_level(logging.WARNING):
+        feed = StoredFeed(engine, "reviews", 0.0, unreadable)
+        batch = feed.read()
+    assert [one.id for one in batch.served] == [s.id for s in whole.served if s.id != first]
+    assert [one.served.id for one in batch.scored] == [
+        one.served.id for one in whole.scored if one.served.id not in (first, second)
+    ]
+    # The request with its outcome is one row that cannot be read, the other's outcome another.
+    assert dict(unreadable.take()) == {"reviews": 2}
+    assert len(caplog.records) == 2
+    assert f"reviews: the stored request {first} cannot be read: Invalid JSON" in caplog.text
+    assert f"of request {second} cannot be read: request: Field required" in caplog.text
+    assert feed.read() == ([], [], False)
+    assert dict(unreadable.take()) == {}
+    log.close()
+    engine.dispose()
+
+
+def test_evidence_goes_on_past_a_row_that_is_no_record(urls: Urls) -> None:
+    engine, file = open_database(urls()), file_of()
+    states, controller = stored(engine, file, alone=True)
+    begin(states, file, 0.0)
+    log, world = TrafficLog(engine, NAMES, redact=None), World(file, 1.0, 1.0)
+    written(log, world.requests(states.get("reviews"), 3))
+    assert log.flush(10)
+    poison(engine, CALLS.c.served, "no JSON", "r1")
+    written(log, world.requests(states.get("reviews"), 120))
+    assert log.flush(10)
+    [decision] = controller.tick(world.now)
+    assert decision.action == "advance"
+    assert decision.numbers["requests"] == 122
+    log.close()
+    engine.dispose()
+
+
+def test_many_rows_that_are_no_records_are_not_all_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, unreadable = open_database(f"sqlite:///{tmp_path}/log.db"), Unreadable()
+    log = TrafficLog(engine, NAMES, redact=None)
+    for number in range(MOST_NAMED + 5):
+        assert log.offer(call_of(number), served_of(number))
+    assert log.flush(10)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE calls SET served = '{}'"))
+    with caplog.at_level(logging.WARNING):
+        assert StoredFeed(engine, "reviews", 0.0, unreadable).read() == ([], [], False)
+    assert len(caplog.records) == MOST_NAMED + 1
+    assert "reviews: 5 more stored rows cannot be read" in caplog.text
+    metrics = Metrics()
+    metrics.tell_unreadable(unreadable.take())
+    assert b'stillhouse_evidence_unreadable_total{task="reviews"} 15.0' in metrics.page()
     log.close()
     engine.dispose()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any
 
 import pytest
@@ -72,6 +74,64 @@ def test_whatever_json_a_model_answers_the_client_gets_an_answer_or_an_error(kin
                     got = send(running.url, ask, path)
                     assert got.status in (200, 502), (answer, path)
                     assert got.headers["x-request-id"]
+
+
+NO_COUNTS: list[Any] = [-5, True, 10**400, 1e308, "many", None, [], 2.5]
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+def test_token_counts_that_cannot_be_are_absent_and_cost_nothing(kind: str) -> None:
+    """Answered, logged with finite figures, counted: whatever a server says that it counted."""
+    now: list[Any] = [None]
+
+    async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        count = now[0]
+        names = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
+        usage = dict.fromkeys(names[:2] if kind == "openai" else names[2:], count)
+        head = {"id": "a", "created": 1, "model": "m", "usage": usage}
+        if kind == "anthropic":
+            content = [{"type": "text", "text": "good"}]
+            told = {**head, "type": "message", "role": "assistant", "content": content}
+        else:
+            message = {"role": "assistant", "content": "good"}
+            told = {**head, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        return web.json_response(told)
+
+    teacher, student = Model(answer), Model(answer)
+    with models(teacher, student):
+        raw = two(teacher, student)
+        for one in raw["upstreams"].values():
+            one |= {"kind": kind, "price": {"input": 3.0, "output": 15.0}}
+        with gateway(raw) as running:
+            for count in (*NO_COUNTS, 7):
+                now[0] = count
+                for path in ("/v1/chat/completions", "/v1/messages"):
+                    got = send(running.url, {**ASK, "max_tokens": 5}, path)
+                    assert got.status == 200, (count, path, got.body)
+            running.wait_for(4 * len(NO_COUNTS) + 4)  # shadow answers too
+            every = [served for _, served in running.log.calls]
+            assert all(math.isfinite(one.cost_usd + one.teacher_cost_usd) for one in every)
+            rows = [one for one in every if one.shadow_of is None]
+            assert len(rows) == 2 * len(NO_COUNTS) + 2
+            for row in rows[:-2]:
+                assert (row.prompt_tokens, row.completion_tokens) == (0, 0)
+                assert (row.cost_usd, row.teacher_cost_usd) == (0, 0)
+            for row in rows[-2:]:
+                assert (row.prompt_tokens, row.completion_tokens) == (7, 7)
+                assert row.cost_usd == pytest.approx(7 * 18 / 1e6)
+            page = running.gateway.metrics.page().decode()
+            costs = re.findall(r"^stillhouse_cost_usd_total.* (\S+)$", page, re.M)
+            assert [float(one) for one in costs] == [pytest.approx(2 * 7 * 18 / 1e6)]
+
+
+@pytest.mark.parametrize(
+    "names", [("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens")]
+)
+@pytest.mark.parametrize("count", NO_COUNTS)
+def test_a_count_that_cannot_be_leaves_the_other_one(names: tuple[str, str], count: Any) -> None:
+    first, second = names
+    assert tokens_of({"usage": {first: count, second: 7}}) == (0, 7)
+    assert tokens_of({"usage": {first: 7, second: count}}) == (7, 0)
 
 
 WORDS = """role content text type tool_calls function name arguments tools tool_choice id input

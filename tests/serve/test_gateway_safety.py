@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import http.client
 import json
 import socket
 import time
@@ -30,7 +31,9 @@ from gateway_servers import (
     two,
 )
 from test_gateway_http import ASK, send, start
+from typer.testing import CliRunner
 
+from stillhouse.cli import app
 from stillhouse.core.errors import RecipeError, UserError, one_line
 from stillhouse.serve.connections import Connection
 from stillhouse.serve.gateway_file import load_gateway, secrets_of
@@ -375,3 +378,34 @@ def test_a_tenant_that_could_be_taken_for_another_is_refused(tmp_path: Path) -> 
     path.write_text(yaml.safe_dump({**FILE, "clients": [client]}), encoding="utf-8")
     with pytest.raises(RecipeError, match="printable"):
         load_gateway(path)
+
+
+@pytest.mark.parametrize("key", ["schlüssel-0123456789", "\udcff" * 16, "a b\u2028" * 8])
+def test_an_admin_key_that_no_header_may_hold_is_refused_at_the_start(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text(yaml.safe_dump({**FILE, "admin": {"port": 0}}), encoding="utf-8")
+    monkeypatch.setenv("STILLHOUSE_ADMIN_KEY", key)
+    told = CliRunner().invoke(app, ["serve", str(path)])
+    assert isinstance(told.exception, UserError)
+    assert "STILLHOUSE_ADMIN_KEY holds what no key may hold" in str(told.exception)
+    assert key not in str(told.exception)
+
+
+def test_a_header_that_is_no_ascii_is_nobodys_key() -> None:
+    teacher = Model(says("good"))
+    client = {"tenant": "shop", "sha256": sha256(b"k").hexdigest()}
+    with models(teacher), gateway({**two(teacher, None), "clients": [client]}) as running:
+        for value in (b"Bearer \xff\xfe\x80", "Bearer schlüssel".encode(), b"\xe9", b""):
+            for url in (
+                *(running.admin + path for path in ("/state", "/tasks/t/candidate", "/keys")),
+                running.url + "/v1/models",
+            ):
+                parts = urlsplit(url)
+                connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+                connection.putrequest("GET", parts.path)
+                connection.putheader("Authorization", value)
+                connection.endheaders()
+                assert connection.getresponse().status == 401, (value, url)
+                connection.close()

@@ -14,11 +14,12 @@ from sqlalchemy.engine import Engine
 from typer.testing import CliRunner
 
 from gateway_stores import call_of, served_of
+from stillhouse.calibrating import Live, Wanted, calibrate_live, with_live
 from stillhouse.cli import app
 from stillhouse.core.errors import UserError
 from stillhouse.serve.calibrator import Halves, Judged, fit_calibrator
 from stillhouse.serve.gate_file import load_gate
-from stillhouse.serve.live_labels import ENOUGH, LiveLabels, live_labels, mixed
+from stillhouse.serve.live_labels import ENOUGH, Author, LiveLabels, Whose, live_labels, mixed
 from stillhouse.serve.private import Pseudonyms
 from stillhouse.serve.records import Outcome
 from stillhouse.serve.tables import open_database
@@ -57,6 +58,57 @@ def test_what_the_student_said_and_was_judged_counts(engine: Engine) -> None:
     assert live_labels(engine, "reviews", 2.0).seen == []
     assert live_labels(engine, "reviews", 0.0, acceptable=0.95).seen[0].acceptable is False
     assert live_labels(engine, "reviews", 0.0, {"scorer"}) == LiveLabels([], [])
+
+
+OURS, OTHER = "fp_0123456789abcdef", "fp_fedcba9876543210"
+
+
+def test_of_several_students_the_answers_of_one_count(engine: Engine) -> None:
+    log = TrafficLog(engine, NAMES, redact=None)
+    put(log, 1, [1.0], upstream="s-1", fingerprint=OURS)
+    put(log, 2, [1.0], upstream="small", fingerprint=OURS, shadow_of="r0")
+    put(log, 3, [1.0], upstream="small", fingerprint=OTHER)
+    put(log, 4, [1.0], upstream="served")  # by a server: its files are not known
+    log.close()
+
+    def ids(whose: Whose) -> list[str]:
+        found = live_labels(engine, "reviews", 0.0, whose=whose)
+        assert found.authors.total() + found.others.total() == 4
+        assert found.authors.total() == len(found.seen) + len(found.shown)
+        return sorted(one.id for one in (*found.seen, *found.shown))
+
+    assert ids(Whose()) == ["r1", "r2", "r3", "r4"]
+    assert ids(Whose(OURS)) == ["r1", "r2"]
+    assert ids(Whose(OURS, "small")) == ["r2"]
+    assert ids(Whose(None, "small")) == ["r2", "r3"]
+    assert ids(Whose(None, OTHER)) == ["r3"]
+    assert ids(Whose(OURS, "served")) == ["r4"]
+    assert ids(Whose(OURS, "nobody")) == []
+    others = live_labels(engine, "reviews", 0.0, whose=Whose(OURS)).others
+    assert {str(one): count for one, count in others.items()} == {
+        f"small ({OTHER})": 1,
+        "served": 1,
+    }
+
+
+def test_a_row_of_before_the_log_had_fingerprints_is_told_by_its_answer(engine: Engine) -> None:
+    log = TrafficLog(engine, NAMES, redact=None)
+    answers: list[dict[str, Any]] = [
+        {"model": "student:films", "response": {"system_fingerprint": OURS}},
+        {"model": "student:films", "response": {"system_fingerprint": OTHER}},
+        # A server's fingerprint is of its build, whatever it says.
+        {"model": "openai-compatible:films", "response": {"system_fingerprint": OURS}},
+        {"model": "student:films", "response": None, "error": "status 500"},
+    ]
+    for number, fields in enumerate(answers):
+        told = served_of(number, variant="student", features={"logit": 1.5}, upstream="small")
+        assert log.offer(call_of(number, **fields), told)
+        assert log.flush(10)
+        log.outcome(Outcome(request=told.id, kind="judge", score=1.0, at=number + 1))
+    log.close()
+    found = live_labels(engine, "reviews", 0.0, whose=Whose(OURS))
+    assert [one.id for one in found.shown] == ["r0"]
+    assert found.others == {Author("small", OTHER): 1, Author("small"): 2}
 
 
 def judged(prefix: str, count: int, **features: float) -> list[Judged]:
@@ -143,3 +195,28 @@ def test_a_gate_is_fitted_from_the_log_alone(tmp_path: Path) -> None:
     none = CliRunner().invoke(app, ["calibrate", *given[:3], "other", *given[4:]])
     assert isinstance(none.exception, UserError)
     assert "holds no judged answer of the student" in str(none.exception)
+    absent = CliRunner().invoke(app, ["calibrate", *given, "--log-student", "absent"])
+    assert isinstance(absent.exception, UserError)
+    assert "of the student absent of the task reviews, in 30 days, only of others: big 700" in str(
+        absent.exception
+    )
+
+
+def test_a_log_of_several_students_wants_one_named(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/gateway.db"
+    engine, now = open_database(url), time.time()
+    log = TrafficLog(engine, NAMES, redact=None)
+    for number in range(60):
+        own = OURS if number < 40 else OTHER
+        at = now - 100 + number / 10
+        put(log, number, [float(number % 4 > 0)], at=at, upstream="small", fingerprint=own)
+    log.close()
+    engine.dispose()
+    out = tmp_path / "gate"
+    live = Live(url, "reviews", 30, ("judge",))
+    with pytest.raises(UserError) as error:
+        calibrate_live(Wanted(live=live, out=out))
+    assert f"of several students: small ({OURS}) 40, small ({OTHER}) 20" in str(error.value)
+    found = with_live(Halves([], []), live._replace(student=OTHER), None)
+    assert (len(found.halves.fits), found.student) == (20, OTHER)
+    assert f"40 of other students are left out: small ({OURS}) 40" in found.notes

@@ -53,3 +53,9 @@ def test_nan_is_read_only_where_it_may_be_and_never_written() -> None:
     assert json_bytes({"a": float("inf"), "b": "é"}) == '{"a":null,"b":"é"}'.encode()
     with pytest.raises(RecursionError):
         read_json(b"[" * 100_000)
+
+
+def test_a_number_of_any_length_is_read() -> None:
+    for digits in (30, 640, 5000, 100_000):
+        found = read_json(b'{"a": -' + b"9" * digits + b"}", strict=True)["a"]
+        assert found == (-(10**digits - 1) if digits <= 640 else float("-inf"))

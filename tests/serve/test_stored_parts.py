@@ -252,6 +252,16 @@ def test_keys_are_made_listed_and_revoked_by_the_admin(tmp_path: Path) -> None:
             assert post(admin, "/keys", {"tenant": "shop"})[0] == 401
             for bad in ({}, {"tenant": ""}, {"tenant": "x", "scopes": []}, {"tenant": 1}):
                 assert post(admin, "/keys", bad, **admin_key)[0] == 400
+            for unknown in (["other"], ["t", "feedbakc"], ["\ud800"]):
+                asked = {"tenant": "shop", "scopes": unknown}
+                status, _, told = post(admin, "/keys", asked, **admin_key)
+                assert (status, told["error"]["param"]) == (400, "scopes")
+                assert told["error"]["message"] == (
+                    f"There is no scope {unknown[-1]!r}; there are *, feedback, batches, "
+                    "and the tasks t."
+                )
+            made = {"tenant": "x", "scopes": ["*", "feedback", "batches", "t"]}
+            assert post(admin, "/keys", made, **admin_key)[0] == 201
             status, _, made = post(admin, "/keys", {"tenant": "shop", "scopes": ["t"]}, **admin_key)
             assert status == 201
             mine = {"authorization": f"Bearer {made['key']}"}

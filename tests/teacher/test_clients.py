@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -192,6 +193,22 @@ def test_compatible_server_needs_no_key_and_gets_none_that_is_not_its_own() -> N
     assert "max_completion_tokens" not in result.body
     assert result.first.cost_usd is None
     assert result.first.prompt_tokens is None
+
+
+@pytest.mark.parametrize("count", [-5, True, 10**400, 1e300])
+def test_a_token_count_that_cannot_be_is_absent_and_costs_nothing_known(count: Any) -> None:
+    for usage in ((count, 10), (100, count)):
+        told = ask_once(lambda body, number, usage=usage: openai_answer(usage=usage)).first
+        assert told.text == "good"
+        assert told.cost_usd is None
+        assert (told.prompt_tokens, told.completion_tokens) == tuple(
+            None if one is count else one for one in usage
+        )
+        body = json.loads(claude().text or "")
+        body["usage"] = dict(zip(("input_tokens", "output_tokens"), usage, strict=True))
+        said = ask_once(lambda *_, body=body: web.json_response(body), model=ANTHROPIC).first
+        assert said.cost_usd is None
+        assert None in (said.prompt_tokens, said.completion_tokens)
 
 
 def test_compatible_server_gets_the_key_that_the_recipe_names(

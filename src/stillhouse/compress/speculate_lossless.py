@@ -3,7 +3,7 @@
 Greedy: every prompt is answered by the target alone and with the draft. Where they part, it is said
 at which token and by how much the target preferred one to the other: a pass over several tokens
 adds up its sums in another order than a pass over one, and two tokens within that rounding are a
-tie, which no decoder settles. Any other difference is a fault.
+tie, which no decoder settles. Any other difference is a fault of the decoder. Neither is lossless.
 
 Knows a target and its drafts; the tests are in `speculate_tests`.
 
@@ -63,8 +63,8 @@ class GreedyCheck(Record):
 
     @property
     def lossless(self) -> bool:
-        """Whether every difference is a tie."""
-        return all(d.tie for d in self.divergences)
+        """Whether there is no difference, a tie neither: the target alone says something else."""
+        return self.identical == self.prompts
 
 
 class SampledTest(Record):

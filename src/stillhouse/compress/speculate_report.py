@@ -69,6 +69,11 @@ class RuntimeReport(Record):
     cost: Cost | None = None
     share: float | None = None  # accepted over drafted, where the runtime counts only that
 
+    @property
+    def lossless(self) -> bool:
+        """Whether greedy answers were compared, and all are the target's alone."""
+        return 0 < self.compared == self.identical
+
 
 class DraftReport(Record):
     """One draft: its acceptance on all prompts, at one length for all drafts."""
@@ -97,20 +102,54 @@ class SpeculateReport(Record):
     serve: Mapping[str, object]
 
     @property
+    def faults(self) -> tuple[str, ...]:
+        """Where answers are not the target's own: in which runtime, and how many."""
+        measured = {one.runtime: (one.identical, one.compared) for one in self.runtimes}
+        own = {"transformers": (self.greedy.identical, self.greedy.prompts)}
+        found = [
+            f"{name}: {compared - same:,} of {compared:,} greedy answers differ from the target's"
+            for name, (same, compared) in (own | measured).items()
+            if same < compared
+        ]
+        found += [f"{one.runtime}: nothing compared" for one in self.runtimes if not one.compared]
+        if self.sampled is not None and not self.sampled.lossless:
+            found.append("transformers: sampled answers are not distributed as the target's")
+        return tuple(found)
+
+    @property
     def lossless(self) -> bool:
-        """Whether greedy and sampled answers are the target's own."""
-        return self.greedy.lossless and (self.sampled is None or self.sampled.lossless)
+        """Whether all answers are the target's own, in each runtime that was measured."""
+        return not self.faults
 
     @property
     def faster(self) -> bool:
         """Whether the draft gains in some runtime: its interval lies above the target alone."""
-        found = self.best.ways[DRAFT].speedup
-        return found is not None and found.low > 1.0
+        return _shown(self.best)
+
+    @property
+    def passed(self) -> bool:
+        """The gate: lossless in each runtime, and faster in one."""
+        return self.lossless and self.faster
 
     @property
     def best(self) -> RuntimeReport:
-        """The runtime in which the draft gains most."""
-        return max(self.runtimes, key=_gain)
+        """The runtime in which the draft gains most; one that shows a gain before one that does
+        not."""
+        return max(self.runtimes, key=lambda one: (_shown(one), _gain(one)))
+
+    @property
+    def verdict(self) -> str:
+        """The gate's verdict in a line: by what it passes, or all that it fails on."""
+        found = self.best.ways[DRAFT].speedup
+        gain = "" if found is None else f" {_interval(found, '.2f')} x the target alone"
+        if self.passed:
+            where = " and ".join(one.runtime for one in self.runtimes)
+            return f"pass: lossless in {where}; in {self.best.runtime}{gain}"
+        why = list(self.faults)
+        if not self.faster:
+            said = f" (best: {self.best.runtime},{gain})" if gain else ""
+            why.append(f"no runtime shows that the draft is faster than the target alone{said}")
+        return f"FAIL: {'; '.join(why)}"
 
 
 def drafted(report: SpeculateReport) -> Drafted:
@@ -132,6 +171,11 @@ def drafted(report: SpeculateReport) -> Drafted:
         lossless=report.lossless,
         faster=report.faster,
     )
+
+
+def _shown(runtime: RuntimeReport) -> bool:
+    way = runtime.ways.get(DRAFT)
+    return way is not None and way.speedup is not None and way.speedup.low > 1.0
 
 
 def _gain(runtime: RuntimeReport) -> float:
@@ -166,10 +210,7 @@ def report_lines(report: SpeculateReport) -> list[tuple[str, str]]:
         ]
     for runtime in report.runtimes:
         rows += _runtime_rows(runtime)
-    verdict = f"the draft gains in {report.best.runtime}"
-    if not report.faster:
-        verdict = "no runtime here shows that the draft is faster than the target alone"
-    rows.append(("verdict", verdict))
+    rows.append(("verdict", report.verdict))
     return rows
 
 

@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue, ValidationError
 from stillhouse.core.errors import RunFolderError, UserError
 from stillhouse.core.jsonl import disk_errors, read_json, write_json
 from stillhouse.core.records import Record
-from stillhouse.core.runfolder import HASH_BLOCK
+from stillhouse.core.stage_files import HASH_BLOCK
 from stillhouse.core.tasks import Task
 
 ARTEFACT: Final = "artefact.json"

@@ -161,15 +161,20 @@ def mend_manifest(
     if not path.exists():
         return
     raw = read_json(path)
-    outputs = raw.get("outputs")
-    if not isinstance(outputs, dict):
-        raise RunFolderError(f"{path}: is damaged (outputs); delete its folder")
-    now = {
-        name: hash_file(folder / name)
-        if (changed is None or name in changed) and (folder / name).exists()
-        else digest
-        for name, digest in outputs.items()
-    }
-    summary = traces.scrubbed(raw.get("summary"))
-    if now != outputs or summary != raw.get("summary"):
-        write_json(path, {**raw, "outputs": now, "summary": summary})
+
+    def again(kind: str) -> dict[str, object]:
+        hashes = raw.get(kind, {})
+        if not isinstance(hashes, dict):
+            raise RunFolderError(f"{path}: is damaged ({kind}); delete its folder")
+        return {
+            name: hash_file(folder / name)
+            if (changed is None or name in changed) and (folder / name).exists()
+            else digest
+            for name, digest in hashes.items()
+        }
+
+    now = {**raw, "outputs": again("outputs"), "summary": traces.scrubbed(raw.get("summary"))}
+    if "measured" in raw:
+        now["measured"] = again("measured")
+    if now != raw:
+        write_json(path, now)

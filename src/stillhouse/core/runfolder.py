@@ -2,8 +2,10 @@
 
 A stage works in `NAME.partial`; when it is done its `manifest.json` is written there, last, and the
 folder is renamed to `NAME`. A kill between the two loses nothing: the next start renames. A stage
-whose manifest matches its key is skipped. The partial folder of a killed stage is handed back to
-the next try if its key is the same, else it is thrown away. Knows keys and hashes, not what stages
+whose manifest matches its key is skipped, unless a file of it was changed since. The partial
+folder of a killed stage is handed back to the next try if its key is the same, else it is thrown
+away. Keys are the same where all parts are, but for keys of the recipe's sections that did not
+exist then and are at their default (`core.section_dump`). Knows keys and hashes, not what stages
 do.
 """
 
@@ -18,14 +20,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import disk_errors, read_json, write_json
+from stillhouse.core.section_dump import says_the_same
+from stillhouse.core.stage_files import SEEN, changed_files, hash_file
+
+__all__ = [
+    "KEY_FILE",
+    "MANIFEST",
+    "SEEN",
+    "Manifest",
+    "Outcome",
+    "RunFolder",
+    "StageKey",
+    "Standing",
+    "hash_file",
+    "hash_folder",
+]
 
 MANIFEST: Final = "manifest.json"
 KEY_FILE: Final = ".key.json"
-HASH_BLOCK: Final = 1 << 20
+CARD: Final = "README.md"  # for people, who may edit it
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +65,7 @@ class StageKey:
             "stage": self.stage,
             "seed": self.seed,
             "inputs": dict(sorted(self.inputs.items())),
-            "section": dict(self.section),
+            "section": self.section,
             "versions": dict(sorted(self.versions.items())),
         }
 
@@ -58,13 +75,17 @@ class StageKey:
         text = json.dumps(self.as_json(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
 
+    def is_of(self, made: object) -> bool:
+        """Whether something that was made under an older key, read from JSON, is of this one."""
+        return says_the_same(made, self.as_json())
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a stage hands back beside its files.
 
     `measured` files hold timings and the like: they are left out of the output hashes, so that
-    equal runs have equal manifests but for `seconds`, `cost_usd` and `peak_rss_mb`.
+    equal runs have equal manifests but for `measured`, `seconds`, `cost_usd` and `peak_rss_mb`.
     """
 
     summary: Mapping[str, object] = field(default_factory=dict)
@@ -74,7 +95,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What `manifest.json` says of a finished stage."""
+    """What `manifest.json` says of a finished stage.
+
+    `measured` are hashes of files that no later stage's key rests on; older manifests have none.
+    """
 
     key: Mapping[str, object]
     digest: str
@@ -83,12 +107,21 @@ class Manifest:
     seconds: float
     cost_usd: float
     peak_rss_mb: float
+    measured: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def output_hash(self) -> str:
         """One hash over all outputs: the input of the stages that follow."""
         text = json.dumps(dict(sorted(self.outputs.items())))
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+class Standing(NamedTuple):
+    """How a stage stands: its manifest, where it is finished under the key and its files are those
+    of then; else which of them are gone or changed, where that is the reason."""
+
+    manifest: Manifest | None
+    changed: tuple[str, ...] = ()
 
 
 class RunFolder:
@@ -148,15 +181,18 @@ class RunFolder:
             raise RunFolderError(f"{path}: is damaged ({error}); delete its folder") from None
 
     def is_current(self, key: StageKey) -> Manifest | None:
-        """The manifest if the stage is finished under this key and its files are all there."""
+        """The manifest if the stage is finished under this key and its files are those of then."""
         self._settle(key.stage)
+        return self.standing(key).manifest
+
+    def standing(self, key: StageKey) -> Standing:
+        """Whether the stage is finished under this key; nothing that a kill left is settled."""
         manifest = self.manifest(key.stage)
-        if manifest is None or manifest.digest != key.digest:
-            return None
-        folder = self.stage(key.stage)
-        if not all((folder / name).exists() for name in manifest.outputs):
-            return None
-        return manifest
+        if manifest is None or not key.is_of(manifest.key):
+            return Standing(None)
+        kept = {**manifest.outputs, **manifest.measured}
+        changed = changed_files(self.stage(key.stage), kept)
+        return Standing(None if changed else manifest, changed)
 
     def open_partial(self, key: StageKey) -> Path:
         """The working folder for this key: the one a killed try left, or a fresh one."""
@@ -165,7 +201,7 @@ class RunFolder:
         with disk_errors(folder):
             if folder.exists():
                 try:
-                    same = marker.exists() and read_json(marker).get("digest") == key.digest
+                    same = marker.exists() and key.is_of(read_json(marker).get("key"))
                 except RunFolderError:
                     same = False
                 if not same:
@@ -180,15 +216,19 @@ class RunFolder:
     ) -> Manifest:
         """Write the manifest of the working folder, last, and rename the folder into place."""
         partial = self.partial(key.stage)
-        own = {MANIFEST, KEY_FILE, *outcome.measured}
+        found = hash_folder(partial)
+        for own in (MANIFEST, KEY_FILE, SEEN):
+            found.pop(own, None)
+        measured = {name: found.pop(name) for name in sorted(outcome.measured & found.keys())}
         manifest = Manifest(
             key=key.as_json(),
             digest=key.digest,
-            outputs={n: digest for n, digest in hash_folder(partial).items() if n not in own},
+            outputs=found,
             summary=dict(outcome.summary),
             seconds=seconds,
             cost_usd=outcome.cost_usd,
             peak_rss_mb=peak_rss_mb,
+            measured={n: digest for n, digest in measured.items() if Path(n).name != CARD},
         )
         write_json(
             partial / MANIFEST,
@@ -203,18 +243,11 @@ class RunFolder:
         if not (partial / MANIFEST).exists():
             return
         with disk_errors(final):
-            if final.exists():
+            if final.is_symlink():  # shared with another run, which keeps it
+                final.unlink()
+            elif final.exists():
                 shutil.rmtree(final)
             os.replace(partial, final)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, 32 hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()[:32]
 
 
 def hash_folder(folder: Path) -> dict[str, str]:

@@ -32,7 +32,9 @@ class Drafted(Result):
     over_undistilled: Interval | None = Field(description="Over what the draft is held to.")
     identical: int = Field(description="Greedy answers that are the target's, token for token.")
     compared: int
-    lossless: bool = Field(description="No test tells its answers from the target's.")
+    lossless: bool = Field(
+        description="Greedy answers are the target's in each runtime; no test tells sampled ones."
+    )
     faster: bool = Field(description="The whole interval of the speed-up lies above 1.")
 
 

@@ -207,7 +207,9 @@ class DraftedTeacher(Result):
     length: int = Field(description="Tokens a draft.")
     acceptance: Interval | None = Field(description="Accepted over judged tokens.")
     speedup: Interval | None = Field(description="Over the teacher alone, one at a time.")
-    lossless: bool = Field(description="No test tells its answers from the teacher's.")
+    lossless: bool = Field(
+        description="Greedy answers are the teacher's in each runtime; no test tells sampled ones."
+    )
     faster: bool = Field(description="The whole interval of the speed-up lies above 1.")
     latency_p50_ms: float | None = Field(description="The teacher's over the speed-up.")
     usd_per_1k: float | None = Field(description="At that latency, one query after the other.")

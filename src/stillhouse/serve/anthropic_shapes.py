@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from stillhouse.core.token_counts import token_count
 from stillhouse.serve.api_errors import ApiError
 
 DEFAULT_MAX_TOKENS: Final = 4096
@@ -157,8 +158,8 @@ def openai_answer(answer: Mapping[str, Any], created: int) -> dict[str, Any]:
         "logprobs": None,
         "finish_reason": _STOPS.get(answer.get("stop_reason") or "", "stop"),
     }
-    usage = answer.get("usage") or {}
-    read, written = prompt_tokens(usage), usage.get("output_tokens") or 0
+    usage = _usage(answer)
+    read, written = prompt_tokens(usage), token_count(usage.get("output_tokens")) or 0
     return {
         "id": answer["id"],
         "object": "chat.completion",
@@ -176,8 +177,13 @@ def openai_answer(answer: Mapping[str, Any], created: int) -> dict[str, Any]:
 def prompt_tokens(usage: Mapping[str, Any]) -> int:
     """Of Anthropic's usage: cached ones too."""
     names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    found = [usage.get(name) for name in names]
-    return sum(one for one in found if isinstance(one, int) and one > 0)
+    return token_count(sum(token_count(usage.get(name)) or 0 for name in names)) or 0
+
+
+def _usage(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a server says of tokens; nothing where that is no object."""
+    usage = answer.get("usage")
+    return usage if isinstance(usage, Mapping) else {}
 
 
 def openai_request(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,7 +266,7 @@ def anthropic_answer(answer: Mapping[str, Any]) -> dict[str, Any]:
         given = json.loads(call["function"]["arguments"] or "{}")
         name = call["function"]["name"]
         blocks.append({"type": "tool_use", "id": call["id"], "name": name, "input": given})
-    usage = answer.get("usage") or {}
+    usage = _usage(answer)
     return {
         "id": answer.get("id") or "msg",
         "type": "message",
@@ -270,7 +276,7 @@ def anthropic_answer(answer: Mapping[str, Any]) -> dict[str, Any]:
         "stop_reason": _FINISHES.get(choice.get("finish_reason"), "end_turn"),
         "stop_sequence": None,
         "usage": {
-            "input_tokens": usage.get("prompt_tokens") or 0,
-            "output_tokens": usage.get("completion_tokens") or 0,
+            "input_tokens": token_count(usage.get("prompt_tokens")) or 0,
+            "output_tokens": token_count(usage.get("completion_tokens")) or 0,
         },
     }

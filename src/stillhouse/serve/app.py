@@ -21,6 +21,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillhouse.serve.api_errors import ApiError
+from stillhouse.serve.batch_routes import SCOPE as BATCHES
 from stillhouse.serve.batch_routes import admin_batch_routes, batch_routes
 from stillhouse.serve.candidate_routes import candidate_routes, names_of
 from stillhouse.serve.exchange import Exchange
@@ -44,6 +45,7 @@ _ROUTES: Final[Mapping[str, Kind]] = {
     "/v1/messages": "messages",
 }
 ADMIN_BODY: Final = 10_000
+SCOPES: Final = ("*", "feedback", BATCHES)  # of client keys, beside names of tasks
 STORE_S: Final = 15.0  # longer than an outcome waits for its request
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -277,6 +279,10 @@ def admin_app(
             raise ApiError(400, "scopes must be a list of strings.", param="scopes")
         if not all(isinstance(one, str) and one for one in scopes):
             raise ApiError(400, "scopes must be a list of strings.", param="scopes")
+        unknown = [one for one in scopes if one not in (*SCOPES, *file.tasks)]
+        if unknown:
+            text = f"There is no scope {unknown[0]!r:.100}; there are {', '.join(SCOPES)}"
+            raise ApiError(400, f"{text}, and the tasks {', '.join(file.tasks)}.", param="scopes")
         return _json({"key": await kept(store.make, tenant, scopes, time.time())}, 201)
 
     async def revoke_key(request: Request) -> Response:

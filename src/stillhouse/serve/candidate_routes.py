@@ -5,9 +5,11 @@ A student is opened here before any state names it, so that what cannot be opene
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -65,14 +67,15 @@ def candidate_routes(
         reason_of(body)
         return body
 
-    def fits(task: str, body: dict[str, Any]) -> ExperimentState:
-        """The state, if it is the one that the request was made on."""
+    def stands(task: str) -> ExperimentState:
         if file.tasks[task].student is None:
             raise ApiError(409, "The task has no student.", code="conflict")
-        state = parts.states.get(task)
+        return parts.states.get(task)
+
+    def fits(state: ExperimentState, body: dict[str, Any]) -> None:
+        """Refuse a request that was made on another state."""
         if body.get("version", state.version) != state.version:
             raise ApiError(409, f"The state is at version {state.version} now.", code="conflict")
-        return state
 
     async def told(task: str) -> Response:
         state, now = parts.states.get(task), time.time()
@@ -132,15 +135,17 @@ def candidate_routes(
             return await told(task)
         body = await said(request)
         async with roster.lock(task):
-            state = fits(task, body)
+            state = stands(task)
             reason = body.get("reason", "")
             if request.method == "DELETE":
+                fits(state, body)
                 await change(withdrawn(state, "withdraw", reason, time.time()), state)
                 roster.follow()
                 return await told(task)
             wanted(body)
             climbing = None if state.candidate is None else state.candidate.folder
-            if climbing is None or not _same(climbing, body):
+            if not await _same(climbing, body):
+                fits(state, body)
                 plan = file.tasks[task].experiment.stages
                 first_climb(plan)
                 refused = _unopened(body)
@@ -158,9 +163,10 @@ def candidate_routes(
         task = known(request)
         body = await said(request)
         async with roster.lock(task):
-            state = fits(task, body)
+            state = stands(task)
             wanted(body)
-            if state.serving is None or not _same(state.serving, body):
+            if not await _same(state.serving, body):
+                fits(state, body)
                 plan = file.tasks[task].experiment.stages
                 reason = body.get("reason", "")
                 reloaded(state, plan, _unopened(body), reason, 0.0)
@@ -178,9 +184,22 @@ def candidate_routes(
     ]
 
 
-def _same(folder: StudentFolder, body: dict[str, Any]) -> bool:
-    """Whether it was brought already: whoever asks again, not having heard the answer, is told."""
-    return bool(folder.name == body["name"] and folder.path == body["path"])
+async def _same(folder: StudentFolder | None, body: dict[str, Any]) -> bool:
+    """Whether it was brought already: whoever asks again, not having heard the answer, is told,
+    though the state has moved on by the first request. By whichever links the path leads there."""
+    if folder is None or folder.name != body["name"]:
+        return False
+    path = Path(body["path"])
+    if not path.is_absolute():
+        return False
+    return await asyncio.to_thread(_resolved, path) == folder.path
+
+
+def _resolved(path: Path) -> str | None:
+    try:
+        return str(path.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop, a NUL
+        return None
 
 
 def _unopened(body: dict[str, Any]) -> StudentFolder:

@@ -6,8 +6,10 @@ The texts are those of the database, redacted alike. Runs where the controller r
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -18,6 +20,8 @@ from stillhouse.serve.answer_text import answer_text
 from stillhouse.serve.records import Outcome, Scored
 from stillhouse.serve.seams import Log
 from stillhouse.serve.tables import CALLS
+
+_LOG: Final = logging.getLogger("stillhouse.serve")
 
 
 class CorrectedScoring:
@@ -57,4 +61,10 @@ class CorrectedScoring:
         )
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        return {identity: answer_text(json.loads(call)["response"]) for identity, call in rows}
+        found: dict[str, str | None] = {}
+        for identity, call in rows:
+            try:
+                found[identity] = answer_text(json.loads(call)["response"])
+            except (ValueError, KeyError, TypeError):
+                _LOG.warning("the stored texts of request %s cannot be read", identity)
+        return found

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from stillhouse.core.token_counts import token_count
 from stillhouse.models.confidence import FLOOR, label_features
 
 # Classes that the alternatives of one token must cover to be a belief over all of them.
@@ -70,8 +71,8 @@ def texts_of(body: bytes) -> tuple[list[str], tuple[int, int]]:
     try:
         answer = json.loads(body)
         usage = answer.get("usage") or {}
-        tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
-        return _texts(answer), tokens
+        counts = [token_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+        return _texts(answer), (counts[0] or 0, counts[1] or 0)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return [], (0, 0)
 

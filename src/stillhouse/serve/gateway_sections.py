@@ -140,8 +140,8 @@ class QueueSection(Section):
 class PriceSection(Section):
     """USD per million tokens."""
 
-    input: float = Field(ge=0)
-    output: float = Field(ge=0)
+    input: float = Field(ge=0, allow_inf_nan=False)
+    output: float = Field(ge=0, allow_inf_nan=False)
 
 
 class UpstreamSection(Section):

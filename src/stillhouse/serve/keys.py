@@ -41,7 +41,8 @@ class StoredKeys:
         """A new key for a tenant: the only time that its text is seen.
 
         Args:
-            scopes: names of tasks, `feedback`, or `*` for all.
+            scopes: names of tasks, `feedback`, `batches`, or `*` for all; whether there are such
+                is the caller's to know.
         """
         wanted = sorted(set(scopes))
         if not tenant or not tenant.isprintable() or not wanted or not all(wanted):

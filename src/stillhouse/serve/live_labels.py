@@ -1,30 +1,74 @@
 """What came of a student's answers in live traffic, as samples to calibrate by.
 
 Shadow answers are seen whatever their confidence, so they stand for the traffic and may choose a
-threshold; answers that were shown passed a gate, and may only help to fit. Knows the traffic log's
-figures and outcomes, no texts and no model.
+threshold; answers that were shown passed a gate, and may only help to fit. A log may hold answers
+of several students, of which one is calibrated. Knows the traffic log's figures and outcomes, and
+no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from stillhouse.serve.calibrator import Halves, Judged, halves
 from stillhouse.serve.records import OutcomeKind
 from stillhouse.serve.stored_calls import SCORING, outcomes_since
+from stillhouse.serve.tables import CALLS
 
+OWN_KIND: Final = "student:"  # of `GatewayCall.model`, where the gateway opened the student itself
+_CHUNK: Final = 500
 # Fewer live samples than this do not choose a threshold.
 ENOUGH: Final = 300
 
 
+class Author(NamedTuple):
+    """Who answered, as the log has it: a name of gateway.yaml, or that a student was offered by;
+    the fingerprint of the files where the gateway opened them itself."""
+
+    name: str
+    fingerprint: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.fingerprint is None else f"{self.name} ({self.fingerprint})"
+
+
+class Whose(NamedTuple):
+    """Whose answers count.
+
+    `fingerprint` is of the files at hand; `said`, a name or fingerprint, is what somebody says that
+    the log calls them. Without either all count.
+    """
+
+    fingerprint: str | None = None
+    said: str | None = None
+
+    def wrote(self, author: Author) -> bool:
+        """Whether an author is this student: by the files, where both are known."""
+        if self.said is not None and self.said not in author:
+            return False
+        if self.fingerprint is not None and author.fingerprint is not None:
+            return self.fingerprint == author.fingerprint
+        return self.said is not None or self.fingerprint is None
+
+
+ANYBODY: Final = Whose()
+
+
 class LiveLabels(NamedTuple):
-    """Judged answers: `seen` whatever their confidence, `shown` because it was high enough."""
+    """Judged answers: `seen` whatever their confidence, `shown` because it was high enough. How
+    many by `authors`, and how many of `others` were left out."""
 
     seen: list[Judged]
     shown: list[Judged]
+    authors: Counter[Author] = Counter()  # noqa: RUF012 - never added to
+    others: Counter[Author] = Counter()  # noqa: RUF012 - never added to
 
 
 class Mixed(NamedTuple):
@@ -42,24 +86,52 @@ def live_labels(
     since: float,
     kinds: Collection[OutcomeKind] = SCORING,
     acceptable: float = 0.5,
+    *,
+    whose: Whose = ANYBODY,
 ) -> LiveLabels:
-    """The student's answers since a time (Unix seconds) that have an outcome of these kinds; the
+    """A student's answers since a time (Unix seconds) that have an outcome of these kinds; the
     newest outcome counts. A user's answers are one group.
 
     Args:
         acceptable: score from which an answer is acceptable.
+        whose: the student; answers of others are counted and left out.
     """
-    found: dict[str, tuple[bool, Judged]] = {}
-    for served, outcome in outcomes_since(engine, task, since, kinds):
-        if served.variant == "student" and served.features:
-            judged = Judged(
-                served.id, dict(served.features), outcome.score >= acceptable, served.unit
+    newest = {
+        served.id: (served, outcome)
+        for served, outcome in outcomes_since(engine, task, since, kinds)
+        if served.variant == "student" and served.features
+    }
+    said = _fingerprints(engine, [s.id for s, _ in newest.values() if s.fingerprint is None])
+    found = LiveLabels([], [], Counter(), Counter())
+    for served, outcome in newest.values():
+        author = Author(served.upstream, served.fingerprint or said.get(served.id))
+        if not whose.wrote(author):
+            found.others[author] += 1
+            continue
+        found.authors[author] += 1
+        judged = Judged(served.id, dict(served.features), outcome.score >= acceptable, served.unit)
+        (found.shown if served.shadow_of is None else found.seen).append(judged)
+    return found
+
+
+def _fingerprints(engine: Engine, ids: Sequence[str]) -> dict[str, str]:
+    """What answers say of the files that gave them: rows of before the log had it in its figures.
+
+    A model server's own fingerprint is of its build, and says nothing of the weights.
+    """
+    found: dict[str, str] = {}
+    with engine.connect() as connection:
+        for start in range(0, len(ids), _CHUNK):
+            query = sa.select(CALLS.c.id, CALLS.c.call).where(
+                CALLS.c.id.in_(ids[start : start + _CHUNK]), CALLS.c.call.is_not(None)
             )
-            found[served.id] = (served.shadow_of is not None, judged)
-    return LiveLabels(
-        [one for shadow, one in found.values() if shadow],
-        [one for shadow, one in found.values() if not shadow],
-    )
+            for identity, text in connection.execute(query):
+                with suppress(ValueError, TypeError, AttributeError):
+                    call = json.loads(text)
+                    said = (call["response"] or {}).get("system_fingerprint")
+                    if isinstance(said, str) and str(call["model"]).startswith(OWN_KIND):
+                        found[identity] = said
+    return found
 
 
 def mixed(held_out: Halves, live: LiveLabels) -> Mixed:

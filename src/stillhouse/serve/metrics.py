@@ -57,6 +57,9 @@ class Metrics:
         self.batch_lines = counter("batch_lines", "Lines of batches, asked.", "task", "result")
         self.batch_failures = counter("batch_failures", "Batches given back for a failed store.")
         self.otlp_failures = counter("otlp_failures", "Metrics could not be sent by OTLP.")
+        self.unreadable = counter(
+            "evidence_unreadable", "Stored rows that could not be read as evidence.", "task"
+        )
         self.refresh_failures = counter("refresh_failures", "The database could not be read.")
         self.gone = counter("clients_gone", "Clients that left before their answer.")
         self.seconds = histogram(
@@ -103,6 +106,11 @@ class Metrics:
         """Take each upstream's breaker state; also for the pages of other workers."""
         for upstream, state in breakers.items():
             self.breaker.labels(upstream).set(_BREAKER[state])
+
+    def tell_unreadable(self, counts: Mapping[str, int]) -> None:
+        """Take how many stored rows more could not be read, by task."""
+        for task, count in counts.items():
+            self.unreadable.labels(task).inc(count)
 
     def breakers(self) -> dict[str, str]:
         """Each upstream's breaker, of several workers the worst, as they were told last."""

@@ -8,13 +8,20 @@ null, since JSON has no such number. Knows no API.
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
+
+MOST_DIGITS: Final = 640  # what every Python reads, however its limit is set
 
 
 def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _integer(digits: str) -> int | float:
+    # Python reads no integer of more than 4,300 digits; as a float it is beyond all of them.
+    return int(digits) if len(digits) <= MOST_DIGITS else float(digits)
 
 
 def read_json(raw: bytes | str, *, strict: bool = False) -> Any:
@@ -29,7 +36,8 @@ def read_json(raw: bytes | str, *, strict: bool = False) -> Any:
     try:
         return from_json(raw, allow_inf_nan=not strict)
     except ValueError:
-        return json.loads(raw, parse_constant=_constant if strict else None)
+        constant = _constant if strict else None
+        return json.loads(raw, parse_int=_integer, parse_constant=constant)
 
 
 def json_bytes(value: Any) -> bytes:

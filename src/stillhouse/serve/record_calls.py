@@ -16,6 +16,7 @@ from prometheus_client import Counter, Histogram
 
 from stillhouse.core.gateway_log import GatewayCall, GatewayUsage
 from stillhouse.core.records import Record
+from stillhouse.core.token_counts import token_count
 from stillhouse.serve.anthropic_shapes import prompt_tokens
 from stillhouse.serve.ask import Ask
 from stillhouse.serve.metrics import Metrics
@@ -33,16 +34,15 @@ def pseudonym(tenant: str, user: str) -> str:
 
 
 def tokens_of(response: Mapping[str, Any] | None) -> tuple[int, int]:
-    """Prompt and completion tokens, as the server counted them; 0 where it did not."""
+    """Prompt and completion tokens, as the server counted them; 0 where it did not, or wrote what
+    cannot be a count."""
     usage = (response or {}).get("usage")
     if not isinstance(usage, dict):
         return 0, 0
     if "input_tokens" in usage:
-        found = [prompt_tokens(usage), usage.get("output_tokens")]
-    else:
-        found = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-    read, written = (one if isinstance(one, int) and one >= 0 else 0 for one in found)
-    return read, written
+        return prompt_tokens(usage), token_count(usage.get("output_tokens")) or 0
+    found = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return token_count(found[0]) or 0, token_count(found[1]) or 0
 
 
 def trusted(kind: type[R], values: dict[str, Any]) -> R:
@@ -141,6 +141,7 @@ class Recorder:
                 "stage": place.stage,
                 "version": place.version,
                 "upstream": upstream.name,
+                "fingerprint": upstream.fingerprint,
                 "fell_back": ask.fell_back is not None,
                 "confidence": ask.confidence,
                 "features": ask.features,

@@ -132,6 +132,9 @@ class Served(Record):
     stage: int = Field(ge=0)
     version: int = Field(ge=0)
     upstream: str
+    fingerprint: str | None = Field(
+        default=None, description="Of the student's files, where the gateway opened them itself."
+    )
     fell_back: bool = False
     confidence: float | None = None
     features: Mapping[str, float] = Field(

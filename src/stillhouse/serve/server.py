@@ -261,6 +261,7 @@ class Gateway:
             try:
                 if self._refresh is not None:
                     await asyncio.to_thread(self._refresh, time.time())
+                self.metrics.tell_unreadable(self._parts.unreadable())
                 roster.follow()
                 await self._tell(roster)
             except (StillhouseError, SQLAlchemyError):

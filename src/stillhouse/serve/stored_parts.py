@@ -18,6 +18,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.serve.batches import BatchWork
 from stillhouse.serve.candidates import is_last, withdrawn
 from stillhouse.serve.courses import Lease
+from stillhouse.serve.feeds import Unreadable
 from stillhouse.serve.gates import gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.gateway_sections import TaskSection
@@ -115,8 +116,15 @@ class StoredParts:
         keys += [self._keys] if file.keys_in_store else []
         self._lease = Lease(self._engine, "evidence")
         self._presence = StoredPresence(self._engine)
+        unreadable = Unreadable()
         watched = watch_stored(
-            file, self._engine, self._states, self._log, self._lease, presence=self._presence
+            file,
+            self._engine,
+            self._states,
+            self._log,
+            self._lease,
+            presence=self._presence,
+            unreadable=unreadable,
         )
         self._controller = watched.controller
         self.parts = Parts(
@@ -132,6 +140,7 @@ class StoredParts:
             batches=self._work,
             presence=self._presence,
             last=self._states.last,
+            unreadable=unreadable.take,
         )
 
     def refresh(self, now: float) -> None:

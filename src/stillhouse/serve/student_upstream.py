@@ -64,6 +64,11 @@ class StudentUpstream:
         """End the processes."""
         await self.pool.close()
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the student's files, once a process has opened them."""
+        return self.pool.fingerprint
+
     def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Of one request, by the configured price."""
         price = self.section.price

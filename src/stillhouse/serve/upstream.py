@@ -82,6 +82,10 @@ class Upstream(Protocol):
     def slots(self) -> Slots:
         """Its queue."""
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the files that answer; `None` where another process knows them."""
+
     def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Of one request, by the configured price."""
 
@@ -157,6 +161,8 @@ class HttpStream:
 
 class HttpUpstream:
     """A model server as gateway.yaml has it."""
+
+    fingerprint: str | None = None
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Engine
 from stillhouse.serve.controller import Controller, Sources
 from stillhouse.serve.corrected import CorrectedScoring
 from stillhouse.serve.courses import Lease, MemoryCourses, StoredCourses
-from stillhouse.serve.feeds import MemoryFeed, StoredFeed
+from stillhouse.serve.feeds import MemoryFeed, StoredFeed, Unreadable
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.gateway_sections import StudentSection, TaskSection
 from stillhouse.serve.in_memory import MemoryLog, MemoryStates
@@ -66,13 +66,14 @@ def watch_stored(
     lease: Lease,
     *,
     presence: Presence | None = None,
+    unreadable: Unreadable | None = None,
 ) -> Watched:
     """Over a database that other gateways may share."""
     scores = _scores(file, log)
     sources = Sources(
         states=states,
         courses=StoredCourses(engine),
-        feed=lambda task, since: StoredFeed(engine, task, since),
+        feed=lambda task, since: StoredFeed(engine, task, since, unreadable),
         audit=lambda task: [one.decision for one in states.audit(task)],
         leads=lease.held,
         missing=_nobody if presence is None else presence.missing,

@@ -15,6 +15,7 @@ from typing import Any, Final
 import anthropic
 
 from stillhouse.core.records import Completion, FinishReason, Message, Query
+from stillhouse.core.token_counts import token_count
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.api import (
     ApiSettings,
@@ -138,10 +139,13 @@ class AnthropicCompleter(ApiCompleter):
         answered: int | None = None
         cost: float | None = None
         if usage is not None:
-            written = usage.get("cache_creation_input_tokens") or 0
-            prompt = usage["input_tokens"] + written + (usage.get("cache_read_input_tokens") or 0)
-            answered = usage["output_tokens"]
-            if self._price is not None:
+            written = token_count(usage.get("cache_creation_input_tokens")) or 0
+            prompt, answered = (
+                token_count(usage[name]) for name in ("input_tokens", "output_tokens")
+            )
+            if prompt is not None:
+                prompt += written + (token_count(usage.get("cache_read_input_tokens")) or 0)
+            if self._price is not None and prompt is not None and answered is not None:
                 cost = self._price.cost_usd(prompt, answered, written)
         return Completion(
             query_id=query.id,

@@ -14,6 +14,7 @@ from typing import Any, Final
 import openai
 
 from stillhouse.core.records import Completion, FinishReason, Query, TokenLogprob
+from stillhouse.core.token_counts import token_count
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.api import (
     ApiSettings,
@@ -167,8 +168,10 @@ class OpenAICompleter(ApiCompleter):
         latency_ms: float,
     ) -> list[Completion]:
         usage = body.get("usage") or {}
-        prompt, total = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        written = (usage.get("prompt_tokens_details") or {}).get("cache_write_tokens") or 0
+        prompt = token_count(usage.get("prompt_tokens"))
+        total = token_count(usage.get("completion_tokens"))
+        details = usage.get("prompt_tokens_details") or {}
+        written = token_count(details.get("cache_write_tokens")) or 0
         count = len(choices)
         cost: float | None = None
         if self._price is not None and prompt is not None and total is not None:
