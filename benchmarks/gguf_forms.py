@@ -101,7 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for precision in options.precisions:
             lines[precision] = one(
-                Path(work), student, floats, precision, task, gold, texts, options
+                Path(work) / precision, student, floats, precision, task, gold, texts, options
             )
     save(
         "gguf_forms", f"{SHOWN} --student {options.student}", {"threads": options.threads, **lines}

@@ -22,7 +22,7 @@ class Scale(NamedTuple):
     """How much of everything; the tests take less."""
 
     stage: int = 60  # requests of a stage, at least
-    most: int = 900  # requests until a climb must have ended
+    most: int = 2400  # requests until a climb must have ended
     window: int = 200  # requests of a window of the monitor
     normal: int = 2  # such windows before the shift
     shifted: int = 4  # and after it, at most
