@@ -12,15 +12,9 @@ from test_online import TASK, FakeStudent, H, Rows, make, row, section
 from stillhouse.core.errors import UserError
 from stillhouse.core.live import LiveRow
 from stillhouse.core.loop_online import GuardSection, PersonalSection
+from stillhouse.models.adapter_files import INDEX, delta_path, forget_user, owner_key
 from stillhouse.models.head_weights import Floats, HeadWeights
-from stillhouse.models.personal_student import (
-    INDEX,
-    Personal,
-    PersonalStudent,
-    delta_path,
-    open_personal,
-    owner_key,
-)
+from stillhouse.models.personal_student import Personal, PersonalStudent, open_personal
 from stillhouse.retrain.online import OnlineTask
 from stillhouse.retrain.online_personal import AdapterNote
 from stillhouse.train.online_head import HeadRates, fit_delta
@@ -188,3 +182,21 @@ def test_changed_numbers_are_refused_and_lost_ones_fall_back(tmp_path: Path) -> 
     with pytest.raises(UserError, match="is of the shape"):
         PersonalStudent(FakeStudent(live), TASK.labels, {"own": odd})
     assert PersonalStudent(FakeStudent(live), TASK.labels, {}).answer([], [], []).labels == []
+
+
+def test_whom_the_gateway_forgot_has_no_part_in_an_adapter_at_once(tmp_path: Path) -> None:
+    task = task_of(tmp_path)
+    rows = stream()
+    task.run_once(Rows(rows))
+    before = note_of(task)
+    forget_user(task.store.root, "own", "user7")
+    assert not any(asked(opened(task), "own").adapted)  # until it is made without them
+    left = [one for one in rows if (one.tenant, one.user) != ("own", "user7")]
+    task.run_once(Rows(left))
+    after = note_of(task)
+    assert (after.count, after.delta != before.delta) == (before.count - 2, True)
+    assert all(asked(opened(task), "own").adapted)
+    assert not list((task.store.root / "forgotten").iterdir())
+    (task.store.root / "forgotten" / "odd.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        opened(task)

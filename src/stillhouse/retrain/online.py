@@ -21,6 +21,7 @@ from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.live import LiveRows
 from stillhouse.core.loop_online import OnlineSection
 from stillhouse.core.tasks import ClassificationTask
+from stillhouse.models.adapter_files import forgotten_users
 from stillhouse.models.head_weights import (
     Floats,
     HeadStudent,
@@ -114,6 +115,7 @@ class OnlineTask:
             RunFolderError: another process does the same.
             UserError: the guard set is empty though there is something to learn.
         """
+        self._forget_told()
         with self.store.locked():
             desk = desk_of(self._state(), self.store, self._section)
             lessons = fresh_lessons(
@@ -209,6 +211,12 @@ class OnlineTask:
         """
         desk = desk_of(self._state(), self.store, self._section)
         return users_gone(desk, rows.rows(self.name, since=since), since)
+
+    def _forget_told(self) -> None:
+        """Forget whom the gateway has forgotten and says so; the word goes once it is done."""
+        for path, user in forgotten_users(self.store.root):
+            self.forget(user.tenant, [user.whose])
+            path.unlink(missing_ok=True)
 
     @property
     def state(self) -> OnlineState:

@@ -8,8 +8,8 @@ how an adapter is fitted.
 from __future__ import annotations
 
 from stillhouse.core.loop_online import PersonalSection
+from stillhouse.models.adapter_files import INDEX, AdapterEntry, AdapterIndex, write_index
 from stillhouse.models.head_weights import HeadWeights, load_head, save_head
-from stillhouse.models.personal_student import INDEX, AdapterEntry, AdapterIndex, write_index
 from stillhouse.retrain.online_intake import Desk
 from stillhouse.retrain.online_personal import Around, Fit, Tabled, refresh
 from stillhouse.retrain.online_state import Store

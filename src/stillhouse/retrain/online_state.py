@@ -20,7 +20,7 @@ from pydantic import Field, JsonValue, ValidationError
 from stillhouse.core.errors import RunFolderError, UserError
 from stillhouse.core.jsonl import disk_errors, read_json, read_records, write_json, write_records
 from stillhouse.core.records import Record
-from stillhouse.models.personal_student import FOLDER, delta_path
+from stillhouse.models.adapter_files import FOLDER, delta_path
 from stillhouse.retrain.online_buffer import Kept
 from stillhouse.retrain.online_personal import AdapterNote
 from stillhouse.retrain.online_trust import Tally
