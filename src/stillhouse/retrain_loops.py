@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from stillhouse.core.errors import UserError
+from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.live import LiveRows
 from stillhouse.core.loop_file import LoopFile, load_loop
 from stillhouse.core.loop_sections import LoopTask
@@ -48,6 +48,7 @@ def open_loops(
     *,
     clock: Callable[[], float] = time.time,
     live: LiveRows | None = None,
+    apart: Callable[[str, StillhouseError], None] | None = None,
 ) -> list[Loop]:
     """The tasks of a loop.yaml, or the one that is named.
 
@@ -57,6 +58,8 @@ def open_loops(
         progress: bars and lines.
         clock: Unix seconds.
         live: the log; `None`: the database that the gateway's file names.
+        apart: hears of a task that cannot be opened, and the others are; `None`, or with one task
+            alone, it is raised.
 
     Raises:
         UserError: a file, key or folder that cannot be used.
@@ -68,11 +71,16 @@ def open_loops(
         )
     gateway = load_gateway(Path(file.gateway))
     rows = live if live is not None else _log_of(gateway, Path(file.gateway))
-    return [
-        _loop(file, name, section, gateway, rows, progress=progress, clock=clock)
-        for name, section in file.tasks.items()
-        if task in (None, name)
-    ]
+    found = []
+    wanted = {name: one for name, one in file.tasks.items() if task in (None, name)}
+    for name, section in wanted.items():
+        try:
+            found.append(_loop(file, name, section, gateway, rows, progress=progress, clock=clock))
+        except StillhouseError as error:
+            if apart is None or len(wanted) == 1:
+                raise
+            apart(name, error)
+    return found
 
 
 def look(loop: Loop) -> Look:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from retrain_doubles import DAY, START, Clock, FakeGateway, FakeWorkshop, Rows, day_of_rows, loop_of
 from stillhouse.core.errors import UserError
 from stillhouse.core.loop_retrain import RetrainSection, duration_s
+from stillhouse.core.progress import Silent
 from stillhouse.retrain.cycle_records import CycleLine
 from stillhouse.retrain.daemon import watch
+from stillhouse.retrain.loop import Loop
 from stillhouse.retrain.schedule import Alarm, due, read_alarms
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -155,6 +158,42 @@ def test_the_month_and_a_clock_that_is_behind_are_waited_for(tmp_path: Path) -> 
     clock.now = START - DAY
     watch([loop], every_s=DAY, on_alert=True, wait=Waiting(clock, START))
     assert len(loop.files.journal()) == 1
+
+
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def tampered(loop: Loop) -> None:
+    (entry,) = loop.registry.entries()
+    path = loop.registry.root / "objects" / entry.digest / "words.json"
+    path.chmod(0o644)
+    path.write_text("{}", encoding="utf-8")
+
+
+def test_a_mistake_in_one_task_is_no_other_tasks(tmp_path: Path) -> None:
+    rows, clock = Rows([r for day in range(4) for r in day_of_rows(day)]), Clock(START + DAY)
+    said: list[str] = []
+    loops = [loop_of(tmp_path / name, rows, clock) for name in ("bad", "good")]
+    loops = [replace(one, progress=Told(said)) for one in loops]
+    watch(loops, every_s=DAY, on_alert=False, wait=lambda _: True)
+    tampered(loops[0])
+    watch(loops, every_s=DAY, on_alert=False, wait=Waiting(clock, START + 3.5 * DAY))
+    assert [len(one.files.journal()) for one in loops] == [1, 3]
+    lines = [one for one in said if "other files than were added" in one]
+    assert len(lines) == 1  # not with every try
+    assert "this task is set aside" in lines[0]
+    assert "\n" not in lines[0]
+    (loops[1].files.root / "cycles.jsonl").write_text("{\n", encoding="utf-8")
+    with pytest.raises(UserError):
+        watch(loops, every_s=DAY, on_alert=False, wait=Waiting(clock, START + 9 * DAY))
+    assert clock.now < START + 5 * DAY
 
 
 def test_a_mistake_of_the_users_ends_it(tmp_path: Path) -> None:
