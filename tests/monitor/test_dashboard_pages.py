@@ -26,6 +26,7 @@ from stillhouse.monitor.dashboard.live import event
 from stillhouse.monitor.dashboard.run_files import RunFiles
 from stillhouse.monitor.dashboard.watch_files import WatchFiles
 from stillhouse.monitor.state import task_folder
+from stillhouse.retrain import gateway_admin
 from stillhouse.retrain.registry import Registry
 from stillhouse.serve.candidates import offered
 from stillhouse.serve.gateway_file import load_gateway
@@ -242,6 +243,27 @@ def test_promotion_and_roll_back(own: World) -> None:
     assert registry.get(f"{TASK}@live").id == live.id
     for path in ("/registry/promote?ref=s-000000000000", "/registry/rollback?task=spare"):
         assert admin.get(path).status_code == 404
+    app.close()
+
+
+def test_a_gateway_that_cannot_follow_is_told_of(
+    own: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_ADMIN_KEY", KEY)
+    monkeypatch.setattr(gateway_admin, "PAUSE_S", 0.001)
+    path = own.folder / "gateway.yaml"
+    path.write_text(path.read_text(encoding="utf-8") + "admin: {port: 9}\n", encoding="utf-8")
+    app = made.dashboard_of(own)
+    admin = TestClient(app, base_url="http://127.0.0.1", follow_redirects=False, headers=BEARER)
+    registry = Registry(own.folder / "registry")
+    newest = registry.entries(TASK)[0]
+    asking = admin.get(f"/registry/promote?ref={newest.id}").text
+    assert "The gateway answers with it at once" in asking
+    form = {"reason": "the gate says so", "version": version_of(asking)}
+    told = admin.post(f"/registry/promote?ref={newest.id}", data=form)
+    assert (told.status_code, "Done in the registry" in told.text) == (200, True)
+    assert "start the gateway, then run: stillhouse registry reload reviews" in told.text
+    assert registry.get(f"{TASK}@live").id == newest.id
     app.close()
 
 

@@ -27,6 +27,7 @@ from stillhouse.retrain.cycle_promote import (
     decide_step,
     incumbent_of,
     offer_step,
+    put_right,
     register_step,
     retire,
 )
@@ -181,6 +182,9 @@ def _finish(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
         passed = cycle.verdict.removeprefix("passed: ")
         cycle = cycle.model_copy(update={"verdict": f"promoted {cycle.candidate}: {passed}"})
     else:
+        said = put_right(loop, cycle)
+        if said is not None:
+            cycle = cycle.model_copy(update={"verdict": f"{cycle.verdict}; {said}"})
         retire(loop, cycle)
     loop.files.add_line(_line(loop, cycle, lines))
     loop.files.drop_window(cycle.number)

@@ -172,16 +172,20 @@ class Students(Protocol):
     def version(self, task: str) -> int:
         """Of the task's state."""
 
-    def promote(self, ref: str, *, reason: str, by: str, version: int) -> object:
-        """Make it the live one.
+    @property
+    def follows(self) -> bool:
+        """Whether the gateway is told who is live."""
+
+    def promote(self, ref: str, *, reason: str, by: str, version: int) -> str | None:
+        """Make it the live one; what is left to do where the gateway does not answer with it.
 
         Raises:
             ConflictError: the task is at another version by now.
             UserError: it cannot be.
         """
 
-    def roll_back(self, task: str, *, reason: str, by: str, version: int) -> object:
-        """Make the previous one live again; raises likewise."""
+    def roll_back(self, task: str, *, reason: str, by: str, version: int) -> str | None:
+        """Make the previous one live again; answers and raises likewise."""
 
 
 @dataclass(frozen=True, slots=True)
