@@ -19,6 +19,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.live_pages import Asked, Hour, Place, RowsPage
 from stillhouse.core.loop_file import LoopFile, load_loop
 from stillhouse.monitor.dashboard.app import Dashboard
+from stillhouse.monitor.dashboard.online_files import OnlineFiles
 from stillhouse.monitor.dashboard.run_files import RunFiles
 from stillhouse.monitor.dashboard.shown import DecisionShown, ExperimentShown, NumbersShown
 from stillhouse.monitor.dashboard.sources import ConflictError, Sources
@@ -328,6 +329,7 @@ def opened(file: GatewayFile, loop: LoopFile | None, key: str | None) -> OpenDas
         watch=None if folder is None else WatchFiles(folder),
         runs=runs,
         frontiers=runs,
+        online=None if folder is None else OnlineFiles(folder),
         students=None if registry is None else RegisteredStudents(registry, _admin(file)),
     )
     return OpenDashboard(engine, Dashboard(sources, key))

@@ -141,6 +141,7 @@ class OnlineTask:
             swapped = head.digest() != first.digest()
             if swapped:
                 self._new_version(desk, head, "learned", guard)
+                desk.state = desk.state.happened(self._clock(), "swap", guard)
             self._commit(desk)
             learned = sum(1 for one in steps if one.verdict.answer == "accept")
             self._give(notes)
@@ -163,6 +164,7 @@ class OnlineTask:
             desk.counts["quarantined rows"] += desk.buffer.quarantine(later)
             desk.counts["roll backs"] += 1
             desk.state = desk.state.model_copy(update={"live": number})
+            desk.state = desk.state.happened(self._clock(), "roll_back", {}, reason)
             self._commit(desk)
             self._give([])
             return version
@@ -199,6 +201,7 @@ class OnlineTask:
             if len(clean) < len(desk.state.versions):
                 self._rebuild(desk, clean)
             forget_counts(desk, gone)
+            desk.state = desk.state.happened(self._clock(), "forget", {"rows": rows})
             self._commit(desk)
             self._give([])
             return rows
@@ -285,6 +288,7 @@ class OnlineTask:
         steps.append(found)
         answer = found.verdict.answer
         desk.counts[f"steps: {answer}"] += 1
+        desk.state = desk.state.happened(self._clock(), answer, found.verdict.to_json())
         desk.new = 0
         update: dict[str, object] = {"steps": desk.state.steps + 1}
         if answer == "refuse":

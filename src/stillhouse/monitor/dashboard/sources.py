@@ -14,6 +14,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.live_pages import Asked, Hour, Place, RowsPage
 from stillhouse.evaluate.fallback_frontier import FallbackFrontier
 from stillhouse.evaluate.studies import FrontierStudy
+from stillhouse.monitor.dashboard.online_files import OnlineShown
 from stillhouse.monitor.dashboard.shown import AlertShown, ExperimentShown, RunShown, WindowShown
 
 
@@ -90,6 +91,13 @@ class Frontiers(Protocol):
 
     def fallbacks(self) -> Mapping[str, FallbackFrontier]:
         """Of how sure a student must be, likewise."""
+
+
+class Online(Protocol):
+    """What is learned between retrainings."""
+
+    def online(self, task: str) -> OnlineShown | None:
+        """Where it stands; `None`: nothing was learned yet."""
 
 
 class Student(Protocol):
@@ -200,3 +208,4 @@ class Sources:
     runs: Runs | None = None
     frontiers: Frontiers | None = None
     students: Students | None = None
+    online: Online | None = None

@@ -90,10 +90,12 @@ class Acts:
         return self._pages.html(request, "login.html", status, next=place, problem=problem)
 
     async def logout(self, request: Request) -> Response:
-        """The browser forgets its session."""
+        """The session ends, and the browser forgets it."""
         refused = self._refused(request, await _form(request))
         if refused is not None:
             return refused
+        if request.scope.get(SESSION, ""):
+            self._access.end(request.scope[SESSION])
         response = RedirectResponse(f"{_base(request)}/login", 303)
         response.delete_cookie(COOKIE, path=f"{_base(request)}/")
         return response
