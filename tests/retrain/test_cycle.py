@@ -105,6 +105,19 @@ def test_a_student_that_is_no_better_is_refused_in_words(tmp_path: Path) -> None
     assert line.live == line.incumbent
 
 
+def test_other_folders_beside_the_cycles_are_none(tmp_path: Path) -> None:
+    loop = loop_of(tmp_path, Rows(day_of_rows(0)), after(0))
+    for name in ("0001.bak", "0002 (copy)", "1", "00001", "3\u00b2", "0004"):
+        (loop.files.root / "cycles" / name).mkdir(parents=True)
+    (loop.files.root / "cycles" / "0005").write_text("a file")
+    assert loop.files.unfinished() is None
+    cycle = run_cycle(loop, "once")
+    assert (cycle.number, cycle.step) == (1, "done")
+    assert loop.files.unfinished() is None
+    (loop.files.root / "cycles" / "0001.bak" / "cycle.json").write_text("{")
+    assert loop.files.unfinished() is None
+
+
 def test_an_empty_window_does_nothing(tmp_path: Path) -> None:
     loop = loop_of(tmp_path, Rows([]), after(0))
     cycle = run_cycle(loop, "once")

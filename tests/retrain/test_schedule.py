@@ -85,6 +85,18 @@ def test_a_drifting_teacher_starts_nothing(tmp_path: Path) -> None:
     assert read_alarms(tmp_path / "none") == []
 
 
+def test_an_alert_of_the_future_starts_nothing_until_then() -> None:
+    ahead = Alarm("a9", 1000, "accuracy", "")
+    assert due([line(50)], [ahead], now=999, every_s=None, min_interval_s=5).at is None
+    assert due([line(50)], [ahead], now=999, every_s=10, min_interval_s=5).reason == "every"
+    assert due([line(50)], [ahead], now=1000, every_s=None, min_interval_s=5) == (
+        1000,
+        "alert a9 (accuracy)",
+    )
+    # A cycle that began before the alert's time does not settle it, one that begins after does.
+    assert due([line(1001)], [ahead], now=2000, every_s=None, min_interval_s=5).at is None
+
+
 class Waiting:
     """Moves the clock a minute at a time, and stops at an hour that the test names."""
 
@@ -168,6 +180,26 @@ class Told(Silent):
 
     def say(self, text: str) -> None:
         self.said.append(text)
+
+
+def test_alerts_of_the_future_are_said_once_and_not_obeyed(tmp_path: Path) -> None:
+    clock, said = Clock(START + DAY), list[str]()
+    rows = Rows([r for day in range(4) for r in day_of_rows(day)])
+    loop = replace(loop_of(tmp_path, rows, clock, min_interval="1h"), progress=Told(said))
+    alerts = [
+        {"id": "a1", "at": START + 300 * DAY, "kind": "input_shift"},
+        {"id": "a2", "at": START + 301 * DAY, "kind": "accuracy"},
+    ]
+    path = loop.files.root / "alerts.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in alerts))
+    watch([loop], every_s=None, on_alert=True, wait=Waiting(clock, START + 2 * DAY))
+    assert loop.files.journal() == []
+    (told,) = [one for one in said if "dated later" in one]
+    assert "2 alerts are dated later than now (a2 by 7,200.0 hours)" in told
+    with path.open("a") as file:
+        file.write(json.dumps({"id": "a3", "at": clock.now, "kind": "accuracy"}) + "\n")
+    watch([loop], every_s=None, on_alert=True, wait=lambda _: True)
+    assert [one.reason for one in loop.files.journal()] == ["alert a3 (accuracy)"]
 
 
 def tampered(loop: Loop) -> None:

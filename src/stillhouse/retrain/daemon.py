@@ -9,7 +9,7 @@ loops and the schedule; the clock, the waiting and the end are passed in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from stillhouse.core.errors import StillhouseError, UserError
@@ -29,6 +29,7 @@ class _Task:
     loop: Loop
     again_at: float = 0.0
     mistake: UserError | None = None  # what its last look came to
+    ahead: set[str] = field(default_factory=set)  # alerts dated later than now, once said
 
 
 def watch(
@@ -95,9 +96,24 @@ def _look_apart(task: _Task, every_s: float | None, on_alert: bool, *, alone: bo
     task.again_at = loop.clock() + AGAIN_S
 
 
+def _say_what_is_ahead(task: _Task, now: float) -> None:
+    """Alerts of the future start nothing until then; clocks a look apart are no matter."""
+    ahead = [one for one in read_alarms(task.loop.files.root) if one.at > now + LOOK_S]
+    new = [one for one in ahead if one.id not in task.ahead]
+    task.ahead = {one.id for one in ahead}
+    if new:
+        task.loop.say(
+            f"{len(new)} alerts are dated later than now ({new[-1].id} by "
+            f"{(new[-1].at - now) / 3600:,.1f} hours) and start nothing until then; set the clock "
+            "of this machine, or of the one that watches, right"
+        )
+
+
 def _look(task: _Task, every_s: float | None, on_alert: bool) -> None:
     loop = task.loop
     now = loop.clock()
+    if on_alert:
+        _say_what_is_ahead(task, now)
     found = next_due(loop, every_s, on_alert)
     if found.at is None or max(found.at, task.again_at) > now:
         return
