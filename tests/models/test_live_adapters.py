@@ -14,10 +14,12 @@ from stillhouse.models.adapter_files import (
     INDEX,
     AdapterEntry,
     AdapterIndex,
+    Adapters,
     By,
     delta_path,
     forget_user,
     forgotten_users,
+    read_index,
     write_index,
 )
 from stillhouse.models.head_weights import HeadWeights, save_head
@@ -207,6 +209,22 @@ def test_beside_another_version_of_the_student_none_is_used(tmp_path: Path) -> N
     assert [name(adapters, "shop") for _ in range(2)] == [SHARED] * 2
     (told,) = adapters.troubles()
     assert "another version" in told
+
+
+def test_a_version_that_waits_for_its_successor_keeps_its_own(tmp_path: Path) -> None:
+    one, two = delta(1), delta(2)
+    put(tmp_path, head=delta(9), shop=two)
+    save_head(delta_path(tmp_path, one.digest()), one)
+    index = read_index(tmp_path)
+    assert index is not None
+    entry = AdapterEntry(owner="shop", delta=one.digest())
+    earlier = Adapters(shared=HEAD.digest(), adapters=(entry,))
+    write_index(tmp_path, index.model_copy(update={"earlier": earlier}))
+    adapters = live(tmp_path)
+    assert name(adapters, "shop") == one.digest()[:12]
+    assert adapters.troubles() == []
+    forget_user(tmp_path, "shop", "u")
+    assert name(adapters, "shop") == SHARED
 
 
 def test_only_so_many_are_in_memory(tmp_path: Path) -> None:

@@ -30,12 +30,28 @@ class AdapterEntry(Record):
     delta: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of its numbers.")
 
 
-class AdapterIndex(Record):
-    """adapters.json: whose adapters there are for one shared student."""
+class Adapters(Record):
+    """Whose adapters there are for one shared student."""
 
-    by: By = "tenant"
     shared: str = Field(description="SHA-256 of the shared last layer that they add to.")
     adapters: tuple[AdapterEntry, ...] = ()
+
+
+class AdapterIndex(Adapters):
+    """adapters.json: those of the live version."""
+
+    by: By = "tenant"
+    earlier: Adapters | None = Field(
+        default=None,
+        description="Those of the version that the gateway has, until it is given the live one.",
+    )
+
+    def of(self, shared: str) -> tuple[AdapterEntry, ...] | None:
+        """The adapters beside a last layer; `None`: there are none for it."""
+        for one in (self, self.earlier):
+            if one is not None and one.shared == shared:
+                return one.adapters
+        return None
 
 
 class Forgotten(Record):

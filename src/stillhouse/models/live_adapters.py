@@ -147,7 +147,8 @@ class LiveAdapters:
             index = None
         if index is not None:
             self._by = index.by
-            if index.shared != self._shared:
+            entries = index.of(self._shared)
+            if entries is None:
                 if index.adapters:
                     self._tell(
                         f"the adapters in {self._root} are of another version of the student "
@@ -155,7 +156,7 @@ class LiveAdapters:
                     )
             else:
                 out = {owner_key(one.user.tenant, one.user.whose, index.by) for one in gone}
-                deltas = {one.owner: one.delta for one in index.adapters if one.owner not in out}
+                deltas = {one.owner: one.delta for one in entries if one.owner not in out}
         self._deltas = deltas
         held = set(deltas.values())
         self._broken &= held

@@ -124,12 +124,13 @@ def open_personal(root: Path, student: HeadStudent, labels: Sequence[str]) -> Pe
     index = read_index(root)
     if index is None:
         return PersonalStudent(student, labels, {})
-    if index.shared != student.head.digest():
+    entries = index.of(student.head.digest())
+    if entries is None:
         return PersonalStudent(student, labels, {}, index.by)
     gone = {owner_key(one.user.tenant, one.user.whose, index.by) for one in forgotten_users(root)}
     deltas = {
         one.owner: load_head(delta_path(root, one.delta), one.delta)
-        for one in index.adapters
+        for one in entries
         if one.owner not in gone and delta_path(root, one.delta).exists()
     }
     return PersonalStudent(student, labels, deltas, index.by)
