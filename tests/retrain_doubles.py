@@ -224,6 +224,7 @@ class FakeGateway:
         self.back: list[tuple[str, str]] = []
         self.refuses: str | None = None
         self.away = False
+        self.answers: str | None = "small"
 
     def offer(self, task: str, path: Path, name: str, reason: str) -> None:
         assert (path / "words.json").exists()
@@ -236,6 +237,11 @@ class FakeGateway:
         if (task, name) not in self.offered or self.back:
             return GatewayStanding("rolled_back", "full", "another answers")
         return self.now
+
+    def student(self, task: str) -> str | None:
+        if self.away:
+            raise GatewayError("gateway: refuses connections")
+        return self.answers
 
     def withdraw(self, task: str, reason: str) -> None:
         self.withdrawn += 1

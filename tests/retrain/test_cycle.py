@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from retrain_doubles import (
 from stillhouse.core.errors import BudgetError, RunFolderError, TeacherError, UserError
 from stillhouse.core.forgotten import record_forgotten
 from stillhouse.core.live import LiveAnswer
+from stillhouse.core.progress import Silent
 from stillhouse.retrain import cycle as cycle_module
 from stillhouse.retrain import cycle_promote
 from stillhouse.retrain.cycle import run_cycle
 from stillhouse.retrain.cycle_files import HELD_OUT, NEW, WINDOW
+from stillhouse.retrain.cycle_promote import say_apart
 from stillhouse.retrain.gateway_admin import GatewayError
 from stillhouse.retrain.loop import Loop
 from stillhouse.retrain.registry_records import Entry
@@ -425,6 +428,36 @@ def test_a_gateway_that_is_away_or_refuses_is_not_forgotten(tmp_path: Path) -> N
     assert "the gateway still answers with it (gateway: status 422" in done.verdict
     assert "stillhouse registry promote REF --loop" in done.verdict
     assert loop.registry.get("mood@live").id == live.id
+
+
+def test_a_gateway_and_a_registry_that_are_apart_are_told_of(tmp_path: Path) -> None:
+    gateway, said = FakeGateway(), list[str]()
+
+    class Told(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    loop = loop_of(tmp_path, Rows([*day_of_rows(0), *day_of_rows(1)]), after(0), gateway=gateway)
+    loop = replace(loop, progress=Told())
+    first = run_cycle(loop, "once").candidate
+    assert first is not None
+    gateway.now = GatewayStanding("full", "full", "")
+    run_cycle(loop, "once")
+    live = by_hand(loop, tmp_path)
+    assert not [one for one in said if "the gateway answers with" in one]
+    clock = loop.clock
+    assert isinstance(clock, Clock)
+    for answers, away, lines in ((first, True, 0), (live.id, False, 0), (first, False, 1)):
+        clock.now += DAY
+        gateway.answers, gateway.away = answers, away
+        said.clear()
+        say_apart(loop)
+        assert len(said) == lines
+    assert f"answers with {first}, the registry's live student is {live.id}" in said[0]
+    clock.now += DAY
+    said.clear()
+    run_cycle(loop, "once")
+    assert "the gateway answers with" in said[0]
 
 
 def test_a_candidate_offered_by_a_run_that_was_killed_is_withdrawn_when_refused(

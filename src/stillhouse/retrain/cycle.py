@@ -30,6 +30,7 @@ from stillhouse.retrain.cycle_promote import (
     put_right,
     register_step,
     retire,
+    say_apart,
 )
 from stillhouse.retrain.cycle_records import STEPS, Cycle, CycleLine, HeldOut, Outcome, Step
 from stillhouse.retrain.cycle_train import Refused, ask_step, train_step
@@ -138,6 +139,7 @@ def begun(loop: Loop, lines: Sequence[CycleLine], reason: str) -> Cycle:
 def _begin(loop: Loop, lines: Sequence[CycleLine], reason: str) -> Cycle:
     cycle = begun(loop, lines, reason)
     keep_first_window(loop)
+    say_apart(loop)
     loop.say(f"cycle {cycle.name} begins ({reason})")
     loop.files.save(cycle)
     return cycle

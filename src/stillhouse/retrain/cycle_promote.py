@@ -17,6 +17,7 @@ from stillhouse.core.loop_retrain import duration_s
 from stillhouse.retrain.cycle_files import ENTRY
 from stillhouse.retrain.cycle_records import Cycle, CycleLine, Incumbent
 from stillhouse.retrain.cycle_train import Refused, artefacts_of
+from stillhouse.retrain.gateway_admin import GatewayError
 from stillhouse.retrain.gateway_follow import served_path
 from stillhouse.retrain.loop import Loop
 from stillhouse.retrain.registry_lineage import lineage_of
@@ -146,6 +147,25 @@ def decide_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle |
         except ConflictError:  # somebody moved a student between the look and this
             return decide_step(loop, cycle, lines)
     return cycle.model_copy(update={"outcome": "promoted"})
+
+
+def say_apart(loop: Loop) -> None:
+    """Say where the gateway answers with a student of the registry that is not the live one: a move
+    by hand, on one side alone. Nothing is done about it, for nothing says which side is right."""
+    if loop.gateway is None:
+        return
+    try:
+        name = loop.gateway.student(loop.name)
+    except GatewayError:
+        return  # whatever needs it will say so
+    live = loop.registry.live(loop.name)
+    known = {entry.id for entry in loop.registry.entries(loop.name)}
+    if name in known and (live is None or live.id != name):
+        loop.say(
+            f"the gateway answers with {name}, the registry's live student is "
+            f"{'none' if live is None else live.id}; make one right with stillhouse registry "
+            f"promote {name}, or reload {loop.name} --loop LOOP_YAML"
+        )
 
 
 def put_right(loop: Loop, cycle: Cycle) -> str | None:

@@ -38,6 +38,14 @@ class AdminGateway:
             return GatewayStanding("full", state.kind, _said(state))
         return GatewayStanding("rolled_back", state.kind, _said(state))
 
+    def student(self, task: str) -> str | None:
+        """Who answers.
+
+        Raises:
+            GatewayError: there was no answer.
+        """
+        return self._admin.state(task).student
+
     def withdraw(self, task: str, reason: str) -> None:
         """End the experiment; the incumbent stays.
 

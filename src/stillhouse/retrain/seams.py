@@ -127,6 +127,9 @@ class Gateway(Protocol):
     def standing(self, task: str, name: str) -> GatewayStanding:
         """How far it is."""
 
+    def student(self, task: str) -> str | None:
+        """Name of the student that answers; `None`: the task has none."""
+
     def withdraw(self, task: str, reason: str) -> None:
         """End the experiment; the incumbent stays."""
 
