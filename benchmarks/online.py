@@ -33,7 +33,8 @@ from stillhouse.core.loop_online import OnlineSection
 from stillhouse.core.records import Message
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.embedders import open_embedder
-from stillhouse.models.head_weights import HeadWeights, load_head
+from stillhouse.models.head_weights import HeadRead, HeadWeights, load_head
+from stillhouse.models.onnx_student import log_softmax
 from stillhouse.retrain.online import OnlineTask
 from stillhouse.retrain.online_rows import lessons_of
 from stillhouse.train.online_head import HeadRates, refine
@@ -116,6 +117,10 @@ class Numbers:
 
     def features(self, texts: Sequence[str]) -> Any:
         return self._features[[int(text) for text in texts]]
+
+    def read(self, texts: Sequence[str]) -> HeadRead:
+        features = self.features(texts)
+        return HeadRead(log_softmax(self.head.logits(features)), features, [1] * len(texts))
 
     def write(self, head: HeadWeights, out: Path) -> None:
         out.mkdir(parents=True)

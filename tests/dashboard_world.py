@@ -18,6 +18,8 @@ import yaml
 from gateway_stores import call_of, served_of
 from stillhouse.core.loop_file import load_loop
 from stillhouse.dashboard import OpenDashboard, opened
+from stillhouse.retrain.online_personal import AdapterNote
+from stillhouse.retrain.online_state import OnlineState, Store, Version
 from stillhouse.retrain.registry import Registry
 from stillhouse.serve.courses import CoursePoint, StoredCourses
 from stillhouse.serve.gateway_file import load_gateway
@@ -346,6 +348,61 @@ def fill_run(folder: Path) -> None:
     (folder / "frontier" / "frontier.json").write_text(json.dumps(study), encoding="utf-8")
 
 
+def fill_online(root: Path, now: float) -> None:
+    """Three versions, of which the second is live again, and two adapters."""
+    figures: dict[str, Any] = {
+        "answer": "accept",
+        "live": 0.9,
+        "new": 0.93,
+        "difference": {"estimate": 0.03, "low": 0.01, "high": 0.05, "n": 200},
+    }
+
+    def version(number: int, **more: Any) -> Version:
+        path = str(root / "versions" / str(number))
+        at = now - 900 + number
+        return Version(number=number, head="a", student="b", path=path, made_at=at, **more)
+
+    def adapter(owner: str, refused: str | None) -> AdapterNote:
+        return AdapterNote(
+            owner=owner,
+            delta=owner,
+            student="b",
+            shared="a",
+            rows="r",
+            count=40,
+            made_at=now - 60,
+            won=9,
+            lost=2,
+            harm=0.2,
+            refused=refused,
+        )
+
+    state = OnlineState(
+        base=0,
+        live=2,
+        handed=1,
+        at=now,
+        versions=(
+            version(0, kind="base"),
+            version(1, kind="learned", parent=0, guard=figures),
+            version(2, kind="learned", parent=1, guard=figures),
+        ),
+        adapters=(
+            adapter("shop\n0123abcd4567", None),
+            adapter("<script>x</script>", "costs 20.0% of the guard set, 15.0% are allowed"),
+        ),
+        quarantined=("<b>evil",),
+        counts={"steps: accept": 2, "roll backs": 1},
+    )
+    for what, shown in (("accept", figures), ("swap", figures), ("refuse", figures)):
+        state = state.happened(now - 500, what, shown)  # type: ignore[arg-type]
+    state = state.happened(now - 400, "roll_back", {}, "a bad batch")
+    state = state.happened(now - 300, "forget", {"rows": 12})
+    store = Store(root)
+    with store.locked():
+        store.commit(state)
+
+
 def fill_registry(root: Path, base: Path) -> list[str]:
     """Two live ones after each other, and a candidate."""
     registry = Registry(root)
@@ -391,6 +448,7 @@ def build(folder: Path, url: str | None = None) -> World:
     write_lines(folder / "loop" / TASK / "windows.jsonl", [window(n, now) for n in range(1, 6)])
     write_lines(folder / "loop" / TASK / "alerts.jsonl", [alert(now)])
     fill_run(folder / "run")
+    fill_online(folder / "loop" / TASK / "online", now)
     fill_registry(folder / "registry", folder)
     return World(folder, url, now)
 

@@ -23,6 +23,7 @@ from stillhouse.core.records import Example, Message, Query
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.evaluate.metrics import Resampling
 from stillhouse.retrain.cycle_files import TaskFolder
+from stillhouse.retrain.gateway_admin import GatewayError
 from stillhouse.retrain.loop import Loop
 from stillhouse.retrain.registry import Registry
 from stillhouse.retrain.seams import Asked, GatewayStanding, Trained
@@ -220,6 +221,10 @@ class FakeGateway:
         self.offered: list[tuple[str, str]] = []
         self.now = GatewayStanding("climbing", "shadow", "no decision yet")
         self.withdrawn = 0
+        self.back: list[tuple[str, str]] = []
+        self.refuses: str | None = None
+        self.away = False
+        self.answers: str | None = "small"
 
     def offer(self, task: str, path: Path, name: str, reason: str) -> None:
         assert (path / "words.json").exists()
@@ -227,11 +232,26 @@ class FakeGateway:
             self.offered.append((task, name))
 
     def standing(self, task: str, name: str) -> GatewayStanding:
-        assert (task, name) in self.offered
+        if self.away:
+            raise GatewayError("gateway: refuses connections")
+        if (task, name) not in self.offered or self.back:
+            return GatewayStanding("rolled_back", "full", "another answers")
         return self.now
 
-    def withdraw(self, task: str) -> None:
+    def student(self, task: str) -> str | None:
+        if self.away:
+            raise GatewayError("gateway: refuses connections")
+        return self.answers
+
+    def withdraw(self, task: str, reason: str) -> None:
         self.withdrawn += 1
+        self.now = GatewayStanding("rolled_back", "off", reason)
+
+    def put_back(self, task: str, path: Path, name: str, reason: str) -> str | None:
+        assert (path / "words.json").exists()
+        if self.refuses is None:
+            self.back.append((name, reason))
+        return self.refuses
 
 
 class Clock:

@@ -269,8 +269,8 @@ def command(tmp_path: Path, monkeypatch: Any) -> Any:
     path = project(tmp_path, start="scratch", margin=0.2)
     rows = Rows([live_row(n) for n in range(120)])
 
-    def opened(file: Path, task: str | None, progress: Any) -> list[Loop]:
-        return open_loops(file, task, Silent(), clock=Clock(START + DAY), live=rows)
+    def opened(file: Path, task: str | None, progress: Any, **more: Any) -> list[Loop]:
+        return open_loops(file, task, Silent(), clock=Clock(START + DAY), live=rows, **more)
 
     monkeypatch.setattr(cli_retrain, "open_loops", opened)
     return lambda *options: CliRunner().invoke(app, ["retrain", str(path), *options])
@@ -297,6 +297,31 @@ def test_one_cycle_says_its_verdict_and_a_refusal_is_exit_code_3(
     done = command()
     assert done.exit_code != 0
     assert "clock: stands 0 s before the end of the last window" in str(done.exception)
+
+
+def test_what_is_wrong_with_one_task_is_no_other_tasks(command: Any, tmp_path: Path) -> None:
+    for file, place in (("loop.yaml", "tasks"), ("gateway.yaml", "tasks")):
+        raw = yaml.safe_load((tmp_path / file).read_text(encoding="utf-8"))
+        first = dict(raw[place]["mood"])
+        others = {"broken": first, "unreadable": first}
+        if file == "loop.yaml":
+            others = {"broken": {"recipe": "none.yaml"}, "unreadable": {"recipe": "recipe.yaml"}}
+        raw[place] = {**others, "mood": first}
+        (tmp_path / file).write_text(yaml.safe_dump(raw), encoding="utf-8")
+    journal = tmp_path / "loop" / "unreadable" / "cycles.jsonl"
+    journal.parent.mkdir(parents=True)
+    journal.write_text("{\n", encoding="utf-8")
+    done = command("--json")
+    assert done.exit_code == 2, done.output
+    lines = [json.loads(one) for one in done.output.splitlines() if one.startswith("{")]
+    told = {one["task"]: one for one in lines}
+    assert told["broken"]["error"]["kind"] == "RecipeError"
+    assert told["unreadable"]["error"]["kind"] == "DataError"
+    assert told["mood"]["outcome"] == "promoted"
+    said = [one for one in done.output.splitlines() if one.startswith("error: task ")]
+    assert [one.split(":")[1] for one in said] == [" task broken", " task unreadable"]
+    alone = command("broken")
+    assert isinstance(alone.exception, UserError)
 
 
 def test_the_log_is_the_database_of_the_gateway(tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ from stillhouse.serve.answer_text import said
 from stillhouse.serve.calibrator import Choice, Halves, Judged, gate_from, halves
 from stillhouse.serve.features import answer_features, first_text
 from stillhouse.serve.gate_file import Consistency, GateFile, NoveltyFile, save_gate, sha256_of
-from stillhouse.serve.student_brains import Brain, Opening, open_brain
+from stillhouse.serve.student_brains import open_brain
 from stillhouse.serve.student_folder import notes_of
+from stillhouse.serve.student_labels import Brain, Opening
 from stillhouse.serve.student_local import ask_all
 
 FOLDER: Final = "calibrate"

@@ -49,6 +49,8 @@ def online(  # noqa: PLR0917 - typer's way
     if forget is not None:
         typer.echo(f"{refining.forget(*forget):,} rows are forgotten")
         return
+    if refining.note is not None and not as_json:
+        typer.echo(f"note: {refining.note}", err=True)
     looked = float("-inf")
     while True:
         with refining.rows() as rows:

@@ -1,6 +1,7 @@
 """`stillhouse registry`: students with their lineage, and which one is live. Thin.
 
-Exit code 1 of `verify`: something is not as it was written.
+Exit code 1 of `verify`: something is not as it was written; of `promote`, `rollback` and `reload`
+with `--loop`: the gateway does not answer with the student, which is live in the registry.
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ import typer
 
 from stillhouse.cli_options import AsJson
 from stillhouse.core.errors import UserError
+from stillhouse.core.loop_file import LoopFile, load_loop
+from stillhouse.retrain.gateway_admin import GatewayAdmin
+from stillhouse.retrain.gateway_follow import follow
 from stillhouse.retrain.registry import Registry
 from stillhouse.retrain.registry_gc import removable
 from stillhouse.retrain.registry_lineage import RunStudent, is_run, lineage_of
 from stillhouse.retrain.registry_records import STAGES, Entry, Move, Stage
 from stillhouse.retrain.student_export import export_huggingface, export_mlflow
+from stillhouse.retrain_loops import admin_of
 
 EXIT_PROBLEMS: Final = 1
+EXIT_APART: Final = 1
 RUN_ABOVE: Final = 3  # folders above a student's that may be its run's
 
 registry_app = typer.Typer(
@@ -39,6 +45,13 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the log.")]
 By = Annotated[str | None, typer.Option("--by", help="Who; default: the login name.")]
 Version = Annotated[
     int | None, typer.Option("--version", help="Of the task, as seen; refused if it changed.")
+]
+At = Annotated[
+    Path | None, typer.Option("--registry", help="Its folder; default: of --loop, else registry.")
+]
+LoopYaml = Annotated[
+    Path | None,
+    typer.Option("--loop", metavar="LOOP_YAML", help="Have the gateway that it names follow."),
 ]
 PLACE: Final = Path("registry")
 
@@ -134,14 +147,19 @@ def promote(
     reason: Reason = "",
     by: By = None,
     version: Version = None,
-    registry: Folder = PLACE,
+    registry: At = None,
+    loop: LoopYaml = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a student live; the one that was is retired."""
-    opened = Registry(registry)
-    seen = opened.version(opened.get(ref).task) if version is None else version
+    file = None if loop is None else load_loop(loop)
+    opened = _registry(registry, file)
+    task = opened.get(ref).task
+    admin = None if file is None else admin_of(file, task)  # before anything is moved
+    seen = opened.version(task) if version is None else version
     entry = opened.promote(ref, reason=reason, by=_who(by), version=seen)
     _told(entry, as_json, f"{entry.id}: live for task {entry.task}")
+    _follow(admin, opened, entry, reason)
 
 
 @registry_app.command()
@@ -151,14 +169,37 @@ def rollback(
     reason: Reason = "",
     by: By = None,
     version: Version = None,
-    registry: Folder = PLACE,
+    registry: At = None,
+    loop: LoopYaml = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the student live that was before."""
-    opened = Registry(registry)
+    file = None if loop is None else load_loop(loop)
+    opened = _registry(registry, file)
+    admin = None if file is None else admin_of(file, task)
     seen = opened.version(task) if version is None else version
     entry = opened.roll_back(task, reason=reason, by=_who(by), version=seen)
     _told(entry, as_json, f"{entry.id}: live again for task {entry.task}")
+    _follow(admin, opened, entry, reason)
+
+
+@registry_app.command()
+def reload(
+    task: Annotated[str, typer.Argument(metavar="TASK")],
+    *,
+    loop: Annotated[
+        Path, typer.Option("--loop", metavar="LOOP_YAML", help="It names the gateway.")
+    ],
+    reason: Reason = "",
+    registry: At = None,
+) -> None:
+    """Have the gateway answer with the live student."""
+    file = load_loop(loop)
+    opened = _registry(registry, file)
+    entry = opened.live(task)
+    if entry is None:
+        raise UserError("TASK", "has no live student", value=task, action="promote one")
+    _follow(admin_of(file, task), opened, entry, reason)
 
 
 @registry_app.command()
@@ -267,6 +308,23 @@ def _student(source: Path) -> RunStudent:
                 metrics=found.metrics if own else {},
             )
     return RunStudent(source, None, {}, {})
+
+
+def _registry(folder: Path | None, file: LoopFile | None) -> Registry:
+    if folder is None:
+        folder = PLACE if file is None else Path(file.registry)
+    return Registry(folder)
+
+
+def _follow(admin: GatewayAdmin | None, registry: Registry, entry: Entry, reason: str) -> None:
+    """Have the gateway follow, where one is named; people hear of it on standard error."""
+    if admin is None:
+        typer.echo("no gateway was told; with --loop LOOP_YAML its gateway follows", err=True)
+        return
+    found = follow(admin, registry, entry, reason or "the registry's live student")
+    typer.echo(found.said, err=True)
+    if not found.done:
+        raise typer.Exit(EXIT_APART)
 
 
 def _who(by: str | None) -> str:

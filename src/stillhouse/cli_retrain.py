@@ -1,7 +1,8 @@
 """`stillhouse retrain`: distil tasks again, once, at intervals or by alerts. Thin.
 
-Exit code 3: a candidate was refused. A cycle that waits (the teacher is down: 1; a candidate climbs
-the gateway's stages: 0) goes on where it was with the same command.
+Exit code 3: a candidate was refused. What is wrong with one task keeps no other from its cycle; the
+exit code is then 2 or 1, as for that task alone. A cycle that waits (the teacher is down: 1; a
+candidate climbs the gateway's stages: 0) goes on where it was with the same command.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Annotated, Final
 import typer
 
 from stillhouse.cli_options import AsJson
-from stillhouse.core.errors import UserError
+from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.loop_retrain import duration_s
 from stillhouse.core.progress import Silent, Terminal
 from stillhouse.retrain.cycle import run_cycle
@@ -28,6 +29,8 @@ from stillhouse.retrain.loop import Loop
 from stillhouse.retrain_loops import Look, look, open_loops
 
 EXIT_REFUSED: Final = 3
+EXIT_USER: Final = 2
+EXIT_FAILED: Final = 1
 
 
 def retrain(  # noqa: PLR0917 - typer's way
@@ -50,16 +53,36 @@ def retrain(  # noqa: PLR0917 - typer's way
     if dry_run and (every is not None or on_alert):
         raise UserError("--dry-run", "is for one cycle", action="leave out --every and --on-alert")
     progress = Silent() if as_json else Terminal()
-    loops = open_loops(loop, task, progress)
+    failed: list[StillhouseError] = []
+
+    def apart(name: str, error: StillhouseError) -> None:
+        failed.append(error)
+        if as_json:
+            told = {"kind": type(error).__name__, "message": str(error)}
+            typer.echo(json.dumps({"task": name, "error": told}, ensure_ascii=False))
+        typer.echo(f"error: task {name}: {error}", err=True)
+
+    loops = open_loops(loop, task, progress, apart=None if dry_run else apart)
     if dry_run:
         _show_looks([look(one) for one in loops], as_json)
         return
-    if every is not None or on_alert:
+    if loops and (every is not None or on_alert):
         _watch(loops, every, on_alert=on_alert)
         return
-    cycles = [run_cycle(one, "once") for one in loops]
-    for cycle in cycles:
+    cycles = []
+    for one in loops:
+        try:
+            cycle = run_cycle(one, "once")
+        except StillhouseError as error:
+            if len(loops) == 1 and not failed:
+                raise
+            apart(one.name, error)
+            continue
+        cycles.append(cycle)
         typer.echo(cycle.model_dump_json() if as_json else _told(cycle))
+    if failed:
+        mistaken = any(isinstance(error, UserError) for error in failed)
+        raise typer.Exit(EXIT_USER if mistaken else EXIT_FAILED)
     if any(cycle.outcome == "refused" for cycle in cycles):
         raise typer.Exit(EXIT_REFUSED)
 

@@ -19,11 +19,14 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.live_pages import Asked, Hour, Place, RowsPage
 from stillhouse.core.loop_file import LoopFile, load_loop
 from stillhouse.monitor.dashboard.app import Dashboard
+from stillhouse.monitor.dashboard.online_files import OnlineFiles
 from stillhouse.monitor.dashboard.run_files import RunFiles
 from stillhouse.monitor.dashboard.shown import DecisionShown, ExperimentShown, NumbersShown
 from stillhouse.monitor.dashboard.sources import ConflictError, Sources
 from stillhouse.monitor.dashboard.watch_files import WatchFiles
 from stillhouse.retrain import registry_records as students
+from stillhouse.retrain.gateway_admin import GatewayAdmin
+from stillhouse.retrain.gateway_follow import Admin, follow
 from stillhouse.retrain.registry import Registry
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.candidates import about
@@ -189,10 +192,14 @@ class StoredExperiments:
 
 
 class RegisteredStudents:
-    """`sources.Students` over a registry's folder."""
+    """`sources.Students` over a registry's folder; the gateway follows its moves.
 
-    def __init__(self, root: Path) -> None:
-        self._registry = Registry(root)
+    Args:
+        admin: the gateway's admin API; `None`: nobody is told.
+    """
+
+    def __init__(self, root: Path, admin: Admin | None) -> None:
+        self._registry, self._admin = Registry(root), admin
 
     def entries(self, task: str | None = None) -> Sequence[students.Entry]:
         """See `sources.Students`."""
@@ -206,19 +213,32 @@ class RegisteredStudents:
         """See `sources.Students`."""
         return self._registry.version(task)
 
-    def promote(self, ref: str, *, reason: str, by: str, version: int) -> object:
+    @property
+    def follows(self) -> bool:
         """See `sources.Students`."""
-        try:
-            return self._registry.promote(ref, reason=reason, by=by, version=version)
-        except students.ConflictError as error:
-            raise ConflictError(error.field, error.problem) from None
+        return self._admin is not None
 
-    def roll_back(self, task: str, *, reason: str, by: str, version: int) -> object:
+    def promote(self, ref: str, *, reason: str, by: str, version: int) -> str | None:
         """See `sources.Students`."""
         try:
-            return self._registry.roll_back(task, reason=reason, by=by, version=version)
+            entry = self._registry.promote(ref, reason=reason, by=by, version=version)
         except students.ConflictError as error:
             raise ConflictError(error.field, error.problem) from None
+        return self._followed(entry, reason)
+
+    def roll_back(self, task: str, *, reason: str, by: str, version: int) -> str | None:
+        """See `sources.Students`."""
+        try:
+            entry = self._registry.roll_back(task, reason=reason, by=by, version=version)
+        except students.ConflictError as error:
+            raise ConflictError(error.field, error.problem) from None
+        return self._followed(entry, reason)
+
+    def _followed(self, entry: students.Entry, reason: str) -> str | None:
+        if self._admin is None:
+            return None
+        found = follow(self._admin, self._registry, entry, reason)
+        return None if found.done else found.said
 
 
 class OpenDashboard:
@@ -288,6 +308,15 @@ def of_loop(path: Path, host: str) -> tuple[OpenDashboard, bool]:
     return opened(file, loop, key), key is not None
 
 
+def _admin(file: GatewayFile) -> GatewayAdmin | None:
+    """The gateway's admin API, where it has one and its key is known here."""
+    section = file.admin
+    key = "" if section is None else os.environ.get(section.key_env, "").strip()
+    if section is None or not key or not section.port:
+        return None
+    return GatewayAdmin(f"http://{section.host}:{section.port}", key)
+
+
 def opened(file: GatewayFile, loop: LoopFile | None, key: str | None) -> OpenDashboard:
     """The dashboard over a gateway's database (`log.url`), and a loop.yaml where there is one."""
     assert file.log.url is not None
@@ -307,6 +336,7 @@ def opened(file: GatewayFile, loop: LoopFile | None, key: str | None) -> OpenDas
         watch=None if folder is None else WatchFiles(folder),
         runs=runs,
         frontiers=runs,
-        students=None if registry is None else RegisteredStudents(registry),
+        online=None if folder is None else OnlineFiles(folder),
+        students=None if registry is None else RegisteredStudents(registry, _admin(file)),
     )
     return OpenDashboard(engine, Dashboard(sources, key))

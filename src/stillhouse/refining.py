@@ -76,6 +76,7 @@ class Refining:
         self.section: OnlineSection = task.online
         self._name, self._gateway = name, gateway
         root = Path(loop.folder) / name / FOLDER
+        self.note = unserved(gateway, name, root, self.section)
         student = promoted(gateway, Path(loop.gateway).parent, name, root, Path(loop.registry))
         self.learner = OnlineTask(
             root,
@@ -120,6 +121,21 @@ class Refining:
         """
         private: Any = require("stillhouse.serve.private", "serve", "users' pseudonyms")
         return self.learner.forget(tenant, [private.Pseudonyms.from_environment().of(tenant, user)])
+
+
+def unserved(gateway: Any, name: str, root: Path, section: OnlineSection) -> str | None:
+    """Why nobody is answered with the adapters that are made here, where that is so."""
+    task = gateway.tasks.get(name)
+    if section.personal is None or task is None or task.student is None:
+        return None
+    upstream = gateway.upstreams[task.student]
+    served = upstream.adapters if upstream.kind == "student" else None
+    if served is not None and served.resolve() == root.resolve():
+        return None
+    return (
+        f"upstreams.{task.student}.adapters of gateway.yaml is {served or 'missing'}: nobody is "
+        f"answered with these adapters; write adapters: {root}"
+    )
 
 
 def promoted(gateway: Any, base: Path, name: str, root: Path, registry: Path) -> Path:

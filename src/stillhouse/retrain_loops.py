@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from stillhouse.core.errors import UserError
+from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.live import LiveRows
 from stillhouse.core.loop_file import LoopFile, load_loop
 from stillhouse.core.loop_sections import LoopTask
@@ -30,6 +30,7 @@ from stillhouse.retrain.seams import Gateway
 from stillhouse.retrain.window import Span, read_window
 from stillhouse.retraining import PipelineWorkshop
 from stillhouse.serve.gateway_file import GatewayFile, load_gateway
+from stillhouse.serve.gateway_sections import AdminSection
 
 
 class Look(NamedTuple):
@@ -48,6 +49,7 @@ def open_loops(
     *,
     clock: Callable[[], float] = time.time,
     live: LiveRows | None = None,
+    apart: Callable[[str, StillhouseError], None] | None = None,
 ) -> list[Loop]:
     """The tasks of a loop.yaml, or the one that is named.
 
@@ -57,6 +59,8 @@ def open_loops(
         progress: bars and lines.
         clock: Unix seconds.
         live: the log; `None`: the database that the gateway's file names.
+        apart: hears of a task that cannot be opened, and the others are; `None`, or with one task
+            alone, it is raised.
 
     Raises:
         UserError: a file, key or folder that cannot be used.
@@ -68,11 +72,16 @@ def open_loops(
         )
     gateway = load_gateway(Path(file.gateway))
     rows = live if live is not None else _log_of(gateway, Path(file.gateway))
-    return [
-        _loop(file, name, section, gateway, rows, progress=progress, clock=clock)
-        for name, section in file.tasks.items()
-        if task in (None, name)
-    ]
+    found = []
+    wanted = {name: one for name, one in file.tasks.items() if task in (None, name)}
+    for name, section in wanted.items():
+        try:
+            found.append(_loop(file, name, section, gateway, rows, progress=progress, clock=clock))
+        except StillhouseError as error:
+            if apart is None or len(wanted) == 1:
+                raise
+            apart(name, error)
+    return found
 
 
 def look(loop: Loop) -> Look:
@@ -151,8 +160,31 @@ def _gateway(gateway: GatewayFile, url: str | None, file: LoopFile) -> Gateway:
             f"{file.gateway} has no admin section, so nobody can be offered a student",
             action="give it one, or set retrain.gateway: false",
         )
-    base = url or f"http://{gateway.admin.host}:{gateway.admin.port}"
-    return AdminGateway(GatewayAdmin.from_environment(base, gateway.admin.key_env))
+    return AdminGateway(_admin(gateway.admin, url))
+
+
+def _admin(section: AdminSection, url: str | None) -> GatewayAdmin:
+    base = url or f"http://{section.host}:{section.port}"
+    return GatewayAdmin.from_environment(base, section.key_env)
+
+
+def admin_of(file: LoopFile, task: str) -> GatewayAdmin:
+    """The admin API of the gateway that a loop.yaml names.
+
+    Raises:
+        UserError: it has no such task or no admin API, or its key is not set.
+    """
+    gateway = load_gateway(Path(file.gateway))
+    if task not in gateway.tasks:
+        raise UserError("TASK", f"is not in {file.gateway}", value=task, action="leave out --loop")
+    if gateway.admin is None:
+        raise UserError(
+            "admin",
+            f"is missing in {file.gateway}: nobody can tell that gateway of a student",
+            action="leave out --loop, and start the gateway again afterwards",
+        )
+    section = file.tasks.get(task)
+    return _admin(gateway.admin, None if section is None else section.retrain.gateway_url)
 
 
 def _log_of(gateway: GatewayFile, path: Path) -> LiveRows:

@@ -30,10 +30,12 @@ PAGES = (
     "/runs/run?name=reviews%2Frun",
     "/registry",
     "/frontier",
+    "/online",
     "/experiment/act?action=kill",
     "/nothing",
 )
 CHARTS = {"/": 2, "/experiment": 2, "/drift": 2, "/runs/run?name=reviews%2Frun": 2, "/frontier": 1}
+CHARTS |= {"/online": 1}
 Open = Callable[..., Any]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import yaml
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 import dashboard_world as made
@@ -21,11 +23,14 @@ from dashboard_world import KEY, TASK, World
 from stillhouse.core.errors import UserError
 from stillhouse.dashboard import OpenDashboard, RegisteredStudents, of_loop
 from stillhouse.monitor.dashboard.access import SESSION_S, Access, is_local, same_origin
-from stillhouse.monitor.dashboard.guard import POLICY
-from stillhouse.monitor.dashboard.live import event
+from stillhouse.monitor.dashboard.app import Dashboard
+from stillhouse.monitor.dashboard.guard import POLICY, SESSION
+from stillhouse.monitor.dashboard.live import Live, event
 from stillhouse.monitor.dashboard.run_files import RunFiles
+from stillhouse.monitor.dashboard.sources import Sources
 from stillhouse.monitor.dashboard.watch_files import WatchFiles
 from stillhouse.monitor.state import task_folder
+from stillhouse.retrain import gateway_admin
 from stillhouse.retrain.registry import Registry
 from stillhouse.serve.candidates import offered
 from stillhouse.serve.gateway_file import load_gateway
@@ -43,6 +48,8 @@ PAGES = (
     "/runs/run?name=reviews%2Frun",
     "/registry",
     "/frontier",
+    "/online",
+    "/online?task=spare",
 )
 BEARER = {"authorization": f"Bearer {KEY}"}
 
@@ -135,6 +142,80 @@ def test_what_is_no_page_is_refused_without_the_key(visitor: TestClient) -> None
 def test_wrong_keys_are_slowed_down(visitor: TestClient) -> None:
     told = [visitor.post("/login", data={"key": f"guess{n}"}).status_code for n in range(22)]
     assert told == [401] * 20 + [429] * 2
+
+
+def test_wrong_bearer_keys_count_with_those_of_the_login() -> None:
+    now = [1000.0]
+    nothing: Any = None
+    sources = Sources(tasks=(TASK,), usage=nothing, traffic=nothing, experiments=nothing)
+    app = Dashboard(sources, KEY, clock=lambda: now[0])
+    visitor = TestClient(app, base_url="http://127.0.0.1", follow_redirects=False)
+    for n in range(10):
+        assert visitor.post("/login", data={"key": f"guess{n}"}).status_code == 401
+    wrong = [
+        visitor.get("/events", headers={"authorization": f"Bearer guess{n}"}).status_code
+        for n in range(12)
+    ]
+    assert wrong == [401] * 10 + [429] * 2
+    # From then on no key is looked at, not even the right one; a minute later it is.
+    told = visitor.get("/drift", headers=BEARER)
+    assert (told.status_code, told.headers["retry-after"]) == (429, "60")
+    assert visitor.post("/login", data={"key": KEY}).status_code == 429
+    assert visitor.get("/healthz").status_code == 200
+    now[0] += 61
+    assert visitor.get("/drift", headers=BEARER).status_code == 200
+    # Other words in that header are no guesses, and a session asks for no key.
+    visitor.post("/login", data={"key": KEY})
+    for n in range(40):
+        visitor.get("/healthz", headers={"authorization": "Basic eDp5"})
+        assert visitor.get("/runs", headers={"authorization": f"Bearer x{n}"}).status_code == 200
+
+
+def test_a_stream_ends_with_its_session() -> None:
+    now = [1000.0]
+    access = Access("a" * 20, lambda: now[0])
+
+    async def events(live: Live, session: str, end: Callable[[], None]) -> int:
+        """How many events come before the stream ends by itself."""
+        seen = 0
+        request = Request({"type": "http", "root_path": "", SESSION: session})
+        response = await live.route(request)
+        async with asyncio.timeout(5):
+            async for _ in response.body_iterator:  # type: ignore[attr-defined]
+                seen += 1
+                end()
+        return seen
+
+    def counting() -> Live:
+        figures = iter(range(1000))
+        return Live(lambda _: {"numbers": str(next(figures))}, access.holds, every_s=0.01)
+
+    def later() -> None:
+        now[0] += SESSION_S / 4
+
+    asleep = access.new_session()
+    assert asyncio.run(events(counting(), asleep, later)) == 4
+    signed_out = access.new_session()
+    other = access.new_session()
+    assert asyncio.run(events(counting(), signed_out, lambda: access.end(signed_out))) == 1
+    assert (access.holds(signed_out), access.holds(other)) == (False, True)
+    live, left = counting(), [6]
+
+    def stop() -> None:
+        left[0] -= 1
+        if not left[0]:
+            live.stop()
+
+    now[0] += 2 * SESSION_S  # a Bearer key's stream has no session that could end
+    assert asyncio.run(events(live, "", stop)) == 6
+
+
+def test_whoever_signs_out_is_out(admin: TestClient) -> None:
+    cookie = admin.cookies["stillhouse_session"]
+    token = token_of(admin.get("/drift").text)
+    assert admin.post("/logout", data={"form_token": token}).status_code == 303
+    admin.cookies.set("stillhouse_session", cookie)  # kept by somebody
+    assert admin.get("/drift").status_code == 303
 
 
 @pytest.mark.parametrize(
@@ -242,6 +323,55 @@ def test_promotion_and_roll_back(own: World) -> None:
     assert registry.get(f"{TASK}@live").id == live.id
     for path in ("/registry/promote?ref=s-000000000000", "/registry/rollback?task=spare"):
         assert admin.get(path).status_code == 404
+    app.close()
+
+
+def test_a_gateway_that_cannot_follow_is_told_of(
+    own: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_ADMIN_KEY", KEY)
+    monkeypatch.setattr(gateway_admin, "PAUSE_S", 0.001)
+    path = own.folder / "gateway.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("port: 0", "port: 9"), "utf-8")
+    app = made.dashboard_of(own)
+    admin = TestClient(app, base_url="http://127.0.0.1", follow_redirects=False, headers=BEARER)
+    registry = Registry(own.folder / "registry")
+    newest = registry.entries(TASK)[0]
+    asking = admin.get(f"/registry/promote?ref={newest.id}").text
+    assert "The gateway answers with it at once" in asking
+    form = {"reason": "the gate says so", "version": version_of(asking)}
+    told = admin.post(f"/registry/promote?ref={newest.id}", data=form)
+    assert (told.status_code, "Done in the registry" in told.text) == (200, True)
+    assert "start the gateway, then run: stillhouse registry reload reviews" in told.text
+    assert registry.get(f"{TASK}@live").id == newest.id
+    app.close()
+
+
+def test_online_learning_is_shown_as_it_stands(own: World, visitor: TestClient) -> None:
+    page = visitor.get("/online", headers=BEARER).text
+    assert "Version 2 is live" in page
+    assert "the gateway was not given it yet" in page
+    assert "90.0%, 93.0%" in page  # the guard, live and new
+    assert "3.0% (1.0 to 5.0)" in page
+    for words in ("roll back", "a bad batch", "refuse", "12 rows"):
+        assert words in page
+    assert "1 of 2 answer" in page
+    assert "user 0123abcd…" in page
+    assert "costs 20.0% of the guard set" in page
+    assert "Quarantined tenants:</strong> &lt;b&gt;evil" in page
+    assert "0123abcd4" not in page  # no whole pseudonym
+    empty = visitor.get("/online?task=spare", headers=BEARER).text
+    assert "Nothing was learned yet" in empty
+    path = own.folder / "loop" / TASK / "online" / "state.json"
+    app = made.dashboard_of(own)
+    again = TestClient(app, base_url="http://127.0.0.1", headers=BEARER)
+    assert "Version 2 is live" in again.get("/online").text
+    for damage in ("{", "[]", '{"versions": 3}'):
+        path.write_text(damage, encoding="utf-8")
+        assert "Nothing was learned yet" in again.get("/online").text
+    path.write_text('{"live": 7, "events": [{"figures": {"live": "x"}}], "more": 1}', "utf-8")
+    assert "Version 7 is live" in again.get("/online").text
+    assert visitor.get("/online?task=nothing", headers=BEARER).status_code == 404
     app.close()
 
 

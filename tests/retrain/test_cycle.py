@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,15 @@ from retrain_doubles import (
 from stillhouse.core.errors import BudgetError, RunFolderError, TeacherError, UserError
 from stillhouse.core.forgotten import record_forgotten
 from stillhouse.core.live import LiveAnswer
+from stillhouse.core.progress import Silent
 from stillhouse.retrain import cycle as cycle_module
 from stillhouse.retrain import cycle_promote
 from stillhouse.retrain.cycle import run_cycle
 from stillhouse.retrain.cycle_files import HELD_OUT, NEW, WINDOW
+from stillhouse.retrain.cycle_promote import say_apart
+from stillhouse.retrain.gateway_admin import GatewayError
+from stillhouse.retrain.loop import Loop
+from stillhouse.retrain.registry_records import Entry
 from stillhouse.retrain.seams import GatewayStanding
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -95,11 +101,24 @@ def test_a_student_that_is_no_better_is_refused_in_words(tmp_path: Path) -> None
     assert cycle.outcome == "refused"
     assert "student minus teacher is -" in cycle.verdict
     assert "lower bound" in cycle.verdict
-    assert loop.registry.live("mood") == live
+    assert loop.registry.get("mood@live").id == live.id
     line = loop.files.journal()[-1]
     # The row of the matrix is that of the student which stays live.
     assert line.scores == line.incumbent_scores
     assert line.live == line.incumbent
+
+
+def test_other_folders_beside_the_cycles_are_none(tmp_path: Path) -> None:
+    loop = loop_of(tmp_path, Rows(day_of_rows(0)), after(0))
+    for name in ("0001.bak", "0002 (copy)", "1", "00001", "3\u00b2", "0004"):
+        (loop.files.root / "cycles" / name).mkdir(parents=True)
+    (loop.files.root / "cycles" / "0005").write_text("a file")
+    assert loop.files.unfinished() is None
+    cycle = run_cycle(loop, "once")
+    assert (cycle.number, cycle.step) == (1, "done")
+    assert loop.files.unfinished() is None
+    (loop.files.root / "cycles" / "0001.bak" / "cycle.json").write_text("{")
+    assert loop.files.unfinished() is None
 
 
 def test_an_empty_window_does_nothing(tmp_path: Path) -> None:
@@ -369,6 +388,97 @@ def test_a_student_made_live_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     done = run_cycle(loop, "once")
     assert done.outcome == "refused"
     assert f"{entry.id} was made live meanwhile" in done.verdict
+    # The gateway, which had it at full, is not left apart from the registry.
+    ((name, reason),) = gateway.back
+    assert (name, "was made live meanwhile" in reason) == (entry.id, True)
+    assert f"answers with {entry.id} again" in loop.files.journal()[-1].verdict
+    assert loop.registry.live("mood") == loop.registry.get(entry.id)
+
+
+def by_hand(loop: Loop, root: Path) -> Entry:
+    """Somebody makes another student live."""
+    (root / "other").mkdir()
+    (root / "other" / "words.json").write_text(json.dumps({"x": "good"}), encoding="utf-8")
+    entry = loop.registry.add(root / "other", task="mood", lineage={}, metrics={})
+    return loop.registry.promote(entry.id, reason="by hand", by="somebody")
+
+
+def test_a_gateway_that_is_away_or_refuses_is_not_forgotten(tmp_path: Path) -> None:
+    gateway = FakeGateway()
+    loop = loop_of(tmp_path, Rows(day_of_rows(0)), after(0), gateway=gateway)
+    run_cycle(loop, "once")
+    live = by_hand(loop, tmp_path)
+    gateway.now = GatewayStanding("full", "full", "")
+    standing = gateway.standing
+    asked = []
+
+    def once(task: str, name: str) -> GatewayStanding:
+        asked.append(name)
+        gateway.away = len(asked) > 1
+        return standing(task, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gateway, "standing", once)
+        with pytest.raises(GatewayError, match="refuses connections"):
+            run_cycle(loop, "once")
+    assert (loop.files.journal(), gateway.back) == ([], [])
+    gateway.away, gateway.refuses = False, "gateway: status 422: path must be below a root"
+    done = run_cycle(loop, "once")
+    assert (done.step, done.outcome) == ("done", "refused")
+    assert "the gateway still answers with it (gateway: status 422" in done.verdict
+    assert "stillhouse registry promote REF --loop" in done.verdict
+    assert loop.registry.get("mood@live").id == live.id
+
+
+def test_a_gateway_and_a_registry_that_are_apart_are_told_of(tmp_path: Path) -> None:
+    gateway, said = FakeGateway(), list[str]()
+
+    class Told(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    loop = loop_of(tmp_path, Rows([*day_of_rows(0), *day_of_rows(1)]), after(0), gateway=gateway)
+    loop = replace(loop, progress=Told())
+    first = run_cycle(loop, "once").candidate
+    assert first is not None
+    gateway.now = GatewayStanding("full", "full", "")
+    run_cycle(loop, "once")
+    live = by_hand(loop, tmp_path)
+    assert not [one for one in said if "the gateway answers with" in one]
+    clock = loop.clock
+    assert isinstance(clock, Clock)
+    for answers, away, lines in ((first, True, 0), (live.id, False, 0), (first, False, 1)):
+        clock.now += DAY
+        gateway.answers, gateway.away = answers, away
+        said.clear()
+        say_apart(loop)
+        assert len(said) == lines
+    assert f"answers with {first}, the registry's live student is {live.id}" in said[0]
+    clock.now += DAY
+    said.clear()
+    run_cycle(loop, "once")
+    assert "the gateway answers with" in said[0]
+
+
+def test_a_candidate_offered_by_a_run_that_was_killed_is_withdrawn_when_refused(
+    tmp_path: Path,
+) -> None:
+    gateway = FakeGateway()
+    loop = loop_of(tmp_path, Rows(day_of_rows(0)), after(0), gateway=gateway)
+    offer = gateway.offer
+
+    def killed(*given: Any) -> None:
+        offer(*given)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gateway, "offer", killed)
+        with pytest.raises(Killed):
+            run_cycle(loop, "once")
+    by_hand(loop, tmp_path)
+    done = run_cycle(loop, "once")
+    assert (done.outcome, gateway.withdrawn) == ("refused", 1)
+    assert "it was withdrawn from the gateway" in done.verdict
 
 
 def test_a_student_made_live_at_the_last_moment_is_not_replaced(

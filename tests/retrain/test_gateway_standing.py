@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stillhouse.retrain.gateway_admin import GatewayDecision, GatewayState
+import pytest
+
+from registry_students import student_folder
+from stillhouse.retrain.gateway_admin import GatewayDecision, GatewayError, GatewayState
+from stillhouse.retrain.gateway_follow import follow
 from stillhouse.retrain.gateway_standing import AdminGateway
+from stillhouse.retrain.registry import Registry
+from stillhouse.retrain.registry_records import Entry
 
 
 class Admin:
@@ -28,7 +34,9 @@ class Admin:
         }
         self.now = GatewayState.model_validate({**values, **state})
         self.offers: list[tuple[Any, ...]] = []
-        self.withdrawn: list[str] = []
+        self.withdrawn: list[tuple[str, str]] = []
+        self.reloads: list[tuple[str, ...]] = []
+        self.fails: GatewayError | None = None
 
     def state(self, task: str) -> GatewayState:
         return self.now
@@ -38,7 +46,13 @@ class Admin:
         return self.now
 
     def withdraw(self, task: str, reason: str = "") -> GatewayState:
-        self.withdrawn.append(task)
+        self.withdrawn.append((task, reason))
+        return self.now
+
+    def reload(self, task: str, path: str, name: str, reason: str = "") -> GatewayState:
+        if self.fails is not None:
+            raise self.fails
+        self.reloads.append((task, path, name, reason))
         return self.now
 
 
@@ -78,5 +92,62 @@ def test_an_offer_is_made_once_on_the_state_that_was_read(tmp_path: Path) -> Non
         again = Admin(**state)
         gateway(again).offer("mood", tmp_path, "s-new", "cycle 3")
         assert again.offers == []
-    gateway(admin).withdraw("mood")
-    assert admin.withdrawn == ["mood"]
+    gateway(admin).withdraw("mood", "refused")
+    assert admin.withdrawn == [("mood", "refused")]
+
+
+def test_another_student_is_put_back_or_it_is_said_why_not(tmp_path: Path) -> None:
+    admin = Admin()
+    assert gateway(admin).put_back("mood", tmp_path, "s-old", "refused") is None
+    assert admin.reloads == [("mood", str(tmp_path.resolve()), "s-old", "refused")]
+    admin.fails = GatewayError("gateway: status 422: outside", 422)
+    assert gateway(admin).put_back("mood", tmp_path, "s-old", "") == "gateway: status 422: outside"
+    for status in (0, 409, 503):
+        admin.fails = GatewayError("gateway: later", status)
+        with pytest.raises(GatewayError, match="later"):
+            gateway(admin).put_back("mood", tmp_path, "s-old", "")
+
+
+def registered(tmp_path: Path) -> tuple[Registry, Entry]:
+    made = student_folder(tmp_path / "made", "x")
+    (made / "small").mkdir()
+    (made / "small" / "model.onnx").write_bytes(b"x")
+    registry = Registry(tmp_path / "registry")
+    artefacts = {"best": "small"}
+    return registry, registry.add(made, task="mood", lineage={}, metrics={}, artefacts=artefacts)
+
+
+def test_a_gateway_follows_a_move_by_hand(tmp_path: Path) -> None:
+    registry, entry = registered(tmp_path)
+    admin = Admin()
+    found = follow(admin, registry, entry, "complaints")
+    assert found == (True, f"the gateway answers with {entry.id} now, s-old before")
+    path = str((registry.folder(entry.id) / "small").resolve())
+    assert admin.reloads == [("mood", path, entry.id, "complaints")]
+    running = Admin(student=entry.id)
+    assert follow(running, registry, entry, "").done
+    assert running.reloads == []
+    climbing = Admin(candidate=entry.id)
+    assert follow(climbing, registry, entry, "enough").done
+    assert (climbing.withdrawn, len(climbing.reloads)) == ([("mood", "enough")], 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        (0, "start the gateway"),
+        (401, "export the key"),
+        (404, "a task of that name"),
+        (409, "see what stands there"),
+        (422, "students.roots"),
+    ],
+)
+def test_one_that_does_not_is_told_of_in_one_line(tmp_path: Path, status: int, remedy: str) -> None:
+    registry, entry = registered(tmp_path)
+    admin = Admin()
+    admin.fails = GatewayError("gateway 127.0.0.1:8081: no", status)
+    found = follow(admin, registry, entry, "")
+    assert not found.done
+    assert remedy in found.said
+    assert "stillhouse registry reload mood --loop LOOP_YAML" in found.said
+    assert "\n" not in found.said

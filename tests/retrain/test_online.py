@@ -16,7 +16,8 @@ from stillhouse.core.live import LiveAnswer, LiveRow
 from stillhouse.core.loop_online import CapsSection, GuardSection, OnlineSection
 from stillhouse.core.records import Message
 from stillhouse.core.tasks import ClassificationTask
-from stillhouse.models.head_weights import Floats, HeadWeights, load_head, save_head
+from stillhouse.models.head_weights import Floats, HeadRead, HeadWeights, load_head, save_head
+from stillhouse.models.onnx_student import log_softmax
 from stillhouse.retrain.online import OnlineTask
 from stillhouse.retrain.online_step import between
 from stillhouse.train.online_head import HeadRates, refine
@@ -38,6 +39,10 @@ class FakeStudent:
 
     def features(self, texts: Sequence[str]) -> Floats:
         return np.array([json.loads(text) for text in texts], dtype=np.float32)
+
+    def read(self, texts: Sequence[str]) -> HeadRead:
+        features = self.features(texts)
+        return HeadRead(log_softmax(self.head.logits(features)), features, [1] * len(texts))
 
     def write(self, head: HeadWeights, out: Path) -> None:
         out.mkdir(parents=True)

@@ -160,3 +160,18 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
         site.run()
     with pytest.raises(UserError, match="there are films"):
         site.run(task="other")
+
+
+def test_adapters_that_nobody_is_answered_with_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_PSEUDONYM_SECRET", SECRET)
+    site = Site(tmp_path)
+    root = tmp_path / "loop" / "films" / "online"
+    assert "upstreams.small.adapters of gateway.yaml is missing: nobody is answered" in site.run()
+    path = tmp_path / "gateway.yaml"
+    raw = yaml.safe_load(path.read_text())
+    for place, note in (("loop/films/online", False), ("elsewhere", True)):
+        raw["upstreams"]["small"]["adapters"] = place
+        path.write_text(yaml.safe_dump(raw))
+        assert (f"write adapters: {root}" in site.run()) == note

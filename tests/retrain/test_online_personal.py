@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 from test_online import TASK, FakeStudent, H, Rows, make, row, section
 
-from stillhouse.core.errors import UserError
+from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.live import LiveRow
 from stillhouse.core.loop_online import GuardSection, PersonalSection
-from stillhouse.models.head_weights import Floats, HeadWeights
-from stillhouse.models.personal_student import (
+from stillhouse.models.adapter_files import (
     INDEX,
-    Personal,
-    PersonalStudent,
     delta_path,
-    open_personal,
+    forget_user,
     owner_key,
+    read_index,
 )
-from stillhouse.retrain.online import OnlineTask
+from stillhouse.models.head_weights import Floats, HeadWeights
+from stillhouse.models.personal_student import Personal, PersonalStudent, open_personal
+from stillhouse.retrain.online import HandOver, OnlineTask
 from stillhouse.retrain.online_personal import AdapterNote
 from stillhouse.train.online_head import HeadRates, fit_delta
 
 
-def task_of(tmp_path: Path, **changes: object) -> OnlineTask:
+def task_of(tmp_path: Path, *, hand_over: HandOver | None = None, **changes: object) -> OnlineTask:
     own = PersonalSection.model_validate({"harm": 0.99, **changes})
     rates = HeadRates(own.steps, own.learning_rate, 0.0, own.anchor_l2)
 
@@ -34,7 +34,8 @@ def task_of(tmp_path: Path, **changes: object) -> OnlineTask:
         return fit_delta(shared, x, y, rates, rank=own.rank)
 
     guard = GuardSection(share=0.3, least=20)
-    return make(tmp_path, section(personal=own, guard=guard, corrections="personal"), fit=fit)
+    told = section(personal=own, guard=guard, corrections="personal")
+    return make(tmp_path, told, fit=fit, hand_over=hand_over)
 
 
 def stream(own: int = 100) -> list[LiveRow]:
@@ -172,6 +173,47 @@ def test_adapters_are_judged_anew_with_another_shared_head(tmp_path: Path) -> No
     assert not any(asked(stale, "own").adapted)  # beside another shared student: none
 
 
+class Taking:
+    """A gateway that takes a version, or is away."""
+
+    def __init__(self) -> None:
+        self.away, self.has = False, ""
+
+    def reload(self, task: str, path: str, name: str) -> object:
+        if self.away:
+            raise StillhouseError("gateway: refuses connections")
+        self.has = path
+        return None
+
+
+def test_the_gateways_version_keeps_its_adapters_until_it_is_given_the_next(
+    tmp_path: Path,
+) -> None:
+    gateway = Taking()
+    task = task_of(tmp_path, hand_over=gateway)
+    task.run_once(Rows(stream()))
+    there = FakeStudent(Path(gateway.has or tmp_path / "student"))
+
+    def own() -> list[bool]:
+        student = open_personal(task.store.root, there, TASK.labels)
+        return [all(asked(student, "own").adapted), any(asked(student, "t0").adapted)]
+
+    assert own() == [True, False]
+    gateway.away = True
+    for phase, first in ((1, 1000), (0, 2000), (1, 3000)):  # several versions that it never had
+        done = task.run_once(Rows([row(n, phase) for n in range(first, first + 500)]))
+        assert done.swapped
+        assert own() == [True, False]
+    assert all(asked(opened(task), "own").adapted)  # and so has the live one
+    task.forget("own", [f"user{n}" for n in range(50)])
+    assert own() == [False, False]
+    gateway.away = False
+    task.run_once(Rows([]))
+    index = read_index(task.store.root)
+    assert index is not None
+    assert Path(gateway.has) == Path(task.state.version(task.state.live).path)
+
+
 def test_changed_numbers_are_refused_and_lost_ones_fall_back(tmp_path: Path) -> None:
     task = task_of(tmp_path)
     task.run_once(Rows(stream()))
@@ -188,3 +230,21 @@ def test_changed_numbers_are_refused_and_lost_ones_fall_back(tmp_path: Path) -> 
     with pytest.raises(UserError, match="is of the shape"):
         PersonalStudent(FakeStudent(live), TASK.labels, {"own": odd})
     assert PersonalStudent(FakeStudent(live), TASK.labels, {}).answer([], [], []).labels == []
+
+
+def test_whom_the_gateway_forgot_has_no_part_in_an_adapter_at_once(tmp_path: Path) -> None:
+    task = task_of(tmp_path)
+    rows = stream()
+    task.run_once(Rows(rows))
+    before = note_of(task)
+    forget_user(task.store.root, "own", "user7")
+    assert not any(asked(opened(task), "own").adapted)  # until it is made without them
+    left = [one for one in rows if (one.tenant, one.user) != ("own", "user7")]
+    task.run_once(Rows(left))
+    after = note_of(task)
+    assert (after.count, after.delta != before.delta) == (before.count - 2, True)
+    assert all(asked(opened(task), "own").adapted)
+    assert not list((task.store.root / "forgotten").iterdir())
+    (task.store.root / "forgotten" / "odd.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        opened(task)

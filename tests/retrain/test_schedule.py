@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from retrain_doubles import DAY, START, Clock, FakeGateway, FakeWorkshop, Rows, day_of_rows, loop_of
 from stillhouse.core.errors import UserError
 from stillhouse.core.loop_retrain import RetrainSection, duration_s
+from stillhouse.core.progress import Silent
 from stillhouse.retrain.cycle_records import CycleLine
 from stillhouse.retrain.daemon import watch
+from stillhouse.retrain.loop import Loop
 from stillhouse.retrain.schedule import Alarm, due, read_alarms
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -80,6 +83,18 @@ def test_a_drifting_teacher_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "alerts.jsonl").write_text(text, encoding="utf-8")
     assert [alarm.id for alarm in read_alarms(tmp_path)] == ["3", "2"]
     assert read_alarms(tmp_path / "none") == []
+
+
+def test_an_alert_of_the_future_starts_nothing_until_then() -> None:
+    ahead = Alarm("a9", 1000, "accuracy", "")
+    assert due([line(50)], [ahead], now=999, every_s=None, min_interval_s=5).at is None
+    assert due([line(50)], [ahead], now=999, every_s=10, min_interval_s=5).reason == "every"
+    assert due([line(50)], [ahead], now=1000, every_s=None, min_interval_s=5) == (
+        1000,
+        "alert a9 (accuracy)",
+    )
+    # A cycle that began before the alert's time does not settle it, one that begins after does.
+    assert due([line(1001)], [ahead], now=2000, every_s=None, min_interval_s=5).at is None
 
 
 class Waiting:
@@ -155,6 +170,62 @@ def test_the_month_and_a_clock_that_is_behind_are_waited_for(tmp_path: Path) -> 
     clock.now = START - DAY
     watch([loop], every_s=DAY, on_alert=True, wait=Waiting(clock, START))
     assert len(loop.files.journal()) == 1
+
+
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_alerts_of_the_future_are_said_once_and_not_obeyed(tmp_path: Path) -> None:
+    clock, said = Clock(START + DAY), list[str]()
+    rows = Rows([r for day in range(4) for r in day_of_rows(day)])
+    loop = replace(loop_of(tmp_path, rows, clock, min_interval="1h"), progress=Told(said))
+    alerts = [
+        {"id": "a1", "at": START + 300 * DAY, "kind": "input_shift"},
+        {"id": "a2", "at": START + 301 * DAY, "kind": "accuracy"},
+    ]
+    path = loop.files.root / "alerts.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in alerts))
+    watch([loop], every_s=None, on_alert=True, wait=Waiting(clock, START + 2 * DAY))
+    assert loop.files.journal() == []
+    (told,) = [one for one in said if "dated later" in one]
+    assert "2 alerts are dated later than now (a2 by 7,200.0 hours)" in told
+    with path.open("a") as file:
+        file.write(json.dumps({"id": "a3", "at": clock.now, "kind": "accuracy"}) + "\n")
+    watch([loop], every_s=None, on_alert=True, wait=lambda _: True)
+    assert [one.reason for one in loop.files.journal()] == ["alert a3 (accuracy)"]
+
+
+def tampered(loop: Loop) -> None:
+    (entry,) = loop.registry.entries()
+    path = loop.registry.root / "objects" / entry.digest / "words.json"
+    path.chmod(0o644)
+    path.write_text("{}", encoding="utf-8")
+
+
+def test_a_mistake_in_one_task_is_no_other_tasks(tmp_path: Path) -> None:
+    rows, clock = Rows([r for day in range(4) for r in day_of_rows(day)]), Clock(START + DAY)
+    said: list[str] = []
+    loops = [loop_of(tmp_path / name, rows, clock) for name in ("bad", "good")]
+    loops = [replace(one, progress=Told(said)) for one in loops]
+    watch(loops, every_s=DAY, on_alert=False, wait=lambda _: True)
+    tampered(loops[0])
+    watch(loops, every_s=DAY, on_alert=False, wait=Waiting(clock, START + 3.5 * DAY))
+    assert [len(one.files.journal()) for one in loops] == [1, 3]
+    lines = [one for one in said if "other files than were added" in one]
+    assert len(lines) == 1  # not with every try
+    assert "this task is set aside" in lines[0]
+    assert "\n" not in lines[0]
+    (loops[1].files.root / "cycles.jsonl").write_text("{\n", encoding="utf-8")
+    with pytest.raises(UserError):
+        watch(loops, every_s=DAY, on_alert=False, wait=Waiting(clock, START + 9 * DAY))
+    assert clock.now < START + 5 * DAY
 
 
 def test_a_mistake_of_the_users_ends_it(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class Stored(NamedTuple):
     admin: GatewayAdmin
     parts: StoredParts
     gateway: Gateway
+    admin_url: str
 
 
 @contextmanager
@@ -81,7 +82,7 @@ def stored(given: dict[str, Any], database: Path) -> Iterator[Stored]:
             listen, admin = opened[0]
             assert admin is not None
             try:
-                yield Stored(listen.url, GatewayAdmin(admin.url, ADMIN), parts, running)
+                yield Stored(listen.url, GatewayAdmin(admin.url, ADMIN), parts, running, admin.url)
             finally:
                 running.stop()
                 done.result(60)

@@ -19,7 +19,7 @@ from stillhouse.core.errors import StillhouseError
 from stillhouse.core.records import Completion, Query
 from stillhouse.serve import student_worker
 from stillhouse.serve.student_answers import Voice
-from stillhouse.serve.student_brains import Brain, LabelBrain, Opening
+from stillhouse.serve.student_labels import Brain, LabelBrain, Opening
 
 LABELS = ("good", "bad")
 SLOW_S = 0.4

@@ -23,7 +23,7 @@ from stillhouse.serve.gateway_file import load_gateway
 from stillhouse.serve.gateway_sections import StudentSection
 from stillhouse.serve.sse import Events, joined
 from stillhouse.serve.student_answers import Answering, Voice, label_logprob
-from stillhouse.serve.student_brains import Around, writings_of
+from stillhouse.serve.student_brains import writings_of
 from stillhouse.serve.student_folder import notes_of, setup_of
 from stillhouse.serve.student_frames import (
     ANSWER,
@@ -38,6 +38,7 @@ from stillhouse.serve.student_frames import (
     framed,
     status_of,
 )
+from stillhouse.serve.student_labels import Around
 from stillhouse.serve.student_requests import Asked, Runtime, query_of, read_request
 from stillhouse.serve.student_worker import (
     GatewayGoneError,

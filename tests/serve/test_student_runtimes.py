@@ -32,8 +32,9 @@ from stillhouse.models.loading import locate
 from stillhouse.models.quiet import quiet_transformers
 from stillhouse.models.student import open_student
 from stillhouse.serve.sse import Events, joined
-from stillhouse.serve.student_brains import Around, Brain, Opening, open_brain
+from stillhouse.serve.student_brains import open_brain
 from stillhouse.serve.student_frames import ASK, END, PIECE, Frame, Frames
+from stillhouse.serve.student_labels import Around, Brain, Opening
 from stillhouse.serve.student_local import LocalAnswer, ask_all
 from tiny_models import TEXTS
 

@@ -41,6 +41,14 @@ class HeadWeights(NamedTuple):
         return digest.hexdigest()
 
 
+class HeadRead(NamedTuple):
+    """What texts came to."""
+
+    log_p: Floats  # [N, C] nats
+    features: Floats  # [N, H]
+    tokens: list[int]  # of each text, after cutting
+
+
 class HeadStudent(Protocol):
     """A label student whose last layer can be taken out and put in; the rest stays frozen."""
 
@@ -49,12 +57,20 @@ class HeadStudent(Protocol):
     def features(self, texts: Sequence[str]) -> Floats:
         """What the last layer reads. [N, H]"""
 
+    def read(self, texts: Sequence[str]) -> HeadRead:
+        """The same, and what its own last layer says of it."""
+
     def write(self, head: HeadWeights, out: Path) -> None:
         """The student with another last layer, as a folder of the same form."""
 
 
-def open_head_student(folder: Path, task: ClassificationTask, batch: int = 32) -> HeadStudent:
+def open_head_student(
+    folder: Path, task: ClassificationTask, batch: int = 32, device: str = "auto"
+) -> HeadStudent:
     """Open a transformers folder or an ONNX artefact.
+
+    Args:
+        device: of a transformers folder.
 
     Raises:
         UserError: it writes texts, is of another form, or its last layer cannot be taken out.
@@ -80,7 +96,7 @@ def open_head_student(folder: Path, task: ClassificationTask, batch: int = 32) -
             value=kind,
             action="serve the transformers or the ONNX form of the student to refine it",
         )
-    found: HeadStudent = module.open_head(folder, task, batch)
+    found: HeadStudent = module.open_head(folder, task, batch, device)
     return found
 
 
@@ -95,7 +111,7 @@ def _writes(folder: Path) -> bool:
 
 def save_head(path: Path, head: HeadWeights) -> None:
     """Write it as safetensors."""
-    numpy: Any = require("safetensors.numpy", "train", "keeping versions of a student")
+    numpy: Any = require("safetensors.numpy", "onnx", "keeping versions of a student")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".tmp")
@@ -111,11 +127,12 @@ def load_head(path: Path, digest: str) -> HeadWeights:
     Raises:
         UserError: it is gone, or was changed.
     """
-    numpy: Any = require("safetensors.numpy", "train", "keeping versions of a student")
+    numpy: Any = require("safetensors.numpy", "onnx", "keeping versions of a student")
+    own: Any = require("safetensors", "onnx", "keeping versions of a student")
     try:
         found = numpy.load_file(str(path))
         head = HeadWeights(found["weight"], found["bias"])
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, own.SafetensorError) as error:
         raise UserError(str(path), f"cannot be read: {error}", action="roll back further") from None
     if head.digest() != digest:
         raise UserError(str(path), "was changed after it was written", action="roll back further")

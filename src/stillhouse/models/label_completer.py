@@ -50,24 +50,39 @@ class LabelCompleter(BatchingCompleter):
     def run_batch(self, calls: Sequence[Call]) -> list[Sequence[Completion]]:
         """One reading; `n` samples of a query are the same answer n times."""
         log_p, lengths = self._reader.read([self._task.input_text(call.query) for call in calls])
-        best, rows = log_p.argmax(-1).tolist(), log_p.tolist()
-        return [self._answers(call, rows[i], best[i], lengths[i]) for i, call in enumerate(calls)]
+        rows = log_p.tolist()
+        return [self._answers(call, rows[i], lengths[i]) for i, call in enumerate(calls)]
 
-    def _answers(
-        self, call: Call, row: list[float], best: int, tokens: int
-    ) -> Sequence[Completion]:
-        labels = self._task.labels
-        belief = {label: round(value, ROUND) for label, value in zip(labels, row, strict=True)}
+    def _answers(self, call: Call, row: list[float], tokens: int) -> Sequence[Completion]:
+        said = label_completion(call.query, self._task.labels, row, tokens, self._info)
         return [
-            Completion(
-                query_id=call.query.id,
-                text=labels[best],
-                model=self._info.name,
-                revision=self._info.revision,
-                sample=sample,
-                prompt_tokens=tokens,
-                completion_tokens=1,
-                label_logprobs=belief,
-            )
+            said if sample == 0 else said.model_copy(update={"sample": sample})
             for sample in range(call.sampling.n)
         ]
+
+
+def label_completion(
+    query: Query,
+    labels: Sequence[str],
+    row: Sequence[float],
+    tokens: int,
+    info: ModelInfo,
+) -> Completion:
+    """A belief over labels as an answer.
+
+    Args:
+        row: log-probabilities of the labels, nats.
+        tokens: of the text, after cutting.
+        info: who says so.
+    """
+    return Completion(
+        query_id=query.id,
+        text=labels[row.index(max(row))],
+        model=info.name,
+        revision=info.revision,
+        prompt_tokens=tokens,
+        completion_tokens=1,
+        label_logprobs={
+            label: round(value, ROUND) for label, value in zip(labels, row, strict=True)
+        },
+    )

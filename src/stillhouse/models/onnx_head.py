@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 
 from stillhouse.core.artefact import read_artefact, write_artefact
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import disk_errors
 from stillhouse.core.optional import require
 from stillhouse.core.tasks import ClassificationTask
-from stillhouse.models.head_weights import Floats, HeadWeights
-from stillhouse.models.onnx_student import MODEL, OUTPUT, OnnxReader
+from stillhouse.models.head_weights import Floats, HeadRead, HeadWeights
+from stillhouse.models.onnx_student import MODEL, OUTPUT, OnnxReader, log_softmax, open_session
 
 
 class _Place(NamedTuple):
@@ -44,15 +43,20 @@ class OnnxHead:
     def __init__(self, folder: Path, task: ClassificationTask, batch: int) -> None:
         self._onnx: Any = require("onnx", "onnx", "refining an ONNX student")
         self._folder, self._batch = folder, batch
-        self._reader = OnnxReader(folder)
+        model = self._onnx.load(str(folder / MODEL))
+        self._place = _place(model.graph, self._onnx, folder)
+        shown = self._onnx.helper.make_tensor_value_info(
+            self._place.reads, self._onnx.TensorProto.FLOAT, None
+        )
+        model.graph.output.append(shown)
+        self._session = open_session(folder / MODEL, graph=model.SerializeToString())
+        self._reader = OnnxReader(folder, session=self._session)
         if self._reader.spec.labels != task.labels:
             raise UserError(
                 f"{folder} labels",
                 f"are {list(self._reader.spec.labels)}, the task's labels are {list(task.labels)}",
                 action="refine a student of this task",
             )
-        model = self._onnx.load(str(folder / MODEL))
-        self._place = _place(model.graph, self._onnx, folder)
         arrays = {
             one.name: self._onnx.numpy_helper.to_array(one)
             for one in model.graph.initializer
@@ -64,25 +68,26 @@ class OnnxHead:
         self.head = HeadWeights(
             np.array(weight, dtype=np.float32), np.array(bias, dtype=np.float32)
         )
-        shown = self._onnx.helper.make_tensor_value_info(
-            self._place.reads, self._onnx.TensorProto.FLOAT, None
-        )
-        model.graph.output.append(shown)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
 
     def features(self, texts: Sequence[str]) -> Floats:
+        """See `HeadStudent`."""
+        return self.read(texts).features
+
+    def read(self, texts: Sequence[str]) -> HeadRead:
         """See `HeadStudent`. Texts of about one length are read together."""
-        found = np.zeros((len(texts), self.head.weight.shape[1]), dtype=np.float32)
+        classes, hidden = self.head.weight.shape
+        found = np.zeros((len(texts), hidden), dtype=np.float32)
+        log_p = np.zeros((len(texts), classes), dtype=np.float32)
+        tokens = [0] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
         for start in range(0, len(order), self._batch):
             rows = order[start : start + self._batch]
-            feed = self._reader.inputs([texts[i] for i in rows])
-            found[rows] = self._session.run([self._place.reads], feed)[0]
-        return found
+            feed, counts = self._reader.fed([texts[i] for i in rows])
+            logits, found[rows] = self._session.run([OUTPUT, self._place.reads], feed)
+            log_p[rows] = log_softmax(logits)
+            for row, count in zip(rows, counts, strict=True):
+                tokens[row] = count
+        return HeadRead(log_p, found, tokens)
 
     def write(self, head: HeadWeights, out: Path) -> None:
         """See `HeadStudent`."""
@@ -111,7 +116,7 @@ class OnnxHead:
         )
 
 
-def open_head(folder: Path, task: ClassificationTask, batch: int) -> OnnxHead:
+def open_head(folder: Path, task: ClassificationTask, batch: int, _device: str) -> OnnxHead:
     """See `head_weights.open_head_student`."""
     return OnnxHead(folder, task, batch)
 

@@ -66,19 +66,27 @@ class OnnxRead(NamedTuple):
     tokens: list[int]  # of each text, after cutting
 
 
+class OnnxFed(NamedTuple):
+    """A batch of texts as the graph reads it."""
+
+    feed: dict[str, Ids]  # [B, T] each
+    tokens: list[int]  # of each text, after cutting
+
+
 class OnnxReader:
     """Texts through a graph: tokenizer, padding, onnxruntime, log-softmax.
 
     Args:
         folder: with the three files, or the one; nothing is verified here (`core.artefact`).
         threads: of onnxruntime; 0: `OMP_NUM_THREADS` where it is set, else one a core.
+        session: of the folder's graph, where it is open already.
 
     Raises:
         UserError: a file that cannot be read as what it should be.
     """
 
-    def __init__(self, folder: Path, threads: int = 0) -> None:
-        self._session = open_session(folder / MODEL, threads)
+    def __init__(self, folder: Path, threads: int = 0, session: Any = None) -> None:
+        self._session = open_session(folder / MODEL, threads) if session is None else session
         inside = {} if (folder / SPEC).is_file() else metadata(self._session)
         self.spec = _spec(folder / SPEC, inside.get(SPEC))
         self._tokenizer = _tokenizer(folder / TOKENIZER, inside.get(TOKENIZER))
@@ -92,7 +100,12 @@ class OnnxReader:
 
     def inputs(self, texts: Sequence[str]) -> dict[str, Ids]:
         """The graph's inputs by name, [B, T] each, padded to the longest."""
-        return self._feed(self._tokenizer.encode_batch(list(texts)))
+        return self.fed(texts).feed
+
+    def fed(self, texts: Sequence[str]) -> OnnxFed:
+        """The same, with each text's tokens."""
+        encoded = self._tokenizer.encode_batch(list(texts))
+        return OnnxFed(self._feed(encoded), [len(one.ids) for one in encoded])
 
     def _feed(self, encoded: Sequence[Any]) -> dict[str, Ids]:
         longest = max(1, *(len(one.ids) for one in encoded))
@@ -116,8 +129,8 @@ class OnnxReader:
 
     def read(self, texts: Sequence[str]) -> OnnxRead:
         """One run of the graph over a batch."""
-        encoded = self._tokenizer.encode_batch(list(texts))
-        return OnnxRead(self.log_p(self._feed(encoded)), [len(one.ids) for one in encoded])
+        feed, tokens = self.fed(texts)
+        return OnnxRead(self.log_p(feed), tokens)
 
 
 class OnnxStudent(LabelCompleter):
@@ -190,8 +203,11 @@ def open_onnx_student(
     )
 
 
-def open_session(path: Path, threads: int = 0) -> Any:
+def open_session(path: Path, threads: int = 0, graph: bytes | None = None) -> Any:
     """An onnxruntime session on the CPU.
+
+    Args:
+        graph: what to run in the file's stead.
 
     Raises:
         UserError: the file is no graph that this onnxruntime can run.
@@ -200,7 +216,8 @@ def open_session(path: Path, threads: int = 0) -> Any:
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = threads or _given_threads()
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = str(path) if graph is None else graph
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes have no common base
         raise UserError(
             str(path),

@@ -11,35 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
 
-from stillhouse.core.errors import RunFolderError, UserError
-from stillhouse.core.jsonl import read_json, write_json
-from stillhouse.core.records import Record
-from stillhouse.models.head_weights import HeadStudent, HeadWeights, load_head
-
-INDEX: Final = "adapters.json"
-FOLDER: Final = "adapters"
-By = Literal["tenant", "user"]
-
-
-class AdapterEntry(Record):
-    """An adapter that may answer."""
-
-    owner: str = Field(description="As `owner_key` says.")
-    delta: str = Field(description="SHA-256 of its numbers.")
-
-
-class AdapterIndex(Record):
-    """adapters.json: whose adapters there are for one shared student."""
-
-    by: By = "tenant"
-    shared: str = Field(description="SHA-256 of the shared last layer that they add to.")
-    adapters: tuple[AdapterEntry, ...] = ()
+from stillhouse.core.errors import UserError
+from stillhouse.models.adapter_files import (
+    By,
+    delta_path,
+    forgotten_users,
+    owner_key,
+    read_index,
+)
+from stillhouse.models.head_weights import Floats, HeadStudent, HeadWeights, load_head
 
 
 class Personal(NamedTuple):
@@ -50,21 +35,31 @@ class Personal(NamedTuple):
     adapted: list[bool]
 
 
-def owner_key(tenant: str, whose: str | None, by: By) -> str | None:
-    """Whose adapter answers; `None` where nobody's can. `whose`: the user's pseudonym."""
-    if by == "tenant":
-        return tenant
-    return None if whose is None else f"{tenant}\n{whose}"
+def personal_log_p(
+    shared: Floats, features: Floats, deltas: Sequence[HeadWeights | None]
+) -> npt.NDArray[np.float64]:
+    """Log-probabilities with each text's own adapter. [N, C] nats
 
+    softmax(x + c) = softmax(x), so what an adapter adds to the logits may be added to shared
+    log-probabilities as well. A text without an adapter keeps its shared row as it is.
 
-def delta_path(root: Path, digest: str) -> Path:
-    """Where an adapter's numbers lie."""
-    return root / FOLDER / f"{digest}.safetensors"
-
-
-def write_index(root: Path, index: AdapterIndex) -> None:
-    """Replace the index at once."""
-    write_json(root / INDEX, index.model_dump(mode="json"))
+    Args:
+        shared: logits or log-probabilities of the shared student. [N, C]
+        features: what its last layer reads. [N, H]
+        deltas: N adapters; `None`: the text has none.
+    """
+    found = np.asarray(shared, dtype=np.float64).copy()
+    rows: dict[int, list[int]] = {}
+    for row, delta in enumerate(deltas):
+        if delta is not None:
+            rows.setdefault(id(delta), []).append(row)
+    for own in rows.values():
+        delta = deltas[own[0]]
+        assert delta is not None
+        added = found[own] + delta.logits(features[own])
+        shifted = added - added.max(-1, keepdims=True)
+        found[own] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found
 
 
 class PersonalStudent:
@@ -108,22 +103,14 @@ class PersonalStudent:
         """
         if not texts:
             return Personal([], np.zeros((0, len(self._labels))), [])
-        features = self._student.features(texts)
-        logits = self._student.head.logits(features).astype(np.float64)
-        rows: dict[str, list[int]] = {}
-        for row, (tenant, user) in enumerate(zip(tenants, users, strict=True)):
-            owner = owner_key(tenant, user, self._by)
-            if owner is not None and owner in self._deltas:
-                rows.setdefault(owner, []).append(row)
-        for owner, own in rows.items():
-            logits[own] += self._deltas[owner].logits(features[own])
-        shifted = logits - logits.max(-1, keepdims=True)
-        log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-        adapted = {row for own in rows.values() for row in own}
+        read = self._student.read(texts)
+        owners = [owner_key(*one, self._by) for one in zip(tenants, users, strict=True)]
+        deltas = [None if one is None else self._deltas.get(one) for one in owners]
+        log_p = personal_log_p(read.log_p, read.features, deltas)
         return Personal(
             [self._labels[at] for at in log_p.argmax(-1)],
             log_p,
-            [row in adapted for row in range(len(texts))],
+            [one is not None for one in deltas],
         )
 
 
@@ -134,20 +121,16 @@ def open_personal(root: Path, student: HeadStudent, labels: Sequence[str]) -> Pe
     Raises:
         UserError: the index or an adapter was changed, or cannot be read.
     """
-    path = root / INDEX
-    if not path.exists():
+    index = read_index(root)
+    if index is None:
         return PersonalStudent(student, labels, {})
-    try:
-        index = AdapterIndex.model_validate(read_json(path))
-    except (RunFolderError, ValidationError) as error:
-        raise UserError(
-            str(path), f"is damaged: {str(error).splitlines()[0]}", action="refine again"
-        ) from None
-    if index.shared != student.head.digest():
+    entries = index.of(student.head.digest())
+    if entries is None:
         return PersonalStudent(student, labels, {}, index.by)
+    gone = {owner_key(one.user.tenant, one.user.whose, index.by) for one in forgotten_users(root)}
     deltas = {
         one.owner: load_head(delta_path(root, one.delta), one.delta)
-        for one in index.adapters
-        if delta_path(root, one.delta).exists()
+        for one in entries
+        if one.owner not in gone and delta_path(root, one.delta).exists()
     }
     return PersonalStudent(student, labels, deltas, index.by)

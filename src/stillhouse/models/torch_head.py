@@ -27,7 +27,7 @@ from stillhouse.core.jsonl import disk_errors
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.classifier_reader import ClassifierReader
 from stillhouse.models.head_file import INDEX
-from stillhouse.models.head_weights import Floats, HeadWeights
+from stillhouse.models.head_weights import Floats, HeadRead, HeadWeights
 from stillhouse.models.loading import WEIGHTS, load_classifier
 
 
@@ -38,9 +38,11 @@ class TorchHead:
         UserError: other labels, no last linear layer with a bias, or weights in no safetensors.
     """
 
-    def __init__(self, folder: Path, task: ClassificationTask, batch: int) -> None:
+    def __init__(
+        self, folder: Path, task: ClassificationTask, batch: int, device: str = "auto"
+    ) -> None:
         self._folder, self._batch = folder, batch
-        loaded = load_classifier(str(folder))
+        loaded = load_classifier(str(folder), device=device)
         self._reader = ClassifierReader(loaded)
         if self._reader.classes != task.labels:
             raise UserError(
@@ -61,20 +63,27 @@ class TorchHead:
         self.head = HeadWeights(_array(self._layer.weight), _array(self._layer.bias))
 
     def features(self, texts: Sequence[str]) -> Floats:
+        """See `HeadStudent`."""
+        return self.read(texts).features
+
+    def read(self, texts: Sequence[str]) -> HeadRead:
         """See `HeadStudent`. Texts of about one length are read together."""
         caught: list[torch.Tensor] = []
 
         def catch(_module: Any, given: tuple[Any, ...]) -> None:
             caught.append(given[0].detach())
 
-        found = np.zeros((len(texts), self.head.weight.shape[1]), dtype=np.float32)
+        classes, hidden = self.head.weight.shape
+        found = np.zeros((len(texts), hidden), dtype=np.float32)
+        log_p = np.zeros((len(texts), classes), dtype=np.float32)
+        tokens = [0] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
         hook = self._layer.register_forward_pre_hook(catch)
         try:
             for start in range(0, len(order), self._batch):
                 rows = order[start : start + self._batch]
                 caught.clear()
-                self._reader.read([texts[i] for i in rows])
+                read = self._reader.read([texts[i] for i in rows])
                 if len(caught) != 1 or caught[0].shape != (len(rows), found.shape[1]):
                     raise UserError(
                         str(self._folder),
@@ -82,9 +91,12 @@ class TorchHead:
                         action="retrain it instead",
                     )
                 found[rows] = caught[0].float().cpu().numpy()
+                log_p[rows] = read.log_p.cpu().numpy()
+                for row, count in zip(rows, read.tokens, strict=True):
+                    tokens[row] = count
         finally:
             hook.remove()
-        return found
+        return HeadRead(log_p, found, tokens)
 
     def write(self, head: HeadWeights, out: Path) -> None:
         """See `HeadStudent`."""
@@ -120,9 +132,9 @@ class TorchHead:
             )
 
 
-def open_head(folder: Path, task: ClassificationTask, batch: int) -> TorchHead:
+def open_head(folder: Path, task: ClassificationTask, batch: int, device: str) -> TorchHead:
     """See `head_weights.open_head_student`."""
-    return TorchHead(folder, task, batch)
+    return TorchHead(folder, task, batch, device)
 
 
 def _array(tensor: torch.Tensor) -> Floats:

@@ -27,8 +27,10 @@ from stillhouse.retrain.cycle_promote import (
     decide_step,
     incumbent_of,
     offer_step,
+    put_right,
     register_step,
     retire,
+    say_apart,
 )
 from stillhouse.retrain.cycle_records import STEPS, Cycle, CycleLine, HeldOut, Outcome, Step
 from stillhouse.retrain.cycle_train import Refused, ask_step, train_step
@@ -137,6 +139,7 @@ def begun(loop: Loop, lines: Sequence[CycleLine], reason: str) -> Cycle:
 def _begin(loop: Loop, lines: Sequence[CycleLine], reason: str) -> Cycle:
     cycle = begun(loop, lines, reason)
     keep_first_window(loop)
+    say_apart(loop)
     loop.say(f"cycle {cycle.name} begins ({reason})")
     loop.files.save(cycle)
     return cycle
@@ -181,6 +184,9 @@ def _finish(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
         passed = cycle.verdict.removeprefix("passed: ")
         cycle = cycle.model_copy(update={"verdict": f"promoted {cycle.candidate}: {passed}"})
     else:
+        said = put_right(loop, cycle)
+        if said is not None:
+            cycle = cycle.model_copy(update={"verdict": f"{cycle.verdict}; {said}"})
         retire(loop, cycle)
     loop.files.add_line(_line(loop, cycle, lines))
     loop.files.drop_window(cycle.number)

@@ -136,8 +136,10 @@ class TaskFolder:
         """
         done = {line.number for line in self.journal()}
         folder = self.root / CYCLES
-        numbers = sorted(int(path.name) for path in folder.glob("[0-9]*") if path.is_dir())
-        for number in numbers:
+        # A folder of another name (a copy, a backup) is no cycle.
+        names = [path.name for path in folder.glob("[0-9]*") if path.is_dir()]
+        numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
+        for number in sorted(one for one in numbers if name_of(one) in names):
             if number not in done:
                 found = self.load(number)
                 if found is not None:

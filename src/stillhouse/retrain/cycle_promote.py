@@ -17,7 +17,9 @@ from stillhouse.core.loop_retrain import duration_s
 from stillhouse.retrain.cycle_files import ENTRY
 from stillhouse.retrain.cycle_records import Cycle, CycleLine, Incumbent
 from stillhouse.retrain.cycle_train import Refused, artefacts_of
-from stillhouse.retrain.loop import BEST, Loop
+from stillhouse.retrain.gateway_admin import GatewayError
+from stillhouse.retrain.gateway_follow import served_path
+from stillhouse.retrain.loop import Loop
 from stillhouse.retrain.registry_lineage import lineage_of
 from stillhouse.retrain.registry_objects import folder_digest
 from stillhouse.retrain.registry_records import ConflictError
@@ -103,8 +105,7 @@ def offer_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
     _still_against_the_live_one(loop, cycle)
     if loop.gateway is None:
         return cycle
-    folder = loop.registry.folder(cycle.candidate)
-    path = folder / loop.registry.get(cycle.candidate).artefacts.get(BEST, "")
+    path = served_path(loop.registry, loop.registry.get(cycle.candidate))
     loop.gateway.offer(loop.name, path, cycle.candidate, f"cycle {cycle.number}: {cycle.reason}")
     if loop.registry.get(cycle.candidate).stage == "candidate":
         loop.registry.move(cycle.candidate, "shadow", reason="offered to the gateway", by=loop.by)
@@ -126,7 +127,7 @@ def decide_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle |
         if found.standing == "climbing":
             began = cycle.started_at if cycle.offered_at is None else cycle.offered_at
             if loop.clock() - began > duration_s(loop.section.wait):
-                loop.gateway.withdraw(loop.name)
+                loop.gateway.withdraw(loop.name, "it took too long")
                 raise Refused(
                     f"after {loop.section.wait} it is still at the stage {found.stage} of the "
                     f"gateway ({found.said})"
@@ -146,6 +147,55 @@ def decide_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle |
         except ConflictError:  # somebody moved a student between the look and this
             return decide_step(loop, cycle, lines)
     return cycle.model_copy(update={"outcome": "promoted"})
+
+
+def say_apart(loop: Loop) -> None:
+    """Say where the gateway answers with a student of the registry that is not the live one: a move
+    by hand, on one side alone. Nothing is done about it, for nothing says which side is right."""
+    if loop.gateway is None:
+        return
+    try:
+        name = loop.gateway.student(loop.name)
+    except GatewayError:
+        return  # whatever needs it will say so
+    live = loop.registry.live(loop.name)
+    known = {entry.id for entry in loop.registry.entries(loop.name)}
+    if name in known and (live is None or live.id != name):
+        loop.say(
+            f"the gateway answers with {name}, the registry's live student is "
+            f"{'none' if live is None else live.id}; make one right with stillhouse registry "
+            f"promote {name}, or reload {loop.name} --loop LOOP_YAML"
+        )
+
+
+def put_right(loop: Loop, cycle: Cycle) -> str | None:
+    """Have the gateway let go of a refused candidate that it climbs with or answers with; what was
+    done, or is left to do. Done again, nothing changes.
+
+    Raises:
+        GatewayError: there was no answer; the next start asks again.
+    """
+    if loop.gateway is None or cycle.candidate is None:
+        return None
+    live = loop.registry.live(loop.name)
+    if live is not None and live.id == cycle.candidate:
+        return None
+    standing = loop.gateway.standing(loop.name, cycle.candidate).standing
+    if standing == "climbing":
+        loop.gateway.withdraw(loop.name, cycle.verdict)
+        return "it was withdrawn from the gateway"
+    if standing != "full":
+        return None
+    problem: str | None = "no student is live in the registry"
+    if live is not None:
+        path = served_path(loop.registry, live)
+        problem = loop.gateway.put_back(loop.name, path, live.id, cycle.verdict)
+        if problem is None:
+            return f"the gateway, which had it at full, answers with {live.id} again"
+    return (
+        f"the gateway still answers with it ({problem}): promote the right student with "
+        "stillhouse registry promote REF --loop LOOP_YAML"
+    )
 
 
 def retire(loop: Loop, cycle: Cycle) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stillhouse.retrain.gateway_admin import GatewayAdmin, GatewayState
+from stillhouse.retrain.gateway_admin import GatewayAdmin, GatewayError, GatewayState
 from stillhouse.retrain.seams import GatewayStanding
 
 
@@ -38,13 +38,35 @@ class AdminGateway:
             return GatewayStanding("full", state.kind, _said(state))
         return GatewayStanding("rolled_back", state.kind, _said(state))
 
-    def withdraw(self, task: str) -> None:
+    def student(self, task: str) -> str | None:
+        """Who answers.
+
+        Raises:
+            GatewayError: there was no answer.
+        """
+        return self._admin.state(task).student
+
+    def withdraw(self, task: str, reason: str) -> None:
         """End the experiment; the incumbent stays.
 
         Raises:
             GatewayError: there is none.
         """
-        self._admin.withdraw(task, "it took too long")
+        self._admin.withdraw(task, reason)
+
+    def put_back(self, task: str, path: Path, name: str, reason: str) -> str | None:
+        """Answer with another student at once; why it refuses, where it does.
+
+        Raises:
+            GatewayError: there was no answer, so it can be asked again.
+        """
+        try:
+            self._admin.reload(task, str(path.resolve()), name, reason)
+        except GatewayError as error:
+            if not 400 <= error.status < 500 or error.status == 409:
+                raise
+            return str(error)
+        return None
 
 
 def _said(state: GatewayState) -> str:

@@ -21,6 +21,7 @@ from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.live import LiveRows
 from stillhouse.core.loop_online import OnlineSection
 from stillhouse.core.tasks import ClassificationTask
+from stillhouse.models.adapter_files import forgotten_users
 from stillhouse.models.head_weights import (
     Floats,
     HeadStudent,
@@ -114,6 +115,7 @@ class OnlineTask:
             RunFolderError: another process does the same.
             UserError: the guard set is empty though there is something to learn.
         """
+        self._forget_told()
         with self.store.locked():
             desk = desk_of(self._state(), self.store, self._section)
             lessons = fresh_lessons(
@@ -139,6 +141,7 @@ class OnlineTask:
             swapped = head.digest() != first.digest()
             if swapped:
                 self._new_version(desk, head, "learned", guard)
+                desk.state = desk.state.happened(self._clock(), "swap", guard)
             self._commit(desk)
             learned = sum(1 for one in steps if one.verdict.answer == "accept")
             self._give(notes)
@@ -161,6 +164,7 @@ class OnlineTask:
             desk.counts["quarantined rows"] += desk.buffer.quarantine(later)
             desk.counts["roll backs"] += 1
             desk.state = desk.state.model_copy(update={"live": number})
+            desk.state = desk.state.happened(self._clock(), "roll_back", {}, reason)
             self._commit(desk)
             self._give([])
             return version
@@ -197,6 +201,7 @@ class OnlineTask:
             if len(clean) < len(desk.state.versions):
                 self._rebuild(desk, clean)
             forget_counts(desk, gone)
+            desk.state = desk.state.happened(self._clock(), "forget", {"rows": rows})
             self._commit(desk)
             self._give([])
             return rows
@@ -209,6 +214,12 @@ class OnlineTask:
         """
         desk = desk_of(self._state(), self.store, self._section)
         return users_gone(desk, rows.rows(self.name, since=since), since)
+
+    def _forget_told(self) -> None:
+        """Forget whom the gateway has forgotten and says so; the word goes once it is done."""
+        for path, user in forgotten_users(self.store.root):
+            self.forget(user.tenant, [user.whose])
+            path.unlink(missing_ok=True)
 
     @property
     def state(self) -> OnlineState:
@@ -277,6 +288,7 @@ class OnlineTask:
         steps.append(found)
         answer = found.verdict.answer
         desk.counts[f"steps: {answer}"] += 1
+        desk.state = desk.state.happened(self._clock(), answer, found.verdict.to_json())
         desk.new = 0
         update: dict[str, object] = {"steps": desk.state.steps + 1}
         if answer == "refuse":

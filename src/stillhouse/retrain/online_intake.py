@@ -14,7 +14,7 @@ from typing import Final
 from stillhouse.core.live import LiveRow
 from stillhouse.core.loop_online import OnlineSection
 from stillhouse.core.tasks import Task
-from stillhouse.models.personal_student import owner_key
+from stillhouse.models.adapter_files import owner_key
 from stillhouse.retrain.online_buffer import Buffer, Kept
 from stillhouse.retrain.online_rows import Beliefs, Lesson, is_guard, lessons_of, with_beliefs
 from stillhouse.retrain.online_state import OnlineState, Store

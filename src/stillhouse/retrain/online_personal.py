@@ -20,8 +20,8 @@ from pydantic import Field
 from stillhouse.core.hashing import unit_hash
 from stillhouse.core.loop_online import PersonalSection
 from stillhouse.core.records import Record
+from stillhouse.models.adapter_files import owner_key
 from stillhouse.models.head_weights import Floats, HeadWeights
-from stillhouse.models.personal_student import owner_key
 from stillhouse.retrain.online_rows import Lesson
 from stillhouse.retrain.online_step import Table
 

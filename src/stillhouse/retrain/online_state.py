@@ -20,7 +20,7 @@ from pydantic import Field, JsonValue, ValidationError
 from stillhouse.core.errors import RunFolderError, UserError
 from stillhouse.core.jsonl import disk_errors, read_json, read_records, write_json, write_records
 from stillhouse.core.records import Record
-from stillhouse.models.personal_student import FOLDER, delta_path
+from stillhouse.models.adapter_files import FOLDER, delta_path
 from stillhouse.retrain.online_buffer import Kept
 from stillhouse.retrain.online_personal import AdapterNote
 from stillhouse.retrain.online_trust import Tally
@@ -28,6 +28,10 @@ from stillhouse.retrain.online_trust import Tally
 STATE: Final = "state.json"
 CURRENT: Final = "current"
 DIGITS: Final = 16
+EVENTS: Final = 200
+
+
+What = Literal["accept", "hold", "refuse", "swap", "roll_back", "forget"]
 
 
 class Seen(Record):
@@ -52,6 +56,18 @@ class Version(Record):
     seen: int = Field(default=0, ge=0, description="Lessons that had come before it.")
     guard: Mapping[str, JsonValue] = Field(default_factory=dict)
     contributors: tuple[Seen, ...] = ()
+
+
+class Event(Record):
+    """Something that was done, for people."""
+
+    at: float
+    what: What
+    live: int = Field(ge=0, description="The version that was live after it.")
+    figures: Mapping[str, JsonValue] = Field(
+        default_factory=dict, description="Of a step: what the guard saw."
+    )
+    reason: str = ""
 
 
 class OnlineState(Record):
@@ -79,6 +95,14 @@ class OnlineState(Record):
     window: int = 0
     taken: Mapping[str, int] = Field(default_factory=dict, description="Rows in this window.")
     counts: Mapping[str, int] = Field(default_factory=dict)
+    events: tuple[Event, ...] = Field(default=(), description="The newest, oldest first.")
+
+    def happened(
+        self, at: float, what: What, figures: Mapping[str, JsonValue], reason: str = ""
+    ) -> OnlineState:
+        """With one event more."""
+        event = Event(at=at, what=what, live=self.live, figures=figures, reason=reason)
+        return self.model_copy(update={"events": (*self.events, event)[-EVENTS:]})
 
     def version(self, number: int) -> Version:
         """One of the versions that are kept.

@@ -46,14 +46,15 @@ def due(
 
     Args:
         lines: the finished cycles, oldest first.
-        alarms: of the task, oldest first; those from before the last cycle began are settled.
+        alarms: of the task, oldest first; those from before the last cycle began are settled, those
+            that are dated later than now are not heard yet.
         now: Unix seconds.
         every_s: time between starts; `None`: by alerts alone.
         min_interval_s: least time between two starts.
     """
     last = lines[-1].started_at if lines else None
     earliest = now if last is None else max(now, last + min_interval_s)
-    new = [alarm for alarm in alarms if last is None or alarm.at > last]
+    new = [alarm for alarm in alarms if alarm.at <= now and (last is None or alarm.at > last)]
     if new:
         return Due(earliest, f"alert {new[-1].id} ({new[-1].kind})")
     if every_s is None:

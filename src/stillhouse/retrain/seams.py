@@ -127,5 +127,11 @@ class Gateway(Protocol):
     def standing(self, task: str, name: str) -> GatewayStanding:
         """How far it is."""
 
-    def withdraw(self, task: str) -> None:
+    def student(self, task: str) -> str | None:
+        """Name of the student that answers; `None`: the task has none."""
+
+    def withdraw(self, task: str, reason: str) -> None:
         """End the experiment; the incumbent stays."""
+
+    def put_back(self, task: str, path: Path, name: str, reason: str) -> str | None:
+        """Answer with another student at once, without a climb; why it refuses, where it does."""

@@ -15,6 +15,7 @@ from stillhouse.serve.gateway_sections import TaskSection
 from stillhouse.serve.quick_json import json_bytes
 from stillhouse.serve.records import Assignment, Route
 from stillhouse.serve.seats import Seat
+from stillhouse.serve.upstream import ASKER
 
 PATHS: Mapping[Route, str] = {
     "chat": "/chat/completions",
@@ -47,6 +48,15 @@ class Ask:
     features: dict[str, float] = field(default_factory=dict)
     sampled_tokens: tuple[int, int] = (0, 0)
     seat: Seat | None = None  # of its student
+    asker: str | None = None  # for whom its student may have an adapter
+    adapter: str | None = None  # whose last layer answered, where the student has several
+
+    def beside(self, kind: str) -> dict[str, str]:
+        """What an upstream of a kind gets beside the body."""
+        found = {"x-request-id": self.id}
+        if kind == "student" and self.asker is not None:
+            found[ASKER] = self.asker
+        return found
 
     @property
     def streams(self) -> bool:

@@ -32,6 +32,7 @@ from stillhouse.serve.upstream import Reply, Stream, Upstream, UpstreamFailed
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 JSON: Final = b"application/json"
 EVENTS: Final = b"text/event-stream"
+USED: Final = ("shared", "broken")  # else an adapter's own name
 _MESSAGES: Final = {
     429: "Too many requests; try again later.",
     503: "The model is not available now; try again later.",
@@ -173,7 +174,7 @@ class Exchange:
         body = sent_body(ask, section.kind, section.model, alternatives=wanted)
         if ask.streams and not translated(ask, section.kind) and ask.route != "embeddings":
             try:
-                stream = await turn.upstream.stream(path, body, ends, {"x-request-id": ask.id})
+                stream = await turn.upstream.stream(path, body, ends, ask.beside(section.kind))
             finally:
                 ask.upstream_s += time.perf_counter() - began
             try:
@@ -182,7 +183,7 @@ class Exchange:
                 stream.close()
             return
         try:
-            reply = await turn.upstream.ask(path, body, ends, {"x-request-id": ask.id})
+            reply = await turn.upstream.ask(path, body, ends, ask.beside(section.kind))
         finally:
             ask.upstream_s += time.perf_counter() - began
         await self._whole(ask, turn, send, reply)
@@ -191,6 +192,7 @@ class Exchange:
         self, ask: Ask, turn: Turn, send: Send, reply: Reply, others: Sequence[str] = ()
     ) -> None:
         content, kind = reply.body, JSON
+        ask.adapter = reply.adapter
         try:
             found = read_json(content)
         except (ValueError, RecursionError):
@@ -239,11 +241,12 @@ class Exchange:
     async def _stream(self, ask: Ask, turn: Turn, send: Send, stream: Stream) -> None:
         if stream.status >= 400:
             content = b"".join([piece async for piece in stream.pieces()])
-            reply = Reply(stream.status, stream.content_type, content)
+            reply = Reply(stream.status, stream.content_type, content, stream.adapter)
             await self._whole(ask, turn, send, reply)
             return
         if stream.content_type != EVENTS.decode("ascii"):
             raise UpstreamFailed("garbage")
+        ask.adapter = stream.adapter
         headers = self._headers(ask, turn.variant, EVENTS)
         headers.append((b"cache-control", b"no-cache"))
         hold: int | None = 0
@@ -264,6 +267,8 @@ class Exchange:
         headers.append((b"x-stillhouse-variant", variant.encode("ascii")))
         if ask.fell_back is not None:
             headers.append((b"x-stillhouse-fallback", ask.fell_back.encode("ascii")))
+        if variant == "student" and ask.adapter is not None:
+            headers.append((b"x-stillhouse-adapter", ask.adapter.encode("ascii")))
         return headers
 
     def _record(
@@ -278,6 +283,9 @@ class Exchange:
         shadow_of: str | None = None,
         weight: int = 0,
     ) -> None:
+        if variant == "student" and ask.adapter is not None:
+            used = ask.adapter if ask.adapter in USED else "own"
+            self._metrics.adapters.labels(ask.name, used).inc()
         teacher = self._upstream(ask, "teacher")
         went = Went(variant, upstream, teacher, status, error, shadow_of, weight)
         self._recorder.answered(ask, went, response)
@@ -309,6 +317,7 @@ class Exchange:
             conversation=ask.conversation,
             assignment=ask.assignment,
             weight=ask.weight,
+            asker=ask.asker,
         )
         with self._roster.seated(shadow, beside=True) as seat:
             if seat is None:  # withdrawn meanwhile
@@ -333,8 +342,8 @@ class Exchange:
             else:
                 wanted = 0 if plan is None else plan.alternatives
                 sent = sent_body(shadow, kind, student.section.model, alternatives=wanted)
-                reply = await student.ask(path_of(shadow, kind), sent, ends)
-            status = reply.status
+                reply = await student.ask(path_of(shadow, kind), sent, ends, shadow.beside(kind))
+            status, shadow.adapter = reply.status, reply.adapter
             found = read_json(reply.body)
             if not isinstance(found, dict) or not _is_answer(found):
                 raise ValueError("no answer")

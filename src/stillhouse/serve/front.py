@@ -19,7 +19,7 @@ from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import Ask
 from stillhouse.serve.exchange import JSON, Exchange, Send, base_headers, respond
 from stillhouse.serve.gateway_file import GatewayFile
-from stillhouse.serve.gateway_sections import LimitsSection
+from stillhouse.serve.gateway_sections import LimitsSection, StudentSection
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.private import raw_weight
 from stillhouse.serve.private import weight as weight_of
@@ -236,6 +236,10 @@ class Asks:
         self._tasks = file.tasks
         self.limits = file.limits
         self._parts = parts
+        self._personal = any(
+            isinstance(one, StudentSection) and one.adapters is not None
+            for one in file.upstreams.values()
+        )
 
     def __call__(
         self,
@@ -300,7 +304,14 @@ class Asks:
             conversation=conversation,
             assignment=assignment,
             weight=weight_of(body) if weight is None else weight,
+            asker=self._asker(tenant, user) if self._personal else None,
         )
+
+    def _asker(self, tenant: str, user: str | None) -> str:
+        """For whom a student may have an adapter: a tenant, and its user where that is known."""
+        if user is None or self._parts.pseudonym is None:
+            return tenant
+        return f"{tenant}\n{self._parts.pseudonym(tenant, user)}"
 
 
 def _own(tenant: str, name: str | None) -> str | None:

@@ -130,13 +130,18 @@ def load_gateway(path: Path) -> GatewayFile:
 
 
 def _seen_from(base: Path, file: GatewayFile) -> GatewayFile:
-    """Relative paths of students, calibrators and gold sets are seen from the file's folder."""
+    """Relative paths of students, adapters, calibrators and gold sets are seen from its folder."""
     students = file.students
     if students is not None:
         roots = tuple(base / one.expanduser() for one in students.roots)
         students = students.model_copy(update={"roots": roots})
     upstreams = {
-        name: one.model_copy(update={"path": base / one.path.expanduser()})
+        name: one.model_copy(
+            update={
+                "path": base / one.path.expanduser(),
+                "adapters": None if one.adapters is None else base / one.adapters.expanduser(),
+            }
+        )
         if isinstance(one, StudentSection)
         else one
         for name, one in file.upstreams.items()

@@ -180,6 +180,11 @@ class StudentSection(Section):
     workers: int = Field(default=1, ge=1, le=64, description="Processes, each with the student.")
     threads: int = Field(default=1, ge=1, description="Of each process.")
     device: str = Field(default="auto", description="Of students that transformers runs.")
+    adapters: Path | None = Field(
+        default=None,
+        description="FOLDER/TASK/online of `stillhouse online`: its adapters of tenants or users. "
+        "None: the shared student answers everybody.",
+    )
     max_batch: int = Field(default=32, ge=1, le=1024, description="Requests answered at once.")
     max_wait_ms: float = Field(
         default=2, ge=0, le=1000, description="That a batch waits for the size of the last one."

@@ -53,6 +53,12 @@ class Metrics:
         self.fallbacks = counter("fallbacks", "The other variant answered.", "task", "reason")
         self.upstream_errors = counter("upstream_errors", "By upstream.", "upstream", "error")
         self.shadows = counter("shadows", "Shadow calls by what became of them.", "task", "result")
+        self.adapters = counter(
+            "adapter_answers",
+            "Students' answers by last layer: own, shared, or shared for a broken adapter.",
+            "task",
+            "used",
+        )
         self.dropped = counter("log_dropped", "Requests that the traffic log dropped.")
         self.batch_lines = counter("batch_lines", "Lines of batches, asked.", "task", "result")
         self.batch_failures = counter("batch_failures", "Batches given back for a failed store.")

@@ -196,7 +196,8 @@ class Beside(Protocol):
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the server is given. `keys` is None where everybody is let in, `gate` where every
-    student's answer is shown. `last` is a task's newest decision; it may block.
+    student's answer is shown. `last` is a task's newest decision; it may block. `pseudonym` is what
+    stands for a tenant's user wherever users are kept; None: nobody is known by one.
     `unreadable`: stored rows by task that could not be read as evidence since the last call."""
 
     assigner: Assigner
@@ -212,3 +213,4 @@ class Parts:
     presence: Presence | None = None
     last: Callable[[str], Decision | None] | None = None
     unreadable: Callable[[], Mapping[str, int]] = dict
+    pseudonym: Callable[[str, str], str] | None = None

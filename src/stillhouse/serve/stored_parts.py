@@ -14,14 +14,15 @@ from typing import Final
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from stillhouse.core.errors import UserError
+from stillhouse.core.errors import RunFolderError, UserError
+from stillhouse.models.adapter_files import forget_user
 from stillhouse.serve.batches import BatchWork
 from stillhouse.serve.candidates import is_last, withdrawn
 from stillhouse.serve.courses import Lease
 from stillhouse.serve.feeds import Unreadable
 from stillhouse.serve.gates import gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile
-from stillhouse.serve.gateway_sections import TaskSection
+from stillhouse.serve.gateway_sections import StudentSection, TaskSection
 from stillhouse.serve.in_memory import HashAssigner, ListedKeys
 from stillhouse.serve.keys import StoredKeys
 from stillhouse.serve.migration import first_state, with_student
@@ -56,26 +57,52 @@ class EitherKeys:
 
 
 class StoredKept:
-    """`seams.KeptCalls` over a database."""
+    """`seams.KeptCalls` over a database.
 
-    def __init__(self, engine: Engine, log: TrafficLog, pseudonyms: Pseudonyms) -> None:
+    Args:
+        adapters: folders of online learning that users may have a part in.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        log: TrafficLog,
+        pseudonyms: Pseudonyms,
+        adapters: Sequence[Path] = (),
+    ) -> None:
         self._engine = engine
         self._log = log
         self._pseudonyms = pseudonyms
+        self._adapters = tuple(adapters)
 
     def forget(self, tenant: str, user: str) -> tuple[int, int]:
-        """See `KeptCalls`. What waits in this gateway's queue is written first, and deleted too.
+        """See `KeptCalls`. What waits in this gateway's queue is written first, and deleted too;
+        adapters that the user may have a part in answer no more.
 
         Raises:
-            StoreError: it could not be written in time.
+            StoreError: it could not be written in time; or the rows are gone, but adapters cannot
+                be put aside.
         """
         if not self._log.flush(FLUSH_S):
             raise StoreError("requests wait that cannot be written now")
-        return delete_user(self._engine, self._pseudonyms.of(tenant, user))
+        whose = self._pseudonyms.of(tenant, user)
+        gone = delete_user(self._engine, whose)
+        try:
+            for root in self._adapters:
+                forget_user(root, tenant, whose)
+        except RunFolderError as error:
+            raise StoreError(f"the rows are gone, but adapters still answer: {error}") from None
+        return gone
 
     def lines(self, task: str | None, since: float | None) -> Iterator[str]:
         """See `KeptCalls`."""
         return call_lines(self._engine, task, since)
+
+
+def adapters_of(file: GatewayFile) -> list[Path]:
+    """Folders of online learning whose adapters a gateway's students answer with."""
+    sections = [one for one in file.upstreams.values() if isinstance(one, StudentSection)]
+    return [one.adapters for one in sections if one.adapters is not None]
 
 
 class StoredParts:
@@ -136,7 +163,8 @@ class StoredParts:
             keys=EitherKeys(*keys) if keys else None,
             gate=gate_of(file),
             key_store=self._keys if file.keys_in_store else None,
-            calls=StoredKept(self._engine, self._log, pseudonyms),
+            calls=StoredKept(self._engine, self._log, pseudonyms, adapters_of(file)),
+            pseudonym=pseudonyms.of,
             batches=self._work,
             presence=self._presence,
             last=self._states.last,

@@ -1,4 +1,4 @@
-"""A student that answers requests, whatever runs it: in batches or in threads.
+"""A student that answers requests, whatever runs it: opened, in batches or in threads.
 
 onnxruntime and transformers answer whole batches; llama.cpp batches by itself what comes from many
 threads. Imports a runtime only when its student is opened. Knows requests as bytes and sends
@@ -10,137 +10,37 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
 from stillhouse.core.artefact import ARTEFACT, is_artefact, read_artefact, student_sha
-from stillhouse.core.errors import StillhouseError
 from stillhouse.core.optional import require
 from stillhouse.core.records import Completion, Query, message_key
-from stillhouse.core.tasks import ClassificationTask, Task
+from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.artefact_student import open_artefact
 from stillhouse.models.batching import Call
 from stillhouse.models.completer import Sampling, draw_seed
 from stillhouse.models.writing import Writing
-from stillhouse.serve.api_errors import ApiError
-from stillhouse.serve.student_answers import Answering, Send, Voice, label_answer, refusal
+from stillhouse.serve.student_answers import Answering, Voice
 from stillhouse.serve.student_frames import Frame
-from stillhouse.serve.student_requests import Asked, Runtime, read_request
+from stillhouse.serve.student_labels import (
+    SPREAD,
+    Around,
+    Believe,
+    Brain,
+    LabelBrain,
+    Opening,
+    Reading,
+    failure,
+)
+from stillhouse.serve.student_personal import open_personal_brain
+from stillhouse.serve.student_requests import Asked, Runtime
 
 FINGERPRINT_DIGITS: Final = 16
-SPREAD: Final = 1.25
-FEW_CHARS: Final = 12
-Believe = Callable[[Sequence[Query]], Sequence[Completion]]
 
 
-class Opening(NamedTuple):
-    """What is opened, and how it calls itself."""
-
-    folder: Path
-    head: str
-    task: Task
-    model: str
-    max_batch: int
-    max_tokens: int
-    device: str = "auto"
-
-
-class Around(NamedTuple):
-    """What a brain is given while it answers.
-
-    `look` takes note of what has come in meanwhile; `gone` says whether nobody waits for a request
-    any more.
-    """
-
-    send: Send
-    look: Callable[[], None]
-    gone: Callable[[int], bool]
-
-
-class Brain(Protocol):
-    """A student that is open. `threads`: requests that it takes one by one; 0: it takes batches."""
-
-    voice: Voice
-    runtime: Runtime
-    threads: int
-
-    def answer(self, jobs: Sequence[Frame], around: Around) -> None:
-        """Answer requests; blocks. Whatever happens, each gets its frames."""
-
-
-class _Reading:
-    """What all brains do the same with a request."""
-
-    def __init__(self, opening: Opening, voice: Voice, runtime: Runtime) -> None:
-        self.voice, self.runtime = voice, runtime
-        self.threads = 0
-        self._task, self._max_tokens = opening.task, opening.max_tokens
-
-    def _read(self, jobs: Sequence[Frame], send: Send) -> list[tuple[int, Asked]]:
-        """The requests that are for this student; the others are refused."""
-        found = []
-        for job in jobs:
-            try:
-                asked = read_request(job.payload, self._task, self.runtime, self._max_tokens)
-            except ApiError as error:
-                send(refusal(job.number, error))
-            else:
-                found.append((job.number, asked))
-        return found
-
-
-class LabelBrain(_Reading):
-    """Answers with labels, a batch at a time.
-
-    Args:
-        spread: how much longer the longest text of a run of the model may be than the shortest.
-            On a CPU a padded token costs as much as any, and larger batches save little.
-    """
-
-    def __init__(
-        self, opening: Opening, voice: Voice, believe: Believe, spread: float = SPREAD
-    ) -> None:
-        super().__init__(opening, voice, Runtime(writes=False))
-        self._believe, self._spread = believe, spread
-
-    def answer(self, jobs: Sequence[Frame], around: Around) -> None:
-        """See `Brain`."""
-        for asked in self._alike(self._read(jobs, around.send)):
-            frames = []
-            for (number, one), said in zip(asked, self._all(asked), strict=True):
-                if isinstance(said, ApiError):
-                    frames.append(refusal(number, said))
-                else:
-                    frames.append(label_answer(number, one, said, self.voice))
-            around.send(b"".join(frames))
-
-    def _alike(self, asked: list[tuple[int, Asked]]) -> Iterator[list[tuple[int, Asked]]]:
-        """Requests of about one length together, the shortest first."""
-
-        def length(one: tuple[int, Asked]) -> int:
-            return len(one[1].query.last_user_text)
-
-        group: list[tuple[int, Asked]] = []
-        for one in sorted(asked, key=length):
-            if group and length(one) > self._spread * length(group[0]) + FEW_CHARS:
-                yield group
-                group = []
-            group.append(one)
-        if group:
-            yield group
-
-    def _all(self, asked: Sequence[tuple[int, Asked]]) -> Sequence[Completion | ApiError]:
-        try:
-            return self._believe([one.query for _, one in asked])
-        except Exception as error:  # one of them may be at fault: the others are asked again
-            if len(asked) == 1:
-                return [failure(error)]
-            return [said for one in asked for said in self._all([one])]
-
-
-class WritingBrain(_Reading):
+class WritingBrain(Reading):
     """Writes texts with transformers, a batch at a time."""
 
     def __init__(self, opening: Opening, voice: Voice, writer: Any, asked: Any) -> None:
@@ -171,7 +71,7 @@ class WritingBrain(_Reading):
                 answering.ended(index, end)
 
 
-class ThreadedBrain(_Reading):
+class ThreadedBrain(Reading):
     """Writes texts with llama.cpp, each request in a thread of its own."""
 
     def __init__(self, opening: Opening, voice: Voice, student: Any, threads: int) -> None:
@@ -212,13 +112,6 @@ def writings_of(asked: Asked) -> list[Writing]:
     ]
 
 
-def failure(error: Exception) -> ApiError:
-    """What a student's own error is to the gateway, which asks the teacher then."""
-    if isinstance(error, StillhouseError):
-        return ApiError(422, "The student cannot answer this request.", code="unanswerable")
-    return ApiError(500, f"The student failed: {type(error).__name__}.", code="student_error")
-
-
 def open_brain(opening: Opening) -> Brain:
     """Open a student's folder or an artefact with its runtime.
 
@@ -234,6 +127,8 @@ def open_brain(opening: Opening) -> Brain:
         voice = Voice(opening.model, f"fp_{hashlib.sha256(raw).hexdigest()[:FINGERPRINT_DIGITS]}")
     else:
         voice = Voice(opening.model, f"fp_{student_sha(folder)[:FINGERPRINT_DIGITS]}")
+    if opening.adapters is not None:
+        return open_personal_brain(opening, voice)
     if kind == "hf" and opening.head == "text":
         return _transformers_text(opening, voice)
     if kind == "hf":

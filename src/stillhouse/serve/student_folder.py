@@ -50,6 +50,12 @@ def setup_of(name: str, section: StudentSection) -> Mapping[str, Any]:
         raise UserError(f"{where}.head", "is missing", action="write label or text")
     if head == "label" and task.kind != "classification":
         raise UserError(f"{where}.task", "of a label student is a classification", value=task.kind)
+    if section.adapters is not None and head != "label":
+        raise UserError(
+            f"{where}.adapters",
+            "are of label students alone; this one writes text",
+            action="leave adapters out",
+        )
     return {
         "path": str(section.path.resolve()),
         "head": head,
@@ -59,6 +65,7 @@ def setup_of(name: str, section: StudentSection) -> Mapping[str, Any]:
         "max_wait_ms": section.max_wait_ms,
         "max_tokens": section.max_tokens,
         "device": section.device,
+        "adapters": None if section.adapters is None else str(section.adapters.resolve()),
     }
 
 

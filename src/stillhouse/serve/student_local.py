@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from stillhouse.serve.student_brains import Around, Brain
 from stillhouse.serve.student_frames import ANSWER, ASK, Frame, Frames, status_of
+from stillhouse.serve.student_labels import Around, Brain
 
 
 class LocalAnswer(NamedTuple):

@@ -48,6 +48,7 @@ class StudentPool:
         self._tasks: list[asyncio.Task[None]] = []
         self._first: list[asyncio.Future[None]] = []
         self._closing = False
+        self._troubles: set[str] = set()
         self.fingerprint: str | None = None
         self.restarts = 0
 
@@ -102,7 +103,7 @@ class StudentPool:
         """Keep one process running, until cancelled."""
         pause, longest = PAUSE_S
         while True:
-            process = StudentProcess(self._clock)
+            process = StudentProcess(self._clock, self._troubled)
             self._processes[slot] = process
             problem = await self._open(process)
             first = self._first[slot]
@@ -129,6 +130,12 @@ class StudentPool:
             )
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
+
+    def _troubled(self, text: str) -> None:
+        """Say what a student says, once for all its processes."""
+        if text not in self._troubles:
+            self._troubles.add(text)
+            _LOG.warning("student %s: %s", self._name, text)
 
     async def _open(self, process: StudentProcess) -> str | None:
         """Why a process has no open student, or `None`."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 from stillhouse.serve.student_frames import (
+    ADAPTER,
     ANSWER,
     ASK,
     CANCEL,
@@ -26,8 +27,10 @@ from stillhouse.serve.student_frames import (
     PIECE,
     READY,
     SETUP,
+    TROUBLE,
     FrameError,
     Frames,
+    asked_as,
     framed,
     status_of,
 )
@@ -51,6 +54,7 @@ class Pending:
         self.number = number
         self.process = process
         self.status: int | None = None
+        self.adapter: str | None = None  # whose last layer answers, where the student has several
         self.over = False
         self.size = 0
         self._parts: deque[bytes] = deque()
@@ -99,10 +103,16 @@ class Pending:
 
 
 class StudentProcess(asyncio.Protocol):
-    """One process. `lost` is done once it is gone, `ready` once its student is open."""
+    """One process. `lost` is done once it is gone, `ready` once its student is open.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    Args:
+        troubled: hears what the student says that an operator should know.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], troubled: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._clock, self._troubled = clock, troubled
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[Mapping[str, Any]] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
@@ -158,14 +168,21 @@ class StudentProcess(asyncio.Protocol):
         """Requests that it has."""
         return len(self._pending)
 
-    def ask(self, body: bytes) -> Pending:
-        """Hand it a request."""
+    def ask(self, body: bytes, asker: str | None = None) -> Pending:
+        """Hand it a request.
+
+        Args:
+            asker: a tenant, or a tenant and a user's pseudonym with a line break between.
+        """
         self._next += 1
         pending = Pending(self._next, self)
         if not self._pending:
             self.heard = self._clock()  # what is idle has nothing to say
         self._pending[pending.number] = pending
-        self._write(framed(ASK, pending.number, body))
+        if asker is None:
+            self._write(framed(ASK, pending.number, body))
+        else:
+            self._write(asked_as(pending.number, asker, body))
         return pending
 
     def drop(self, pending: Pending) -> None:
@@ -237,10 +254,14 @@ class StudentProcess(asyncio.Protocol):
             self.ready.set_result(json.loads(payload))
         elif kind == FAILED and not self.ready.done():
             self.ready.set_exception(StudentRefusedError(payload.decode("utf-8", "replace")))
+        elif kind == TROUBLE:
+            self._troubled(payload.decode("utf-8", "replace"))
         pending = self._pending.get(number)
         if pending is None:
             return
-        if kind == PIECE:
+        if kind == ADAPTER:
+            pending.adapter = payload.decode("ascii", "replace")
+        elif kind == PIECE:
             pending.status = 200
             pending.add(payload)
         elif kind == ANSWER:

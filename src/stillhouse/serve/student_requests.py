@@ -51,6 +51,7 @@ class Asked(NamedTuple):
     seed: int | None
     stop: tuple[str, ...]
     json_schema: Mapping[str, Any] | None
+    asker: str | None = None  # whose adapter may answer
 
 
 def read_request(body: bytes, task: Task, runtime: Runtime, max_tokens: int) -> Asked:

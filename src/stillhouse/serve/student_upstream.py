@@ -17,7 +17,7 @@ from stillhouse.serve.guards import QueueFullError, QueueWaitError, Slots
 from stillhouse.serve.student_folder import setup_of
 from stillhouse.serve.student_pool import StudentPool
 from stillhouse.serve.student_process import Pending, StudentGoneError
-from stillhouse.serve.upstream import Reply, Stream, UpstreamFailed
+from stillhouse.serve.upstream import ASKER, Reply, Stream, UpstreamFailed
 
 CHAT: Final = "/chat/completions"
 JSON: Final = "application/json"
@@ -83,7 +83,7 @@ class StudentUpstream:
         await self._take(ends)
         pending: Pending | None = None
         try:
-            pending = self._give(body)
+            pending = self._give(body, extra)
             async with asyncio.timeout_at(ends):
                 content = await pending.part()
                 while more := await pending.part():
@@ -108,7 +108,7 @@ class StudentUpstream:
         await self._take(min(ends, first_by))
         pending: Pending | None = None
         try:
-            pending = self._give(body)
+            pending = self._give(body, extra)
             async with asyncio.timeout_at(min(ends, first_by)):
                 first = await pending.part()
             status = pending.status or 200
@@ -134,11 +134,11 @@ class StudentUpstream:
         except (QueueWaitError, TimeoutError):
             raise UpstreamFailed("queue_wait", 503, 1) from None
 
-    def _give(self, body: bytes) -> Pending:
+    def _give(self, body: bytes, extra: Mapping[str, str] | None) -> Pending:
         process = self.pool.pick()
         if process is None:
             raise UpstreamFailed("student_starting", 503, 1)
-        return process.ask(body)
+        return process.ask(body, None if extra is None else extra.get(ASKER))
 
     def _reply(self, pending: Pending, content: bytes) -> Reply:
         status = pending.status or 200
@@ -146,7 +146,7 @@ class StudentUpstream:
             raise UpstreamFailed("student_error")
         if len(content) > self.answer_bytes:
             raise UpstreamFailed("answer_too_long")
-        return Reply(status, JSON, content)
+        return Reply(status, JSON, content, pending.adapter)
 
 
 class StudentStream:
@@ -155,6 +155,7 @@ class StudentStream:
     def __init__(self, owner: StudentUpstream, pending: Pending, first: bytes, ends: float) -> None:
         self.status = pending.status or 200
         self.content_type = EVENTS if self.status < 400 else JSON
+        self.adapter = pending.adapter
         self._owner, self._pending, self._first, self._ends = owner, pending, first, ends
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -184,7 +185,7 @@ class RefusedStream:
     """A refusal in place of a stream."""
 
     def __init__(self, reply: Reply) -> None:
-        self.status, self.content_type, self._body = reply
+        self.status, self.content_type, self._body, self.adapter = reply
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """See `Stream`."""

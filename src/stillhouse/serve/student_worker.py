@@ -23,9 +23,10 @@ from pydantic import TypeAdapter
 
 from stillhouse.core.errors import StillhouseError
 from stillhouse.core.tasks import Task
-from stillhouse.serve.student_brains import Around, Brain, Opening, open_brain
+from stillhouse.serve.student_brains import open_brain
 from stillhouse.serve.student_frames import (
     ASK,
+    ASK_AS,
     BEAT,
     CANCEL,
     FAILED,
@@ -36,6 +37,7 @@ from stillhouse.serve.student_frames import (
     Frames,
     framed,
 )
+from stillhouse.serve.student_labels import Around, Brain, Opening
 
 READ: Final = 1 << 18
 BEAT_S: Final = 0.5
@@ -103,7 +105,7 @@ class Inbox:
         if not data:
             raise GatewayGoneError
         for frame in self._frames.feed(data):
-            if frame.kind == ASK:
+            if frame.kind in (ASK, ASK_AS):
                 self._waiting[frame.number] = frame
             elif frame.kind == SETUP:
                 self._setup = frame
@@ -227,6 +229,7 @@ def main(descriptor: int) -> None:
             max_batch=told["max_batch"],
             max_tokens=told["max_tokens"],
             device=told["device"],
+            adapters=None if told["adapters"] is None else Path(told["adapters"]),
         )
         try:
             brain = open_brain(opening)

@@ -55,7 +55,7 @@ class Sureness:
         own = sent_body(
             ask, section.kind, section.model, whole=True, alternatives=plan.alternatives
         )
-        headers = {"x-request-id": ask.id}
+        headers = ask.beside(section.kind)
         sampling = asyncio.create_task(upstream.ask(path, more, ends, headers))
         try:
             reply = await upstream.ask(path, own, ends, headers)

@@ -19,6 +19,8 @@ from stillhouse.serve.guards import Breaker, QueueFullError, QueueWaitError, Ret
 _RETRIED: Final = frozenset((408, 409, 429, 500, 502, 503, 504, 529))
 # Of these an upstream can say what it likes about the request; the others are its own fault.
 OWN_FAULT: Final = frozenset((401, 403, 404, 405, 408, 409, 429))
+# Not a header: who asks, for students of the gateway's own, which may have an adapter for them.
+ASKER: Final = "asker"
 _NETWORK: Final = (aiohttp.ClientError, OSError, ValueError)
 
 
@@ -38,6 +40,7 @@ class Reply(NamedTuple):
     status: int
     content_type: str
     body: bytes
+    adapter: str | None = None  # whose last layer answered, of a student that has several
 
 
 class Health(Protocol):
@@ -53,6 +56,7 @@ class Stream(Protocol):
 
     status: int
     content_type: str
+    adapter: str | None
 
     def pieces(self) -> AsyncIterator[bytes]:
         """The answer's pieces.
@@ -94,6 +98,9 @@ class Upstream(Protocol):
     ) -> Reply:
         """A whole answer by `ends`, a time of the loop's clock.
 
+        Args:
+            extra: headers; for a student of the gateway's own, `ASKER` alone means something.
+
         Raises:
             UpstreamFailed: none came, or it is the upstream's own fault.
         """
@@ -110,6 +117,8 @@ class Upstream(Protocol):
 
 class HttpStream:
     """See `Stream`."""
+
+    adapter: str | None = None
 
     def __init__(self, owner: HttpUpstream, reply: aiohttp.ClientResponse, ends: float) -> None:
         self.status = reply.status

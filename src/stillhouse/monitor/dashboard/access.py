@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 COOKIE: Final = "stillhouse_session"
@@ -21,6 +21,8 @@ LONGEST: Final = 512
 # Guesses in a minute, of all who knock together.
 GUESSES: Final = 20
 GUESS_S: Final = 60.0
+
+Knock = Literal["none", "busy", "wrong", "right"]
 
 
 @dataclass(slots=True)
@@ -35,6 +37,7 @@ class Access:
     key: str | None
     clock: Callable[[], float]
     _wrong: deque[float] = field(default_factory=lambda: deque(maxlen=GUESSES))
+    _ended: dict[str, float] = field(default_factory=dict)  # sessions, and when they would have
 
     def opens(self, shown: str) -> bool:
         """Whether this is the key; compares in constant time."""
@@ -42,10 +45,18 @@ class Access:
             return False
         return hmac.compare_digest(shown.encode("utf-8", "replace"), self.key.encode())
 
-    def bearer(self, authorization: str) -> bool:
-        """Whether an Authorization header shows the key."""
+    def bearer(self, authorization: str) -> Knock:
+        """What an Authorization header comes to. Wrong keys count as those of the login do, and
+        where too many came no key is looked at."""
         kind, _, shown = authorization.partition(" ")
-        return kind.lower() == "bearer" and self.opens(shown.strip())
+        if self.key is None or kind.lower() != "bearer":
+            return "none"
+        if self.busy():
+            return "busy"
+        if self.opens(shown.strip()):
+            return "right"
+        self.wrong()
+        return "wrong"
 
     def busy(self) -> bool:
         """Whether so many wrong keys came lately that none is looked at now."""
@@ -66,10 +77,17 @@ class Access:
         if (
             self.key is None
             or len(session) > LONGEST
+            or session in self._ended
             or not _same(signature, self._sign("session", body))
         ):
             return False
         return int(body.partition(".")[0]) > self.clock()
+
+    def end(self, session: str) -> None:
+        """A session of ours counts no more, in this process."""
+        now = self.clock()
+        self._ended = {one: at for one, at in self._ended.items() if at > now}
+        self._ended[session] = now + SESSION_S
 
     def token(self, session: str) -> str:
         """What forms of a session must send back, so that no other site's form counts."""

@@ -25,6 +25,7 @@ from stillhouse.monitor.dashboard.pages import Pages
 from stillhouse.monitor.dashboard.sources import Sources
 from stillhouse.monitor.dashboard.views import Views
 from stillhouse.monitor.dashboard.views_acts import Acts
+from stillhouse.monitor.dashboard.views_online import OnlineViews
 from stillhouse.monitor.dashboard.views_runs import Runs
 from stillhouse.monitor.dashboard.views_traffic import Traffic
 
@@ -57,7 +58,7 @@ class Dashboard:
             Runs(sources, pages),
             Traffic(sources, pages),
         )
-        self._live = Live(views.parts, every_s)
+        self._live = Live(views.parts, access.holds, every_s)
 
         async def failed(request: Request, error: Exception) -> Response:
             _LOG.error("%s: %s: %s", request.url.path, type(error).__name__, error)
@@ -87,6 +88,7 @@ class Dashboard:
                     Route("/experiment/act", acts.ask_act),
                     Route("/experiment/act", acts.act, methods=["POST"]),
                     Route("/drift", views.drift),
+                    Route("/online", OnlineViews(sources, pages).page),
                     Route("/traffic", traffic.page),
                     Route("/runs", runs.listed),
                     Route("/runs/run", runs.run),

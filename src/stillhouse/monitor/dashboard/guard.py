@@ -14,7 +14,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stillhouse.monitor.dashboard.access import COOKIE, Access, is_local, same_origin
+from stillhouse.monitor.dashboard.access import (
+    COOKIE,
+    GUESS_S,
+    Access,
+    is_local,
+    same_origin,
+)
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -75,7 +81,11 @@ class Guard:
             return PlainTextResponse("this form is of another site\n", 403)
         session = session_of(headers)
         known = bool(session) and self._access.holds(session)
-        bearer = self._access.bearer(headers.get("authorization", ""))
+        knock = "none" if known else self._access.bearer(headers.get("authorization", ""))
+        if knock == "busy":
+            wait = {"retry-after": str(round(GUESS_S))}
+            return PlainTextResponse("too many wrong keys; wait a minute\n", 429, wait)
+        bearer = knock == "right"
         scope[SESSION] = session if known else ""
         scope[ACTS] = known or bearer
         path = scope["path"].removeprefix(scope.get("root_path", ""))

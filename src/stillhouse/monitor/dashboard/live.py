@@ -14,6 +14,8 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
+from stillhouse.monitor.dashboard.guard import SESSION
+
 EVERY_S: Final = 2.0
 BEAT_S: Final = 15.0
 MOST: Final = 64
@@ -26,11 +28,17 @@ class Live:
 
     Args:
         parts: HTML by event, for a mount path; blocks.
+        holds: whether a session may go on looking; asked as often as the figures are read.
         every_s: how often it is read.
     """
 
-    def __init__(self, parts: Callable[[str], Parts], every_s: float = EVERY_S) -> None:
-        self._parts, self._every_s = parts, every_s
+    def __init__(
+        self,
+        parts: Callable[[str], Parts],
+        holds: Callable[[str], bool],
+        every_s: float = EVERY_S,
+    ) -> None:
+        self._parts, self._holds, self._every_s = parts, holds, every_s
         self._open: set[asyncio.Event] = set()
         self._stopping = False
         self._newest: dict[str, tuple[float, Parts]] = {}
@@ -47,17 +55,22 @@ class Live:
         if len(self._open) >= MOST:
             return PlainTextResponse("too many look at once\n", 503, {"retry-after": "30"})
         headers = {"x-accel-buffering": "no", "cache-control": "no-store"}
-        stream = self._stream(request.scope.get("root_path", ""))
+        stream = self._stream(request.scope.get("root_path", ""), request.scope.get(SESSION, ""))
         return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
 
-    async def _stream(self, base: str) -> AsyncIterator[str]:
+    async def _stream(self, base: str, session: str) -> AsyncIterator[str]:
+        """Events until the end.
+
+        Args:
+            session: that was let in; empty: a Bearer key, or no key is asked for.
+        """
         end = asyncio.Event()
         self._open.add(end)
         told: dict[str, str] = {}
         beat = time.monotonic()
         try:
             yield "retry: 3000\n\n"
-            while not self._stopping:
+            while not self._stopping and (not session or self._holds(session)):
                 for name, text in (await self._read(base)).items():
                     if told.get(name) != text:
                         told[name] = text

@@ -24,6 +24,7 @@ NAV: Final = (
     ("experiment", "/experiment", "Experiment"),
     ("drift", "/drift", "Drift"),
     ("traffic", "/traffic", "Traffic"),
+    ("online", "/online", "Online"),
     ("runs", "/runs", "Runs"),
     ("registry", "/registry", "Registry"),
     ("frontier", "/frontier", "Frontier"),

@@ -6,6 +6,7 @@ Names in addresses are looked up among the folders that were found, so none lead
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,6 +22,7 @@ from stillhouse.monitor.state import task_folder
 
 MOST_ROWS: Final = 600
 MOST_CYCLES: Final = 200
+_NUMBER: Final = re.compile(r"[0-9]+")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -87,7 +89,9 @@ class RunFiles:
             cycles = task_folder(self._folder, task) / "cycles"
             numbers = []
             if cycles.is_dir():
-                numbers = [one for one in cycles.iterdir() if one.name.isdigit() and one.is_dir()]
+                numbers = [
+                    one for one in cycles.iterdir() if _NUMBER.fullmatch(one.name) and one.is_dir()
+                ]
             numbers.sort(key=lambda one: int(one.name), reverse=True)
             for one in numbers[:MOST_CYCLES]:
                 found[f"{task}/cycles/{one.name}"] = (task, _run_folder(one))

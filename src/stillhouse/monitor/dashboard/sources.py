@@ -14,6 +14,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.live_pages import Asked, Hour, Place, RowsPage
 from stillhouse.evaluate.fallback_frontier import FallbackFrontier
 from stillhouse.evaluate.studies import FrontierStudy
+from stillhouse.monitor.dashboard.online_files import OnlineShown
 from stillhouse.monitor.dashboard.shown import AlertShown, ExperimentShown, RunShown, WindowShown
 
 
@@ -90,6 +91,13 @@ class Frontiers(Protocol):
 
     def fallbacks(self) -> Mapping[str, FallbackFrontier]:
         """Of how sure a student must be, likewise."""
+
+
+class Online(Protocol):
+    """What is learned between retrainings."""
+
+    def online(self, task: str) -> OnlineShown | None:
+        """Where it stands; `None`: nothing was learned yet."""
 
 
 class Student(Protocol):
@@ -172,16 +180,20 @@ class Students(Protocol):
     def version(self, task: str) -> int:
         """Of the task's state."""
 
-    def promote(self, ref: str, *, reason: str, by: str, version: int) -> object:
-        """Make it the live one.
+    @property
+    def follows(self) -> bool:
+        """Whether the gateway is told who is live."""
+
+    def promote(self, ref: str, *, reason: str, by: str, version: int) -> str | None:
+        """Make it the live one; what is left to do where the gateway does not answer with it.
 
         Raises:
             ConflictError: the task is at another version by now.
             UserError: it cannot be.
         """
 
-    def roll_back(self, task: str, *, reason: str, by: str, version: int) -> object:
-        """Make the previous one live again; raises likewise."""
+    def roll_back(self, task: str, *, reason: str, by: str, version: int) -> str | None:
+        """Make the previous one live again; answers and raises likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +208,4 @@ class Sources:
     runs: Runs | None = None
     frontiers: Frontiers | None = None
     students: Students | None = None
+    online: Online | None = None

@@ -34,6 +34,10 @@ ACTIONS: Final = {
 }
 
 
+FOLLOWS: Final = {
+    True: "The gateway answers with it at once, at the share that its student has now.",
+    False: "No running gateway is told.",
+}
 WITHDRAWN: Final = "The new student is withdrawn, and the running one goes on alone."
 
 
@@ -86,10 +90,12 @@ class Acts:
         return self._pages.html(request, "login.html", status, next=place, problem=problem)
 
     async def logout(self, request: Request) -> Response:
-        """The browser forgets its session."""
+        """The session ends, and the browser forgets it."""
         refused = self._refused(request, await _form(request))
         if refused is not None:
             return refused
+        if request.scope.get(SESSION, ""):
+            self._access.end(request.scope[SESSION])
         response = RedirectResponse(f"{_base(request)}/login", 303)
         response.delete_cookie(COOKIE, path=f"{_base(request)}/")
         return response
@@ -130,7 +136,7 @@ class Acts:
             Asking(
                 f"Promote {entry.id}",
                 f"{entry.id} becomes the live student of {entry.task}; the live one is retired and "
-                "can be rolled back to.",
+                f"can be rolled back to. {FOLLOWS[part.follows]}",
                 "Promote it",
                 f"/registry/promote?ref={quote(entry.id, safe='')}",
                 "/registry",
@@ -165,7 +171,8 @@ class Acts:
             "registry",
             Asking(
                 f"Roll {task} back",
-                f"{previous.id}, the previous student, becomes the live one of {task} again.",
+                f"{previous.id}, the previous student, becomes the live one of {task} again. "
+                f"{FOLLOWS[part.follows]}",
                 "Roll back",
                 f"/registry/rollback?task={quote(task, safe='')}",
                 "/registry",
@@ -223,7 +230,7 @@ class Acts:
         )
 
     async def _done(
-        self, request: Request, here: str, back: str, do: Callable[[str, int], object]
+        self, request: Request, here: str, back: str, do: Callable[[str, int], str | None]
     ) -> Response:
         form = await _form(request)
         refused = self._refused(request, form)
@@ -234,12 +241,14 @@ class Acts:
             text = "Say why: it is written into the log." if not reason else "The form is damaged."
             return self._message(request, here, 400, ("Nothing was done", text), back)
         try:
-            await asyncio.to_thread(do, reason, int(told))
+            left = await asyncio.to_thread(do, reason, int(told))
         except ConflictError as error:
             text = f"Nothing was done: {error}. Look at what stands now, then decide again."
             return self._message(request, here, 409, ("Another operator was first", text), back)
         except StillhouseError as error:
             return self._message(request, here, 400, ("Nothing was done", str(error)), back)
+        if left is not None:
+            return self._message(request, here, 200, ("Done in the registry", left), back)
         return RedirectResponse(f"{_base(request)}{back}", 303)
 
     def _refused(self, request: Request, form: dict[str, str]) -> Response | None:
