@@ -18,7 +18,6 @@ from stillhouse.core.errors import UserError
 from stillhouse.serve.batches import BatchWork
 from stillhouse.serve.candidates import is_last, withdrawn
 from stillhouse.serve.courses import Lease
-from stillhouse.serve.feeds import Unreadable
 from stillhouse.serve.gates import gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.gateway_sections import TaskSection
@@ -33,6 +32,7 @@ from stillhouse.serve.seats import OF_FILE
 from stillhouse.serve.stages import at_stage, share_at
 from stillhouse.serve.states import StoredStates
 from stillhouse.serve.stored_calls import call_lines, delete_before, delete_user
+from stillhouse.serve.stored_records import Unreadable
 from stillhouse.serve.tables import StoreError, open_database
 from stillhouse.serve.traffic_log import LogCounts, TrafficLog
 from stillhouse.serve.watching import student_of, watch_stored
