@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stillhouse import study_speeds
-from stillhouse.core.jsonl import write_json
+from stillhouse.core.jsonl import read_json, write_json
 from stillhouse.core.progress import Silent
 from stillhouse.core.runfolder import Outcome, RunFolder, StageKey
 from stillhouse.evaluate.candidates import EvaluationSet
@@ -65,6 +65,20 @@ def test_what_is_as_it_was_is_not_timed_again(timer: Timer) -> None:
     assert timer.again(teacher={"retries": 9, "budget_usd": 1.0}) == 1
     timer.versions["xllamacpp"] = timer.versions["onnxruntime"] = "another"  # not used here
     assert timer.again() == 1
+
+
+def test_a_key_of_the_recipe_that_is_new_and_at_its_default_times_nothing_again(
+    timer: Timer,
+) -> None:
+    timer.again()
+    path = timer.folder / study_speeds.SPEED
+    saved = read_json(path)
+    of: Any = saved["of"]
+    del of["teacher"]["chat_template"]
+    del of["task"]["system"]
+    write_json(path, saved)
+    assert timer.again() == 1
+    assert timer.again(teacher={"chat_template": False}) == 2
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import RunFolder
+from stillhouse.core.section_dump import says_the_same
 from stillhouse.evaluate.candidates import EvaluationSet, sampling_for
 from stillhouse.evaluate.results import TEACHER, CandidateSpeed
 from stillhouse.evaluate.speed import Contestant, measure_speed
@@ -82,7 +83,7 @@ def _kept_or_timed(  # noqa: PLR0917 - as above
     of = _rests_on(recipe, run, ran, main)
     try:
         kept = read_json(folder / SPEED)
-        if kept.get("of") == of:
+        if says_the_same(kept.get("of"), of):
             return TypeAdapter(dict[str, CandidateSpeed]).validate_python(kept["candidates"])
     except (RunFolderError, ValidationError, KeyError):
         pass
