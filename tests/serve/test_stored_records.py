@@ -95,7 +95,7 @@ def test_live_rows_go_on_past_a_damaged_request(
         assert [row.id for row in rows.newest("reviews", 4)] == ["r12", "r14"]
     assert all(row.is_pair for row in rows.rows("reviews"))
     assert dict(unreadable.take()) == {"reviews": 4}
-    assert sorted(one.args[1] for one in caplog.records if isinstance(one.args, tuple)) == [
+    assert sorted(str(one.args[1]) for one in caplog.records if isinstance(one.args, tuple)) == [
         f"request {one}" for one in ("r10", "r4", "r6", "r8")
     ]
     page = LogPages(engine).page(Asked(task="reviews", below=0.5))

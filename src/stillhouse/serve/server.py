@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import signal
 import socket
 import time
@@ -51,6 +52,7 @@ from stillhouse.serve.upstream import HttpUpstream, Upstream
 from stillhouse.serve.watching import feeds_of, watch_memory
 
 REFRESH_S: Final = 1.0
+_LOG: Final = logging.getLogger("stillhouse.serve")
 
 
 class Address(NamedTuple):
@@ -254,7 +256,8 @@ class Gateway:
             await asyncio.to_thread(presence.tell, roster.report(), time.time())
 
     async def _keep_fresh(self, roster: Roster) -> None:
-        """What other gateways did, until cancelled; a database that is away is tried again."""
+        """What other gateways did, until cancelled; what cannot be read is tried again."""
+        told = ""
         while True:
             await asyncio.sleep(REFRESH_S)
             self.metrics.tell_breakers(roster.breakers())
@@ -264,8 +267,15 @@ class Gateway:
                 self.metrics.tell_unreadable(self._parts.unreadable())
                 roster.follow()
                 await self._tell(roster)
-            except (StillhouseError, SQLAlchemyError):
+            except SQLAlchemyError:  # the database is away
                 self.metrics.refresh_failures.inc()
+            except Exception as error:
+                # Whatever it is, the next try may be better than none: a gateway that no longer
+                # looks would go on with a student that was rolled back, and with revoked keys.
+                self.metrics.refresh_failures.inc()
+                if str(error) != told:
+                    told = str(error)
+                    _LOG.error("cannot be kept up to date: %s: %s", type(error).__name__, error)
 
     def _server(self, app: ASGIApp) -> _Server:
         return _Server(

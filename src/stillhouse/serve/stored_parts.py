@@ -148,18 +148,29 @@ class StoredParts:
 
         Args:
             now: Unix seconds.
+
+        Raises:
+            StoreError: a state cannot be read; all else is done.
         """
         with self._one:
-            self._states.refresh()
-            self._keys.refresh()
+            self._keys.refresh()  # first: a key that was revoked is refused whatever else fails
+            strange: StoreError | None = None
+            try:
+                self._states.refresh()
+            except StoreError as error:
+                strange = error
             self._controller.tick(now)
-            if now - self._swept < SWEEP_S:
-                return
-            self._swept = now
-            if self._retention is not None:
-                delete_before(self._engine, now - self._retention * DAY_S)
-            if self._work is not None:
-                self._work.sweep(now, self._batches_kept_s)
+            if now - self._swept >= SWEEP_S:
+                self._swept = now
+                self._sweep(now)
+            if strange is not None:
+                raise strange
+
+    def _sweep(self, now: float) -> None:
+        if self._retention is not None:
+            delete_before(self._engine, now - self._retention * DAY_S)
+        if self._work is not None:
+            self._work.sweep(now, self._batches_kept_s)
 
     def close(self) -> LogCounts:
         """Write what waits and let the database go. Blocks."""
