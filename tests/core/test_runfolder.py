@@ -467,3 +467,17 @@ def test_the_manifest_on_disk_has_the_documented_keys(tmp_path: Path) -> None:
     }
     assert raw["key"] == KEY.as_json()
     assert raw["digest"] == KEY.digest
+
+
+def test_a_look_makes_no_folder_where_the_stage_went_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    manifest = run.manifest("ask")
+    assert manifest is not None
+    shutil.rmtree(run.stage("ask"))
+    monkeypatch.setattr(Path, "stat", lambda self, **_: os.stat(tmp_path))  # as a moment before
+    changed = stage_files.changed_files(run.stage("ask"), manifest.outputs)
+    assert changed == tuple(manifest.outputs)
+    assert not os.path.lexists(run.stage("ask"))

@@ -70,7 +70,7 @@ def changed_files(folder: Path, recorded: Mapping[str, str]) -> tuple[str, ...]:
         looked[name] = [*mark, found]
         if found != wanted:
             changed.append(name)
-    if began is not None:
+    if began:  # else nothing can be written there, or the folder is gone
         with suppress(RunFolderError):  # a folder that cannot be written is read every time
             write_json(folder / SEEN, {"began": began, "files": looked})
     return tuple(changed)
