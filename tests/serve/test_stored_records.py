@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy.engine import Engine
 
 from gateway_stores import call_of, served_of
 from stillhouse.core.live_pages import Asked
+from stillhouse.monitor.striking import gone
 from stillhouse.serve.corrected import CorrectedScoring
 from stillhouse.serve.evidence_sections import EvidenceSection
 from stillhouse.serve.feeds import StoredFeed
@@ -101,6 +103,19 @@ def test_live_rows_go_on_past_a_damaged_request(
     page = LogPages(engine).page(Asked(task="reviews", below=0.5))
     assert page.rows == ()
     assert [row.id for row in LogPages(engine).page(Asked(task="reviews")).rows] == left[::-1]
+
+
+def test_a_damaged_request_is_not_taken_for_a_deleted_one(engine: Engine) -> None:
+    poison(engine, CALLS.c.served, "r4", BAD["no UTF-8"])
+    rows = StoredRows(engine)
+    assert list(rows.ids("reviews")) == EVEN
+    assert list(rows.ids("reviews", since=2.0, until=6.0)) == ["r2", "r4"]
+    example = [{"request": "r4", "at": 4.0}, {"request": "r6", "at": 6.0}]
+    alert = SimpleNamespace(id="a", examples=example)
+    assert gone("reviews", rows, [alert]) == {}  # type: ignore[list-item]
+    with engine.begin() as connection:
+        connection.execute(sa.delete(CALLS).where(CALLS.c.id == "r6"))
+    assert gone("reviews", rows, [alert]) == {"a": frozenset({"r6"})}  # type: ignore[list-item]
 
 
 def test_a_damaged_shadow_answer_or_outcome_is_absent(engine: Engine) -> None:

@@ -61,11 +61,8 @@ class StoredRows:
     ) -> Iterator[LiveRow]:
         """In the order of `at`, then of `id`; `since` is included, `until` is not."""
         key = sa.tuple_(CALLS.c.at, CALLS.c.id)
-        query = self._seen(task).order_by(CALLS.c.at, CALLS.c.id).limit(_PAGE)
-        if since is not None:
-            query = query.where(CALLS.c.at >= since)
-        if until is not None:
-            query = query.where(CALLS.c.at < until)
+        query = _between(self._seen(task), since, until)
+        query = query.order_by(CALLS.c.at, CALLS.c.id).limit(_PAGE)
         last: tuple[float, str] | None = None
         try:
             while True:
@@ -80,6 +77,15 @@ class StoredRows:
                 last = page.last
         finally:
             self._reader.told()
+
+    def ids(
+        self, task: str, since: float | None = None, until: float | None = None
+    ) -> Iterator[str]:
+        """Of all requests, of those too that cannot be read."""
+        query = sa.select(CALLS.c.id).where(CALLS.c.task == task, CALLS.c.shadow_of.is_(None))
+        with self._engine.connect() as connection:
+            found = connection.execute(_between(query, since, until)).scalars().all()
+        yield from found
 
     def newest(self, task: str, count: int) -> list[LiveRow]:
         """The last so many, oldest first; fewer where some cannot be read."""
@@ -146,6 +152,12 @@ class StoredRows:
                 if outcome is not None:
                     found.setdefault(outcome.request, []).append(outcome)
         return found
+
+
+def _between(query: sa.Select[Any], since: float | None, until: float | None) -> sa.Select[Any]:
+    if since is not None:
+        query = query.where(CALLS.c.at >= since)
+    return query if until is None else query.where(CALLS.c.at < until)
 
 
 def _row(seen: _Stored, shadow: _Stored | None, outcomes: dict[str, list[Outcome]]) -> LiveRow:
