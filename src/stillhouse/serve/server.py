@@ -31,13 +31,7 @@ from stillhouse.serve.front import Asks
 from stillhouse.serve.gates import check_student, gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile, secrets_of
 from stillhouse.serve.gateway_sections import StudentSection
-from stillhouse.serve.in_memory import (
-    REMEMBERED,
-    HashAssigner,
-    ListedKeys,
-    MemoryLog,
-    MemoryStates,
-)
+from stillhouse.serve.in_memory import REMEMBERED, HashAssigner, ListedKeys, MemoryLog, MemoryStates
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import first_state
 from stillhouse.serve.presence import MemoryPresence
@@ -267,13 +261,9 @@ class Gateway:
                 self.metrics.tell_unreadable(self._parts.unreadable())
                 roster.follow()
                 await self._tell(roster)
-            except SQLAlchemyError:  # the database is away
+            except Exception as error:  # else no roll back, no revoked key would be heard of again
                 self.metrics.refresh_failures.inc()
-            except Exception as error:
-                # Whatever it is, the next try may be better than none: a gateway that no longer
-                # looks would go on with a student that was rolled back, and with revoked keys.
-                self.metrics.refresh_failures.inc()
-                if str(error) != told:
+                if not isinstance(error, SQLAlchemyError) and str(error) != told:
                     told = str(error)
                     _LOG.error("cannot be kept up to date: %s: %s", type(error).__name__, error)
 
