@@ -17,7 +17,13 @@ from stillhouse.evaluate.results import CandidateSpeed
 from stillhouse.variants import Ran, Variant
 from synthetic_run import make_recipe, query_of
 
-VERSIONS = {"torch": "2", "transformers": "5", "onnxruntime": "1", "xllamacpp": "0.2"}
+VERSIONS = {
+    "torch": "2",
+    "transformers": "5",
+    "onnxruntime": "1",
+    "xllamacpp": "0.2",
+    "torchao": "0.1",
+}
 
 
 class Timer:
@@ -132,7 +138,9 @@ def test_another_tuning_of_the_teacher_is_timed_again(timer: Timer) -> None:
     assert timer.again(**changes) == 2
 
 
-@pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxruntime"), ("gguf", "xllamacpp")])
+@pytest.mark.parametrize(
+    ("kind", "package"), [("onnx", "onnxruntime"), ("gguf", "xllamacpp"), ("hf", "torchao")]
+)
 def test_the_runtime_of_a_form_is_part_of_its_speed(timer: Timer, kind: str, package: str) -> None:
     report = SimpleNamespace(compress=SimpleNamespace(artefacts=(SimpleNamespace(kind=kind),)))
     timer.ran = [Ran(Variant("small", make_recipe()), timer.folder / "small", report)]  # type: ignore[arg-type]

@@ -38,10 +38,11 @@ from stillhouse.variants import Ran
 
 SPEED: Final = "speed.json"
 RUNTIMES: Final = {  # what answers with a compressed form of a kind
-    "executorch": "executorch",
-    "genai": "onnxruntime-genai",
-    "gguf": "xllamacpp",
-    "onnx": "onnxruntime",
+    "executorch": ("executorch",),
+    "genai": ("onnxruntime-genai",),
+    "gguf": ("xllamacpp",),
+    "hf": ("compressed-tensors", "torchao"),
+    "onnx": ("onnxruntime",),
 }
 
 
@@ -133,7 +134,7 @@ def _packages(recipe: Recipe, ran: Sequence[Ran]) -> tuple[str, ...]:
     kinds = {form.kind for one in ran for form in forms_of(one)}
     if any(source.startswith("gguf:") for source in recipe.teacher.sources):
         kinds.add("gguf")
-    return (*TORCH_PACKAGES, *sorted(RUNTIMES[kind] for kind in kinds if kind in RUNTIMES))
+    return (*TORCH_PACKAGES, *sorted(name for kind in kinds for name in RUNTIMES[kind]))
 
 
 def _hash(run: RunFolder, stage: str) -> str:
