@@ -93,6 +93,11 @@ class Rows:
             if (since is None or one.at >= since) and (until is None or one.at < until):
                 yield one
 
+    def ids(
+        self, task: str, since: float | None = None, until: float | None = None
+    ) -> Iterator[str]:
+        return (one.id for one in self.rows(task, since, until))
+
     def newest(self, task: str, count: int) -> list[LiveRow]:
         return self.all[-count:]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stillhouse import study_speeds
-from stillhouse.core.jsonl import write_json
+from stillhouse.core.jsonl import read_json, write_json
 from stillhouse.core.progress import Silent
 from stillhouse.core.runfolder import Outcome, RunFolder, StageKey
 from stillhouse.evaluate.candidates import EvaluationSet
@@ -17,7 +17,13 @@ from stillhouse.evaluate.results import CandidateSpeed
 from stillhouse.variants import Ran, Variant
 from synthetic_run import make_recipe, query_of
 
-VERSIONS = {"torch": "2", "transformers": "5", "onnxruntime": "1", "xllamacpp": "0.2"}
+VERSIONS = {
+    "torch": "2",
+    "transformers": "5",
+    "onnxruntime": "1",
+    "xllamacpp": "0.2",
+    "torchao": "0.1",
+}
 
 
 class Timer:
@@ -65,6 +71,20 @@ def test_what_is_as_it_was_is_not_timed_again(timer: Timer) -> None:
     assert timer.again(teacher={"retries": 9, "budget_usd": 1.0}) == 1
     timer.versions["xllamacpp"] = timer.versions["onnxruntime"] = "another"  # not used here
     assert timer.again() == 1
+
+
+def test_a_key_of_the_recipe_that_is_new_and_at_its_default_times_nothing_again(
+    timer: Timer,
+) -> None:
+    timer.again()
+    path = timer.folder / study_speeds.SPEED
+    saved = read_json(path)
+    of: Any = saved["of"]
+    del of["teacher"]["chat_template"]
+    del of["task"]["system"]
+    write_json(path, saved)
+    assert timer.again() == 1
+    assert timer.again(teacher={"chat_template": False}) == 2
 
 
 @pytest.mark.parametrize(
@@ -118,7 +138,9 @@ def test_another_tuning_of_the_teacher_is_timed_again(timer: Timer) -> None:
     assert timer.again(**changes) == 2
 
 
-@pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxruntime"), ("gguf", "xllamacpp")])
+@pytest.mark.parametrize(
+    ("kind", "package"), [("onnx", "onnxruntime"), ("gguf", "xllamacpp"), ("hf", "torchao")]
+)
 def test_the_runtime_of_a_form_is_part_of_its_speed(timer: Timer, kind: str, package: str) -> None:
     report = SimpleNamespace(compress=SimpleNamespace(artefacts=(SimpleNamespace(kind=kind),)))
     timer.ran = [Ran(Variant("small", make_recipe()), timer.folder / "small", report)]  # type: ignore[arg-type]

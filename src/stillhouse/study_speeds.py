@@ -23,6 +23,7 @@ from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import RunFolder
+from stillhouse.core.section_dump import says_the_same
 from stillhouse.evaluate.candidates import EvaluationSet, sampling_for
 from stillhouse.evaluate.results import TEACHER, CandidateSpeed
 from stillhouse.evaluate.speed import Contestant, measure_speed
@@ -37,10 +38,11 @@ from stillhouse.variants import Ran
 
 SPEED: Final = "speed.json"
 RUNTIMES: Final = {  # what answers with a compressed form of a kind
-    "executorch": "executorch",
-    "genai": "onnxruntime-genai",
-    "gguf": "xllamacpp",
-    "onnx": "onnxruntime",
+    "executorch": ("executorch",),
+    "genai": ("onnxruntime-genai",),
+    "gguf": ("xllamacpp",),
+    "hf": ("compressed-tensors", "torchao"),
+    "onnx": ("onnxruntime",),
 }
 
 
@@ -82,7 +84,7 @@ def _kept_or_timed(  # noqa: PLR0917 - as above
     of = _rests_on(recipe, run, ran, main)
     try:
         kept = read_json(folder / SPEED)
-        if kept.get("of") == of:
+        if says_the_same(kept.get("of"), of):
             return TypeAdapter(dict[str, CandidateSpeed]).validate_python(kept["candidates"])
     except (RunFolderError, ValidationError, KeyError):
         pass
@@ -132,7 +134,7 @@ def _packages(recipe: Recipe, ran: Sequence[Ran]) -> tuple[str, ...]:
     kinds = {form.kind for one in ran for form in forms_of(one)}
     if any(source.startswith("gguf:") for source in recipe.teacher.sources):
         kinds.add("gguf")
-    return (*TORCH_PACKAGES, *sorted(RUNTIMES[kind] for kind in kinds if kind in RUNTIMES))
+    return (*TORCH_PACKAGES, *sorted(name for kind in kinds for name in RUNTIMES[kind]))
 
 
 def _hash(run: RunFolder, stage: str) -> str:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,70 @@ def test_a_file_as_young_as_the_last_look_is_read_again(
     assert len(read) == 2
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"files": {"sub/out.txt": [1]}}'])
+def test_a_file_as_young_as_the_beginning_of_a_long_look_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    read: list[str] = []
+
+    def slow(path: Path) -> str:
+        time.sleep(0.05)
+        read.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(stage_files, "hash_file", slow)
+    assert run.is_current(KEY) is not None
+    out, seen = run.stage("ask") / "sub" / "out.txt", run.stage("ask") / SEEN
+    # It is old enough by when the look was written down, and not by when its bytes were read.
+    age = seen.stat().st_ctime_ns - out.stat().st_ctime_ns
+    monkeypatch.setattr(stage_files, "SETTLED_NS", age - 1)
+    read.clear()
+    assert run.is_current(KEY) is not None
+    assert "out.txt" in read
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_file_that_cannot_be_read_is_an_error_and_makes_nothing_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+
+    def broken(path: Path) -> str:
+        raise OSError(error, os.strerror(error), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_files, "hash_file", broken)
+        with pytest.raises(RunFolderError, match=r"out\.txt: cannot be read"):
+            run.is_current(KEY)
+    assert run.is_current(KEY) is not None
+
+
+def test_a_folder_in_a_files_place_is_a_change(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    out = run.stage("ask") / "sub" / "out.txt"
+    out.unlink()
+    out.mkdir()
+    assert run.standing(KEY).changed == ("sub/out.txt",)
+    out.rmdir()
+    out.parent.rmdir()
+    out.parent.write_text("")
+    assert run.standing(KEY).changed == ("sub/out.txt",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"files": 3}',
+        '{"files": {"sub/out.txt": [1]}}',
+        '{"began": 9e99, "files": {"sub/out.txt": [1]}}',
+        '{"began": 99999999999999999999, "files": {"sub/out.txt": [1]}}',
+    ],
+)
 def test_a_damaged_last_look_is_no_look(tmp_path: Path, text: str) -> None:
     run = RunFolder(tmp_path)
     finished(run)
@@ -158,8 +222,11 @@ def test_a_folder_that_cannot_be_written_is_read_every_time(
         raise RunFolderError("read-only file system")
 
     monkeypatch.setattr(stage_files, "write_json", full)
+    read: list[str] = []
+    monkeypatch.setattr(stage_files, "hash_file", lambda p: (read.append(p.name), hash_file(p))[1])
     assert run.is_current(KEY) is not None
-    assert not (run.stage("ask") / SEEN).exists()
+    assert run.is_current(KEY) is not None
+    assert len(read) == 4
 
 
 def test_a_card_is_the_users_to_edit(tmp_path: Path) -> None:
@@ -400,3 +467,17 @@ def test_the_manifest_on_disk_has_the_documented_keys(tmp_path: Path) -> None:
     }
     assert raw["key"] == KEY.as_json()
     assert raw["digest"] == KEY.digest
+
+
+def test_a_look_makes_no_folder_where_the_stage_went_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    finished(run)
+    manifest = run.manifest("ask")
+    assert manifest is not None
+    shutil.rmtree(run.stage("ask"))
+    monkeypatch.setattr(Path, "stat", lambda self, **_: os.stat(tmp_path))  # as a moment before
+    changed = stage_files.changed_files(run.stage("ask"), manifest.outputs)
+    assert changed == tuple(manifest.outputs)
+    assert not os.path.lexists(run.stage("ask"))

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine
 from gateway_stores import call_of, new_database, postgres_server, served_of
 from stillhouse.serve.controller import Controller, Sources
 from stillhouse.serve.courses import Lease, MemoryCourses, StoredCourses
-from stillhouse.serve.feeds import MOST_NAMED, MemoryFeed, StoredFeed, Unreadable
+from stillhouse.serve.feeds import MemoryFeed, StoredFeed
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.in_memory import MemoryLog, MemoryStates
 from stillhouse.serve.metrics import Metrics
@@ -27,6 +27,7 @@ from stillhouse.serve.records import Scored, Served
 from stillhouse.serve.seams import Log
 from stillhouse.serve.states import StoredStates
 from stillhouse.serve.stored_parts import begin
+from stillhouse.serve.stored_records import MOST_NAMED, Unreadable
 from stillhouse.serve.tables import CALLS, OUTCOMES, open_database
 from stillhouse.serve.traffic_log import TrafficLog
 from stillhouse.serve.watching import feeds_of, watch_memory

@@ -84,5 +84,11 @@ class LiveRows(Protocol):
             until: likewise, left out.
         """
 
+    def ids(
+        self, task: str, since: float | None = None, until: float | None = None
+    ) -> Iterator[str]:
+        """Ids of all requests that are held, of those too that cannot be read and are no row: what
+        is not among them was deleted. As `rows`, in no order."""
+
     def newest(self, task: str, count: int) -> list[LiveRow]:
         """The last so many, oldest first."""

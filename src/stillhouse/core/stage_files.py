@@ -3,9 +3,10 @@
 A file is read and hashed, unless it is known from the last look: its size, times and inode are
 those of then. Among the times is that of the inode's change, which the kernel sets at every write
 and no program can choose, so an edit that keeps size and modification time is seen too. As in git's
-index, a file that changed less than two seconds before the last look was written down is read
-again: a second write may have fallen into the same tick of the clock. Knows files and hashes, no
-stages.
+index, a file that changed less than two seconds before the last look began is read again: a second
+write may have fallen into the same tick of the clock. A file that cannot be read is an error, no
+change: the disk may be away for a moment, and what is on it may have cost days. Knows files and
+hashes, no stages.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ def changed_files(folder: Path, recorded: Mapping[str, str]) -> tuple[str, ...]:
     Args:
         folder: the stage's.
         recorded: path below it: content hash.
+
+    Raises:
+        RunFolderError: one is there and cannot be read.
     """
     known, settled = _last_look(folder / SEEN)
     looked: dict[str, Any] = {}
     changed: list[str] = []
-    read = False
+    began: int | None = None
     for name, wanted in recorded.items():
         try:
             facts = (folder / name).stat()
@@ -52,27 +56,42 @@ def changed_files(folder: Path, recorded: Mapping[str, str]) -> tuple[str, ...]:
             if isinstance(last, list) and last[:-1] == mark and facts.st_ctime_ns < settled:
                 found = str(last[-1])
             else:
-                found, read = hash_file(folder / name), True
-        except OSError:
+                began = _now_there(folder / SEEN) if began is None else began
+                found = hash_file(folder / name)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             changed.append(name)
             continue
+        except OSError as error:
+            why = error.strerror or error
+            raise RunFolderError(
+                f"{folder / name}: cannot be read ({why}); nothing is done again for that: "
+                "mend it, or delete it to have its stage done again"
+            ) from error
         looked[name] = [*mark, found]
         if found != wanted:
             changed.append(name)
-    if read:
+    if began:  # else nothing can be written there, or the folder is gone
         with suppress(RunFolderError):  # a folder that cannot be written is read every time
-            write_json(folder / SEEN, {"files": looked})
+            write_json(folder / SEEN, {"began": began, "files": looked})
     return tuple(changed)
 
 
-def _last_look(path: Path) -> tuple[Mapping[str, Any], int]:
-    """What was found by the last look, and before when a file must have changed to be known.
-
-    By the clock of the disk that also dates the files.
-    """
+def _now_there(path: Path) -> int:
+    """Nanoseconds by the clock of the disk, which also dates its files; 0 where it says none."""
     try:
-        files = read_json(path).get("files")
-        settled = path.stat().st_ctime_ns - SETTLED_NS
-    except (RunFolderError, OSError):
+        path.touch()
+        return path.stat().st_ctime_ns
+    except OSError:
+        return 0
+
+
+def _last_look(path: Path) -> tuple[Mapping[str, Any], int]:
+    """What was found by the last look, and before when a file must have changed to be known."""
+    try:
+        last = read_json(path)
+    except RunFolderError:
         return {}, 0
-    return (files, settled) if isinstance(files, dict) else ({}, 0)
+    files, began = last.get("files"), last.get("began")
+    if isinstance(files, dict) and isinstance(began, int):
+        return files, began - SETTLED_NS
+    return {}, 0

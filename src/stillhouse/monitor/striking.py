@@ -57,8 +57,7 @@ def strike_canaries(folder: Path, task: str, rows: LiveRows, held: frozenset[str
 
 
 def _is_held(rows: LiveRows, task: str, request: str, at: float) -> bool:
-    same = rows.rows(task, since=at, until=math.nextafter(at, math.inf))
-    return any(row.id == request for row in same)
+    return request in rows.ids(task, since=at, until=math.nextafter(at, math.inf))
 
 
 def without_texts(report: DriftReport) -> DriftReport:

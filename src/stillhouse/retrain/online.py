@@ -213,7 +213,7 @@ class OnlineTask:
             since: Unix seconds; what is older the log may have let go by itself.
         """
         desk = desk_of(self._state(), self.store, self._section)
-        return users_gone(desk, rows.rows(self.name, since=since), since)
+        return users_gone(desk, rows.ids(self.name, since=since), since)
 
     def _forget_told(self) -> None:
         """Forget whom the gateway has forgotten and says so; the word goes once it is done."""

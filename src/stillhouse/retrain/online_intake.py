@@ -141,11 +141,11 @@ def take(desk: Desk, lessons: Sequence[Lesson], section: OnlineSection, said: Sa
     return taught
 
 
-def users_gone(desk: Desk, rows: Iterable[LiveRow], since: float) -> set[str]:
+def users_gone(desk: Desk, held: Iterable[str], since: float) -> set[str]:
     """Users of whom something is kept here whose row the log does not have any more.
 
     Args:
-        rows: of the log, since then.
+        held: ids of the log's rows, since then.
         since: Unix seconds; what is older is not asked for.
     """
     kept = [one.lesson for one in desk.buffer.items] + desk.guard + desk.personal
@@ -154,7 +154,7 @@ def users_gone(desk: Desk, rows: Iterable[LiveRow], since: float) -> set[str]:
         wanted |= {one.id: one.whose for one in version.contributors if one.at >= since}
     if not wanted:
         return set()
-    there = {row.id for row in rows}
+    there = set(held)
     return {name for row, name in wanted.items() if row not in there}
 
 

@@ -34,8 +34,12 @@ class BatchRunner:
         work = self._tools.work
         self._loop = asyncio.get_running_loop()
         while not self._stopping:
-            with contextlib.suppress(SQLAlchemyError):
+            try:
                 await self._take_some()
+            except SQLAlchemyError:
+                pass
+            except Exception as error:  # a damaged row: its lease keeps it from the others' way
+                self._failed(error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await work.changed.wait()
@@ -113,6 +117,9 @@ class BatchRunner:
         except SQLAlchemyError:
             self._tools.metrics.batch_failures.inc()
         except Exception as error:
-            self._tools.metrics.batch_failures.inc()
-            told = {"message": "a batch failed", "exception": error}
-            asyncio.get_running_loop().call_exception_handler(told)
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self._tools.metrics.batch_failures.inc()
+        told = {"message": "a batch failed", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(told)

@@ -19,6 +19,7 @@ from stillhouse.core.tasks import Task
 from stillhouse.serve.answer_text import answer_text
 from stillhouse.serve.records import Outcome, Scored
 from stillhouse.serve.seams import Log
+from stillhouse.serve.stored_records import NO_CALL
 from stillhouse.serve.tables import CALLS
 
 _LOG: Final = logging.getLogger("stillhouse.serve")
@@ -65,6 +66,6 @@ class CorrectedScoring:
         for identity, call in rows:
             try:
                 found[identity] = answer_text(json.loads(call)["response"])
-            except (ValueError, KeyError, TypeError):
+            except NO_CALL:
                 _LOG.warning("the stored texts of request %s cannot be read", identity)
         return found

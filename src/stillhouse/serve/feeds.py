@@ -2,32 +2,24 @@
 
 Knows no statistics. Rows of the database become visible when their transaction commits, which may
 be later than their times say, and hosts' clocks differ: so each read looks back by `OVERLAP_S`, and
-what was read before is left out by its id. A row that is no record (of another version, or damaged)
-is counted, named in the process' log and passed over: it is no evidence, and keeps none away.
+what was read before is left out by its id. A row that is no record is passed over
+(`stored_records`).
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections import Counter, deque
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from collections import deque
+from typing import Any, Final, NamedTuple, Protocol
 
 import sqlalchemy as sa
-from pydantic import ValidationError
 from sqlalchemy.engine import Connection, Engine
 
-from stillhouse.core.records import Record
 from stillhouse.serve.records import Outcome, Scored, Served
+from stillhouse.serve.stored_records import RecordReader, Unreadable
 from stillhouse.serve.tables import CALLS, OUTCOMES
-
-R = TypeVar("R", bound=Record)
 
 OVERLAP_S: Final = 30.0
 PAGE: Final = 5000
-MOST_NAMED: Final = 10  # unreadable rows a read
-_LOG: Final = logging.getLogger("stillhouse.serve")
 
 
 class Batch(NamedTuple):
@@ -45,25 +37,6 @@ class Feed(Protocol):
         """What came since the last call, oldest first; may block."""
 
 
-class Unreadable:
-    """Rows that could not be read, by task, until somebody takes the counts. For any thread."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def add(self, task: str, count: int) -> None:
-        """So many more."""
-        with self._lock:
-            self._counts[task] += count
-
-    def take(self) -> Mapping[str, int]:
-        """What was added since the last call."""
-        with self._lock:
-            found, self._counts = self._counts, Counter()
-        return found
-
-
 class StoredFeed:
     """Rows of a database.
 
@@ -76,10 +49,9 @@ class StoredFeed:
         self, engine: Engine, task: str, since: float, unreadable: Unreadable | None = None
     ) -> None:
         self._engine, self._task = engine, task
-        self._unreadable = unreadable or Unreadable()
+        self._reader = RecordReader(unreadable)
         self._calls = _Place(since)
         self._outcomes = _Place(since)
-        self._named: set[str] = set()  # unreadable rows that were counted
 
     def read(self) -> Batch:
         """See `Feed`."""
@@ -97,44 +69,21 @@ class StoredFeed:
         with self._engine.connect() as connection:
             new_calls = self._calls.take(connection, calls)
             new_outcomes = self._outcomes.take(connection, outcomes)
-        bad: dict[str, str] = {}
-        served = [_read(Served, row[2], f"request {row[1]}", bad) for row in new_calls]
+        read, task = self._reader.record, self._task
+        served = [read(Served, row[2], task, f"request {row[1]}") for row in new_calls]
         scored = []
         for _, seq, body, outcome, identity in new_outcomes:
             # The request's own row is named once, beside however many outcomes it has.
-            request = _read(Served, body, f"request {identity}", bad)
-            found = _read(Outcome, outcome, f"outcome {seq} of request {identity}", bad)
+            request = read(Served, body, task, f"request {identity}")
+            found = read(Outcome, outcome, task, f"outcome {seq} of request {identity}")
             if request is not None and found is not None:
                 scored.append(Scored(request, found))
-        self._pass_over(bad)
+        self._reader.told()
         return Batch(
             [one for one in served if one is not None],
             scored,
             max(len(new_calls), len(new_outcomes)) >= PAGE,
         )
-
-    def _pass_over(self, bad: Mapping[str, str]) -> None:
-        new = {row: why for row, why in bad.items() if row not in self._named}
-        if not new:
-            return
-        self._named.update(new)
-        self._unreadable.add(self._task, len(new))
-        for row, why in list(new.items())[:MOST_NAMED]:
-            _LOG.warning("%s: the stored %s cannot be read: %s", self._task, row, why)
-        if len(new) > MOST_NAMED:
-            more = len(new) - MOST_NAMED
-            _LOG.warning("%s: %d more stored rows cannot be read", self._task, more)
-
-
-def _read(record: type[R], text: Any, row: str, bad: dict[str, str]) -> R | None:
-    """The record; `None` where it is none, which is then said of the row in `bad`."""
-    try:
-        return record.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        bad[row] = f"{where}: {first['msg']}" if where else first["msg"]
-    return None
 
 
 class _Place:

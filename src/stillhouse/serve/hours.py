@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from stillhouse.core.live_pages import Hour
+from stillhouse.serve.stored_records import NO_CALL
 from stillhouse.serve.tables import CALLS, HOURS
 
 HOUR_S: Final = 3600
@@ -119,6 +121,9 @@ def newest_latencies(engine: Engine, task: str, count: int) -> list[float]:
         .limit(count)
     )
     with engine.connect() as connection:
-        return [
-            float(json.loads(body)["latency_ms"]) for body in connection.execute(query).scalars()
-        ]
+        bodies = connection.execute(query).scalars().all()
+    found = []
+    for body in bodies:
+        with suppress(*NO_CALL):  # a row that is no record
+            found.append(float(json.loads(body)["latency_ms"]))
+    return found

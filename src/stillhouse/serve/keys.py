@@ -83,7 +83,7 @@ class StoredKeys:
         columns = (KEYS.c.id, KEYS.c.tenant, KEYS.c.scopes, KEYS.c.made_at, KEYS.c.revoked_at)
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(*columns).order_by(KEYS.c.made_at)).all()
-        return [KeyInfo(i, t, frozenset(json.loads(s)), m, r) for i, t, s, m, r in rows]
+        return [KeyInfo(i, t, _scopes(s), m, r) for i, t, s, m, r in rows]
 
     def refresh(self) -> None:
         """Read the keys that hold; blocks."""
@@ -91,9 +91,19 @@ class StoredKeys:
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(*columns).where(KEYS.c.revoked_at.is_(None))).all()
         self._known = {
-            identity: (digest, Principal(tenant, frozenset(json.loads(scopes))))
+            identity: (digest, Principal(tenant, _scopes(scopes)))
             for identity, digest, tenant, scopes in rows
         }
+
+
+def _scopes(stored: str) -> frozenset[str]:
+    """Of a row; none where it is damaged, so that its key may do nothing, and the others what they
+    may."""
+    try:
+        found = json.loads(stored)
+    except ValueError:
+        return frozenset()
+    return frozenset(map(str, found)) if isinstance(found, list) else frozenset()
 
 
 def _digest(secret: str) -> str:

@@ -20,6 +20,7 @@ from sqlalchemy.engine import Engine
 from stillhouse.serve.calibrator import Halves, Judged, halves
 from stillhouse.serve.records import OutcomeKind
 from stillhouse.serve.stored_calls import SCORING, outcomes_since
+from stillhouse.serve.stored_records import NO_CALL
 from stillhouse.serve.tables import CALLS
 
 OWN_KIND: Final = "student:"  # of `GatewayCall.model`, where the gateway opened the student itself
@@ -126,7 +127,7 @@ def _fingerprints(engine: Engine, ids: Sequence[str]) -> dict[str, str]:
                 CALLS.c.id.in_(ids[start : start + _CHUNK]), CALLS.c.call.is_not(None)
             )
             for identity, text in connection.execute(query):
-                with suppress(ValueError, TypeError, AttributeError):
+                with suppress(*NO_CALL):
                     call = json.loads(text)
                     said = (call["response"] or {}).get("system_fingerprint")
                     if isinstance(said, str) and str(call["model"]).startswith(OWN_KIND):

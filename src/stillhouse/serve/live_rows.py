@@ -1,118 +1,175 @@
 """The traffic log as `core.live.LiveRow`s: requests with both models' answers and their outcomes.
 
-Read page by page, so that a log of any length is read in bounded memory. Knows no statistics.
+Read page by page, so that a log of any length is read in bounded memory. A row that is no record is
+passed over (`stored_records`): a request is left out, a shadow answer or an outcome is absent.
+Knows no statistics.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from stillhouse.core.live import LiveAnswer, LiveRow
-from stillhouse.core.records import Message
-from stillhouse.serve.answer_text import answer_text, asked
 from stillhouse.serve.records import Outcome, Served
+from stillhouse.serve.stored_records import RecordReader, Texts, Unreadable
 from stillhouse.serve.tables import CALLS, OUTCOMES
 
 _PAGE: Final = 500
-_Stored = tuple[Served, str | None, float]
+_COLUMNS: Final = (
+    CALLS.c.at,
+    CALLS.c.id,
+    CALLS.c.task,
+    CALLS.c.served,
+    CALLS.c.call,
+    CALLS.c.written_at,
+)
+
+
+class _Stored(NamedTuple):
+    """One answer."""
+
+    served: Served
+    texts: Texts
+    written_at: float
+
+
+class _Page(NamedTuple):
+    """Requests that could be read, how many there were, and the place of the last."""
+
+    rows: list[LiveRow]
+    looked: int
+    last: tuple[float, str] | None
 
 
 class StoredRows:
-    """The rows of a gateway's database (`core.live.LiveRows`)."""
+    """The rows of a gateway's database (`core.live.LiveRows`).
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        unreadable: counts the rows that are passed over.
+    """
+
+    def __init__(self, engine: Engine, unreadable: Unreadable | None = None) -> None:
         self._engine = engine
+        self._reader = RecordReader(unreadable)
 
     def rows(
         self, task: str, since: float | None = None, until: float | None = None
     ) -> Iterator[LiveRow]:
         """In the order of `at`, then of `id`; `since` is included, `until` is not."""
         key = sa.tuple_(CALLS.c.at, CALLS.c.id)
-        query = self._seen(task).order_by(CALLS.c.at, CALLS.c.id).limit(_PAGE)
-        if since is not None:
-            query = query.where(CALLS.c.at >= since)
-        if until is not None:
-            query = query.where(CALLS.c.at < until)
+        query = _between(self._seen(task), since, until)
+        query = query.order_by(CALLS.c.at, CALLS.c.id).limit(_PAGE)
         last: tuple[float, str] | None = None
-        while True:
-            page = query if last is None else query.where(key > sa.tuple_(*map(sa.literal, last)))
-            with self._engine.connect() as connection:
-                found = self._page(connection, page)
-            yield from found
-            if len(found) < _PAGE:
-                return
-            last = (found[-1].at, found[-1].id)
+        try:
+            while True:
+                after = (
+                    query if last is None else query.where(key > sa.tuple_(*map(sa.literal, last)))
+                )
+                with self._engine.connect() as connection:
+                    page = self._page(connection, after)
+                yield from page.rows
+                if page.looked < _PAGE:
+                    return
+                last = page.last
+        finally:
+            self._reader.told()
+
+    def ids(
+        self, task: str, since: float | None = None, until: float | None = None
+    ) -> Iterator[str]:
+        """Of all requests, of those too that cannot be read."""
+        query = sa.select(CALLS.c.id).where(CALLS.c.task == task, CALLS.c.shadow_of.is_(None))
+        with self._engine.connect() as connection:
+            found = connection.execute(_between(query, since, until)).scalars().all()
+        yield from found
 
     def newest(self, task: str, count: int) -> list[LiveRow]:
-        """The last so many, oldest first."""
+        """The last so many, oldest first; fewer where some cannot be read."""
         query = self._seen(task).order_by(CALLS.c.at.desc(), CALLS.c.id.desc()).limit(count)
         with self._engine.connect() as connection:
-            return self._page(connection, query)[::-1]
+            found = self._page(connection, query).rows
+        self._reader.told()
+        return found[::-1]
 
     def of(self, connection: Connection, ids: Sequence[str]) -> list[LiveRow]:
-        """Requests by their ids, in no order; those that are not there are left out."""
+        """Requests by their ids, in no order; those that are not there, or cannot be read, are left
+        out."""
         if not ids:
             return []
-        query = sa.select(CALLS.c.served, CALLS.c.call, CALLS.c.written_at)
-        return self._page(connection, query.where(CALLS.c.id.in_(ids)))
+        found = self._page(connection, sa.select(*_COLUMNS).where(CALLS.c.id.in_(ids))).rows
+        self._reader.told()
+        return found
 
     @staticmethod
     def _seen(task: str) -> sa.Select[Any]:
-        return sa.select(CALLS.c.served, CALLS.c.call, CALLS.c.written_at).where(
-            CALLS.c.task == task, CALLS.c.shadow_of.is_(None)
-        )
+        return sa.select(*_COLUMNS).where(CALLS.c.task == task, CALLS.c.shadow_of.is_(None))
 
-    def _page(self, connection: Connection, query: sa.Select[Any]) -> list[LiveRow]:
-        seen = [_stored(row) for row in connection.execute(query)]
+    def _page(self, connection: Connection, query: sa.Select[Any]) -> _Page:
+        raw = connection.execute(query).all()
+        seen = [one for row in raw if (one := self._stored(row)) is not None]
         beside: dict[str, _Stored] = {}
-        ids = [served.id for served, _, _ in seen]
+        ids = [one.served.id for one in seen]
         for start in range(0, len(ids), _PAGE):
-            shadows = sa.select(CALLS.c.served, CALLS.c.call, CALLS.c.written_at).where(
-                CALLS.c.shadow_of.in_(ids[start : start + _PAGE])
-            )
+            part = ids[start : start + _PAGE]
+            shadows = sa.select(*_COLUMNS).where(CALLS.c.shadow_of.in_(part))
             for row in connection.execute(shadows):
-                found = _stored(row)
-                if found[0].shadow_of is not None:
-                    beside[found[0].shadow_of] = found
-        all_ids = [*ids, *(served.id for served, _, _ in beside.values())]
-        outcomes = _outcomes(connection, all_ids)
-        return [_row(one, beside.get(one[0].id), outcomes) for one in seen]
+                found = self._stored(row)
+                if found is not None and found.served.shadow_of is not None:
+                    beside[found.served.shadow_of] = found
+        tasks = {one.served.id: one.served.task for one in (*seen, *beside.values())}
+        outcomes = self._outcomes(connection, tasks)
+        rows = [_row(one, beside.get(one.served.id), outcomes) for one in seen]
+        return _Page(rows, len(raw), (raw[-1].at, raw[-1].id) if raw else None)
+
+    def _stored(self, row: Any) -> _Stored | None:
+        _, identity, task, served, call, written_at = row
+        name = f"request {identity}"
+        found = self._reader.record(Served, served, task, name)
+        texts = self._reader.texts(call, task, name)
+        if found is None or texts is None:
+            return None
+        return _Stored(found, texts, written_at)
+
+    def _outcomes(
+        self, connection: Connection, tasks: Mapping[str, str]
+    ) -> dict[str, list[Outcome]]:
+        """By request; of these, whose tasks are given."""
+        found: dict[str, list[Outcome]] = {}
+        ids = list(tasks)
+        for start in range(0, len(ids), _PAGE):
+            query = (
+                sa.select(OUTCOMES.c.request, OUTCOMES.c.seq, OUTCOMES.c.body)
+                .where(OUTCOMES.c.request.in_(ids[start : start + _PAGE]))
+                .order_by(OUTCOMES.c.seq)
+            )
+            for request, seq, body in connection.execute(query):
+                name = f"outcome {seq} of request {request}"
+                outcome = self._reader.record(Outcome, body, tasks[request], name)
+                if outcome is not None:
+                    found.setdefault(outcome.request, []).append(outcome)
+        return found
 
 
-def _stored(row: Any) -> _Stored:
-    served, call, written_at = row
-    return Served.model_validate_json(served), call, written_at
-
-
-def _outcomes(connection: Connection, ids: Sequence[str]) -> dict[str, list[Outcome]]:
-    found: dict[str, list[Outcome]] = {}
-    for start in range(0, len(ids), _PAGE):
-        query = (
-            sa.select(OUTCOMES.c.body)
-            .where(OUTCOMES.c.request.in_(ids[start : start + _PAGE]))
-            .order_by(OUTCOMES.c.seq)
-        )
-        for body in connection.execute(query).scalars():
-            outcome = Outcome.model_validate_json(body)
-            found.setdefault(outcome.request, []).append(outcome)
-    return found
+def _between(query: sa.Select[Any], since: float | None, until: float | None) -> sa.Select[Any]:
+    if since is not None:
+        query = query.where(CALLS.c.at >= since)
+    return query if until is None else query.where(CALLS.c.at < until)
 
 
 def _row(seen: _Stored, shadow: _Stored | None, outcomes: dict[str, list[Outcome]]) -> LiveRow:
-    served, call, written_at = seen
-    own = _answer(served, call, outcomes.get(served.id, []))
+    served, texts, written_at = seen
+    own = _answer(served, texts, outcomes.get(served.id, []))
     other = None
     if shadow is not None:
-        other = _answer(shadow[0], shadow[1], outcomes.get(shadow[0].id, []))
+        other = _answer(shadow.served, shadow.texts, outcomes.get(shadow.served.id, []))
     by = {served.variant: own}
-    if shadow is not None and other is not None and shadow[0].variant != served.variant:
-        by[shadow[0].variant] = other
-    student = served if served.variant == "student" else None if shadow is None else shadow[0]
+    if shadow is not None and other is not None and shadow.served.variant != served.variant:
+        by[shadow.served.variant] = other
+    student = served if served.variant == "student" else None if shadow is None else shadow.served
     return LiveRow(
         id=served.id,
         at=served.at,
@@ -121,7 +178,7 @@ def _row(seen: _Stored, shadow: _Stored | None, outcomes: dict[str, list[Outcome
         tenant=served.tenant,
         unit=served.unit,
         user=served.user,
-        messages=_messages(call),
+        messages=texts.asked,
         seen=served.variant,
         arm=served.arm,
         stage=served.stage,
@@ -134,13 +191,12 @@ def _row(seen: _Stored, shadow: _Stored | None, outcomes: dict[str, list[Outcome
     )
 
 
-def _answer(served: Served, call: str | None, outcomes: Sequence[Outcome]) -> LiveAnswer:
-    text = None if call is None else answer_text(json.loads(call).get("response"))
+def _answer(served: Served, texts: Texts, outcomes: Sequence[Outcome]) -> LiveAnswer:
     last = outcomes[-1] if outcomes else None
     corrected = [one.corrected for one in outcomes if one.corrected is not None]
     return LiveAnswer(
         id=served.id,
-        text=text,
+        text=texts.answer,
         error=served.error,
         confidence=served.confidence,
         latency_ms=served.latency_ms,
@@ -149,7 +205,3 @@ def _answer(served: Served, call: str | None, outcomes: Sequence[Outcome]) -> Li
         score_kind=None if last is None else last.kind,
         corrected=corrected[-1] if corrected else None,
     )
-
-
-def _messages(call: str | None) -> tuple[Message, ...]:
-    return () if call is None else asked(json.loads(call).get("request") or {})

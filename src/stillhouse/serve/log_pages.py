@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from stillhouse.core.live import LiveRow
 from stillhouse.core.live_pages import Asked, Place, RowsPage
 from stillhouse.serve.live_rows import StoredRows
+from stillhouse.serve.stored_records import NO_CALL
 from stillhouse.serve.tables import CALLS
 
 STEP: Final = 500
@@ -121,7 +122,7 @@ def _heads(connection: Connection, asked: Asked, after: Place | None, count: int
         # The first alone would do; the second is what an index is found by.
         query = query.where(sa.tuple_(CALLS.c.at, CALLS.c.id) < place, CALLS.c.at <= after.at)
     return [
-        _Head(identity, at, variant, beside is not None, json.loads(served).get("confidence"))
+        _Head(identity, at, variant, beside is not None, _confidence(served))
         for identity, at, variant, beside, served in connection.execute(query)
     ]
 
@@ -130,7 +131,15 @@ def _shadows(connection: Connection, ids: list[str]) -> dict[str, float | None]:
     """Confidence of the answers asked beside some requests, by request."""
     query = sa.select(CALLS.c.shadow_of, CALLS.c.served).where(CALLS.c.shadow_of.in_(ids))
     rows: Any = connection.execute(query)
-    return {beside: json.loads(served).get("confidence") for beside, served in rows}
+    return {beside: _confidence(served) for beside, served in rows}
+
+
+def _confidence(served: str) -> float | None:
+    try:
+        found = json.loads(served).get("confidence")
+    except NO_CALL:  # no record: it is left out when it is read
+        return None
+    return found if isinstance(found, int | float) else None
 
 
 def _fits(head: _Head, asked: Asked, beside: dict[str, float | None]) -> bool:

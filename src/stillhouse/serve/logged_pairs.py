@@ -6,7 +6,6 @@ from JSONL that was written from one. Knows no plan and no statistics.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,10 +18,10 @@ from stillhouse.core.errors import DataError, UserError
 from stillhouse.core.jsonl import read_objects, write_records
 from stillhouse.core.records import Record
 from stillhouse.core.scorers import scorers_for
-from stillhouse.serve.answer_text import answer_text
 from stillhouse.serve.evidence_sections import EvidenceSection
 from stillhouse.serve.records import OutcomeKind, Served
 from stillhouse.serve.stored_calls import outcomes_since
+from stillhouse.serve.stored_records import RecordReader
 from stillhouse.serve.tables import CALLS, open_database
 
 _SQLITE: Final = b"SQLite format 3\x00"
@@ -108,25 +107,22 @@ def _pairs_of(engine: Engine, task: str, evidence: EvidenceSection) -> list[Logg
     scorer = None
     if evidence.source == "scorer" and evidence.reference == "teacher" and evidence.task:
         scorer = scorers_for(evidence.task)[0].score
-    seen, shadow = CALLS.alias("seen"), CALLS.alias("shadow")
-    query = (
-        sa.select(seen.c.served, seen.c.call, shadow.c.served, shadow.c.call)
-        .join(shadow, shadow.c.shadow_of == seen.c.id)
-        .where(seen.c.task == task, seen.c.variant == "teacher")
-        .order_by(seen.c.at, seen.c.id)
-    )
-    found = []
+    reader, found = RecordReader(), []
     with engine.connect() as connection:
-        for raw_teacher, call, raw_student, shadow_call in connection.execute(query):
-            teacher = Served.model_validate_json(raw_teacher)
-            student = Served.model_validate_json(raw_student)
+        for raw in connection.execute(_both(task)):
+            names = f"request {raw.seen_id}", f"request {raw.shadow_id}"
+            teacher = reader.record(Served, raw.seen_served, task, names[0])
+            student = reader.record(Served, raw.shadow_served, task, names[1])
+            if teacher is None or student is None:
+                continue
             if teacher.fell_back:  # what a running student was not sure of is no sample of requests
                 continue
             pair = scores.get(teacher.id), scores.get(student.id)
             if None in pair and scorer is not None:
-                said = _text(call)
-                if said is not None:
-                    own = None if student.error else _text(shadow_call)
+                texts = reader.texts(raw.seen_call, task, names[0])
+                beside = reader.texts(raw.shadow_call, task, names[1])
+                if texts is not None and beside is not None and texts.answer is not None:
+                    said, own = texts.answer, None if student.error else beside.answer
                     pair = scorer(said, said), 0.0 if own is None else scorer(own, said)
             if pair[0] is None or pair[1] is None:
                 continue
@@ -146,7 +142,24 @@ def _pairs_of(engine: Engine, task: str, evidence: EvidenceSection) -> list[Logg
                     student_ms=student.latency_ms,
                 )
             )
+    reader.told()
     return found
+
+
+def _both(task: str) -> sa.Select[Any]:
+    """The teacher's answers of a task, each with a shadow answer."""
+    seen, shadow = CALLS.alias("seen"), CALLS.alias("shadow")
+    columns = [
+        table.c[name].label(f"{table.name}_{name}")
+        for table in (seen, shadow)
+        for name in ("id", "served", "call")
+    ]
+    return (
+        sa.select(*columns)
+        .join_from(seen, shadow, shadow.c.shadow_of == seen.c.id)
+        .where(seen.c.task == task, seen.c.variant == "teacher")
+        .order_by(seen.c.at, seen.c.id)
+    )
 
 
 def _scores(engine: Engine, task: str, evidence: EvidenceSection) -> dict[str, float]:
@@ -179,10 +192,3 @@ def _no_pairs(engine: Engine, shown: str, task: str, evidence: EvidenceSection) 
         value=shown,
         action="let the gateway run with this evidence section, or use source: scorer",
     )
-
-
-def _text(call: str | None) -> str | None:
-    if call is None:
-        return None
-    raw: Any = json.loads(call)
-    return answer_text(raw.get("response"))

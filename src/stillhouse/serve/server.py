@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import signal
 import socket
 import time
@@ -30,13 +31,7 @@ from stillhouse.serve.front import Asks
 from stillhouse.serve.gates import check_student, gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile, secrets_of
 from stillhouse.serve.gateway_sections import StudentSection
-from stillhouse.serve.in_memory import (
-    REMEMBERED,
-    HashAssigner,
-    ListedKeys,
-    MemoryLog,
-    MemoryStates,
-)
+from stillhouse.serve.in_memory import REMEMBERED, HashAssigner, ListedKeys, MemoryLog, MemoryStates
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.migration import first_state
 from stillhouse.serve.presence import MemoryPresence
@@ -51,6 +46,7 @@ from stillhouse.serve.upstream import HttpUpstream, Upstream
 from stillhouse.serve.watching import feeds_of, watch_memory
 
 REFRESH_S: Final = 1.0
+_LOG: Final = logging.getLogger("stillhouse.serve")
 
 
 class Address(NamedTuple):
@@ -254,7 +250,8 @@ class Gateway:
             await asyncio.to_thread(presence.tell, roster.report(), time.time())
 
     async def _keep_fresh(self, roster: Roster) -> None:
-        """What other gateways did, until cancelled; a database that is away is tried again."""
+        """What other gateways did, until cancelled; what cannot be read is tried again."""
+        told = ""
         while True:
             await asyncio.sleep(REFRESH_S)
             self.metrics.tell_breakers(roster.breakers())
@@ -264,8 +261,11 @@ class Gateway:
                 self.metrics.tell_unreadable(self._parts.unreadable())
                 roster.follow()
                 await self._tell(roster)
-            except (StillhouseError, SQLAlchemyError):
+            except Exception as error:  # else no roll back, no revoked key would be heard of again
                 self.metrics.refresh_failures.inc()
+                if not isinstance(error, SQLAlchemyError) and str(error) != told:
+                    told = str(error)
+                    _LOG.error("cannot be kept up to date: %s: %s", type(error).__name__, error)
 
     def _server(self, app: ASGIApp) -> _Server:
         return _Server(

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine
 
 from stillhouse.serve.records import Decision, ExperimentState
-from stillhouse.serve.tables import DECISIONS, STATES
+from stillhouse.serve.tables import DECISIONS, STATES, StoreError
 
 
 class Audited(NamedTuple):
@@ -46,11 +47,25 @@ class StoredStates:
         return self._known.get(task) or ExperimentState(task=task)
 
     def refresh(self) -> None:
-        """Read all states; blocks. Memory never goes back to an older version."""
+        """Read all states; blocks. Memory never goes back to an older version.
+
+        Raises:
+            StoreError: one is no state that this version knows; the others are read, and of it
+                what was known stays.
+        """
         with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(STATES.c.body)).scalars().all()
-        for body in rows:
-            self._keep(ExperimentState.model_validate_json(body))
+            rows = connection.execute(sa.select(STATES.c.task, STATES.c.body)).all()
+        strange: list[str] = []
+        for task, body in rows:
+            try:
+                self._keep(ExperimentState.model_validate_json(body))
+            except ValidationError:
+                strange.append(task)
+        if strange:
+            raise StoreError(
+                f"the stored state of {', '.join(sorted(strange))} cannot be read: it is damaged, "
+                "or of another version of Stillhouse"
+            )
 
     def swap(self, old_version: int, new: ExperimentState, decision: Decision) -> bool:
         """Replace a state if its version is still `old_version`; blocks. False: another was first.

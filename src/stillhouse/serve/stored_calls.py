@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from stillhouse.serve.records import Outcome, OutcomeKind, Pair, Scored, Served
+from stillhouse.serve.stored_records import RecordReader
 from stillhouse.serve.tables import CALLS, OUTCOMES, cut_log
 
 _CHUNK: Final = 500
@@ -29,34 +30,43 @@ class Deleted(NamedTuple):
 
 def served_since(engine: Engine, task: str, since: float) -> list[Served]:
     """All requests of a task that came in at or after `since` (Unix seconds), oldest first; shadow
-    answers among them (`shadow_of`)."""
+    answers among them (`shadow_of`). Rows that are no records are passed over."""
     query = (
-        sa.select(CALLS.c.served)
+        sa.select(CALLS.c.id, CALLS.c.served)
         .where(CALLS.c.task == task, CALLS.c.at >= since)
         .order_by(CALLS.c.at, CALLS.c.id)
     )
+    reader = RecordReader()
     with engine.connect() as connection:
-        return [Served.model_validate_json(body) for body in connection.execute(query).scalars()]
+        rows = connection.execute(query)
+        found = [reader.record(Served, body, task, f"request {key}") for key, body in rows]
+    reader.told()
+    return [one for one in found if one is not None]
 
 
 def outcomes_since(
     engine: Engine, task: str, since: float, kinds: Collection[OutcomeKind] | None = None
 ) -> list[Scored]:
     """The outcomes of a task's requests that came in at or after `since`, in the order in which
-    they were stored. A request may have several; shadow answers have their own."""
+    they were stored. A request may have several; shadow answers have their own. Rows that are no
+    records are passed over."""
     query = (
-        sa.select(CALLS.c.served, OUTCOMES.c.body)
+        sa.select(CALLS.c.id, CALLS.c.served, OUTCOMES.c.seq, OUTCOMES.c.body)
         .join(OUTCOMES, OUTCOMES.c.request == CALLS.c.id)
         .where(CALLS.c.task == task, CALLS.c.at >= since)
         .order_by(OUTCOMES.c.seq)
     )
     if kinds is not None:
         query = query.where(OUTCOMES.c.kind.in_(sorted(kinds)))
+    reader, found = RecordReader(), []
     with engine.connect() as connection:
-        return [
-            Scored(Served.model_validate_json(served), Outcome.model_validate_json(body))
-            for served, body in connection.execute(query)
-        ]
+        for key, body, seq, said in connection.execute(query):
+            served = reader.record(Served, body, task, f"request {key}")
+            outcome = reader.record(Outcome, said, task, f"outcome {seq} of request {key}")
+            if served is not None and outcome is not None:
+                found.append(Scored(served, outcome))
+    reader.told()
+    return found
 
 
 def pairs_since(

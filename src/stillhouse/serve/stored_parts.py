@@ -19,7 +19,6 @@ from stillhouse.models.adapter_files import forget_user
 from stillhouse.serve.batches import BatchWork
 from stillhouse.serve.candidates import is_last, withdrawn
 from stillhouse.serve.courses import Lease
-from stillhouse.serve.feeds import Unreadable
 from stillhouse.serve.gates import gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.gateway_sections import StudentSection, TaskSection
@@ -34,6 +33,7 @@ from stillhouse.serve.seats import OF_FILE
 from stillhouse.serve.stages import at_stage, share_at
 from stillhouse.serve.states import StoredStates
 from stillhouse.serve.stored_calls import call_lines, delete_before, delete_user
+from stillhouse.serve.stored_records import Unreadable
 from stillhouse.serve.tables import StoreError, open_database
 from stillhouse.serve.traffic_log import LogCounts, TrafficLog
 from stillhouse.serve.watching import student_of, watch_stored
@@ -176,18 +176,29 @@ class StoredParts:
 
         Args:
             now: Unix seconds.
+
+        Raises:
+            StoreError: a state cannot be read; all else is done.
         """
         with self._one:
-            self._states.refresh()
-            self._keys.refresh()
+            self._keys.refresh()  # first: a key that was revoked is refused whatever else fails
+            strange: StoreError | None = None
+            try:
+                self._states.refresh()
+            except StoreError as error:
+                strange = error
             self._controller.tick(now)
-            if now - self._swept < SWEEP_S:
-                return
-            self._swept = now
-            if self._retention is not None:
-                delete_before(self._engine, now - self._retention * DAY_S)
-            if self._work is not None:
-                self._work.sweep(now, self._batches_kept_s)
+            if now - self._swept >= SWEEP_S:
+                self._swept = now
+                self._sweep(now)
+            if strange is not None:
+                raise strange
+
+    def _sweep(self, now: float) -> None:
+        if self._retention is not None:
+            delete_before(self._engine, now - self._retention * DAY_S)
+        if self._work is not None:
+            self._work.sweep(now, self._batches_kept_s)
 
     def close(self) -> LogCounts:
         """Write what waits and let the database go. Blocks."""

@@ -227,6 +227,7 @@ _ACTION: Final = "write sqlite:///gateway.db or postgresql://user:password@host/
 
 
 def _sqlite_settings(connection: Any, _record: object) -> None:
+    connection.text_factory = _text
     cursor = connection.cursor()
     # WAL: readers never wait for the writer. FULL: a commit outlives a power cut as well as a
     # kill. secure_delete: what is deleted for a user is overwritten in the file.
@@ -238,6 +239,11 @@ def _sqlite_settings(connection: Any, _record: object) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _text(raw: bytes) -> str:
+    # Bytes that are no UTF-8 would fail the whole query; so they are no JSON, in their row alone.
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def _migrate(connection: Connection) -> None:

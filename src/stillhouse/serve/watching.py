@@ -13,7 +13,7 @@ from sqlalchemy.engine import Engine
 from stillhouse.serve.controller import Controller, Sources
 from stillhouse.serve.corrected import CorrectedScoring
 from stillhouse.serve.courses import Lease, MemoryCourses, StoredCourses
-from stillhouse.serve.feeds import MemoryFeed, StoredFeed, Unreadable
+from stillhouse.serve.feeds import MemoryFeed, StoredFeed
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.gateway_sections import StudentSection, TaskSection
 from stillhouse.serve.in_memory import MemoryLog, MemoryStates
@@ -22,6 +22,7 @@ from stillhouse.serve.presence import Presence
 from stillhouse.serve.scoring import Scoring, scores_pairs
 from stillhouse.serve.seams import Log
 from stillhouse.serve.states import StoredStates
+from stillhouse.serve.stored_records import Unreadable
 from stillhouse.serve.traffic_log import TrafficLog
 
 
