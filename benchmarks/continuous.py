@@ -195,6 +195,11 @@ class Log:
             student=answer,
         )
 
+    def ids(
+        self, task: str, since: float | None = None, until: float | None = None
+    ) -> Iterator[str]:
+        return (row.id for row in self.rows(task, since, until))
+
     def newest(self, task: str, count: int) -> list[LiveRow]:
         return list(self.rows(task))[-count:]
 

@@ -138,6 +138,11 @@ class Rows:
     ) -> Iterator[LiveRow]:
         return iter([one for one in self.all if since is None or one.at >= since])
 
+    def ids(
+        self, task: str, since: float | None = None, until: float | None = None
+    ) -> Iterator[str]:
+        return (row.id for row in self.rows(task, since, until))
+
     def newest(self, task: str, count: int) -> list[LiveRow]:
         return self.all[-count:]
 
