@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -103,9 +104,7 @@ def main() -> None:
             lines[precision] = one(
                 Path(work) / precision, student, floats, precision, task, gold, texts, options
             )
-    save(
-        "gguf_forms", f"{SHOWN} --student {options.student}", {"threads": options.threads, **lines}
-    )
+    save("gguf_forms", " ".join((SHOWN, *sys.argv[1:])), {"threads": options.threads, **lines})
 
 
 def one(  # noqa: PLR0917 (what one line of the table needs)
