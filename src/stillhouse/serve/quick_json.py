@@ -28,7 +28,8 @@ def read_json(raw: bytes | str, *, strict: bool = False) -> Any:
     """A JSON value; of a key that comes twice the last one.
 
     Args:
-        strict: NaN and Infinity are no JSON. Some servers write them all the same.
+        strict: NaN, Infinity and integers that Python does not read are no JSON. Some servers write
+            them all the same.
 
     Raises:
         ValueError: not JSON. RecursionError: nested too deep.
@@ -36,8 +37,9 @@ def read_json(raw: bytes | str, *, strict: bool = False) -> Any:
     try:
         return from_json(raw, allow_inf_nan=not strict)
     except ValueError:
-        constant = _constant if strict else None
-        return json.loads(raw, parse_int=_integer, parse_constant=constant)
+        if strict:
+            return json.loads(raw, parse_constant=_constant)
+        return json.loads(raw, parse_int=_integer)
 
 
 def json_bytes(value: Any) -> bytes:
