@@ -39,9 +39,10 @@ demo: $(VENV)/.demo
 LOOP_TAR := .cache/demo-loop/vaderSentiment-3.3.2.tar.gz
 LOOP_SHA := 5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9
 
+# One thread a process: gateway, teacher and training share the cores.
 demo-loop: $(VENV)/.demo-loop $(LOOP_TAR)
 	test -f $(RUN)/report.json || $(MAKE) demo
-	$(BIN)/python recipes/demo_loop.py --run $(RUN) --editorials $(LOOP_TAR) $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python recipes/demo_loop.py --run $(RUN) --editorials $(LOOP_TAR) $(ARGS)
 
 $(VENV)/.demo-loop: $(VENV)/.demo
 	$(INSTALL) -e '.[train,monitor]'
