@@ -285,7 +285,8 @@ def main() -> None:
         print(json.dumps(result, indent=2))
     else:
         command = f"python benchmarks/gateway_load.py --rounds {asked.rounds}"
-        save("gateway_load", f"{command} --seconds {asked.seconds:g}", result)
+        command += f" --seconds {asked.seconds:g} --requests {asked.requests}"
+        save("gateway_load", command, result)
 
 
 if __name__ == "__main__":

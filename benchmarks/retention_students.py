@@ -20,8 +20,8 @@ from stillhouse.core.machine import package_versions
 from stillhouse.core.progress import Terminal
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery
-from stillhouse.core.runfolder import hash_file
 from stillhouse.core.scorers import scorers_for
+from stillhouse.core.stage_files import hash_file
 from stillhouse.core.tasks import ExtractionTask
 from stillhouse.models.chat import answer_text, prompt_text
 from stillhouse.models.completer import Completer, Sampling

@@ -15,7 +15,8 @@ from stillhouse.core.lineage import pseudonym, read_lineage
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example, message_key
-from stillhouse.core.runfolder import RunFolder, hash_file
+from stillhouse.core.runfolder import RunFolder
+from stillhouse.core.stage_files import hash_file
 from stillhouse.dataset.card import size_category
 from stillhouse.dataset.checks import CHECKS
 from stillhouse.evaluate.model_card import base_model

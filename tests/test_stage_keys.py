@@ -41,7 +41,7 @@ def stale(run: RunFolder, recipe: Recipe) -> list[str]:
     return [
         stage.name
         for stage in stages_of(recipe)
-        if run.is_current(stage_key(stage, recipe, run)) is None
+        if run.look(stage_key(stage, recipe, run)).manifest is None
     ]
 
 
@@ -115,7 +115,7 @@ def test_speculate_rests_on_the_weights_of_teacher_and_student(tmp_path: Path) -
     key = stage_key(speculate, recipe, run)
     finish(run, key)
     assert {"teacher model.safetensors", "student model.safetensors"} <= set(key.inputs)
-    assert run.is_current(stage_key(speculate, recipe, run)) is not None
+    assert run.look(stage_key(speculate, recipe, run)).manifest is not None
     # The answers may be the same, and another target's speed is not.
     (tmp_path / "teacher" / "model.safetensors").write_text("quantized")
-    assert run.is_current(stage_key(speculate, recipe, run)) is None
+    assert run.look(stage_key(speculate, recipe, run)).manifest is None

@@ -37,7 +37,8 @@ from stillhouse.core.lineage import (
 from stillhouse.core.owners import GOLDEN, OWNERS, SALT, owned_by, owner_pseudonym
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import LabelledQuery, Query, Record, Rejection, message_key
-from stillhouse.core.runfolder import MANIFEST, RunFolder, hash_file
+from stillhouse.core.runfolder import MANIFEST, RunFolder
+from stillhouse.core.stage_files import hash_file
 from stillhouse.core.traces import Traces
 from stillhouse.evaluate.build import read_page_data
 from stillhouse.evaluate.page import render_page

@@ -17,8 +17,9 @@ from stillhouse.core.machine import package_versions, this_machine
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe_images import ImageRecipe
-from stillhouse.core.runfolder import Outcome, RunFolder, StageKey, hash_file
+from stillhouse.core.runfolder import Outcome, RunFolder, StageKey
 from stillhouse.core.section_dump import dump_section
+from stillhouse.core.stage_files import hash_file
 from stillhouse.pipeline import local_weights, reproducible_threads, run_one, up_to_date
 from stillhouse.stages import TORCH_PACKAGES
 

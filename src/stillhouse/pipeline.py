@@ -33,10 +33,10 @@ from stillhouse.core.runfolder import (
     Outcome,
     RunFolder,
     StageKey,
-    hash_file,
     hash_folder,
 )
 from stillhouse.core.section_dump import says_the_same
+from stillhouse.core.stage_files import hash_file
 from stillhouse.core.user_function import source_of
 from stillhouse.dataset.card import write_dataset_card
 from stillhouse.evaluate.model_card import CARD, write_model_card
@@ -144,15 +144,13 @@ def run_stages(
 
 def up_to_date(run: RunFolder, key: StageKey, count: str, progress: Progress) -> Manifest | None:
     """The manifest of a stage that need not be done again. Says so; or which file is the reason."""
-    current = run.is_current(key)
-    if current is not None:
+    manifest, changed = run.look(key)
+    if manifest is not None:
         progress.say(f"{count}: up to date")
-        return current
-    changed = run.standing(key).changed
-    if changed:
+    elif changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         progress.say(f"{count}: {changed[0]}{more} changed since it was made; done again")
-    return None
+    return manifest
 
 
 def _record(recipe: Recipe, run: RunFolder, result: StageResult) -> None:

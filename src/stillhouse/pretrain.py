@@ -19,8 +19,14 @@ from stillhouse.core.machine import package_versions, this_machine
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe_corpus import CorpusRecipe
-from stillhouse.core.runfolder import Manifest, Outcome, RunFolder, StageKey, hash_file
+from stillhouse.core.runfolder import (
+    Manifest,
+    Outcome,
+    RunFolder,
+    StageKey,
+)
 from stillhouse.core.section_dump import dump_section
+from stillhouse.core.stage_files import hash_file
 from stillhouse.dataset.corpus import run_corpus
 from stillhouse.pipeline import local_weights, reproducible_threads, run_one, up_to_date
 from stillhouse.stages import STATISTICS_PACKAGES, TORCH_PACKAGES

@@ -23,15 +23,14 @@ from stillhouse.core.errors import RunFolderError
 from stillhouse.core.runfolder import (
     KEY_FILE,
     MANIFEST,
-    SEEN,
     Manifest,
     Outcome,
     RunFolder,
     StageKey,
-    hash_file,
     hash_folder,
 )
 from stillhouse.core.section_dump import dump_section
+from stillhouse.core.stage_files import SEEN, hash_file
 
 KEY = StageKey("ask", {"traffic": "abc"}, {"alpha": 0.5}, {"stillhouse": "1"}, 0)
 
@@ -55,7 +54,7 @@ def finished(run: RunFolder, key: StageKey = KEY, text: str = "data") -> Manifes
 def test_a_finished_stage_is_found_again_as_it_was_written(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     written = finished(run)
-    assert run.is_current(KEY) == written == RunFolder(tmp_path / "run").manifest("ask")
+    assert run.look(KEY).manifest == written == RunFolder(tmp_path / "run").manifest("ask")
     assert written.outputs == {"sub/out.txt": hash_file(run.stage("ask") / "sub" / "out.txt")}
     assert (written.summary, written.cost_usd, written.seconds) == ({"queries": 3}, 0.5, 1.5)
     assert not run.partial("ask").exists()
@@ -77,15 +76,15 @@ def test_a_finished_stage_is_found_again_as_it_was_written(tmp_path: Path) -> No
 def test_a_stage_under_another_key_is_not_current(tmp_path: Path, key: StageKey) -> None:
     run = RunFolder(tmp_path)
     finished(run)
-    assert run.is_current(key) is None
-    assert run.is_current(KEY) is not None
+    assert run.look(key).manifest is None
+    assert run.look(KEY).manifest is not None
 
 
 def test_a_stage_whose_file_is_gone_is_not_current(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     finished(run)
     (run.stage("ask") / "sub" / "out.txt").unlink()
-    assert run.is_current(KEY) is None
+    assert run.look(KEY).manifest is None
 
 
 @pytest.mark.parametrize("name", ["sub/out.txt", "timings.json"])
@@ -95,15 +94,15 @@ def test_a_stage_whose_file_was_changed_is_not_current(
 ) -> None:
     run = RunFolder(tmp_path)
     finished(run)
-    assert run.is_current(KEY) is not None
+    assert run.look(KEY).manifest is not None
     path = run.stage("ask") / name
     held, times = path.read_text(), path.stat()
     path.write_text(text)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if it had not been written
-    assert run.is_current(KEY) is None
+    assert run.look(KEY).manifest is None
     assert run.standing(KEY) == (None, (name,))
     path.write_text(held)
-    assert run.is_current(KEY) is not None
+    assert run.look(KEY).manifest is not None
 
 
 def test_a_settled_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,15 +116,15 @@ def test_a_settled_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(stage_files, "hash_file", hashed)
     monkeypatch.setattr(stage_files, "SETTLED_NS", -1)  # the files are as good as old
-    assert run.is_current(KEY) is not None
+    assert run.look(KEY).manifest is not None
     assert sorted(read) == ["out.txt", "timings.json"]
-    assert run.is_current(KEY) is not None
+    assert run.look(KEY).manifest is not None
     assert len(read) == 2
     out = run.stage("ask") / "sub" / "out.txt"
     times = out.stat()
     out.write_text("DATA")  # the same size and, in a moment, the same modification time
     os.utime(out, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert run.is_current(KEY) is None
+    assert run.look(KEY).manifest is None
     assert read[2:] == ["out.txt"]
 
 
@@ -134,10 +133,10 @@ def test_a_file_as_young_as_the_last_look_is_read_again(
 ) -> None:
     run = RunFolder(tmp_path)
     finished(run)
-    assert run.is_current(KEY) is not None
+    assert run.look(KEY).manifest is not None
     read: list[Path] = []
     monkeypatch.setattr(stage_files, "hash_file", lambda path: (read.append(path), "x")[1])
-    assert run.is_current(KEY) is None
+    assert run.look(KEY).manifest is None
     assert len(read) == 2
 
 
@@ -154,13 +153,13 @@ def test_a_file_as_young_as_the_beginning_of_a_long_look_is_read_again(
         return hash_file(path)
 
     monkeypatch.setattr(stage_files, "hash_file", slow)
-    assert run.is_current(KEY) is not None
+    assert run.look(KEY).manifest is not None
     out, seen = run.stage("ask") / "sub" / "out.txt", run.stage("ask") / SEEN
     # It is old enough by when the look was written down, and not by when its bytes were read.
     age = seen.stat().st_ctime_ns - out.stat().st_ctime_ns
     monkeypatch.setattr(stage_files, "SETTLED_NS", age - 1)
     read.clear()
-    assert run.is_current(KEY) is not None
+    assert run.look(KEY).manifest is not None
     assert "out.txt" in read
 
 
@@ -177,8 +176,8 @@ def test_a_file_that_cannot_be_read_is_an_error_and_makes_nothing_stale(
     with monkeypatch.context() as patch:
         patch.setattr(stage_files, "hash_file", broken)
         with pytest.raises(RunFolderError, match=r"out\.txt: cannot be read"):
-            run.is_current(KEY)
-    assert run.is_current(KEY) is not None
+            run.look(KEY)
+    assert run.look(KEY).manifest is not None
 
 
 def test_a_folder_in_a_files_place_is_a_change(tmp_path: Path) -> None:
@@ -209,7 +208,7 @@ def test_a_damaged_last_look_is_no_look(tmp_path: Path, text: str) -> None:
     run = RunFolder(tmp_path)
     finished(run)
     (run.stage("ask") / SEEN).write_text(text)
-    assert run.is_current(KEY) is not None
+    assert run.look(KEY).manifest is not None
 
 
 def test_a_folder_that_cannot_be_written_is_read_every_time(
@@ -224,8 +223,8 @@ def test_a_folder_that_cannot_be_written_is_read_every_time(
     monkeypatch.setattr(stage_files, "write_json", full)
     read: list[str] = []
     monkeypatch.setattr(stage_files, "hash_file", lambda p: (read.append(p.name), hash_file(p))[1])
-    assert run.is_current(KEY) is not None
-    assert run.is_current(KEY) is not None
+    assert run.look(KEY).manifest is not None
+    assert run.look(KEY).manifest is not None
     assert len(read) == 4
 
 
@@ -235,7 +234,7 @@ def test_a_card_is_the_users_to_edit(tmp_path: Path) -> None:
     (work / "README.md").write_text("# Model\n")
     run.finish(KEY, Outcome(measured=frozenset({"README.md", "none.json"})), 1.0, 1.0)
     (run.stage("ask") / "README.md").write_text("# My model\n")
-    assert run.is_current(KEY) is not None
+    assert run.look(KEY).manifest is not None
 
 
 def test_an_older_manifest_without_measured_files_is_read(tmp_path: Path) -> None:
@@ -245,7 +244,7 @@ def test_an_older_manifest_without_measured_files_is_read(tmp_path: Path) -> Non
     raw = json.loads(path.read_text())
     del raw["measured"]
     path.write_text(json.dumps(raw))
-    assert run.is_current(KEY) is not None
+    assert run.look(KEY).manifest is not None
 
 
 class Section(BaseModel):
@@ -260,9 +259,9 @@ def test_a_key_of_the_recipe_that_is_new_and_at_its_default_makes_nothing_stale(
     old = finished(run, other(section={"student": {"alpha": 0.5}}))
     key = other(section={"student": dump_section(Section())})
     assert key.digest != old.digest
-    assert run.is_current(key) == old
+    assert run.look(key).manifest == old
     for changed in (Section(keep_head=True), Section(alpha=0.25)):
-        assert run.is_current(other(section={"student": dump_section(changed)})) is None
+        assert run.look(other(section={"student": dump_section(changed)})).manifest is None
     work = run.open_partial(other(section={"student": {"alpha": 0.5}}))
     (work / "half.txt").write_text("half")
     assert (run.open_partial(key) / "half.txt").exists()
@@ -273,7 +272,7 @@ def test_a_linked_stage_is_replaced_and_what_it_links_to_stays(tmp_path: Path) -
     finished(first)
     second.root.mkdir()
     second.stage("ask").symlink_to(first.stage("ask"), target_is_directory=True)
-    assert second.is_current(KEY) is not None
+    assert second.look(KEY).manifest is not None
     finished(second, other(seed=1), text="new")
     assert (second.stage("ask") / "sub" / "out.txt").read_text() == "new"
     assert (first.stage("ask") / "sub" / "out.txt").read_text() == "data"
@@ -358,7 +357,7 @@ def test_a_sigkill_while_finishing_loses_nothing(tmp_path: Path, point: str) -> 
     assert child.returncode == -signal.SIGKILL
 
     key = other(seed=1)
-    manifest = run.is_current(key)
+    manifest = run.look(key).manifest
     if point == "before_manifest":  # not finished: the work is handed back, the old is untouched
         assert manifest is None
         assert (run.open_partial(key) / "new.txt").read_text() == "new"
@@ -368,7 +367,7 @@ def test_a_sigkill_while_finishing_loses_nothing(tmp_path: Path, point: str) -> 
     assert (run.stage("ask") / "new.txt").read_text() == "new"
     assert list(manifest.outputs) == ["new.txt"]
     assert not run.partial("ask").exists()
-    assert run.is_current(key) == manifest
+    assert run.look(key).manifest == manifest
 
 
 def test_a_full_disk_while_finishing_keeps_the_work(
@@ -384,10 +383,10 @@ def test_a_full_disk_while_finishing_keeps_the_work(
         patch.setattr(os, "fsync", full)
         with pytest.raises(RunFolderError, match="the disk is full"):
             run.finish(KEY, Outcome(), 1.0, 1.0)
-    assert run.is_current(KEY) is None
+    assert run.look(KEY).manifest is None
     assert (run.open_partial(KEY) / "new.txt").read_text() == "new"
     run.finish(KEY, Outcome(), 1.0, 1.0)
-    assert run.is_current(KEY) is not None
+    assert run.look(KEY).manifest is not None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"digest": "x"}', '{"surplus": 1}'])
@@ -396,12 +395,12 @@ def test_a_damaged_manifest_says_which_file(tmp_path: Path, text: str) -> None:
     finished(run)
     (run.stage("ask") / MANIFEST).write_text(text)
     with pytest.raises(RunFolderError, match=MANIFEST):
-        run.is_current(KEY)
+        run.look(KEY)
 
 
 def test_a_stage_never_run_has_no_manifest(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).manifest("ask") is None
-    assert RunFolder(tmp_path).is_current(KEY) is None
+    assert RunFolder(tmp_path).look(KEY).manifest is None
 
 
 def test_two_runs_in_one_folder_are_an_error(tmp_path: Path) -> None:

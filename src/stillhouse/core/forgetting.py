@@ -16,7 +16,8 @@ from typing import Final
 
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import disk_errors, read_json, void, write_atomic, write_json
-from stillhouse.core.runfolder import MANIFEST, RunFolder, hash_file
+from stillhouse.core.runfolder import MANIFEST, RunFolder
+from stillhouse.core.stage_files import hash_file
 from stillhouse.core.traces import Traces, line_of
 
 # Tables of numbers by query: rows cannot be told apart without what made them.

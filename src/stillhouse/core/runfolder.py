@@ -27,19 +27,6 @@ from stillhouse.core.jsonl import disk_errors, read_json, write_json
 from stillhouse.core.section_dump import says_the_same
 from stillhouse.core.stage_files import SEEN, changed_files, hash_file
 
-__all__ = [
-    "KEY_FILE",
-    "MANIFEST",
-    "SEEN",
-    "Manifest",
-    "Outcome",
-    "RunFolder",
-    "StageKey",
-    "Standing",
-    "hash_file",
-    "hash_folder",
-]
-
 MANIFEST: Final = "manifest.json"
 KEY_FILE: Final = ".key.json"
 CARD: Final = "README.md"  # for people, who may edit it
@@ -180,10 +167,10 @@ class RunFolder:
         except TypeError as error:
             raise RunFolderError(f"{path}: is damaged ({error}); delete its folder") from None
 
-    def is_current(self, key: StageKey) -> Manifest | None:
-        """The manifest if the stage is finished under this key and its files are those of then."""
+    def look(self, key: StageKey) -> Standing:
+        """How the stage stands, once what a kill left between the two last steps is settled."""
         self._settle(key.stage)
-        return self.standing(key).manifest
+        return self.standing(key)
 
     def standing(self, key: StageKey) -> Standing:
         """Whether the stage is finished under this key; nothing that a kill left is settled."""

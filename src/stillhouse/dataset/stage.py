@@ -18,8 +18,9 @@ from stillhouse.core.judgements import JUDGE, JUDGEMENTS, Judgement
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery, Query, Rejection
-from stillhouse.core.runfolder import Outcome, hash_file
+from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import Split, tune_check_split
+from stillhouse.core.stage_files import hash_file
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.dataset.build import Dataset, build_dataset
 from stillhouse.dataset.contamination import REASON

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stillhouse.core.records import Completion, FinishReason, Query, TokenLogprob
-from stillhouse.core.runfolder import hash_file
+from stillhouse.core.stage_files import hash_file
 from stillhouse.models.completer import Completer, ModelInfo, Sampling, draw_seed
 from stillhouse.models.gguf_engine import GgufEngine
 from stillhouse.models.gguf_file import gguf_facts

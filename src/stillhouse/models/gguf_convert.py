@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from stillhouse.core.errors import RunFolderError, UserError
 from stillhouse.core.jsonl import disk_errors
 from stillhouse.core.optional import require
-from stillhouse.core.runfolder import hash_file
+from stillhouse.core.stage_files import hash_file
 from stillhouse.models.gguf_file import check_gguf
 from stillhouse.models.quiet import quiet_transformers
 

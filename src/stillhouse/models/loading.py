@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from stillhouse.core.errors import MissingExtraError, UserError
-from stillhouse.core.runfolder import hash_file
+from stillhouse.core.stage_files import hash_file
 from stillhouse.models.completer import ModelInfo
 from stillhouse.models.gguf_convert import converted_gguf
 from stillhouse.models.gguf_file import embedded_gguf

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from stillhouse.core.errors import RunFolderError, UserError
-from stillhouse.core.runfolder import hash_file
+from stillhouse.core.stage_files import hash_file
 from stillhouse.models.head import Head
 from stillhouse.models.signal_codec import ENTRY_ARRAYS, Stored, decode, joined
 from stillhouse.models.signal_layout import Layout, read_cache_manifest

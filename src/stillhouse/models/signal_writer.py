@@ -22,7 +22,7 @@ from torch import Tensor
 
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import disk_errors, read_json, write_json
-from stillhouse.core.runfolder import hash_file
+from stillhouse.core.stage_files import hash_file
 from stillhouse.models.signal_codec import Arrays, joined
 from stillhouse.models.signal_layout import (
     DIGEST_BYTES,

@@ -29,7 +29,7 @@ from stillhouse.core.jsonl import (
     write_records,
 )
 from stillhouse.core.records import Query, Record
-from stillhouse.core.runfolder import hash_file
+from stillhouse.core.stage_files import hash_file
 from stillhouse.retrain.cycle_records import Cycle, CycleLine, HeldOut, WindowRow, name_of
 
 JOURNAL: Final = "cycles.jsonl"

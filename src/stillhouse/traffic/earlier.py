@@ -12,7 +12,7 @@ from typing import Final
 
 from stillhouse.core.errors import RunFolderError, UserError
 from stillhouse.core.jsonl import read_json
-from stillhouse.core.runfolder import hash_file
+from stillhouse.core.stage_files import hash_file
 
 REPORT: Final = "tasks.json"
 PAGE: Final = "tasks.html"

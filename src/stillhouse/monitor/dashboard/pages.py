@@ -82,6 +82,12 @@ class Pages:
             return self.tasks[0] if self.tasks else ""
         return asked if asked in self.tasks else ""
 
+    def no_task(self, request: Request, here: str) -> HTMLResponse:
+        """Where there is no such task."""
+        return self.html(
+            request, "message.html", 404, here=here, title="No such task", text="Choose another."
+        )
+
 
 def usd(value: float | None) -> str:
     """Money, as exactly as it matters."""

@@ -62,7 +62,7 @@ class Views:
         """One task's experiment."""
         task = self._pages.task(request)
         if not task:
-            return self._unknown(request, "experiment")
+            return self._pages.no_task(request, "experiment")
         found = self._from.experiments.whole(task)
         return self._pages.html(
             request,
@@ -78,7 +78,7 @@ class Views:
         """Windows and alerts of one task."""
         task = self._pages.task(request)
         if not task:
-            return self._unknown(request, "drift")
+            return self._pages.no_task(request, "drift")
         watch = self._from.watch
         windows = list(watch.windows(task))[-SHOWN_WINDOWS:] if watch is not None else []
         alerts = list(watch.alerts(task))[-SHOWN_ALERTS:][::-1] if watch is not None else []
@@ -137,11 +137,6 @@ class Views:
             ),
         ]
         return [one for one in found if one is not None]
-
-    def _unknown(self, request: Request, here: str) -> Response:
-        return self._pages.html(
-            request, "message.html", 404, here=here, title="No such task", text="Choose another."
-        )
 
 
 def sequence(found: ExperimentShown) -> Chart | None:

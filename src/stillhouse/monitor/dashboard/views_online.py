@@ -30,14 +30,7 @@ class OnlineViews:
         """One task's online learning."""
         task = self._pages.task(request)
         if not task:
-            return self._pages.html(
-                request,
-                "message.html",
-                404,
-                here="online",
-                title="No such task",
-                text="Choose another.",
-            )
+            return self._pages.no_task(request, "online")
         part = self._from.online
         found = None if part is None else part.online(task)
         adapters = () if found is None else found.adapters
