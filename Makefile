@@ -103,7 +103,7 @@ $(CLIENTS)/langchain/.done: tests/serve/langchain.txt | $(BIN)/python
 
 test: $(VENV)/.dev
 	-@command -v npm >/dev/null && $(MAKE) -s web $(CLIENTS)/openai/index.mjs
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not full"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not full"
 
 test-full: $(VENV)/.dev
 	-@$(MAKE) -s clients

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from candidate_gateways import Stored, stored
+from candidate_gateways import Stored, stored, until
 from gateway_servers import ADMIN, FULL, SHADOW, Model, models, says
 from test_gateway_http import Got, send
 from tiny_students import TASK, label_folder, text_folder
@@ -158,6 +158,7 @@ def test_tenants_are_answered_as_the_adapters_say_alone_and_together(
         assert marked == wanted.adapted[0] == (tenant != "other")
         if tenant == "other":
             assert label(got) == plain[text]
+    until(lambda: counted(running, "own") >= 24)  # counted after the last byte
     assert (counted(running, "own"), counted(running, "broken")) == (24, 0)
     stream = ask(running.url, TEXTS[1], "bank", stream=True)
     assert (used(stream), b'"so so"' in stream.body) == (names["bank"], True)
@@ -219,6 +220,7 @@ def test_a_tampered_adapter_is_told_once_and_the_shared_student_answers(
     told = [one.getMessage() for one in caplog.records if "was changed" in one.getMessage()]
     assert len(told) == 1
     assert told[0].startswith("student small: ")
+    until(lambda: counted(running, "own") >= 1)  # counted after the last byte
     assert (counted(running, "broken"), counted(running, "own")) == (3, 1)
 
 
