@@ -16,7 +16,12 @@ torch.manual_seed(given["seed"])
 config = DistillConfig.model_validate(
     {
         "data": {"eval_fraction": 0.0, "dedup": False},
-        "train": {"output_dir": given["out"], "seed": given["seed"], "epochs": given["epochs"]},
+        "train": {
+            "output_dir": given["out"],
+            "seed": given["seed"],
+            "epochs": given["epochs"],
+            "lr": given["learning_rate"],
+        },
     }
 )
 student = Student(given["student"])
