@@ -23,7 +23,7 @@ MAX_TOKENS = 64
 
 
 def main() -> None:
-    """Write OUT/part-1, part-2, ..."""
+    """Write OUT/1-of-3, 2-of-3, ...: parts of one split only, so that none stands for another."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--labelled", type=Path, default=Path(".cache/quickstart/labelled.jsonl"))
     parser.add_argument("--out", type=Path, default=Path(".cache/classifiers"))
@@ -35,7 +35,8 @@ def main() -> None:
     rows = [(row["text"], row["label"]) for row in map(json.loads, lines)]
     folder = str(locate(arguments.source).folder)
     for part in range(arguments.parts):
-        target: Path = arguments.out / f"part-{part + 1}"
+        name = f"{part + 1}-of-{arguments.parts}"
+        target: Path = arguments.out / name
         if (target / "config.json").exists():
             print(f"{target}: there already")
             continue
@@ -60,7 +61,7 @@ def main() -> None:
             batch_size=16,
             learning_rate=1e-4,
             seed=part,
-            folder=arguments.out / f"part-{part + 1}.run",
+            folder=arguments.out / f"{name}.run",
             progress=Terminal(),
         )
         done = distiller.fit([row for n, row in enumerate(mine) if n % 10], watched)
