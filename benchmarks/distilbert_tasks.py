@@ -1,9 +1,10 @@
 """The DistilBERT recipe on two tasks: what its student keeps of an encoder that was fine-tuned.
 
-    python benchmarks/distilbert_tasks.py [--seeds 0 1 2]
+    python benchmarks/distilbert_tasks.py [--seeds 0 1 2] [--texts N]
 
 recipes/distilbert.yaml is run on the tasks' own text (reviews and news; no golden text is read),
-and gives a general student of half the layers and at least 40% fewer parameters. For each task
+and gives a general student of half the layers and at least 40% fewer parameters (`--texts`: from so
+many texts at most). For each task
 MiniLM is fine-tuned on the true labels: that is the teacher. The general student is then trained in
 three ways on the same schedule:
 
@@ -64,9 +65,10 @@ def corpus(tasks: Mapping[str, TaskData], path: Path) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def general_student(path: Path) -> tuple[Path, dict[str, Any]]:
+def general_student(path: Path, texts: int | None) -> tuple[Path, dict[str, Any]]:
     """recipes/distilbert.yaml on that text: its student's folder, and its report."""
-    changes = [f"corpus.path={path}", "corpus.group=null", "corpus.limit=null"]
+    limit = "null" if texts is None else texts
+    changes = [f"corpus.path={path}", "corpus.group=null", f"corpus.limit={limit}"]
     recipe = load_corpus_recipe(RECIPE, [*changes, "corpus.max_tokens=96"])
     run_pretrain(recipe, CACHE / "general", Terminal())
     report = pretrain_report(recipe, CACHE / "general")
@@ -201,17 +203,20 @@ def main() -> None:
     """Pretrain, fine-tune, train, score, save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--texts", type=int, help="of the general distillation, at most")
     parser.add_argument("--dry", action="store_true", help="train, and save no result")
     arguments = parser.parse_args()
     tasks = {name: TASKS[name](SIZES[name], CACHE.parent / "retention") for name in SIZES}
     corpus(tasks, CACHE / "corpus.jsonl")
-    student, report = general_student(CACHE / "corpus.jsonl")
+    student, report = general_student(CACHE / "corpus.jsonl", arguments.texts)
     found = {name: measured(name, data, student, arguments.seeds) for name, data in tasks.items()}
     result = {"seeds": arguments.seeds, "tasks": found, "general distillation": report}
     if arguments.dry:
         print(json.dumps(found, indent=2))
         return
-    save("distilbert_tasks", "python benchmarks/distilbert_tasks.py", result)
+    command = "python benchmarks/distilbert_tasks.py --seeds " + " ".join(map(str, arguments.seeds))
+    command += "" if arguments.texts is None else f" --texts {arguments.texts}"
+    save("distilbert_tasks", command, result)
 
 
 if __name__ == "__main__":
