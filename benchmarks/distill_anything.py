@@ -6,9 +6,14 @@
 The teacher is the demo's (SmolLM2-135M, tuned on film reviews); the student is the lowest eight and
 the last two of its thirty layers under its own head, saved before either begins; the text is the
 demo's examples, in the same words. Each trains for the same epochs at the same learning rate and
-as many rows a step, with the defaults of its own for all else (alpha 0.5 and T 2 there), in a
-process of its own, in turns; time is of the whole process: load, train, save. Both students are
+as many rows a step, with the defaults of its own for all else (alpha 0.5 and T 2 in both), in a
+process of its own, in turns; time is of the whole process: load, train, save. All students are
 asked by the same code what they believe about the golden set.
+
+Beside them stands the student as a recipe here would have it for labels, which the peer has not:
+the same ten layers under a label head, on what the teacher believes of the labels (alpha 0.9).
+
+A student that is trained and scored is kept in .cache and not trained again.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from contenders import CACHE, peer_python
@@ -45,7 +50,7 @@ BARE: Final = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 LAYERS: Final = (*range(8), 28, 29)  # what the lowest read is whole, what the last write is words
 LEARNING_RATE: Final = 2e-4  # of a student that was cut: both need it to heal in few steps
 STEP_ROWS: Final = 8  # there: 2 rows, 4 times
-OWN, OTHER = "stillhouse", "distill-anything"
+OWN, LABELS, OTHER = "stillhouse", "stillhouse, label head", "distill-anything"
 
 
 def examples_in(root: Path, part: str, rows: int) -> list[Example]:
@@ -93,14 +98,24 @@ def text_recipe(base: Recipe, source: str, epochs: float, seed: int) -> Recipe:
     )
 
 
+def label_recipe(base: Recipe, epochs: float, seed: int) -> Recipe:
+    """As many of the tuned teacher's layers under a label head."""
+    plain = text_recipe(base, "teacher", epochs, seed).model_dump(mode="json", by_alias=True)
+    plain["student"] |= {"head": "label"}
+    plain["train"] |= {"alpha": 0.9, "head_learning_rate": 1e-3}
+    return Recipe.model_validate(plain)
+
+
 def train_own(recipe: Recipe, root: Path, work: Path, out: Path) -> None:
     """What the child process of this side does."""
     run_train(recipe, work / "dataset", root / "tune" / "model", out, Silent())
 
 
-async def answers_of(folder: Path, recipe: Recipe, root: Path) -> list[str]:
+async def answers_of(
+    folder: Path, recipe: Recipe, root: Path, head: Literal["text", "label"]
+) -> list[str]:
     """A trained student's answers to the golden set."""
-    completer = open_student(folder, recipe.task, "text", 32)
+    completer = open_student(folder, recipe.task, head, 32)
     golden = list(read_records(root / "traffic" / "golden.jsonl", LabelledQuery))
     sampling = sampling_of(recipe)
     try:
@@ -116,6 +131,54 @@ def timed(command: Sequence[str]) -> float:
     started = time.perf_counter()
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
+
+
+def trained_one(
+    name: str, seed: int, base: Recipe, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Train one student in a process of its own, unless it is there; its scores and seconds."""
+    root, work = arguments.run_dir, CACHE / "distill-anything-runs"
+    out = work / f"{name}-{seed}"
+    asked = [arguments.rows, arguments.epochs, LEARNING_RATE, STEP_ROWS, arguments.threads]
+    kept = out.with_name(out.name + ".json")
+    if kept.exists():
+        cell: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if cell["asked"] == asked:
+            return cell
+    shutil.rmtree(out, ignore_errors=True)
+    if name == OTHER:
+        told = {
+            "student": str(work / "student-there"),
+            "teacher": str(root / "tune" / "model"),
+            "data": str(work / "rows.jsonl"),
+            "out": str(out),
+            "epochs": arguments.epochs,
+            "learning_rate": LEARNING_RATE,
+            "seed": seed,
+            "threads": arguments.threads,
+        }
+        script = Path(__file__).with_name("peer_distill_anything_learn.py")
+        spent = timed([str(peer_python(*PEER)), str(script), json.dumps(told)])
+        folder = out
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+    else:
+        source = f"hf:{work / 'student'}"
+        text = text_recipe(base, source, arguments.epochs, seed)
+        recipe = text if name == OWN else label_recipe(base, arguments.epochs, seed)
+        told = {
+            "recipe": recipe.model_dump(mode="json", by_alias=True),
+            "root": str(root),
+            "work": str(work),
+            "out": str(out),
+        }
+        spent = timed([sys.executable, __file__, "--child", json.dumps(told)])
+        folder = out / "student"
+    head: Literal["text", "label"] = "label" if name == LABELS else "text"
+    cut = text_recipe(base, "teacher", arguments.epochs, seed)
+    found = scored(cut, root, asyncio.run(answers_of(folder, cut, root, head)))
+    cell = {"asked": asked, "scores": found, "seconds": spent}
+    kept.write_text(json.dumps(cell), encoding="utf-8")
+    return cell
 
 
 def main() -> None:
@@ -137,41 +200,17 @@ def main() -> None:
     base = read_run_recipe(root)
     cut = text_recipe(base, "teacher", arguments.epochs, 0)
     prepared(cut, root, work, arguments.rows)
-    scores: dict[str, list[list[float]]] = {OWN: [], OTHER: []}
-    seconds: dict[str, list[float]] = {OWN: [], OTHER: []}
+    scores: dict[str, list[list[float]]] = {OWN: [], LABELS: [], OTHER: []}
+    seconds: dict[str, list[float]] = {OWN: [], LABELS: [], OTHER: []}
     for seed in arguments.seeds:
-        for name in (OWN, OTHER) if seed % 2 == 0 else (OTHER, OWN):
-            out = work / f"{name}-{seed}"
-            shutil.rmtree(out, ignore_errors=True)
-            if name == OWN:
-                recipe = text_recipe(base, f"hf:{work / 'student'}", arguments.epochs, seed)
-                told = {
-                    "recipe": recipe.model_dump(mode="json", by_alias=True),
-                    "root": str(root),
-                    "work": str(work),
-                    "out": str(out),
-                }
-                spent = timed([sys.executable, __file__, "--child", json.dumps(told)])
-                folder = out / "student"
-            else:
-                told = {
-                    "student": str(work / "student-there"),
-                    "teacher": str(root / "tune" / "model"),
-                    "data": str(work / "rows.jsonl"),
-                    "out": str(out),
-                    "epochs": arguments.epochs,
-                    "learning_rate": LEARNING_RATE,
-                    "seed": seed,
-                    "threads": arguments.threads,
-                }
-                script = Path(__file__).with_name("peer_distill_anything_learn.py")
-                spent = timed([str(peer_python(*PEER)), str(script), json.dumps(told)])
-                folder = out
-                (folder / "chat_template.jinja").unlink(missing_ok=True)
-            found = scored(cut, root, asyncio.run(answers_of(folder, cut, root)))
-            scores[name].append(found)
-            seconds[name].append(spent)
-            print(name, seed, float(np.mean(found)), f"{spent:.0f} s", flush=True)
+        order = (OWN, LABELS, OTHER)
+        for name in order if seed % 2 == 0 else order[::-1]:
+            cell = trained_one(name, seed, base, arguments)
+            scores[name].append(cell["scores"])
+            seconds[name].append(cell["seconds"])
+            print(
+                name, seed, float(np.mean(cell["scores"])), f"{cell['seconds']:.0f} s", flush=True
+            )
     mean = {name: np.mean(found, axis=0).tolist() for name, found in scores.items()}
     result: dict[str, Any] = {
         "rows": arguments.rows,
@@ -184,9 +223,14 @@ def main() -> None:
         "teacher": bootstrap_mean(teacher_scores(cut, root)).to_json(),
         **{name: bootstrap_mean(mean[name]).to_json() for name in mean},
         "per seed": {name: [float(np.mean(one)) for one in scores[name]] for name in scores},
-        "gain": paired_difference(mean[OWN], mean[OTHER]).to_json(),
+        "gain": {
+            name: paired_difference(mean[name], mean[OTHER]).to_json() for name in (OWN, LABELS)
+        },
         "seconds": seconds,
-        "times faster": float(np.median(np.divide(seconds[OTHER], seconds[OWN]))),
+        "times faster": {
+            name: float(np.median(np.divide(seconds[OTHER], seconds[name])))
+            for name in (OWN, LABELS)
+        },
     }
     command = f"python benchmarks/distill_anything.py --rows {arguments.rows}"
     command += f" --epochs {arguments.epochs} --seeds " + " ".join(map(str, arguments.seeds))
