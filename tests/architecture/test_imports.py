@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from stillhouse.cli_table import COMMANDS
 from stillhouse.core.optional import EXTRAS
 
 SRC = Path(__file__).parents[2] / "src" / "stillhouse"
@@ -45,6 +46,8 @@ TOP |= {"cli_registry"}
 TOP |= {"cli_monitor", "monitor_canaries", "monitoring"}
 TOP |= {"cli_retrain", "retrain_loops", "retrain_recipe", "retraining"}
 TOP |= {"cli_online", "refining"}
+TOP |= {"cli_doctor", "cli_forget", "cli_init", "cli_mine", "cli_run", "cli_schema", "cli_show"}
+TOP |= {"cli_store", "cli_table", "retrain_admin", "stage_calls"}
 STAGES = ("traffic", "teacher", "dataset", "train", "evaluate", "compress", "serve", "monitor")
 EXTRA_EDGES = {"train": {"dataset"}, "monitor": {"evaluate"}, "compress": {"evaluate"}}
 
@@ -82,6 +85,23 @@ def imports_of(path: Path) -> list[Import]:
 
     visit(tree, False)
     return found
+
+
+def late_of(path: Path) -> list[Import]:
+    """This package's modules that the file imports when they are needed, through core/optional."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("late", "require")
+        ):
+            named = node.args[0]
+            if isinstance(named, ast.Constant):
+                found.append(Import(path, node.lineno, str(named.value), True))
+            elif path.name != "cli_table.py":  # the table has a test of its own
+                assert node.func.id != "late", f"{path}:{node.lineno}: write the module out"
+    return [item for item in found if item.module.partition(".")[0] == "stillhouse"]
 
 
 def module_of(path: Path) -> str:
@@ -150,27 +170,51 @@ def test_no_import_circle() -> None:
         walk(module, ())
 
 
+def test_what_is_imported_late_is_there_and_on_the_map() -> None:
+    modules = {module_of(path) for path in FILES}
+    items = [item for path in FILES for item in late_of(path)]
+    assert "stillhouse.traffic.stage" in {item.module for item in items}
+    for item in items:
+        where = f"{item.file}:{item.line} imports {item.module}"
+        assert item.module in modules, where
+        assert folder_of(item.module) in allowed(folder_of(module_of(item.file))), where
+
+
+def test_one_file_imports_what_is_named_at_run_time() -> None:
+    # ... and one what users name.
+    names = ("import_module", "__import__")
+    files = {
+        path.relative_to(SRC).as_posix()
+        for path in FILES
+        if any(name in path.read_text(encoding="utf-8") for name in names)
+    }
+    assert files == {"core/optional.py", "core/user_function.py"}
+
+
 # Of the extras' modules, what `pip install stillhouse` brings itself.
 BASE = {"aiohttp"}
 HEAVY = "torch", "transformers", "xllamacpp", "peft", "accelerate"
 
 
-@pytest.mark.parametrize(
-    "package", ["core", "traffic", "teacher", "dataset", "evaluate", "serve", "monitor", "cli"]
-)
-def test_the_light_parts_import_without_torch(package: str) -> None:
+LIGHT = ("core", "traffic", "teacher", "dataset", "evaluate", "serve", "monitor", "cli")
+
+
+def test_the_light_parts_import_without_torch() -> None:
     modules = [
-        module_of(p)
-        for p in FILES
-        if module_of(p).startswith(f"stillhouse.{package}") and p.stem != "__main__"
+        module
+        for module in map(module_of, FILES)
+        if module.startswith(tuple(f"stillhouse.{part}" for part in LIGHT))
     ]
+    assert {folder_of(module).partition("_")[0] for module in modules} == set(LIGHT)
+    # In one process: what one of them needs and is not there, no other can have brought.
     assert_imports(modules, without=HEAVY)
 
 
-def test_the_command_imports_without_any_extra() -> None:
+def test_the_commands_import_without_any_extra() -> None:
     extras = sorted({module for modules in EXTRAS.values() for module in modules} - BASE)
     assert "sqlalchemy" in extras
-    assert_imports(["stillhouse.cli"], without=(*extras, "river"))
+    modules = sorted({entry.module for entry in COMMANDS.values()})
+    assert_imports(["stillhouse.cli", *modules], without=(*extras, "river"))
 
 
 def assert_imports(modules: list[str], *, without: tuple[str, ...]) -> None:
@@ -183,7 +227,13 @@ def assert_imports(modules: list[str], *, without: tuple[str, ...]) -> None:
         f"        if name.partition('.')[0] in {without!r}:\n"
         "            raise ModuleNotFoundError(name, name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
-        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "failed = []\n"
+        f"for name in {modules!r}:\n"
+        "    try:\n"
+        "        importlib.import_module(name)\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        failed.append(f'{name}: {error.name}')\n"
+        "sys.exit('; '.join(failed) or None)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
