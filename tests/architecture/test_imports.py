@@ -205,7 +205,7 @@ def test_the_light_parts_import_without_torch() -> None:
         for module in map(module_of, FILES)
         if module.startswith(tuple(f"stillhouse.{part}" for part in LIGHT))
     ]
-    assert {folder_of(module).partition("_")[0] for module in modules} == set(LIGHT)
+    assert all(any(m.startswith(f"stillhouse.{part}") for m in modules) for part in LIGHT)
     # In one process: what one of them needs and is not there, no other can have brought.
     assert_imports(modules, without=HEAVY)
 
