@@ -30,7 +30,7 @@ from stillhouse.core.ensembles import mean_logits, mean_probabilities
 from stillhouse.core.progress import Terminal
 from stillhouse.core.recipe_file import parse_recipe
 from stillhouse.evaluate.teachers import TeacherComparison
-from stillhouse.models.baselines import TfidfBaseline
+from stillhouse.models.tfidf import TfidfBaseline
 from stillhouse.teacher_compare import compare_teachers
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse import pipeline, stages
+from stillhouse import pipeline, stage_calls
 from stillhouse.core.jsonl import read_records, write_json
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
@@ -72,9 +72,9 @@ def doubles() -> Iterator[None]:
     """Local models are doubles while the block runs."""
     students = SimpleNamespace(open_student=lambda *_: double("student"))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (teacher_stage, stages):
+        for module in (teacher_stage, stage_calls):
             patch.setattr(module, "open_teacher", lambda *_: double())
-        patch.setattr(stages, "require", lambda *_: SimpleNamespace(run_train=_train))
+        patch.setattr(stage_calls, "require", lambda *_: SimpleNamespace(run_train=_train))
         patch.setattr(pipeline, "require", lambda *_: SimpleNamespace(check_student=lambda _: None))
         patch.setattr(evaluate_stage, "require", lambda *_: students)
         yield

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stillhouse.core.optional import late
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe_teacher import Price, PricesSection, TeacherSection
 from stillhouse.core.records import Message, Query
@@ -127,6 +128,7 @@ def in_process(work: Callable[[], None], point: str) -> int:
 if __name__ == "__main__":
     the_url, the_folder, the_provider, the_count, the_options, *points = sys.argv[1:]
     options = json.loads(the_options)
+    late(f"stillhouse.teacher.batch_{the_provider}")  # once, for all that are forked
 
     def whole() -> None:
         asyncio.run(run(the_url, Path(the_folder), the_provider, int(the_count), **options))

@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from stillhouse import pipeline, stages
+from stillhouse import pipeline, stage_calls, stages
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.core.runfolder import Outcome
@@ -39,7 +39,7 @@ def arm(stage: str, answers: int) -> None:
         return
 
     def killed(run: stages.Stage) -> stages.Stage:
-        def work(context: stages.Context) -> Outcome:
+        def work(context: stage_calls.Context) -> Outcome:
             run.run(context)
             die()
             raise AssertionError("still alive")

@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
+from stillhouse.cli_table import COMMANDS, Deferred
 from stillhouse.core.recipe_corpus_file import corpus_schema_text, load_corpus_recipe
 from stillhouse.core.recipe_file import load_recipe, recipe_schema_text
 from stillhouse.core.recipe_images_file import image_schema_text, load_image_recipe
@@ -131,9 +132,16 @@ def stillhouse(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def options_of(group: object) -> dict[str, set[str | None]]:
-    commands = getattr(group, "commands")  # noqa: B009 - click's Group, seen as Command
     return {
         name: {p.name for p in command.params if p.name != "help"}
+        for name, command in commands_of(group).items()
+    }
+
+
+def commands_of(group: object) -> dict[str, Any]:
+    commands = getattr(group, "commands")  # noqa: B009 - click's Group, seen as Command
+    return {
+        name: command.load() if isinstance(command, Deferred) else command
         for name, command in commands.items()
     }
 
@@ -141,24 +149,97 @@ def options_of(group: object) -> dict[str, set[str | None]]:
 def test_the_option_list_is_pinned() -> None:
     group = typer.main.get_command(app)
     assert options_of(group) == OPTIONS
-    assert options_of(getattr(group, "commands")["teacher"]) == TEACHER_OPTIONS  # noqa: B009
-    assert options_of(getattr(group, "commands")["signals"]) == SIGNALS_OPTIONS  # noqa: B009
-    assert options_of(getattr(group, "commands")["registry"]) == REGISTRY_OPTIONS  # noqa: B009
-    assert options_of(getattr(group, "commands")["monitor"]) == MONITOR_OPTIONS  # noqa: B009
-
-
-def test_the_options_of_the_store_commands_are_pinned() -> None:
-    group = typer.main.get_command(app)
-    commands = getattr(group, "commands")["store"].commands  # noqa: B009
-    found = {
-        name: {p.name for p in command.params if p.name != "help"}
-        for name, command in commands.items()
-    }
-    assert found == {
+    commands = commands_of(group)
+    assert options_of(commands["teacher"]) == TEACHER_OPTIONS
+    assert options_of(commands["signals"]) == SIGNALS_OPTIONS
+    assert options_of(commands["registry"]) == REGISTRY_OPTIONS
+    assert options_of(commands["monitor"]) == MONITOR_OPTIONS
+    assert options_of(commands["store"]) == {
         "freeze": {"place"},
         "export": {"place", "out", "teacher"},
         "import": {"source", "place"},
     }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_of_the_table_is_there_and_says_what_the_table_says(name: str) -> None:
+    waiting = Deferred(name, COMMANDS[name])
+    found = waiting.load()
+    assert found.name == name
+    assert found.help == waiting.help == COMMANDS[name].help
+    assert (found.hidden, found.deprecated) == (waiting.hidden, waiting.deprecated)
+
+
+def test_stages_have_a_command() -> None:
+    assert set(STAGE_NAMES) - set(COMMANDS) == set()
+    named = {name for name, entry in COMMANDS.items() if entry.attribute == "STAGE_COMMANDS"}
+    assert set(STAGE_NAMES) - named == {"tune", "compress", "speculate"}
+
+
+HEAVY = ("torch", "transformers", "anthropic", "openai", "sklearn", "datasketch")
+# With their exit codes; one process runs them all, so that each of them must load nothing heavy.
+CHEAP = [
+    (["--help"], 0),
+    (["--version"], 0),
+    (["nothing-like-it"], 2),
+    (["plan", "--help"], 0),
+    (["plan", "missing.yaml"], 2),
+    (["run", "missing.yaml"], 2),
+    (["report", "."], 2),
+    (["doctor", "--help"], 0),
+    (["init", "generation"], 0),
+    (["schema"], 0),
+    (["registry", "list"], 0),
+    (["store", "freeze", "missing"], 2),
+    (["forget", ".", "--user", "someone"], 2),
+    (["online", "missing.yaml", "task"], 2),
+]
+
+
+def test_a_command_waits_for_no_others_libraries(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from stillhouse.cli import main\n"
+        f"for arguments, code in {CHEAP!r}:\n"
+        "    sys.argv = ['stillhouse', *arguments]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as end:\n"
+        "        assert (end.code or 0) == code, (arguments, end.code)\n"
+        f"    loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "    assert not loaded, (arguments, loaded)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_every_command_in_order_and_imports_none(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from stillhouse.cli import main\n"
+        "sys.argv = ['stillhouse', '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    mine = [n for n in sys.modules if n.startswith('stillhouse.')]\n"
+        "    print(*mine, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.partition("Commands:\n")[2].splitlines()
+    listed = [line.split()[0] for line in lines if line[2:3].strip()]
+    assert listed == list(COMMANDS)
+    assert not {entry.module for entry in COMMANDS.values()} & set(done.stderr.split())
+
+
+def test_an_unknown_command_is_named_with_what_is_like_it() -> None:
+    done = CliRunner().invoke(app, ["plann"])
+    assert done.exit_code == 2
+    assert "No such command 'plann'. Did you mean 'plan'?" in done.output
 
 
 @pytest.mark.parametrize("kind", ["classification", "extraction", "generation"])

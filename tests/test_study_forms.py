@@ -15,8 +15,8 @@ from stillhouse.core.runfolder import RunFolder, StageKey
 from stillhouse.core.statistics import proportion
 from stillhouse.evaluate.candidates import load_sets
 from stillhouse.evaluate.frontier_page import frontier_chart, render_frontier
+from stillhouse.evaluate.report_files import write_report
 from stillhouse.evaluate.results import TEACHER, CandidateSpeed
-from stillhouse.evaluate.stage import write_report
 from stillhouse.study_forms import forms_of, judged_forms
 from stillhouse.variants import Ran, Variant
 from synthetic_run import make_recipe

@@ -247,7 +247,7 @@ def test_the_recipe_that_comes_out_is_run_with_the_answers_that_are_there(
     def asked(*_: Any, **__: Any) -> Any:
         pytest.fail("the teacher was asked again")
 
-    monkeypatch.setattr("stillhouse.stages.run_ask", asked)
+    monkeypatch.setattr("stillhouse.teacher.stage.run_ask", asked)
     tuned = load_recipe(folder / "tuned.yaml")
     done = {one.name: one for one in run_stages(tuned, folder / "run", Silent())}
     assert [name for name, one in done.items() if not one.skipped] == ["train", "evaluate"]

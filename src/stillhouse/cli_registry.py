@@ -27,7 +27,7 @@ from stillhouse.retrain.registry_gc import removable
 from stillhouse.retrain.registry_lineage import RunStudent, is_run, lineage_of
 from stillhouse.retrain.registry_records import STAGES, Entry, Move, Stage
 from stillhouse.retrain.student_export import export_huggingface, export_mlflow
-from stillhouse.retrain_loops import admin_of
+from stillhouse.retrain_admin import admin_of
 
 EXIT_PROBLEMS: Final = 1
 EXIT_APART: Final = 1

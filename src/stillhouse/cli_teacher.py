@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.cli_run import STAGE_COMMANDS
 from stillhouse.core.progress import Silent, Terminal
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.evaluate.teacher_page import closing_lines, table_rows
@@ -76,3 +77,7 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
         typer.echo(f"{found.model}: {state} ({found.source}); no retirement is announced")
     if found.exists is False:
         raise typer.Exit(EXIT_GONE)
+
+
+# `stillhouse tune` is about the student.
+teacher_app.command("tune")(STAGE_COMMANDS["tune"])

@@ -27,7 +27,8 @@ from stillhouse.pipeline import (
     stage_key,
     up_to_date,
 )
-from stillhouse.stages import STAGES, Context
+from stillhouse.stage_calls import Context
+from stillhouse.stages import STAGES
 
 STAGE: Final = next(stage for stage in STAGES if stage.name == "compress")
 

@@ -41,9 +41,10 @@ from stillhouse.core.user_function import source_of
 from stillhouse.dataset.card import write_dataset_card
 from stillhouse.evaluate.model_card import CARD, write_model_card
 from stillhouse.evaluate.report import Report
-from stillhouse.evaluate.stage import write_report
+from stillhouse.evaluate.report_files import write_report
 from stillhouse.speculate import check_speculate
-from stillhouse.stages import Context, Stage, check_quality, stages_of
+from stillhouse.stage_calls import Context
+from stillhouse.stages import Stage, check_quality, stages_of
 from stillhouse.teacher.replay import store_path
 from stillhouse.teacher.retirement import warn_of_retirement
 from stillhouse.train.planning import check_recipe

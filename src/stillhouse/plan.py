@@ -18,12 +18,15 @@ from stillhouse.core.answers import agreed
 from stillhouse.core.duplicates import groups_of, repeats
 from stillhouse.core.errors import DataError, RecipeError
 from stillhouse.core.jsonl import read_records, write_json
+from stillhouse.core.lineage import LABELLED, QUERIES
 from stillhouse.core.money import model_price
+from stillhouse.core.owners import GOLDEN
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, LabelledQuery, Query, Rejection
 from stillhouse.core.rights import require_terms
 from stillhouse.core.runfolder import RunFolder
+from stillhouse.core.tasks import has_truth
 from stillhouse.dataset.checks import check_completion
 from stillhouse.dataset.validators import Validators
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
@@ -32,14 +35,12 @@ from stillhouse.plan_student import plan_student, student_lines
 from stillhouse.teacher.batch_build import check_batches
 from stillhouse.teacher.batch_journal import FOLDER, held_by_batches
 from stillhouse.teacher.build import open_teacher, teacher_info, teacher_sampling
-from stillhouse.teacher.check import has_truth
 from stillhouse.teacher.ensemble import member_recipes
-from stillhouse.teacher.extrapolation import Estimate
+from stillhouse.teacher.estimate import Estimate
 from stillhouse.teacher.plan import Known, make
 from stillhouse.teacher.plan_records import Plan
 from stillhouse.teacher.replay import STORE_FILE
 from stillhouse.teacher.sample import Sample, ask_sample, distinct_chats, draw, stored
-from stillhouse.teacher.stage import GOLDEN, LABELLED, QUERIES
 from stillhouse.teacher.store import AnswerStore, answer_key
 
 PLAN: Final = "plan.json"

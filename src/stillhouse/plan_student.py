@@ -18,7 +18,7 @@ from stillhouse.core.records import Query
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.core.shapes import FAMILIES, Shape, shape_of
 from stillhouse.core.tasks import ClassificationTask
-from stillhouse.teacher.extrapolation import Estimate
+from stillhouse.teacher.estimate import Estimate
 from stillhouse.teacher.plan_records import DevicePlan, MemoryPlan, StudentPlan, TrainingPlan
 from stillhouse.teacher.sample import Sample, size_of
 from stillhouse.train.footprint import (

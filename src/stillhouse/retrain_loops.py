@@ -22,15 +22,14 @@ from stillhouse.monitor.state import task_folder
 from stillhouse.retrain.cycle import begun
 from stillhouse.retrain.cycle_choose import Nothing, Plan, planned, said_of
 from stillhouse.retrain.cycle_files import TaskFolder
-from stillhouse.retrain.gateway_admin import GatewayAdmin
 from stillhouse.retrain.gateway_standing import AdminGateway
 from stillhouse.retrain.loop import Loop
 from stillhouse.retrain.registry import Registry
 from stillhouse.retrain.seams import Gateway
 from stillhouse.retrain.window import Span, read_window
+from stillhouse.retrain_admin import opened_admin
 from stillhouse.retraining import PipelineWorkshop
 from stillhouse.serve.gateway_file import GatewayFile, load_gateway
-from stillhouse.serve.gateway_sections import AdminSection
 
 
 class Look(NamedTuple):
@@ -160,31 +159,7 @@ def _gateway(gateway: GatewayFile, url: str | None, file: LoopFile) -> Gateway:
             f"{file.gateway} has no admin section, so nobody can be offered a student",
             action="give it one, or set retrain.gateway: false",
         )
-    return AdminGateway(_admin(gateway.admin, url))
-
-
-def _admin(section: AdminSection, url: str | None) -> GatewayAdmin:
-    base = url or f"http://{section.host}:{section.port}"
-    return GatewayAdmin.from_environment(base, section.key_env)
-
-
-def admin_of(file: LoopFile, task: str) -> GatewayAdmin:
-    """The admin API of the gateway that a loop.yaml names.
-
-    Raises:
-        UserError: it has no such task or no admin API, or its key is not set.
-    """
-    gateway = load_gateway(Path(file.gateway))
-    if task not in gateway.tasks:
-        raise UserError("TASK", f"is not in {file.gateway}", value=task, action="leave out --loop")
-    if gateway.admin is None:
-        raise UserError(
-            "admin",
-            f"is missing in {file.gateway}: nobody can tell that gateway of a student",
-            action="leave out --loop, and start the gateway again afterwards",
-        )
-    section = file.tasks.get(task)
-    return _admin(gateway.admin, None if section is None else section.retrain.gateway_url)
+    return AdminGateway(opened_admin(gateway.admin, url))
 
 
 def _log_of(gateway: GatewayFile, path: Path) -> LiveRows:

@@ -15,7 +15,6 @@ from stillhouse.core.jsonl import read_json
 from stillhouse.core.loop_retrain import RetrainSection
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_file import parse_recipe
-from stillhouse.dataset.stage import needs_beliefs
 
 CONFIG: Final = "config.json"
 # Sections that are about the first student alone.
@@ -68,7 +67,7 @@ def reuses_log(recipe: Recipe) -> bool:
         and teacher.samples == 1
         and teacher.token_logprobs == 0
         and recipe.dataset.best_of == "none"
-        and not needs_beliefs(recipe)
+        and not recipe.needs_beliefs
     )
 
 

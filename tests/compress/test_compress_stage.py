@@ -20,8 +20,8 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.runfolder import Manifest, RunFolder, StageKey
 from stillhouse.evaluate.compressed import CompressedTable, read_table
+from stillhouse.evaluate.report_files import write_report
 from stillhouse.evaluate.results import Prediction
-from stillhouse.evaluate.stage import write_report
 from synthetic_run import Double, completion_of, golden_query, make_recipe
 
 FORMATS = ("onnx", "onnx-int8", "onnx-int8-static")

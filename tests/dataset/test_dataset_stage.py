@@ -16,7 +16,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery, Query, Rejection
 from stillhouse.core.runfolder import Outcome, hash_folder
-from stillhouse.dataset.stage import needs_beliefs, run_dataset
+from stillhouse.dataset.stage import run_dataset
 
 WORDS = [f"word{number}" for number in range(500)]
 
@@ -253,4 +253,4 @@ def test_beliefs_are_needed_for_soft_targets_of_a_label_student_alone() -> None:
     text = recipe()
     label = text.model_copy(update={"student": text.student.model_copy(update={"head": "label"})})
     hard = label.model_copy(update={"train": label.train.model_copy(update={"alpha": 0.0})})
-    assert [needs_beliefs(r) for r in (text, label, hard)] == [False, True, False]
+    assert [r.needs_beliefs for r in (text, label, hard)] == [False, True, False]

@@ -18,8 +18,9 @@ from stillhouse.core.records import Completion, LabelledQuery, Message, Query
 from stillhouse.core.runfolder import RunFolder, StageKey
 from stillhouse.evaluate import candidates, stage
 from stillhouse.evaluate.candidates import answers_of, baseline_answers, load_sets
+from stillhouse.evaluate.report_files import write_report
 from stillhouse.evaluate.results import Evaluation, Prediction, SpeedResult
-from stillhouse.evaluate.stage import run_evaluate, write_report
+from stillhouse.evaluate.stage import run_evaluate
 from stillhouse.models.completer import Sampling
 from stillhouse.models.fake import FakeCompleter
 from synthetic_run import (

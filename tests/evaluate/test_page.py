@@ -14,8 +14,9 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.runfolder import StageKey
 from stillhouse.evaluate.page import disagreements, verdict_sentence
 from stillhouse.evaluate.report import Report
+from stillhouse.evaluate.report_files import write_report
 from stillhouse.evaluate.results import Prediction
-from stillhouse.evaluate.stage import run_evaluate, write_report
+from stillhouse.evaluate.stage import run_evaluate
 from synthetic_run import finish_evaluate, install_students, make_recipe, make_run, teacher_double
 
 BROWSER = (

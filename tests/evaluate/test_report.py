@@ -14,7 +14,8 @@ import pytest
 from stillhouse.core.progress import Silent
 from stillhouse.core.runfolder import RunFolder, StageKey
 from stillhouse.evaluate.report import Report, report_schema_text
-from stillhouse.evaluate.stage import run_evaluate, write_report
+from stillhouse.evaluate.report_files import write_report
+from stillhouse.evaluate.stage import run_evaluate
 from stillhouse.evaluate.summary import count, summary_rows, times, usd
 from synthetic_run import finish_evaluate, install_students, make_recipe, make_run, teacher_double
 
@@ -141,7 +142,7 @@ def test_a_report_is_rebuilt_without_torch(run: RunFolder) -> None:
         "from pathlib import Path\n"
         "from stillhouse.core.recipe import Recipe\n"
         "from stillhouse.core.runfolder import RunFolder\n"
-        "from stillhouse.evaluate.stage import write_report\n"
+        "from stillhouse.evaluate.report_files import write_report\n"
         "root = Path(sys.argv[1])\n"
         "recipe = Recipe.model_validate_json((root / 'recipe.json').read_text())\n"
         "print(write_report(recipe, RunFolder(root)).gate.verdict)\n"

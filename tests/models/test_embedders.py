@@ -13,12 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from stillhouse.core.errors import UserError
-from stillhouse.models.embedders import (
-    DIMENSIONS,
-    Embedder,
-    HashingEmbedder,
-    open_embedder,
-)
+from stillhouse.models.embedders import Embedder, open_embedder
+from stillhouse.models.hashing_embedder import DIMENSIONS, HashingEmbedder
 from stillhouse.models.loading import load_encoder
 from stillhouse.models.sentence_encoder import open_sentence_encoder, pool
 

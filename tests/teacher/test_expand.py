@@ -26,8 +26,8 @@ from stillhouse.core.runfolder import Outcome, hash_folder
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask
 from stillhouse.models.clusters import cluster
 from stillhouse.models.completer import Sampling
-from stillhouse.models.embedders import HashingEmbedder
 from stillhouse.models.fake import FakeCompleter
+from stillhouse.models.hashing_embedder import HashingEmbedder
 from stillhouse.teacher.batch_journal import FOLDER, BatchJournal, Intended
 from stillhouse.teacher.expand import Answered, Expansion, deficits, expand
 from stillhouse.teacher.expand_prompts import OPERATIONS, read_reply, request_messages

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.teacher.extrapolation import Estimate, Rest, accepted_of_rest, total_of_rest
+from stillhouse.teacher.estimate import Estimate, Rest
+from stillhouse.teacher.extrapolation import accepted_of_rest, total_of_rest
 
 TRIALS = 300
 

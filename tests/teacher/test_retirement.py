@@ -19,14 +19,8 @@ from typer.testing import CliRunner
 from stillhouse.cli import app
 from stillhouse.core.errors import TeacherError, UserError
 from stillhouse.core.recipe_teacher import TeacherSection
-from stillhouse.teacher.retirement import (
-    Lifecycle,
-    announced,
-    from_headers,
-    from_model_object,
-    lifecycle_of,
-    warn_of_retirement,
-)
+from stillhouse.teacher.lifecycle import Lifecycle, announced, from_headers, from_model_object
+from stillhouse.teacher.retirement import lifecycle_of, warn_of_retirement
 from teacher_servers import KEY, openai_answer, serve
 
 TODAY = date(2026, 11, 24)
@@ -228,7 +222,7 @@ def test_nobody_is_asked_about_a_replay(capfd: pytest.CaptureFixture[str]) -> No
         serve(lambda *_: openai_answer(), routes=routes) as server,
         pytest.MonkeyPatch.context() as to,
     ):
-        to.setattr("stillhouse.teacher.retirement.OPENAI_URL", server.url + "/v1")
+        to.setattr("stillhouse.teacher.retirement_ask.OPENAI_URL", server.url + "/v1")
         replay = TeacherSection.model_validate({"model": "replay:answers.jsonl"})
         lines = Lines()
         warn_of_retirement(replay, lines)

@@ -18,7 +18,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from datasketch import MinHash
+
+from stillhouse.core.optional import late
 
 SHINGLE: Final = 3
 PERMUTATIONS: Final = 128
@@ -30,7 +31,6 @@ BOILERPLATE_SHARE: Final = 0.5
 
 Shingles = frozenset[int]
 _WORD = re.compile(r"\w+")
-_LOW = (1 << 32) - 1
 
 
 class Bands(NamedTuple):
@@ -133,9 +133,8 @@ def bands_for(threshold: float) -> Bands:
 
 def signatures(sets: Sequence[Shingles]) -> npt.NDArray[np.uint32]:
     """MinHash signatures, shape [len(sets), PERMUTATIONS]."""
-    # The shingles are hashes already; datasketch mixes them once more before its permutations.
-    found = MinHash.bulk(sets, num_perm=PERMUTATIONS, seed=1, hashfunc=lambda value: value & _LOW)
-    return np.array([one.hashvalues for one in found], dtype=np.uint32).reshape(-1, PERMUTATIONS)
+    found: npt.NDArray[np.uint32] = late("stillhouse.core.minhash").minhash(sets, PERMUTATIONS)
+    return found
 
 
 def buckets(sets: Sequence[Shingles], threshold: float) -> Iterator[list[int]]:

@@ -1,4 +1,5 @@
-"""The one place that imports optional dependencies, and says how to install a missing one.
+"""The one place that imports when something is needed: optional dependencies, whose absence it
+answers with how to install them, and modules of this package that most commands do without.
 
 Does not know what the modules are for: callers keep them behind a function of their own.
 """
@@ -60,6 +61,16 @@ def require(module: str, extra: str, needed_for: str) -> ModuleType:
         raise MissingExtraError(
             missing, f"is not installed and {needed_for} needs it", action=pip_line(extra)
         ) from None
+
+
+def late(module: str) -> ModuleType:
+    """One of this package's own modules, imported when it is first asked for.
+
+    For what is slow to import and seldom needed, by libraries that `pip install stillhouse` brings:
+    a command waits for no other's. `module` is written out, so that the rules of imports can be
+    tested here as in an import statement.
+    """
+    return importlib.import_module(module)
 
 
 def available(module: str) -> bool:

@@ -78,6 +78,11 @@ class Recipe(Section):
     )
 
     @property
+    def needs_beliefs(self) -> bool:
+        """Whether the student's training needs the teacher's class probabilities."""
+        return self.train.alpha > 0 and self.student.head == "label"
+
+    @property
     def training_seed(self) -> int:
         """`train.seed`, else the recipe's own."""
         return self.seed if self.train.seed is None else self.train.seed

@@ -175,6 +175,11 @@ class GenerationTask(TaskBase):
 Task = Annotated[ClassificationTask | ExtractionTask | GenerationTask, Field(discriminator="kind")]
 
 
+def has_truth(task: Task) -> bool:
+    """Whether labelled queries of this task can be scored by one true answer."""
+    return isinstance(task, ClassificationTask | ExtractionTask)
+
+
 def json_value(text: str) -> JsonValue:
     """Read JSON as the standard defines it: NaN, Infinity and lone surrogates are not in it.
 

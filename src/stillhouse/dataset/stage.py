@@ -70,10 +70,10 @@ def run_dataset(  # noqa: PLR0917 - one signature for all stages
             golden=golden,
             judgements=_judgements(judge_dir),
             members=_completions(members, known) if members.exists() else None,
-            beliefs=needs_beliefs(recipe),
+            beliefs=recipe.needs_beliefs,
             seed=recipe.seed,
         )
-        filters = filters_passed(recipe.dataset, golden=bool(golden), beliefs=needs_beliefs(recipe))
+        filters = filters_passed(recipe.dataset, golden=bool(golden), beliefs=recipe.needs_beliefs)
         dataset = dataset._replace(
             examples=with_provenance(
                 dataset.examples, queries, filters, hash_file(traffic_dir / "queries.jsonl")
@@ -118,11 +118,6 @@ def _watch(recipe: Recipe, dataset: Dataset, labelled: Sequence[LabelledQuery]) 
         parts = tune_check_split(labelled, tune.check_fraction, recipe.seed)
         tuned = {query.as_traffic().id for query in parts.first}
     return dataset.watch(recipe.dataset.watch, recipe.seed, tuned)
-
-
-def needs_beliefs(recipe: Recipe) -> bool:
-    """Whether the student's training needs the teacher's class probabilities."""
-    return recipe.train.alpha > 0 and recipe.student.head == "label"
 
 
 def _completions(path: Path, known: set[str]) -> dict[str, list[Completion]]:

@@ -20,6 +20,7 @@ from stillhouse.core.answers import agreed
 from stillhouse.core.beliefs import class_probabilities
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import read_records, write_records
+from stillhouse.core.optional import late
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Example, LabelledQuery, Query
@@ -27,7 +28,7 @@ from stillhouse.core.runfolder import RunFolder
 from stillhouse.core.split import part_of, unit_hash
 from stillhouse.core.tasks import ClassificationTask, Task
 from stillhouse.evaluate.results import MAJORITY, TFIDF, SetName
-from stillhouse.models.baselines import Baseline, MajorityBaseline, TfidfBaseline
+from stillhouse.models.baselines import Baseline, MajorityBaseline
 from stillhouse.models.completer import Completer, Sampling
 
 Item = TypeVar("Item", Query, LabelledQuery, Example)
@@ -244,9 +245,10 @@ def fit_baselines(recipe: Recipe, run: RunFolder) -> dict[str, Baseline]:
         raise RunFolderError(f"{run.stage('dataset')}/train.jsonl: no example has a label")
     answers = [e.label for e in train if e.label is not None]
     texts = [task.varying_text(e.to_query()) for e in train]
+    linear = late("stillhouse.models.tfidf")
     return {
         MAJORITY: MajorityBaseline(task.labels, answers),
-        TFIDF: TfidfBaseline(task.labels, texts, answers, recipe.seed),
+        TFIDF: linear.TfidfBaseline(task.labels, texts, answers, recipe.seed),
     }
 
 

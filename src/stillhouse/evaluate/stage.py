@@ -13,13 +13,12 @@ from typing import Final
 
 import numpy as np
 
-from stillhouse.core.jsonl import read_records, write_atomic, write_json, write_records
+from stillhouse.core.jsonl import read_records, write_json, write_records
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion
 from stillhouse.core.runfolder import Outcome, RunFolder
-from stillhouse.evaluate.build import build_report, read_page_data
 from stillhouse.evaluate.candidates import (
     Answers,
     EvaluationSet,
@@ -30,10 +29,7 @@ from stillhouse.evaluate.candidates import (
 )
 from stillhouse.evaluate.comparison import Comparison, compare, judge
 from stillhouse.evaluate.metrics import Resampling
-from stillhouse.evaluate.model_card import write_model_card
-from stillhouse.evaluate.page import render_page
 from stillhouse.evaluate.pricing import measure_candidates
-from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.results import (
     STUDENT,
     TEACHER,
@@ -140,24 +136,6 @@ async def _run_evaluate(
         },
         measured=frozenset({SPEED}),
     )
-
-
-def write_report(recipe: Recipe, run: RunFolder) -> Report:
-    """Make report.json, report.html and the model card of a finished run, from its artifacts alone.
-
-    Raises:
-        RunFolderError: an artifact is missing or damaged.
-    """
-    report = build_report(recipe, run)
-    write_json(run.root / "report.json", report.model_dump(mode="json"))
-    html = render_page(report, read_page_data(recipe, run))
-    write_atomic(run.root / "report.html", lambda handle: _write(handle.write(html)))
-    write_model_card(recipe, run, report)
-    return report
-
-
-def _write(_: int) -> None:
-    """`write_atomic` wants no result."""
 
 
 def _open_student(recipe: Recipe, folder: Path) -> Completer:

@@ -18,7 +18,8 @@ import numpy as np
 from stillhouse.core.errors import DataError
 from stillhouse.core.hashing import unit_hash
 from stillhouse.core.jsonl import disk_errors
-from stillhouse.models.embedders import HashingEmbedder, Vectors
+from stillhouse.models.embedders import Vectors
+from stillhouse.models.hashing_embedder import HashingEmbedder
 
 MOST: Final = 4000  # training texts that are compared with
 FAMILIARITY: Final = "familiarity"

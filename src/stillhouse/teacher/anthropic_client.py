@@ -27,7 +27,6 @@ from stillhouse.teacher.api_client import ApiCompleter
 from stillhouse.teacher.retry import UnreadableAnswerError
 from stillhouse.teacher.wire import StatusError
 
-ANTHROPIC_URL: Final = "https://api.anthropic.com"
 _OPTIONAL: Final = ("temperature", "thinking", "output_config", "effort", "format")
 # From least to most thinking; the last is the model's own way, at low effort.
 _THINKING: Final = ("disabled", "between_tools", None)
@@ -43,6 +42,8 @@ _PATH: Final = "/v1/messages"
 
 class AnthropicCompleter(ApiCompleter):
     """Answers over HTTP; see `ApiCompleter`. One sample a request."""
+
+    provider = "anthropic"
 
     def __init__(self, settings: ApiSettings) -> None:
         super().__init__(settings, _PATH, anthropic_headers, samples_per_request=1)

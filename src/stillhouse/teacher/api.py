@@ -1,7 +1,8 @@
 """What the two API teachers share: settings, the key, safe error lines, parameters models refuse.
 
 Keys come from the environment alone; they are never stored, and cut out of every text that leaves
-here. Knows no provider's request form.
+here. Knows providers' addresses,
+and no request form.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ _OUT_OF_RANGE: Final = re.compile(
     re.IGNORECASE,
 )
 SHOWN_CHARS: Final = 300
+OPENAI_URL: Final = "https://api.openai.com/v1"
+ANTHROPIC_URL: Final = "https://api.anthropic.com"
+MOST_TOP_LOGPROBS: Final = 20  # that OpenAI's API gives of a token
 
 
 @dataclass(frozen=True, slots=True)

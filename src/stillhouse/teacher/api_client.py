@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from stillhouse.core.money import model_price
 from stillhouse.core.records import Completion, Query
@@ -27,7 +27,7 @@ class _Closable(Protocol):
 class ApiCompleter(ABC):
     """Answers over HTTP; see `Completer`.
 
-    `samples_per_request` is how many samples one request brings.
+    `samples_per_request` is how many samples one request brings; `provider` is whose API it is.
 
     Args:
         settings: model, server, key, retries, prices.
@@ -35,6 +35,8 @@ class ApiCompleter(ABC):
         headers: what every request carries.
         samples_per_request: at most; lowered where a server turns out to send one.
     """
+
+    provider: ClassVar[Literal["openai", "anthropic"]]
 
     def __init__(
         self,

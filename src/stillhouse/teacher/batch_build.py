@@ -13,19 +13,17 @@ from pathlib import Path
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.money import batch_share
+from stillhouse.core.optional import late
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Query, Rejection
 from stillhouse.models.completer import Completer, Sampling
-from stillhouse.teacher.anthropic_client import AnthropicCompleter
+from stillhouse.teacher.api_client import ApiCompleter
 from stillhouse.teacher.ask import NO_ANSWER, AskResult
-from stillhouse.teacher.batch_anthropic import AnthropicBatches
 from stillhouse.teacher.batch_ask import BatchAsking, Clock
 from stillhouse.teacher.batch_journal import JOURNAL, NOTHING_HELD, BatchJournal, Held
-from stillhouse.teacher.batch_openai import OpenAIBatches
 from stillhouse.teacher.batch_provider import BatchProvider
 from stillhouse.teacher.budget import Budget
-from stillhouse.teacher.openai_client import OpenAICompleter
 from stillhouse.teacher.revisions import Revisions
 from stillhouse.teacher.store import AnswerKey, AnswerStore, answer_key
 
@@ -85,15 +83,18 @@ def open_provider(completer: Completer) -> BatchProvider:
     Raises:
         UserError: the teacher has none.
     """
-    if isinstance(completer, OpenAICompleter):
-        return OpenAIBatches(completer, completer.settings)
-    if isinstance(completer, AnthropicCompleter):
-        return AnthropicBatches(completer, completer.settings)
-    raise UserError(
-        "teacher.batch",
-        f"{completer.info.name} has no batches",
-        action="leave teacher.batch out: the queries are then asked live",
+    if not isinstance(completer, ApiCompleter):
+        raise UserError(
+            "teacher.batch",
+            f"{completer.info.name} has no batches",
+            action="leave teacher.batch out: the queries are then asked live",
+        )
+    opener: Callable[..., BatchProvider] = (
+        late("stillhouse.teacher.batch_openai").OpenAIBatches
+        if completer.provider == "openai"
+        else late("stillhouse.teacher.batch_anthropic").AnthropicBatches
     )
+    return opener(completer, completer.settings)
 
 
 async def check_batches(completer: Completer) -> None:

@@ -1,7 +1,8 @@
 """From the recipe's `teacher` section to a completer that can be asked, and how it is asked.
 
-What a teacher cannot do is said here, before anything is sent. Imports no torch: local models come
-through the optional extras. Knows the section; does not ask.
+What a teacher cannot do is said here, before anything is sent. Imports no torch and no client of an
+API: local models come through the optional extras, a client when its teacher is opened. Knows the
+section; does not ask.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from stillhouse.core.errors import UserError
-from stillhouse.core.optional import require
+from stillhouse.core.optional import late, require
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_teacher import PricesSection, TeacherSection
 from stillhouse.core.records import Completion, Query
 from stillhouse.core.tasks import Task
 from stillhouse.models.completer import Completer, ModelInfo, Sampling
-from stillhouse.teacher.anthropic_client import ANTHROPIC_URL, AnthropicCompleter
-from stillhouse.teacher.api import ApiSettings, api_settings
-from stillhouse.teacher.openai_client import MOST_TOP_LOGPROBS, OPENAI_URL, OpenAICompleter
+from stillhouse.teacher.api import (
+    ANTHROPIC_URL,
+    MOST_TOP_LOGPROBS,
+    OPENAI_URL,
+    ApiSettings,
+    api_settings,
+)
 from stillhouse.teacher.replay import ReplayCompleter
 from stillhouse.teacher.retry import Retrying
 
@@ -79,15 +84,15 @@ def open_teacher(
     if section.kind == "replay":
         return ReplayCompleter(Path(section.name).expanduser())
     if section.kind == "anthropic":
-        return AnthropicCompleter(
-            api_settings(
-                section,
-                prices,
-                default_url=ANTHROPIC_URL,
-                key_variable="ANTHROPIC_API_KEY",
-                key_required=True,
-            )
+        settings = api_settings(
+            section,
+            prices,
+            default_url=ANTHROPIC_URL,
+            key_variable="ANTHROPIC_API_KEY",
+            key_required=True,
         )
+        claude: Completer = late("stillhouse.teacher.anthropic_client").AnthropicCompleter(settings)
+        return claude
     compatible = section.kind == "openai-compatible"
     # OPENAI_API_KEY is OpenAI's own: another server is sent a key only where api_key_env names it.
     settings = api_settings(
@@ -97,7 +102,9 @@ def open_teacher(
         key_variable="" if compatible else "OPENAI_API_KEY",
         key_required=not compatible,
     )
-    return OpenAICompleter(settings, compatible=compatible)
+    client = late("stillhouse.teacher.openai_client")
+    opened: Completer = client.OpenAICompleter(settings, compatible=compatible)
+    return opened
 
 
 def teacher_info(section: TeacherSection) -> ModelInfo:

@@ -14,12 +14,12 @@ import numpy as np
 from pydantic import JsonValue
 
 from stillhouse.core.answers import agreed
+from stillhouse.core.optional import late
 from stillhouse.core.progress import Progress
 from stillhouse.core.records import Completion, LabelledQuery, Record
 from stillhouse.core.split import near_groups, unit_hash
 from stillhouse.core.statistics import Interval, wilson
-from stillhouse.core.tasks import ClassificationTask, ExtractionTask, Task
-from stillhouse.models.baselines import TfidfBaseline
+from stillhouse.core.tasks import ClassificationTask, Task
 from stillhouse.teacher.answers import problem_of, require_usable
 from stillhouse.teacher.ask import AskResult
 
@@ -143,8 +143,9 @@ def linear_baseline(
     """
     texts = [task.input_text(query) for query in queries]
     truth = [_label(task, query) for query in queries]
+    linear = late("stillhouse.models.tfidf")
     if training:
-        model = TfidfBaseline(
+        model = linear.TfidfBaseline(
             task.labels,
             [task.input_text(query) for query in training],
             [_label(task, query) for query in training],
@@ -164,7 +165,9 @@ def linear_baseline(
     for fold in sorted(set(fold_of)):
         inside = np.array([f == fold for f in fold_of])
         rest = np.flatnonzero(~inside)
-        model = TfidfBaseline(task.labels, [texts[i] for i in rest], [truth[i] for i in rest], seed)
+        model = linear.TfidfBaseline(
+            task.labels, [texts[i] for i in rest], [truth[i] for i in rest], seed
+        )
         held = np.flatnonzero(inside)
         guesses = model.predict_probabilities([texts[i] for i in held]).argmax(axis=1)
         right += sum(task.labels[g] == truth[i] for g, i in zip(guesses, held, strict=True))
@@ -220,8 +223,3 @@ def _tell(check: TeacherCheck, progress: Progress) -> None:
 
 def _percent(interval: Interval) -> str:
     return f"{interval.estimate:.1%} ({interval.low:.1%} to {interval.high:.1%})"
-
-
-def has_truth(task: Task) -> bool:
-    """Whether labelled queries of this task can be scored by one true answer."""
-    return isinstance(task, ClassificationTask | ExtractionTask)

@@ -17,6 +17,7 @@ from stillhouse.core.records import Completion, FinishReason, Query, TokenLogpro
 from stillhouse.core.token_counts import token_count
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.api import (
+    MOST_TOP_LOGPROBS,
     ApiSettings,
     is_closed,
     refused_parameter,
@@ -26,8 +27,6 @@ from stillhouse.teacher.api_client import ApiCompleter
 from stillhouse.teacher.retry import UnreadableAnswerError
 from stillhouse.teacher.wire import StatusError
 
-OPENAI_URL: Final = "https://api.openai.com/v1"
-MOST_TOP_LOGPROBS: Final = 20
 MOST_SAMPLES: Final = 128
 _OPTIONAL: Final = (
     "temperature",
@@ -58,6 +57,8 @@ class OpenAICompleter(ApiCompleter):
         compatible: the server is not OpenAI's own (vLLM, Ollama, llama.cpp): no key is required
             and the older `max_tokens` is the name it knows.
     """
+
+    provider = "openai"
 
     def __init__(self, settings: ApiSettings, *, compatible: bool) -> None:
         super().__init__(settings, _PATH, openai_headers, MOST_SAMPLES)

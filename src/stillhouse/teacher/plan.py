@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from stillhouse.core.money import ModelPrice, batch_share, machine_usd_per_hour, model_price
+from stillhouse.core.optional import late
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, Query
 from stillhouse.models.completer import ModelInfo, Sampling
 from stillhouse.teacher.budget import MARKUP_TOKENS, REQUEST_TOKENS, SCHEMA_TOKENS
-from stillhouse.teacher.extrapolation import Estimate, Rest, accepted_of_rest, total_of_rest
+from stillhouse.teacher.estimate import Estimate, Rest
 from stillhouse.teacher.plan_budget import Counts, plan_budget, plan_targets
 from stillhouse.teacher.plan_records import Plan, SamplePlan
 from stillhouse.teacher.sample import Sample, size_of
@@ -137,13 +138,14 @@ def _source(price: ModelPrice) -> str:
 def _total(known: Known, values: Sequence[float], *, by_size: bool = True) -> Estimate:
     sizes = [float(size_of(one.query)) if by_size else 1.0 for one in known.sample.answered]
     rest = known.rest if by_size else Rest(len(known.waiting), float(len(known.waiting)))
-    return total_of_rest(
+    found: Estimate = late("stillhouse.teacher.extrapolation").total_of_rest(
         values,
         sizes,
         rest,
         confidence=known.recipe.evaluate.confidence,
         seed=known.recipe.seed,
     )
+    return found
 
 
 def worst_prompt_tokens(query: Query, sampling: Sampling) -> int:
@@ -232,7 +234,7 @@ def _seconds(known: Known, prompt: Estimate, completion: Estimate) -> tuple[Esti
         pieces = sample.pieces[1:] if len(sample.pieces) > 2 else sample.pieces
         if len(pieces) < 2:
             return None, "not timed: give --sample with more queries than are answered already"
-        found = total_of_rest(
+        found: Estimate = late("stillhouse.teacher.extrapolation").total_of_rest(
             [piece.seconds for piece in pieces],
             [float(piece.size) for piece in pieces],
             Rest(
@@ -289,7 +291,7 @@ def _accepted(known: Known) -> Estimate:
     if not known.sampled or n < 2:
         return Estimate(high=float(len(known.traffic)), basis="bound")
     passed = sum(known.accepts(one.query, one.completions) for one in judged)
-    rest = accepted_of_rest(
+    rest: Estimate = late("stillhouse.teacher.extrapolation").accepted_of_rest(
         passed,
         n,
         max(0, len(known.traffic) - n),

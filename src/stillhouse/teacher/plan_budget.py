@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from stillhouse.teacher.extrapolation import Estimate
+from stillhouse.teacher.estimate import Estimate
 from stillhouse.teacher.plan_records import BudgetPlan, Target
 
 # Examples: the least that teaches, what the usual recipe takes, what strong results take.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from stillhouse.core.records import Record
-from stillhouse.teacher.extrapolation import Estimate
+from stillhouse.teacher.estimate import Estimate
 
 
 class Target(Record):

@@ -25,6 +25,7 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Completion, LabelledQuery, Query
 from stillhouse.core.runfolder import Outcome
 from stillhouse.core.split import tune_check_split
+from stillhouse.core.tasks import has_truth
 from stillhouse.models.completer import ModelInfo
 from stillhouse.teacher.answers import blind_problem, problem_of, require_usable
 from stillhouse.teacher.ask import AskResult
@@ -32,16 +33,16 @@ from stillhouse.teacher.ask_as import ask_as
 from stillhouse.teacher.batch_build import BatchResult, ask_batches
 from stillhouse.teacher.batch_journal import FOLDER
 from stillhouse.teacher.build import open_teacher, teacher_sampling
-from stillhouse.teacher.check import check_teacher, has_truth
+from stillhouse.teacher.check import check_teacher
 from stillhouse.teacher.ensemble import (
     combine_results,
     ensemble_of,
     member_recipes,
     together_per_second,
 )
+from stillhouse.teacher.lifecycle import from_headers
 from stillhouse.teacher.ray_ask import RayTeacher
 from stillhouse.teacher.replay import STORE_FILE
-from stillhouse.teacher.retirement import from_headers
 from stillhouse.teacher.store import AnswerStore, answer_key
 
 QUERIES: Final = "queries.jsonl"

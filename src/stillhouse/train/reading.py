@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import openai
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from stillhouse.core.errors import UserError
+from stillhouse.core.optional import late
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_readers import OWN, ReaderSection, ReadersSection
 from stillhouse.core.records import Example
@@ -27,7 +27,6 @@ from stillhouse.train.kept import believe_kept
 from stillhouse.train.other_tokenizer import with_other_tokens
 from stillhouse.train.outputs import CausalReader
 from stillhouse.train.packing import check_packing
-from stillhouse.train.remote_teacher import PromptLogprobs
 from stillhouse.train.students import Student
 from stillhouse.train.teachers import LiveTeacher, TeacherSource
 
@@ -139,7 +138,7 @@ def _rows_read(model: Any) -> int:
 
 def _server(
     section: ReaderSection, tokenizer: PreTrainedTokenizerBase, width: int
-) -> PromptLogprobs:
+) -> TeacherSource:
     variable = section.api_key_env
     key = os.environ.get(variable, "").strip() if variable else "none"
     if not key:
@@ -148,11 +147,10 @@ def _server(
             f"is not set in the environment and {section.model} needs a key",
             action=f"run: export {variable}=YOUR_KEY",
         )
-    client = openai.OpenAI(
-        base_url=section.base_url, api_key=key, timeout=section.timeout_s, max_retries=5
+    source: TeacherSource = late("stillhouse.train.remote_teacher").open_server(
+        section, key, width, tokenizer
     )
-    name = section.model.partition(":")[2]
-    return PromptLogprobs(client, name, section.prompt_logprobs, width, tokenizer)
+    return source
 
 
 def rows_for_readers(

@@ -5,7 +5,7 @@ K`, with the K likeliest next tokens at every place of the prompt; SGLang and ot
 request carries a micro-batch. Server and student must have one tokenizer: what the server calls the
 tokens is compared with what the student calls them, and a difference ends the run.
 
-Knows HTTP, rows and signals; knows no loss.
+Imported where there is such a server. Knows HTTP, rows and signals; knows no loss.
 
 Legend: B batch, T tokens, N targets, K kept entries.
 """
@@ -22,6 +22,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.errors import StillhouseError, UserError
+from stillhouse.core.recipe_readers import ReaderSection
 from stillhouse.models.signals import SparseSignal
 from stillhouse.train.outputs import Batch, Needs, next_tokens
 from stillhouse.train.teachers import TeacherView
@@ -131,6 +132,17 @@ class PromptLogprobs:
                             f"and {here!r} here",
                             action="serve a model with the student's tokenizer",
                         )
+
+
+def open_server(
+    section: ReaderSection, key: str, width: int, tokenizer: PreTrainedTokenizerBase
+) -> PromptLogprobs:
+    """The server of a member of `train.teachers`, for a student whose head has `width` ids."""
+    client = openai.OpenAI(
+        base_url=section.base_url, api_key=key, timeout=section.timeout_s, max_retries=5
+    )
+    name = section.model.partition(":")[2]
+    return PromptLogprobs(client, name, section.prompt_logprobs, width, tokenizer)
 
 
 def _sparse(at: Sequence[Entries], k: int, width: int) -> SparseSignal:

@@ -1,0 +1,32 @@
+"""How commands show what they found. Knows no command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from stillhouse.core.progress import Progress, Silent, Terminal
+
+
+def progress_of(as_json: bool) -> Progress:
+    """Bars and lines for people; machines get their one JSON object alone."""
+    return Silent() if as_json else Terminal()
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    """A table of names and values, as wide as it is."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in rows:
+        table.add_row(name, escape(value))
+    Console(soft_wrap=True, highlight=False).print(table)
