@@ -50,6 +50,9 @@ REFRESH_S: Final = 1.0
 # How long a thread that computes (the log's writer, the evidence) keeps the interpreter from the
 # event loop, which asks for it several times a request. Python's own 5 ms would be as many each.
 SWITCH_S: Final = 0.0002
+# Longer than clients and proxies keep an idle connection (5 s to 60 s): who closes first must not
+# be the server, which would cut a request off that is on its way.
+KEEP_S: Final = 75
 _LOG: Final = logging.getLogger("stillhouse.serve")
 
 
@@ -281,6 +284,7 @@ class Gateway:
                 access_log=False,
                 server_header=False,
                 lifespan="off",
+                timeout_keep_alive=KEEP_S,
                 timeout_graceful_shutdown=max(1, round(self._file.listen.drain_s)),
                 proxy_headers=False,
             )
@@ -352,7 +356,7 @@ def serve_here(
 
     Args:
         redact: gives the redactor of some kinds of personal data; `None`: of the usual ones.
-        told, sockets: see `Gateway.run`.
+        told, sockets: see `Gateway.run`. `told` is called when all that serves has been loaded.
         prepare: is given the gateway on its event loop before it serves.
         dashboard: gives what is served at /dashboard on the admin port.
 
@@ -369,13 +373,17 @@ def serve_here(
     gateway = Gateway(file, parts, secrets, None if stored is None else stored.refresh)
     gateway.dashboard = beside
 
+    def ready(listen: Address, admin: Address | None) -> None:
+        # What is there now stays: the collector need not look at it with every generation again,
+        # which would hold all requests up.
+        gc.collect()
+        gc.freeze()
+        told(listen, admin)
+
     async def run() -> None:
         prepare(gateway)
-        await gateway.run(told, sockets)
+        await gateway.run(ready, sockets)
 
-    # What is there now stays: the collector need not look at it with every generation again.
-    gc.collect()
-    gc.freeze()
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)
     try:
