@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -26,7 +24,7 @@ from stillhouse.core.errors import StillhouseError
 from stillhouse.serve.app import admin_app, client_app
 from stillhouse.serve.batch_job import Tools
 from stillhouse.serve.batch_runner import BatchRunner
-from stillhouse.serve.connections import limited
+from stillhouse.serve.connections import KEEP_S, limited
 from stillhouse.serve.exchange import Exchange
 from stillhouse.serve.front import Asks
 from stillhouse.serve.gates import check_student, gate_of, threshold_of
@@ -43,16 +41,11 @@ from stillhouse.serve.stored_parts import Redactors, StoredParts
 from stillhouse.serve.student_upstream import StudentUpstream
 from stillhouse.serve.telemetry import Sender
 from stillhouse.serve.traffic_log import LogCounts
+from stillhouse.serve.turns import settle, short_turns
 from stillhouse.serve.upstream import HttpUpstream, Upstream
 from stillhouse.serve.watching import feeds_of, watch_memory
 
 REFRESH_S: Final = 1.0
-# How long a thread that computes (the log's writer, the evidence) keeps the interpreter from the
-# event loop, which asks for it several times a request. Python's own 5 ms would be as many each.
-SWITCH_S: Final = 0.0002
-# Longer than clients and proxies keep an idle connection (5 s to 60 s): who closes first must not
-# be the server, which would cut a request off that is on its way.
-KEEP_S: Final = 75
 _LOG: Final = logging.getLogger("stillhouse.serve")
 
 
@@ -374,24 +367,19 @@ def serve_here(
     gateway.dashboard = beside
 
     def ready(listen: Address, admin: Address | None) -> None:
-        # What is there now stays: the collector need not look at it with every generation again,
-        # which would hold all requests up.
-        gc.collect()
-        gc.freeze()
+        settle()
         told(listen, admin)
 
     async def run() -> None:
         prepare(gateway)
         await gateway.run(ready, sockets)
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_S)
     try:
         # uvloop where it is installed.
-        with asyncio.Runner(loop_factory=uvicorn.Config(app="").get_loop_factory()) as runner:
+        factory = uvicorn.Config(app="").get_loop_factory()
+        with short_turns(), asyncio.Runner(loop_factory=factory) as runner:
             runner.run(run())
     finally:
-        sys.setswitchinterval(before)
         if beside is not None:
             beside.close()
         counts = None if stored is None else stored.close()
