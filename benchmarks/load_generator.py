@@ -232,7 +232,11 @@ class _Run:
 
     def _send_due(self) -> None:
         while self._due and self._free:
-            self._send(self._free.pop(), self._due.popleft())
+            connection = self._free.pop()
+            if connection.transport is None or connection.transport.is_closing():
+                self._opened -= 1  # it was idle for longer than the server keeps such ones
+            else:
+                self._send(connection, self._due.popleft())
         if self._due and self._opened + len(self._opening) < self._plan.connections:
             task = asyncio.create_task(self._open(ask=True))
             self._opening.add(task)

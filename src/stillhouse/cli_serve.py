@@ -29,5 +29,4 @@ def work() -> None:
 
 def redactor(kinds: Sequence[str] | None) -> Callable[[str], str]:
     """Takes personal data of some kinds out of a text; `None`: of the usual kinds."""
-    found = Redactor(DEFAULT_KINDS if kinds is None else kinds)
-    return lambda text: found.texts([text]).texts[0]
+    return Redactor(DEFAULT_KINDS if kinds is None else kinds).text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.client
 import json
 import os
@@ -16,6 +17,10 @@ from typing import Any
 import yaml
 from aiohttp import web
 from gateway_servers import Model, models, says, two
+
+from stillhouse.core.recipe_file import parse_as
+from stillhouse.serve.gateway_file import GatewayFile
+from stillhouse.serve.server import Address, Gateway, serve_here
 
 ASK = {"model": "t", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -75,6 +80,32 @@ def test_a_gateway_drains_on_sigterm_and_prints_no_secret(tmp_path: Path) -> Non
     assert process.returncode == 0
     assert not errors
     assert "sk-secret" not in line + rest
+
+
+def test_a_gateway_lets_nothing_beside_the_event_loop_hold_it_up(tmp_path: Path) -> None:
+    """Threads give the interpreter back soon, and the collector passes over what was loaded."""
+    seen: dict[str, float] = {}
+    frozen, before = gc.get_freeze_count(), sys.getswitchinterval()
+
+    def told(listen: Address, admin: Address | None) -> None:
+        seen["frozen"] = gc.get_freeze_count()
+        seen["switch"] = sys.getswitchinterval()
+        running[0].stop()
+
+    running: list[Gateway] = []
+    raw = {
+        "listen": {"port": 0},
+        "upstreams": {"big": {"base_url": "http://127.0.0.1:9/v1", "model": "m"}},
+        "tasks": {"t": {"teacher": "big"}},
+    }
+    file = parse_as(GatewayFile, raw, "gateway.yaml")
+    try:
+        serve_here(file, lambda _: str, told, prepare=running.append)
+    finally:
+        gc.unfreeze()
+    assert seen["switch"] <= before / 10
+    assert seen["frozen"] > frozen + 10_000
+    assert sys.getswitchinterval() == before  # this process may have other work
 
 
 def test_serving_imports_no_torch() -> None:

@@ -35,6 +35,7 @@ from typer.testing import CliRunner
 
 from stillhouse.cli import app
 from stillhouse.core.errors import RecipeError, UserError, one_line
+from stillhouse.serve import server
 from stillhouse.serve.connections import Connection
 from stillhouse.serve.gateway_file import load_gateway, secrets_of
 from stillhouse.serve.in_memory import MemoryLog
@@ -80,6 +81,20 @@ def test_a_head_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> N
             silent.sendall(begun)
             assert ended(silent) == b""
         assert send(running.url, ASK).status == 200
+
+
+def test_an_idle_connection_is_kept_longer_than_clients_keep_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a request that is sent just as the server closes is lost."""
+    assert server.KEEP_S > 60  # of load balancers; OpenAI's client has 5
+    monkeypatch.setattr(server, "KEEP_S", 1)
+    with lone() as (running, _):
+        idle = raw_socket(running)
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        began = time.monotonic()
+        assert b"200 OK" in ended(idle)
+        assert time.monotonic() - began >= 0.9
 
 
 def test_a_head_too_long_is_cut_off() -> None:

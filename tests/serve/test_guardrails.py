@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rollout_world import World, file_of, state_of
 
+from stillhouse.core.anytime import asymptotic_radius
 from stillhouse.serve.gateway_sections import GuardrailsSection
 from stillhouse.serve.guardrails import Guardrails, Reading, failed, side_of
 from stillhouse.serve.policy import rules_of
@@ -91,6 +92,27 @@ def row(number: int, side: str, **fields: Any) -> Served:
         "status": 200,
     }
     return Served.model_construct(**(values | fields))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cost_trips_at_the_request_at_which_a_bound_taken_each_time_does(seed: int) -> None:
+    """Against the definition, worked out at every request, also where nothing is lost so far."""
+    draw = np.random.default_rng(seed)
+    section = GuardrailsSection(latency_ratio=None, error_rate=None, cost_ratio=1.0)
+    watched = Guardrails(section, ALPHA, "canary", 1.0)
+    left: list[float] = []
+    known = False
+    for number in range(600):
+        # Cheaper at first, dearer later: the sum passes through 0 on its way.
+        cost, full = float(draw.uniform(0, 1 + number / 150)), 1.0
+        fields = {"cost_usd": cost, "teacher_cost_usd": full}
+        watched.take(row(number, "student", **fields))
+        left.append(full - cost)
+        if len(left) >= 100:
+            radius = asymptotic_radius(len(left), float(np.var(left)), ALPHA / 3, tightest_at=1000)
+            known = known or bool(np.mean(left) + radius < 0)
+        assert watched.readings()[0].tripped == known
+    assert known
 
 
 def test_at_their_limits_guardrails_trip_in_at_most_alpha_of_all_stages() -> None:

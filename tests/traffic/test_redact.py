@@ -15,7 +15,7 @@ from stillhouse.core.errors import MissingExtraError, UserError
 from stillhouse.core.records import LabelledQuery, Message
 from stillhouse.traffic import redact
 from stillhouse.traffic.call import Call, Turn
-from stillhouse.traffic.personal import luhn, mod_97
+from stillhouse.traffic.personal import Span, emails, luhn, mod_97
 from stillhouse.traffic.redact import DEFAULT_KINDS, RedactionError, Redactor, pseudonym
 
 REDACTOR = Redactor()
@@ -331,3 +331,24 @@ def test_presidio_without_a_model_is_an_error_not_a_gap(monkeypatch: pytest.Monk
     presidio_double(monkeypatch, "nobody")
     with pytest.raises(RedactionError, match="name is not found in a probe"):
         Redactor(("name",))
+
+
+def test_a_text_alone_is_what_it_is_among_texts_and_is_looked_through_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[str] = []
+
+    def finder(text: str) -> list[Span]:
+        looked.append(text)
+        return list(emails(text))
+
+    monkeypatch.setitem(redact._FINDERS, "email", finder)
+    redactor = Redactor(["email"])
+    looked.clear()
+    clean, mail = "nothing in it", "ann@example.org asks bob@example.org about <EMAIL_3>"
+    for _ in range(3):
+        assert redactor.text(clean) == clean
+        assert redactor.text(mail) == "<EMAIL_4> asks <EMAIL_5> about <EMAIL_3>"
+        assert redactor.text(mail) == redactor.texts([mail]).texts[0]
+    assert looked.count(clean) == 1
+    assert looked.count(mail) > 3  # what holds something is never taken for clean

@@ -18,6 +18,9 @@ HEAD_S: Final = 30.0
 # For the write buffer to fall by 48 KiB, from its high to its low mark: who reads less than 1 kB/s
 # reads nothing.
 STALL_S: Final = 60.0
+# Of an idle connection: longer than clients and load balancers keep one (5 s to 60 s). Who closes
+# first must not be the server, which would cut a request off that is on its way.
+KEEP_S: Final = 75
 
 
 class Connection(HttpToolsProtocol):

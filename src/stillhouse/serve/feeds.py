@@ -50,25 +50,14 @@ class StoredFeed:
     ) -> None:
         self._engine, self._task = engine, task
         self._reader = RecordReader(unreadable)
-        self._calls = _Place(since)
-        self._outcomes = _Place(since)
+        self._calls = _Calls(task, since)
+        self._outcomes = _Outcomes(task, since)
 
     def read(self) -> Batch:
         """See `Feed`."""
-        calls = (
-            sa.select(CALLS.c.written_at, CALLS.c.id, CALLS.c.served)
-            .where(CALLS.c.task == self._task, CALLS.c.written_at >= self._calls.begin)
-            .order_by(CALLS.c.written_at, CALLS.c.id)
-        )
-        outcomes = (
-            sa.select(OUTCOMES.c.at, OUTCOMES.c.seq, CALLS.c.served, OUTCOMES.c.body, CALLS.c.id)
-            .join(CALLS, CALLS.c.id == OUTCOMES.c.request)
-            .where(CALLS.c.task == self._task, OUTCOMES.c.at >= self._outcomes.begin)
-            .order_by(OUTCOMES.c.at, OUTCOMES.c.seq)
-        )
         with self._engine.connect() as connection:
-            new_calls = self._calls.take(connection, calls)
-            new_outcomes = self._outcomes.take(connection, outcomes)
+            new_calls = self._calls.take(connection)
+            new_outcomes = self._outcomes.take(connection)
         read, task = self._reader.record, self._task
         served = [read(Served, row[2], task, f"request {row[1]}") for row in new_calls]
         scored = []
@@ -86,23 +75,90 @@ class StoredFeed:
         )
 
 
-class _Place:
-    """How far rows ordered by (time, id) were read."""
+class _Calls:
+    """How far a task's requests were read.
 
-    def __init__(self, since: float) -> None:
-        self.begin = since
-        self._known: dict[object, float] = {}
+    The rows of a transaction have one `written_at` and appear together. So of the time that is
+    looked at twice only the number of rows at each time is asked for, which the index alone knows,
+    and only where there are more than were read do rows come out of the database.
+    """
 
-    def take(self, connection: Connection, query: sa.Select[Any]) -> list[Any]:
-        # As many again as are known of the time that is looked at twice.
-        rows: list[Any] = list(connection.execute(query.limit(PAGE + len(self._known))))
-        new = [row for row in rows if row[1] not in self._known][:PAGE]
-        for row in new:
-            self._known[row[1]] = row[0]
+    def __init__(self, task: str, since: float) -> None:
+        self._task, self._begin = task, since
+        self._known: dict[float, set[str]] = {}  # ids by time
+
+    def take(self, connection: Connection) -> list[Any]:
+        """(written_at, id, served) of new rows, in that order; a page of them at most."""
+        at, own = CALLS.c.written_at, CALLS.c.task == self._task
+        counts = (
+            sa.select(at, sa.func.count())
+            .where(own, at >= self._begin)
+            .group_by(at)
+            .order_by(at)
+            .limit(PAGE + len(self._known))
+        )
+        times: list[float] = []  # with rows that are new
+        missing = 0
+        for time, count in connection.execute(counts).all():
+            if missing < PAGE and (more := count - len(self._known.get(time, ()))) > 0:
+                times.append(time)
+                missing += more
+        if not times:
+            return []
+        first, last = times[0], times[-1]
+        seen = sum(len(ids) for time, ids in self._known.items() if first <= time <= last)
+        query = (
+            sa.select(at, CALLS.c.id, CALLS.c.served)
+            .where(own, at.between(first, last))
+            .order_by(at, CALLS.c.id)
+            .limit(min(missing, PAGE) + seen)
+        )
+        new = [
+            row
+            for row in connection.execute(query).all()
+            if row[1] not in self._known.get(row[0], ())
+        ]
+        for time, identity, _ in new:
+            self._known.setdefault(time, set()).add(identity)
         if new:
-            self.begin = max(self.begin, new[-1][0] - OVERLAP_S)
-            self._known = {key: at for key, at in self._known.items() if at >= self.begin}
+            self._begin = max(self._begin, new[-1][0] - OVERLAP_S)
+            self._known = {time: ids for time, ids in self._known.items() if time >= self._begin}
         return new
+
+
+class _Outcomes:
+    """How far the outcomes of a task's requests were read: each has a time of its own, so that
+    their keys are looked at twice, and their texts once."""
+
+    def __init__(self, task: str, since: float) -> None:
+        self._task, self._begin = task, since
+        self._known: dict[int, float] = {}
+
+    def take(self, connection: Connection) -> list[Any]:
+        """(at, seq, the request's `served`, body, the request's id) of new rows, in that order; a
+        page of them at most."""
+        at, seq = OUTCOMES.c.at, OUTCOMES.c.seq
+        keys = self._of_task(sa.select(at, seq)).where(at >= self._begin)
+        keys = keys.limit(PAGE + len(self._known))
+        new = [(time, key) for time, key in connection.execute(keys) if key not in self._known]
+        del new[PAGE:]
+        if not new:
+            return []
+        query = self._of_task(sa.select(at, seq, CALLS.c.served, OUTCOMES.c.body, CALLS.c.id))
+        query = query.where(at.between(new[0][0], new[-1][0]))
+        wanted = {key for _, key in new}
+        rows = [row for row in connection.execute(query) if row[1] in wanted]
+        self._known |= {key: time for time, key in new}
+        self._begin = max(self._begin, new[-1][0] - OVERLAP_S)
+        self._known = {key: time for key, time in self._known.items() if time >= self._begin}
+        return rows
+
+    def _of_task(self, query: sa.Select[Any]) -> sa.Select[Any]:
+        return (
+            query.join_from(OUTCOMES, CALLS, CALLS.c.id == OUTCOMES.c.request)
+            .where(CALLS.c.task == self._task)
+            .order_by(OUTCOMES.c.at, OUTCOMES.c.seq)
+        )
 
 
 class MemoryFeed:

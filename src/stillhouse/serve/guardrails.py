@@ -167,7 +167,8 @@ class Guardrails:
         left = ratio * served.teacher_cost_usd - served.cost_usd
         self._costs += (1, left, left * left, served.cost_usd)
         n, total, squares, _ = (float(one) for one in self._costs)
-        if n >= LEAST_COSTS:
+        # The bound is above the mean: while nothing is lost on the whole, it cannot be below 0.
+        if n >= LEAST_COSTS and total < 0:
             variance = max(squares / n - (total / n) ** 2, 0.0)
             radius = float(asymptotic_radius(int(n), variance, self._alpha, tightest_at=1000))
             self._costs_tripped |= total / n + radius < 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -25,7 +24,7 @@ from stillhouse.core.errors import StillhouseError
 from stillhouse.serve.app import admin_app, client_app
 from stillhouse.serve.batch_job import Tools
 from stillhouse.serve.batch_runner import BatchRunner
-from stillhouse.serve.connections import limited
+from stillhouse.serve.connections import KEEP_S, limited
 from stillhouse.serve.exchange import Exchange
 from stillhouse.serve.front import Asks
 from stillhouse.serve.gates import check_student, gate_of, threshold_of
@@ -42,6 +41,7 @@ from stillhouse.serve.stored_parts import Redactors, StoredParts
 from stillhouse.serve.student_upstream import StudentUpstream
 from stillhouse.serve.telemetry import Sender
 from stillhouse.serve.traffic_log import LogCounts
+from stillhouse.serve.turns import settle, short_turns
 from stillhouse.serve.upstream import HttpUpstream, Upstream
 from stillhouse.serve.watching import feeds_of, watch_memory
 
@@ -277,6 +277,7 @@ class Gateway:
                 access_log=False,
                 server_header=False,
                 lifespan="off",
+                timeout_keep_alive=KEEP_S,
                 timeout_graceful_shutdown=max(1, round(self._file.listen.drain_s)),
                 proxy_headers=False,
             )
@@ -348,7 +349,7 @@ def serve_here(
 
     Args:
         redact: gives the redactor of some kinds of personal data; `None`: of the usual ones.
-        told, sockets: see `Gateway.run`.
+        told, sockets: see `Gateway.run`. `told` is called when all that serves has been loaded.
         prepare: is given the gateway on its event loop before it serves.
         dashboard: gives what is served at /dashboard on the admin port.
 
@@ -365,16 +366,18 @@ def serve_here(
     gateway = Gateway(file, parts, secrets, None if stored is None else stored.refresh)
     gateway.dashboard = beside
 
+    def ready(listen: Address, admin: Address | None) -> None:
+        settle()
+        told(listen, admin)
+
     async def run() -> None:
         prepare(gateway)
-        await gateway.run(told, sockets)
+        await gateway.run(ready, sockets)
 
-    # What is there now stays: the collector need not look at it with every generation again.
-    gc.collect()
-    gc.freeze()
     try:
         # uvloop where it is installed.
-        with asyncio.Runner(loop_factory=uvicorn.Config(app="").get_loop_factory()) as runner:
+        factory = uvicorn.Config(app="").get_loop_factory()
+        with short_turns(), asyncio.Runner(loop_factory=factory) as runner:
             runner.run(run())
     finally:
         if beside is not None:
