@@ -22,7 +22,7 @@ from stillhouse.monitor.state import task_folder
 from stillhouse.retrain.cycle import begun
 from stillhouse.retrain.cycle_choose import Nothing, Plan, planned, said_of
 from stillhouse.retrain.cycle_files import TaskFolder
-from stillhouse.retrain.gateway_admin import GatewayAdmin
+from stillhouse.retrain.gateway_admin import GatewayAdmin, address_of
 from stillhouse.retrain.gateway_standing import AdminGateway
 from stillhouse.retrain.loop import Loop
 from stillhouse.retrain.registry import Registry
@@ -164,7 +164,7 @@ def _gateway(gateway: GatewayFile, url: str | None, file: LoopFile) -> Gateway:
 
 
 def _admin(section: AdminSection, url: str | None) -> GatewayAdmin:
-    base = url or f"http://{section.host}:{section.port}"
+    base = url or address_of(section.host, section.port)
     return GatewayAdmin.from_environment(base, section.key_env)
 
 
