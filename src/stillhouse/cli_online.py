@@ -1,6 +1,7 @@
 """`stillhouse online`: refine the live student between retrainings. Thin.
 
-Exit code 3: the guard refused every step of a single pass.
+Exit code 3: the guard refused every step of a single pass. 1, of a roll back or a deletion: it is
+done here, and the gateway still answers with another version.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Annotated, Final
 import typer
 
 from stillhouse.cli_options import AsJson
-from stillhouse.core.errors import UserError
+from stillhouse.core.errors import StillhouseError
 from stillhouse.refining import Refining
 from stillhouse.retrain.online import OnlineTask, Pass
 
 EXIT_GATE: Final = 3
+EXIT_APART: Final = 1
 FORGET_EVERY_S: Final = 3600.0
 
 
@@ -42,30 +44,38 @@ def online(  # noqa: PLR0917 - typer's way
     if status:
         _status(refining.learner, as_json=as_json)
         return
-    if roll_back is not None:
-        found = refining.learner.roll_back(roll_back)
-        typer.echo(f"version {found.number} is live: {found.path}")
-        return
-    if forget is not None:
-        typer.echo(f"{refining.forget(*forget):,} rows are forgotten")
+    notes: list[str] = []
+    if roll_back is not None or forget is not None:
+        if roll_back is not None:
+            found = refining.learner.roll_back(roll_back, notes)
+            typer.echo(f"version {found.number} is live: {found.path}")
+        if forget is not None:
+            typer.echo(f"{refining.forget(*forget, notes):,} rows are forgotten")
+        for note in notes:
+            typer.echo(f"note: {note}; the next pass tries again", err=True)
+        if notes:
+            raise typer.Exit(EXIT_APART)
         return
     if refining.note is not None and not as_json:
         typer.echo(f"note: {refining.note}", err=True)
     looked = float("-inf")
     while True:
-        with refining.rows() as rows:
-            if time.monotonic() - looked >= FORGET_EVERY_S:
-                gone = refining.forget_gone(rows)
-                looked = time.monotonic()
-                if gone:
-                    typer.echo(f"{gone:,} rows of users whom the gateway forgot are gone")
-            try:
+        done = None
+        try:
+            if follow and refining.outdated:
+                refining = Refining(file, task)
+                typer.echo("note: another student was put to work; it is refined from here on")
+            with refining.rows() as rows:
+                if time.monotonic() - looked >= FORGET_EVERY_S:
+                    gone = refining.forget_gone(rows, [])
+                    looked = time.monotonic()
+                    if gone:
+                        typer.echo(f"{gone:,} rows of users whom the gateway forgot are gone")
                 done = refining.learner.run_once(rows)
-            except UserError as error:
-                if not follow:
-                    raise
-                typer.echo(f"note: {error}")  # the guard set may fill
-                done = None
+        except StillhouseError as error:
+            if not follow:
+                raise
+            typer.echo(f"note: {error}")  # the guard set may fill, the database come back
         if done is not None:
             _show(done, as_json=as_json)
         if not follow:

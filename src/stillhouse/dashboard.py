@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Receive, Scope, Send
 
 from stillhouse.core.errors import UserError
@@ -25,7 +24,7 @@ from stillhouse.monitor.dashboard.shown import DecisionShown, ExperimentShown, N
 from stillhouse.monitor.dashboard.sources import ConflictError, Sources
 from stillhouse.monitor.dashboard.watch_files import WatchFiles
 from stillhouse.retrain import registry_records as students
-from stillhouse.retrain.gateway_admin import GatewayAdmin
+from stillhouse.retrain.gateway_admin import GatewayAdmin, address_of
 from stillhouse.retrain.gateway_follow import Admin, follow
 from stillhouse.retrain.registry import Registry
 from stillhouse.serve.api_errors import ApiError
@@ -50,8 +49,9 @@ from stillhouse.serve.log_pages import LogPages
 from stillhouse.serve.migration import changed
 from stillhouse.serve.presence import StoredPresence
 from stillhouse.serve.records import ExperimentState
+from stillhouse.serve.signed_out import StoredSignedOut
 from stillhouse.serve.states import StoredStates
-from stillhouse.serve.tables import StoreError, open_database
+from stillhouse.serve.tables import answering, open_database
 
 KEY_VARIABLE: Final = "STILLHOUSE_ADMIN_KEY"
 OLD_S: Final = 300.0
@@ -65,10 +65,8 @@ def _asked(call: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(call)
     def asking(*args: P.args, **more: P.kwargs) -> R:
-        try:
+        with answering():
             return call(*args, **more)
-        except SQLAlchemyError as error:
-            raise StoreError(f"the database does not answer ({type(error).__name__})") from None
 
     return asking
 
@@ -314,7 +312,7 @@ def _admin(file: GatewayFile) -> GatewayAdmin | None:
     key = "" if section is None else os.environ.get(section.key_env, "").strip()
     if section is None or not key or not section.port:
         return None
-    return GatewayAdmin(f"http://{section.host}:{section.port}", key)
+    return GatewayAdmin(address_of(section.host, section.port), key)
 
 
 def opened(file: GatewayFile, loop: LoopFile | None, key: str | None) -> OpenDashboard:
@@ -339,4 +337,5 @@ def opened(file: GatewayFile, loop: LoopFile | None, key: str | None) -> OpenDas
         online=None if folder is None else OnlineFiles(folder),
         students=None if registry is None else RegisteredStudents(registry, _admin(file)),
     )
-    return OpenDashboard(engine, Dashboard(sources, key))
+    signed_out = StoredSignedOut(engine)
+    return OpenDashboard(engine, Dashboard(sources, key, signed_out=signed_out))

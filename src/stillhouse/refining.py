@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from stillhouse.core.artefact import is_artefact, read_artefact
 from stillhouse.core.errors import UserError
 from stillhouse.core.hashing import unit_hash
 from stillhouse.core.jsonl import read_records
@@ -27,10 +28,13 @@ from stillhouse.models.artefact_student import open_any
 from stillhouse.models.batching import Call
 from stillhouse.models.completer import Sampling
 from stillhouse.models.head_weights import open_head_student
-from stillhouse.retrain.online import HandOver, OnlineTask
+from stillhouse.retrain.cycle_train import served
+from stillhouse.retrain.online import OnlineTask
+from stillhouse.retrain.online_handover import HandOver
 from stillhouse.retrain.online_personal import Fit
 from stillhouse.retrain.online_rows import Beliefs, Lesson
 from stillhouse.retrain.online_step import Learn
+from stillhouse.retrain.registry_records import id_of
 
 FOLDER: Final = "online"
 BATCH: Final = 32
@@ -77,13 +81,14 @@ class Refining:
         self._name, self._gateway = name, gateway
         root = Path(loop.folder) / name / FOLDER
         self.note = unserved(gateway, name, root, self.section)
-        student = promoted(gateway, Path(loop.gateway).parent, name, root, Path(loop.registry))
+        self._places = (Path(loop.gateway).parent, name, root, Path(loop.registry))
+        self._student = promoted(gateway, *self._places)
         self.learner = OnlineTask(
             root,
             name,
             recipe.task,
             self.section,
-            student=student,
+            student=self._student,
             opened=partial(open_head_student, task=recipe.task),
             learn=learner_of(self.section),
             clock=time.time,
@@ -91,8 +96,14 @@ class Refining:
             held_out=examples_of(task.run, "held_out.jsonl", recipe.task),
             replay=drawn(examples_of(task.run, "train.jsonl", recipe.task), self.section),
             beliefs=beliefs_of(self.section.soft_targets, recipe.task),
-            hand_over=hand_over_of(gateway),
+            hand_over=hand_over_of(gateway, task.retrain.gateway_url),
+            names=names_of(gateway, name, Path(loop.registry)),
         )
+
+    @property
+    def outdated(self) -> bool:
+        """Whether another student was put to work since: whoever goes on opens that."""
+        return promoted(self._gateway, *self._places) != self._student
 
     @contextmanager
     def rows(self) -> Iterator[LiveRows]:
@@ -105,22 +116,23 @@ class Refining:
         finally:
             engine.dispose()
 
-    def forget_gone(self, rows: LiveRows) -> int:
+    def forget_gone(self, rows: LiveRows, notes: list[str]) -> int:
         """Forget whom the gateway has forgotten: rows of theirs are gone from the log before its
         time. How many rows went here."""
         days = self._gateway.log.retention_days
         since = 0.0 if days is None else time.time() - days * DAY_S + LATEST_S
         gone = self.learner.gone_from(rows, since)
-        return self.learner.forget(None, gone) if gone else 0
+        return self.learner.forget(None, gone, notes) if gone else 0
 
-    def forget(self, tenant: str, user: str) -> int:
+    def forget(self, tenant: str, user: str, notes: list[str]) -> int:
         """Forget a user by name, as `POST /users/forget` of the gateway does.
 
         Raises:
             UserError: the secret of the pseudonyms is not set.
         """
         private: Any = require("stillhouse.serve.private", "serve", "users' pseudonyms")
-        return self.learner.forget(tenant, [private.Pseudonyms.from_environment().of(tenant, user)])
+        whose = private.Pseudonyms.from_environment().of(tenant, user)
+        return self.learner.forget(tenant, [whose], notes)
 
 
 def unserved(gateway: Any, name: str, root: Path, section: OnlineSection) -> str | None:
@@ -139,14 +151,18 @@ def unserved(gateway: Any, name: str, root: Path, section: OnlineSection) -> str
 
 
 def promoted(gateway: Any, base: Path, name: str, root: Path, registry: Path) -> Path:
-    """The student that a retraining has put to work: the registry's live one; else gateway.yaml's.
+    """The student that a retraining has put to work: the registry's live one, in the form that the
+    gateway serves where that can be refined; else gateway.yaml's.
 
     Raises:
         UserError: there is none.
     """
     link = registry / "live" / name
     if link.exists():
-        return link.resolve()
+        folder = link.resolve()
+        form = served(folder)
+        onnx = is_artefact(form) and read_artefact(form).kind == "onnx"
+        return form if onnx else folder
     section: Any = gateway.tasks.get(name)
     upstream = (
         None if section is None or section.student is None else (gateway.upstreams[section.student])
@@ -245,11 +261,23 @@ def beliefs_of(folder: str | None, task: ClassificationTask) -> Beliefs | None:
     return beliefs
 
 
-def hand_over_of(gateway: Any) -> HandOver | None:
-    """The gateway's admin API, where it has one."""
+def names_of(gateway: Any, name: str, registry: Path) -> frozenset[str]:
+    """What the gateway may call the student that `promoted` finds: its id in the registry, or the
+    upstream of gateway.yaml."""
+    link, section = registry / "live" / name, gateway.tasks.get(name)
+    found = {id_of(link.resolve().name)} if link.exists() else set()
+    return frozenset(found if section is None else {*found, section.student})
+
+
+def hand_over_of(gateway: Any, url: str | None) -> HandOver | None:
+    """The gateway's admin API, where it has one.
+
+    Args:
+        url: its address, where that is not as gateway.yaml says.
+    """
     if gateway.admin is None or not available("stillhouse.retrain.gateway_admin"):
         return None
     module: Any = require("stillhouse.retrain.gateway_admin", "serve", "the gateway's admin API")
-    address = f"http://{gateway.admin.host}:{gateway.admin.port}"
+    address = url or module.address_of(gateway.admin.host, gateway.admin.port)
     found: HandOver = module.GatewayAdmin.from_environment(address, gateway.admin.key_env)
     return found

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.loop_file import LoopFile
-from stillhouse.retrain.gateway_admin import GatewayAdmin
+from stillhouse.retrain.gateway_admin import GatewayAdmin, address_of
 from stillhouse.serve.gateway_file import load_gateway
 from stillhouse.serve.gateway_sections import AdminSection
 
 
 def opened_admin(section: AdminSection, url: str | None) -> GatewayAdmin:
     """A client of an admin API, at `url` or where its section says."""
-    base = url or f"http://{section.host}:{section.port}"
+    base = url or address_of(section.host, section.port)
     return GatewayAdmin.from_environment(base, section.key_env)
 
 

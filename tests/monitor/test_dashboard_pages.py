@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import re
 import time
@@ -22,6 +23,7 @@ import dashboard_world as made
 from dashboard_world import KEY, TASK, World
 from stillhouse.core.errors import UserError
 from stillhouse.dashboard import OpenDashboard, RegisteredStudents, of_loop
+from stillhouse.monitor.dashboard import access as access_module
 from stillhouse.monitor.dashboard.access import SESSION_S, Access, is_local, same_origin
 from stillhouse.monitor.dashboard.app import Dashboard
 from stillhouse.monitor.dashboard.guard import POLICY, SESSION
@@ -36,6 +38,7 @@ from stillhouse.serve.candidates import offered
 from stillhouse.serve.gateway_file import load_gateway
 from stillhouse.serve.records import StudentFolder
 from stillhouse.serve.states import StoredStates
+from stillhouse.serve.tables import SIGNED_OUT, open_database
 
 PAGES = (
     "/",
@@ -175,7 +178,7 @@ def test_a_stream_ends_with_its_session() -> None:
     now = [1000.0]
     access = Access("a" * 20, lambda: now[0])
 
-    async def events(live: Live, session: str, end: Callable[[], None]) -> int:
+    async def events(live: Live, session: str, end: Callable[[], object]) -> int:
         """How many events come before the stream ends by itself."""
         seen = 0
         request = Request({"type": "http", "root_path": "", SESSION: session})
@@ -183,12 +186,13 @@ def test_a_stream_ends_with_its_session() -> None:
         async with asyncio.timeout(5):
             async for _ in response.body_iterator:  # type: ignore[attr-defined]
                 seen += 1
-                end()
+                if inspect.isawaitable(done := end()):
+                    await done
         return seen
 
     def counting() -> Live:
         figures = iter(range(1000))
-        return Live(lambda _: {"numbers": str(next(figures))}, access.holds, every_s=0.01)
+        return Live(lambda _: {"numbers": str(next(figures))}, access.still_holds, every_s=0.01)
 
     def later() -> None:
         now[0] += SESSION_S / 4
@@ -216,6 +220,52 @@ def test_whoever_signs_out_is_out(admin: TestClient) -> None:
     assert admin.post("/logout", data={"form_token": token}).status_code == 303
     admin.cookies.set("stillhouse_session", cookie)  # kept by somebody
     assert admin.get("/drift").status_code == 303
+
+
+def test_whoever_signs_out_is_out_of_every_process(
+    world: World, visitor: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = made.dashboard_of(world)  # as another worker, or a dashboard of its own
+    other = TestClient(there, base_url="http://127.0.0.1", follow_redirects=False)
+    visitor.post("/login", data={"key": KEY})
+    cookie = visitor.cookies["stillhouse_session"]
+    other.cookies.set("stillhouse_session", cookie)
+    page = other.get("/drift")
+    assert page.status_code == 200
+    assert visitor.post("/logout", data={"form_token": token_of(page.text)}).status_code == 303
+    monkeypatch.setattr(access_module, "LOOK_S", 0.0)  # as if the second had passed
+    assert other.get("/drift").status_code == 303
+    acted = other.post("/experiment/act?task=reviews&action=kill", data={"reason": "x"})
+    assert acted.status_code == 401
+    # Of the session itself nothing is kept that would open it.
+    engine = open_database(world.url)
+    with engine.connect() as connection:
+        kept = connection.execute(sa.select(SIGNED_OUT)).all()
+    engine.dispose()
+    assert cookie not in str(kept)
+    assert len(kept) >= 1
+    there.close()
+
+
+def test_a_sign_out_that_others_cannot_be_told_of_is_said(
+    own: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = made.dashboard_of(own)
+    visitor = TestClient(app, base_url="http://127.0.0.1", follow_redirects=False)
+    visitor.post("/login", data={"key": KEY})
+    cookie = visitor.cookies["stillhouse_session"]
+    token = token_of(visitor.get("/runs").text)
+    engine = open_database(own.url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE signed_out")
+    engine.dispose()
+    told = visitor.post("/logout", data={"form_token": token})
+    assert told.status_code == 503
+    assert "Signed out here alone" in told.text
+    assert 'stillhouse_session=""' in told.headers["set-cookie"]
+    visitor.cookies.set("stillhouse_session", cookie)
+    assert visitor.get("/runs").status_code == 303
+    app.close()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 
 from stillhouse.core.errors import UserError
 from stillhouse.retrain import gateway_admin
-from stillhouse.retrain.gateway_admin import GatewayAdmin, GatewayError
+from stillhouse.retrain.gateway_admin import GatewayAdmin, GatewayError, address_of
 
 KEY = "very-secret-key"
 STATE = {
@@ -229,3 +229,8 @@ def test_the_key_is_a_variables() -> None:
         with pytest.raises(UserError, match="gateway key"):
             GatewayAdmin("http://x", wrong)
     assert GatewayAdmin.from_environment("http://x", "ADMIN", {"ADMIN": " k \n"})
+
+
+def test_a_port_of_ipv6_is_an_address_too() -> None:
+    assert address_of("127.0.0.1", 8081) == "http://127.0.0.1:8081"
+    GatewayAdmin(address_of("::1", 8081), "k")  # is no address else

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ class Admin:
         self.offers: list[tuple[Any, ...]] = []
         self.withdrawn: list[tuple[str, str]] = []
         self.reloads: list[tuple[str, ...]] = []
+        self.versions: list[int | None] = []
         self.fails: GatewayError | None = None
+        self.meanwhile: Callable[[], object] | None = None  # comes before the next swap
 
     def state(self, task: str) -> GatewayState:
         return self.now
@@ -49,9 +52,26 @@ class Admin:
         self.withdrawn.append((task, reason))
         return self.now
 
-    def reload(self, task: str, path: str, name: str, reason: str = "") -> GatewayState:
+    def reload(
+        self,
+        task: str,
+        path: str,
+        name: str,
+        reason: str = "",
+        *,
+        version: int | None = None,
+        refined: bool = True,
+    ) -> GatewayState:
+        assert not refined  # what the registry has live is no version of what ran before
         if self.fails is not None:
             raise self.fails
+        if self.meanwhile is not None:
+            other, self.meanwhile = self.meanwhile, None
+            other()
+            self.now = self.now.model_copy(update={"version": self.now.version + 1})
+        if version not in (None, self.now.version):
+            raise GatewayError("gateway: the state has been changed meanwhile", 409)
+        self.versions.append(version)
         self.reloads.append((task, path, name, reason))
         return self.now
 
@@ -114,7 +134,8 @@ def registered(tmp_path: Path) -> tuple[Registry, Entry]:
     (made / "small" / "model.onnx").write_bytes(b"x")
     registry = Registry(tmp_path / "registry")
     artefacts = {"best": "small"}
-    return registry, registry.add(made, task="mood", lineage={}, metrics={}, artefacts=artefacts)
+    entry = registry.add(made, task="mood", lineage={}, metrics={}, artefacts=artefacts)
+    return registry, registry.promote(entry.id, reason="", by="ann")
 
 
 def test_a_gateway_follows_a_move_by_hand(tmp_path: Path) -> None:
@@ -124,12 +145,41 @@ def test_a_gateway_follows_a_move_by_hand(tmp_path: Path) -> None:
     assert found == (True, f"the gateway answers with {entry.id} now, s-old before")
     path = str((registry.folder(entry.id) / "small").resolve())
     assert admin.reloads == [("mood", path, entry.id, "complaints")]
+    assert admin.versions == [7]  # the state that was read before the registry was
     running = Admin(student=entry.id)
     assert follow(running, registry, entry, "").done
     assert running.reloads == []
     climbing = Admin(candidate=entry.id)
     assert follow(climbing, registry, entry, "enough").done
     assert (climbing.withdrawn, len(climbing.reloads)) == ([("mood", "enough")], 1)
+
+
+def test_of_two_who_promote_at_once_the_gateway_follows_the_registry(tmp_path: Path) -> None:
+    registry, entry = registered(tmp_path)
+    other = registry.add(
+        student_folder(tmp_path / "other", "y"), task="mood", lineage={}, metrics={}
+    )
+
+    def promoted() -> object:
+        return registry.promote(other.id, reason="better", by="bob")
+
+    # Between the look at the registry and the swap.
+    admin = Admin()
+    admin.meanwhile = promoted
+    found = follow(admin, registry, entry, "ann's")
+    assert (found.done, admin.reloads) == (False, [])
+    assert found.said == (
+        f"{other.id} was made live meanwhile: the gateway is left to whoever did that"
+    )
+    # Before the look.
+    again = Admin()
+    assert not follow(again, registry, entry, "ann's").done
+    assert again.reloads == []
+    # What the gateway does by itself meanwhile is no reason to give up.
+    busy = Admin()
+    busy.meanwhile = lambda: None
+    assert follow(busy, registry, registry.get(other.id), "bob's").done
+    assert busy.versions == [8]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillhouse.core.errors import RunFolderError, UserError
+from stillhouse.core.errors import RunFolderError, StillhouseError, UserError
 from stillhouse.core.live import LiveAnswer, LiveRow
 from stillhouse.core.loop_online import CapsSection, GuardSection, OnlineSection
 from stillhouse.core.records import Message
@@ -137,20 +137,35 @@ def quality(task: OnlineTask, phase: int, base: int = 90_000) -> float:
     return good / 400
 
 
+class Gateway:
+    """A gateway that answers with a student, takes another, or is away."""
+
+    def __init__(self, student: str | None) -> None:
+        self.student, self.version = student, 7
+        self.away = False
+        self.told: list[tuple[str, str, str, int | None]] = []
+
+    def state(self, task: str) -> Gateway:
+        if self.away:
+            raise StillhouseError("gateway: refuses connections")
+        return self
+
+    def reload(
+        self, task: str, path: str, name: str, reason: str = "", *, version: int | None = None
+    ) -> None:
+        self.told.append((task, path, name, version))
+        self.student = name
+
+
 def test_it_follows_a_shift_and_is_handed_over(tmp_path: Path) -> None:
-    told: list[tuple[str, str, str]] = []
-
-    class Gateway:
-        def reload(self, task: str, path: str, name: str) -> None:
-            told.append((task, path, name))
-
-    task = make(tmp_path, section(), hand_over=Gateway())
+    gateway = Gateway("small")
+    task = make(tmp_path, section(), hand_over=gateway, names={"small"})
     before = quality(task, 1)
     done = task.run_once(Rows([row(n, 1) for n in range(600)]))
     assert done.swapped
     assert quality(task, 1) > before + 0.15
     live = task.state.version(task.state.live)
-    assert told == [("t", live.path, f"t-online-{live.number}")]
+    assert gateway.told == [("t", live.path, f"t-online-{live.number}", 7)]
     assert (tmp_path / "online" / "current").resolve() == Path(live.path)
     assert task.state.handed == live.number
     assert not task.run_once(Rows([row(n, 1) for n in range(600)])).swapped  # nothing new
@@ -198,7 +213,7 @@ def test_roll_back_is_exact_and_seen_to_be(tmp_path: Path) -> None:
     )
     task.run_once(Rows([row(n, 0) for n in range(400, 1200)]))
     assert task.state.live != first
-    task.roll_back(first)
+    task.roll_back(first, [])
     state = task.state
     back = load_head(
         task.store.head_path(state.version(state.live).head), state.version(state.live).head
@@ -211,9 +226,9 @@ def test_roll_back_is_exact_and_seen_to_be(tmp_path: Path) -> None:
     assert all(one.quarantined for one in buffer if one.seq >= state.version(first).seen)
     (folder / "head.json").write_text("{}")
     with pytest.raises(UserError, match="was changed"):
-        task.roll_back(first)
+        task.roll_back(first, [])
     with pytest.raises(UserError, match="is not kept"):
-        task.roll_back(77)
+        task.roll_back(77, [])
 
 
 @pytest.mark.parametrize("at", ["write", "commit", "point"])
@@ -254,7 +269,7 @@ def test_a_forgotten_user_leaves_rows_and_versions(tmp_path: Path) -> None:
     live = task.state.version(task.state.live)
     victim = live.contributors[0].whose
     old_head = live.head
-    gone = task.forget(None, [victim])
+    gone = task.forget(None, [victim], [])
     assert gone > 0
     state = task.state
     assert all(by.whose != victim for one in state.versions for by in one.contributors)
@@ -317,3 +332,45 @@ def test_a_refinement_is_pure_and_stays_near_at_strong_anchors() -> None:
 
     assert moved(0.1) == moved(0.1)
     assert moved(1e3) < moved(0.0) / 5
+
+
+def test_a_student_that_was_put_to_work_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    gateway = Gateway("s-promoted")
+    task = make(tmp_path, section(), hand_over=gateway, names={"small"})
+    done = task.run_once(Rows([row(n, 1) for n in range(600)]))
+    assert done.swapped
+    assert (gateway.told, gateway.student) == ([], "s-promoted")
+    (note,) = done.notes
+    assert "was not handed over: the gateway answers with s-promoted" in note
+    gateway.student = "small"  # put back: the next pass hands over what waits
+    assert task.run_once(Rows([])).notes == ()
+    assert gateway.student == f"t-online-{task.state.live}"
+    assert gateway.told[0][3] == 7  # the state that was read, and no other
+
+
+def test_a_roll_back_and_a_deletion_say_where_the_gateway_did_not_follow(tmp_path: Path) -> None:
+    gateway = Gateway("small")
+    task = make(tmp_path, section(), hand_over=gateway, names={"small"})
+    task.run_once(Rows([row(n, 1) for n in range(600)]))
+    victim = task.state.version(task.state.live).contributors[0].whose
+    gateway.away = True
+    for act in (partial(task.roll_back, 0), partial(task.forget, None, [victim])):
+        notes: list[str] = []
+        act(notes)
+        assert len(notes) == 1
+        assert "refuses connections" in notes[0]
+
+
+def test_the_gateways_version_stays_on_disk_until_it_has_the_next(tmp_path: Path) -> None:
+    gateway = Gateway("small")
+    task = make(tmp_path, section(keep=2), hand_over=gateway, names={"small"})
+    task.run_once(Rows([row(n, 1) for n in range(600)]))
+    (_, path, name, _) = gateway.told[-1]
+    gateway.away = True
+    for phase, first in ((0, 1000), (1, 2000), (0, 3000)):
+        rows = Rows([row(n, phase) for n in range(first, first + 500)])
+        assert task.run_once(rows).swapped
+        assert Path(path).is_dir()
+    gateway.away = False
+    assert task.run_once(Rows([])).notes == ()
+    assert gateway.student not in ("small", name)

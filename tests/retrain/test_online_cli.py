@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from gateway_stores import call_of, served_of
 from mobile_student import TASK, make_student
+from stillhouse import cli_online
 from stillhouse.cli import app
 from stillhouse.compress.onnx_export import export_onnx
 from stillhouse.core.errors import UserError
@@ -19,6 +20,9 @@ from stillhouse.core.records import Message, Query
 from stillhouse.models.artefact_student import open_any
 from stillhouse.models.batching import Call
 from stillhouse.models.completer import Sampling
+from stillhouse.retrain import gateway_admin
+from stillhouse.retrain.online_state import Store
+from stillhouse.retrain.registry import Registry
 from stillhouse.serve.private import Pseudonyms
 from stillhouse.serve.tables import open_database
 from stillhouse.serve.traffic_log import TrafficLog
@@ -175,3 +179,86 @@ def test_adapters_that_nobody_is_answered_with_are_told(
         raw["upstreams"]["small"]["adapters"] = place
         path.write_text(yaml.safe_dump(raw))
         assert (f"write adapters: {root}" in site.run()) == note
+
+
+def test_a_student_that_is_promoted_meanwhile_is_refined_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_PSEUDONYM_SECRET", SECRET)
+    site = Site(tmp_path)
+    site.fill(60)
+    registry = Registry(tmp_path / "registry")
+    first = registry.add(tmp_path / "student", task="films", lineage={}, metrics={})
+    # As a retraining leaves it: its small form is what the gateway serves.
+    entry = make_student(tmp_path / "entry", seed=6)
+    export_onnx(entry, entry / "forms" / "best", TASK, texts=["dull"])
+    second = registry.add(entry, task="films", lineage={}, metrics={})
+    registry.promote(first.id, reason="", by="ann")
+    bases: list[str] = []
+
+    def sleep(_: float) -> None:
+        state = Store(tmp_path / "loop" / "films" / "online").read()
+        assert state is not None
+        bases.append(state.version(state.base).path)
+        if len(bases) == 3:
+            raise KeyboardInterrupt
+        if len(bases) == 1:
+            registry.promote(second.id, reason="better", by="ann")
+
+    monkeypatch.setattr(cli_online.time, "sleep", sleep)
+    done = CliRunner().invoke(app, ["online", str(site.loop), "films", "--follow"])
+    there = registry.folder(second.id).resolve() / "forms" / "best"
+    assert bases == [str(registry.folder(first.id).resolve()), str(there), str(there)]
+    assert done.output.count("another student was put to work") == 1
+
+
+def test_a_database_that_is_away_for_a_while_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_PSEUDONYM_SECRET", SECRET)
+    site = Site(tmp_path)
+    site.fill(60)
+    base = Path(site.url.removeprefix("sqlite:///"))
+    kept = base.read_bytes()
+    sleeps = 0
+
+    def sleep(_: float) -> None:
+        nonlocal sleeps
+        sleeps += 1
+        if sleeps == 1:
+            for path in tmp_path.glob("gateway.db*"):
+                path.unlink()
+            base.mkdir()
+        if sleeps == 2:
+            base.rmdir()
+            base.write_bytes(kept)
+        if sleeps == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_online.time, "sleep", sleep)
+    done = CliRunner().invoke(app, ["online", str(site.loop), "films", "--follow"])
+    notes = [line for line in done.output.splitlines() if "unable to open database" in line]
+    assert (sleeps, len(notes)) == (3, 1)
+
+
+def test_a_roll_back_that_the_gateway_does_not_follow_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_PSEUDONYM_SECRET", SECRET)
+    monkeypatch.setenv("STILLHOUSE_ADMIN_KEY", "a")
+    monkeypatch.setattr(gateway_admin, "PAUSE_S", 0.0)
+    site = Site(tmp_path)
+    site.fill(300)
+    assert json.loads(site.run("--json"))["swapped"]
+    path = tmp_path / "gateway.yaml"
+    raw = yaml.safe_load(path.read_text())
+    raw["admin"] = {"port": 9}  # nobody is there
+    path.write_text(yaml.safe_dump(raw))
+    for options, said in (
+        (["--roll-back", "1"], "version 1 is live"),
+        (["--forget", "shop", "user3"], "rows are forgotten"),
+    ):
+        done = CliRunner().invoke(app, ["online", str(site.loop), "films", *options])
+        assert said in done.output
+        assert "refuses connections" in done.output
+        assert done.exit_code == 1

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_online import TASK, FakeStudent, H, Rows, make, row, section
+from test_online import TASK, FakeStudent, Gateway, H, Rows, make, row, section
 
-from stillhouse.core.errors import StillhouseError, UserError
+from stillhouse.core.errors import UserError
 from stillhouse.core.live import LiveRow
 from stillhouse.core.loop_online import GuardSection, PersonalSection
 from stillhouse.models.adapter_files import (
@@ -21,7 +21,8 @@ from stillhouse.models.adapter_files import (
 )
 from stillhouse.models.head_weights import Floats, HeadWeights
 from stillhouse.models.personal_student import Personal, PersonalStudent, open_personal
-from stillhouse.retrain.online import HandOver, OnlineTask
+from stillhouse.retrain.online import OnlineTask
+from stillhouse.retrain.online_handover import HandOver
 from stillhouse.retrain.online_personal import AdapterNote
 from stillhouse.train.online_head import HeadRates, fit_delta
 
@@ -35,7 +36,7 @@ def task_of(tmp_path: Path, *, hand_over: HandOver | None = None, **changes: obj
 
     guard = GuardSection(share=0.3, least=20)
     told = section(personal=own, guard=guard, corrections="personal")
-    return make(tmp_path, told, fit=fit, hand_over=hand_over)
+    return make(tmp_path, told, fit=fit, hand_over=hand_over, names={"small"})
 
 
 def stream(own: int = 100) -> list[LiveRow]:
@@ -117,12 +118,12 @@ def test_a_forgotten_user_leaves_the_adapter(tmp_path: Path) -> None:
     task = task_of(tmp_path)
     task.run_once(Rows(stream()))
     before = note_of(task)
-    task.forget("own", ["user7"])
+    task.forget("own", ["user7"], [])
     after = note_of(task)
     assert after.count == before.count - 2
     assert after.delta != before.delta
     assert not task.store.delta_path(before.delta).exists()
-    task.forget("own", [f"user{n}" for n in range(50)])
+    task.forget("own", [f"user{n}" for n in range(50)], [])
     assert task.state.adapters == ()
     assert json.loads((task.store.root / INDEX).read_text())["adapters"] == []
     assert not list((task.store.root / "adapters").iterdir())
@@ -167,32 +168,23 @@ def test_adapters_are_judged_anew_with_another_shared_head(tmp_path: Path) -> No
     live = task.state.version(task.state.live)
     assert (after.shared, after.delta) == (live.head, before.delta)
     assert before.shared != after.shared
-    task.roll_back(0)
+    task.roll_back(0, [])
     assert note_of(task).shared == task.state.version(0).head
     stale = open_personal(task.store.root, FakeStudent(Path(live.path)), TASK.labels)
     assert not any(asked(stale, "own").adapted)  # beside another shared student: none
 
 
-class Taking:
-    """A gateway that takes a version, or is away."""
-
-    def __init__(self) -> None:
-        self.away, self.has = False, ""
-
-    def reload(self, task: str, path: str, name: str) -> object:
-        if self.away:
-            raise StillhouseError("gateway: refuses connections")
-        self.has = path
-        return None
-
-
 def test_the_gateways_version_keeps_its_adapters_until_it_is_given_the_next(
     tmp_path: Path,
 ) -> None:
-    gateway = Taking()
+    gateway = Gateway("small")
     task = task_of(tmp_path, hand_over=gateway)
     task.run_once(Rows(stream()))
-    there = FakeStudent(Path(gateway.has or tmp_path / "student"))
+
+    def has() -> Path:
+        return Path(gateway.told[-1][1]) if gateway.told else tmp_path / "student"
+
+    there = FakeStudent(has())
 
     def own() -> list[bool]:
         student = open_personal(task.store.root, there, TASK.labels)
@@ -205,13 +197,13 @@ def test_the_gateways_version_keeps_its_adapters_until_it_is_given_the_next(
         assert done.swapped
         assert own() == [True, False]
     assert all(asked(opened(task), "own").adapted)  # and so has the live one
-    task.forget("own", [f"user{n}" for n in range(50)])
+    task.forget("own", [f"user{n}" for n in range(50)], [])
     assert own() == [False, False]
     gateway.away = False
     task.run_once(Rows([]))
     index = read_index(task.store.root)
     assert index is not None
-    assert Path(gateway.has) == Path(task.state.version(task.state.live).path)
+    assert has() == Path(task.state.version(task.state.live).path)
 
 
 def test_changed_numbers_are_refused_and_lost_ones_fall_back(tmp_path: Path) -> None:

@@ -239,3 +239,34 @@ def test_a_mistake_of_the_users_ends_it(tmp_path: Path) -> None:
     clock.now += DAY
     with pytest.raises(UserError, match="other files than were added"):
         watch([loop], every_s=DAY, on_alert=False, wait=lambda _: True)
+
+
+def test_a_clock_that_is_set_back_makes_no_wait_longer(tmp_path: Path) -> None:
+    clock, looks = Clock(START + 2 * DAY), 0
+    loop = loop_of(tmp_path, Rows([*day_of_rows(0), *day_of_rows(1)]), clock)
+    workshop = loop.workshop
+    assert isinstance(workshop, FakeWorkshop)
+    workshop.down = True
+
+    def wait(_: float) -> bool:
+        nonlocal looks
+        looks += 1
+        clock.now += 60
+        if looks == 1:
+            workshop.down = False
+            clock.now -= DAY
+        return looks == 3
+
+    watch([loop], every_s=7 * DAY, on_alert=False, wait=wait)
+    assert [one.outcome for one in loop.files.journal()] == ["promoted"]
+
+
+def test_a_file_that_cannot_be_read_is_no_other_tasks_end(tmp_path: Path) -> None:
+    rows, clock = Rows([*day_of_rows(0), *day_of_rows(1)]), Clock(START + DAY)
+    said: list[str] = []
+    loops = [loop_of(tmp_path / name, rows, clock) for name in ("bad", "good")]
+    loops = [replace(one, progress=Told(said)) for one in loops]
+    (loops[0].files.root / "alerts.jsonl").mkdir(parents=True)
+    watch(loops, every_s=DAY, on_alert=True, wait=lambda _: True)
+    assert len(loops[1].files.journal()) == 1
+    assert any("alerts.jsonl" in one and "tried again in 10 minutes" in one for one in said)

@@ -347,6 +347,33 @@ def test_its_own_gate_holds_for_it_alone_and_for_its_newer_versions(
         assert error.value.status == 422
 
 
+def test_a_gate_that_was_calibrated_for_one_student_judges_no_other(
+    teacher: Model, folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = raw(teacher.url, folders)
+    (tmp_path / "gate").mkdir()
+    path = gate_file(tmp_path / "gate", student="fp_old")
+    given["tasks"]["t"]["fallback"] = {"calibrator": str(path)}
+    same = student(folders / "registry" / "same", "fp_old")
+    with gateway(given) as running:
+        admin = admin_of(running)
+        full(running)
+        assert set(answers(running.url, "unsure")) == {"model-there"}
+        admin.reload("t", str(folders / "registry" / "new"), "s-new", "promoted", refined=False)
+        assert running.states.get("t").threshold is None
+        assert set(answers(running.url, "unsure")) == {"s-new"}
+        assert "t: s-new has no gate.json, and none is fitted to it" in caplog.text
+        # Rolled back to the student that it was fitted to, the file's gate holds again.
+        admin.reload("t", str(same), "s-same", "rolled back", refined=False)
+        assert running.states.get("t").threshold == 0.9
+        assert set(answers(running.url, "unsure")) == {"model-there"}
+        assert set(answers(running.url)) == {"s-same"}
+        body = {"path": str(same), "name": "s-x", "refined": "no"}
+        headers = {"authorization": f"Bearer {ADMIN}"}
+        told = send(running.admin, body, "/tasks/t/reload", headers)
+        assert (told.status, told.json["error"]["param"]) == (400, "refined")
+
+
 def test_a_reload_under_load_loses_no_request(teacher: Model, folders: Path) -> None:
     with gateway(raw(teacher.url, folders)) as running:
         admin = admin_of(running)

@@ -91,6 +91,17 @@ def test_of_several_students_the_answers_of_one_count(engine: Engine) -> None:
     }
 
 
+def test_answers_of_adapters_are_not_the_shared_students(engine: Engine) -> None:
+    log = TrafficLog(engine, NAMES, redact=None)
+    put(log, 1, [1.0], upstream="small", fingerprint=OURS)
+    for number, adapter in ((2, "a" * 12), (3, "b" * 12)):
+        put(log, number, [0.0], upstream="small", fingerprint=f"{OURS}.{adapter}")
+    log.close()
+    found = live_labels(engine, "reviews", 0.0, whose=Whose(OURS))
+    assert [one.id for one in found.shown] == ["r1"]
+    assert found.others == {Author("small", f"{OURS}.adapters"): 2}
+
+
 def test_a_row_of_before_the_log_had_fingerprints_is_told_by_its_answer(engine: Engine) -> None:
     log = TrafficLog(engine, NAMES, redact=None)
     answers: list[dict[str, Any]] = [

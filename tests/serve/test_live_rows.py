@@ -12,7 +12,7 @@ from gateway_stores import call_of, served_of
 from stillhouse.serve.live_rows import StoredRows
 from stillhouse.serve.private import Pseudonyms
 from stillhouse.serve.records import Outcome
-from stillhouse.serve.tables import open_database
+from stillhouse.serve.tables import StoreError, open_database
 from stillhouse.serve.traffic_log import TrafficLog
 
 
@@ -62,3 +62,17 @@ def test_pages_windows_and_the_newest(engine: Engine, monkeypatch: pytest.Monkey
     assert [row.at for row in rows.rows("reviews", since=2, until=5)] == [2, 3, 4]
     assert [row.at for row in rows.newest("reviews", 4)] == [6, 7, 8, 9]
     assert not list(rows.rows("another"))
+
+
+def test_a_database_that_does_not_answer_is_an_error_of_ours(engine: Engine) -> None:
+    rows = StoredRows(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE outcomes")
+        connection.exec_driver_sql("DROP TABLE calls")
+    for ask in (rows.rows, rows.ids):
+        with pytest.raises(
+            StoreError, match=r"^the database does not answer \(OperationalError\)$"
+        ):
+            list(ask("reviews"))
+    with pytest.raises(StoreError, match="does not answer"):
+        rows.newest("reviews", 3)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from candidate_gateways import Stored, stored, until
 from gateway_servers import ADMIN, FULL, SHADOW, Model, models, says
+from test_gates import who
 from test_gateway_http import Got, send
 from tiny_students import TASK, label_folder, text_folder
 
@@ -33,8 +34,10 @@ from stillhouse.models.adapter_files import (
 )
 from stillhouse.models.head_weights import HeadStudent, HeadWeights, open_head_student, save_head
 from stillhouse.models.personal_student import open_personal
+from stillhouse.serve.gate_file import Calibrator, GateFile, save_gate
 from stillhouse.serve.gateway_file import GatewayFile, load_gateway
 from stillhouse.serve.private import Pseudonyms
+from stillhouse.serve.stored_calls import served_since
 from stillhouse.serve.student_brains import open_brain
 from stillhouse.serve.student_folder import setup_of
 from stillhouse.serve.student_frames import (
@@ -50,6 +53,7 @@ from stillhouse.serve.student_frames import (
     status_of,
 )
 from stillhouse.serve.student_labels import Around, Opening
+from stillhouse.serve.tables import open_database
 
 TEXTS = ("boring film", "a warm moving film", "funny and dull", "unlike moving, wonderfully acted")
 WHOSE = Pseudonyms(b"0123456789abcdef").of
@@ -198,6 +202,90 @@ def test_users_have_their_own_and_lose_it_with_the_request_to_forget(
     (root / "forgotten").rmdir()
     (root / "forgotten").write_text("no folder")
     assert send(admin, forget, "/users/forget", headers).status == 503
+
+
+def test_whose_adapters_are_void_cannot_be_read_so_none_is_used(
+    running: Stored, made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "online"
+    student = open_head_student(made / "onnx", TASK)
+    put(root, student, {"shop": always(student, 0)})
+    assert used(ask(running.url, TEXTS[1], "shop")) != "shared"
+    (root / "forgotten").write_text("no folder")
+    with caplog.at_level(logging.WARNING):
+        assert used(ask(running.url, TEXTS[1], "shop")) == "shared"
+    (told,) = [one.getMessage() for one in caplog.records if "answer no more" in one.getMessage()]
+    assert "no adapter is used" in told
+    assert "\n" not in told
+
+
+def calibrated(folder: Path, student: Path) -> Path:
+    """A gate that was fitted to a student, and accepts whatever it says."""
+    one = Calibrator(
+        features=("logit",), means=(0.0,), scales=(1.0,), weights=(0.0,), bias=5.0, n=10
+    )
+    gate = GateFile(
+        calibrator=one,
+        threshold=0.5,
+        error=0.05,
+        delta=0.05,
+        coverage=1,
+        n=10,
+        task=TASK,
+        student=open_brain(Opening(student, "label", TASK, "films", 4, 20)).voice.fingerprint,
+    )
+    save_gate(folder / "gate.json", gate)
+    return folder / "gate.json"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("adapters", ["teacher", "shown"])
+def test_a_calibrated_gate_judges_the_shared_students_answers_alone(
+    made: Path, tmp_path: Path, adapters: str, stream: bool
+) -> None:
+    root = tmp_path / "online"
+    student = open_head_student(made / "onnx", TASK)
+    own = always(student, 0)
+    put(root, student, {"shop": own})
+    path = calibrated(tmp_path, made / "onnx")
+    with models(teacher := Model(says("good"))):
+        given = raw(teacher, made / "onnx", root)
+        given["tasks"]["t"]["fallback"] = {"calibrator": str(path), "adapters": adapters}
+        with stored(given, tmp_path / "gateway.db") as running:
+            shared = ask(running.url, TEXTS[1], "bank", stream=stream)
+            assert (who(shared), used(shared)) == (("student", None), "shared")
+            got = ask(running.url, TEXTS[1], "shop", stream=stream)
+    if adapters == "shown":
+        assert (who(got), used(got)) == (("student", None), own.digest()[:12])
+    else:
+        assert (who(got), used(got)) == (("teacher", "low-confidence"), None)
+    engine = open_database(f"sqlite:///{tmp_path / 'gateway.db'}")
+    of = {one.tenant: one for one in served_since(engine, "t", 0)}
+    engine.dispose()
+    fingerprint = of["bank"].fingerprint
+    assert of["bank"].confidence == pytest.approx(1 / (1 + math.exp(-5)))
+    # What was not judged has no confidence, and is not taken for the shared student's.
+    assert of["shop"].confidence is None
+    if adapters == "shown":
+        assert of["shop"].fingerprint == f"{fingerprint}.{own.digest()[:12]}"
+
+
+def test_who_answers_where_a_calibrator_knows_nothing_must_be_said(tmp_path: Path) -> None:
+    def file(*, has: bool, **fallback: Any) -> GatewayFile:
+        given = raw(Model(says("x")), tmp_path, tmp_path)
+        given["upstreams"]["big"]["base_url"] = "http://127.0.0.1:1/v1"
+        if not has:
+            del given["upstreams"]["small"]["adapters"]
+        given["tasks"]["t"]["fallback"] = fallback
+        return parse_as(GatewayFile, given, "gateway.yaml")
+
+    with pytest.raises(UserError, match=r"tasks\.t\.fallback\.adapters is missing: small") as told:
+        file(has=True, calibrator="gate.json")
+    assert "\n" not in str(told.value)
+    file(has=True, calibrator="gate.json", adapters="teacher")
+    file(has=True, threshold=0.5)  # the operator's own, and no promise
+    with pytest.raises(UserError, match="whose student has no adapters"):
+        file(has=False, calibrator="gate.json", adapters="shown")
 
 
 def test_a_tampered_adapter_is_told_once_and_the_shared_student_answers(

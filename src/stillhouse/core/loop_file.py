@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from stillhouse.core.errors import RecipeError
 from stillhouse.core.loop_sections import LoopTask
 from stillhouse.core.recipe_file import parse_as, read_raw
 from stillhouse.core.recipe_section import Section
@@ -26,6 +27,8 @@ def load_loop(path: Path) -> LoopFile:
     Raises:
         RecipeError: no such file, not YAML, an unknown key, a value that does not fit.
     """
+    if not path.exists():
+        raise RecipeError(str(path), "there is no such loop.yaml", action="see docs/monitor.md")
     found = parse_as(LoopFile, read_raw(path, ()), str(path))
     base = path.parent
     tasks = {

@@ -8,6 +8,7 @@ not yet. The learner writes the first two, the gateway the third; both read all.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -122,10 +123,20 @@ def forgotten_users(root: Path) -> list[Told]:
     """Who is still to be forgotten.
 
     Raises:
-        UserError: a file of them cannot be read.
+        UserError: it is not known, for the folder or a file in it cannot be read.
     """
-    found = []
-    for path in sorted((root / FORGOTTEN).glob("*.json")):
+    folder, found = root / FORGOTTEN, []
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(
+            str(folder),
+            f"cannot be read ({error.strerror}), and says whose adapters answer no more",
+            action="let this process read it",
+        ) from None
+    for path in (folder / name for name in names if name.endswith(".json")):
         try:
             found.append(Told(path, Forgotten.model_validate(read_json(path))))
         except (RunFolderError, ValidationError) as error:

@@ -27,9 +27,14 @@ _MINUTES: Final = round(AGAIN_S / 60)
 @dataclass(slots=True)
 class _Task:
     loop: Loop
-    again_at: float = 0.0
+    tried_at: float | None = None  # when it could not go on
     mistake: UserError | None = None  # what its last look came to
     ahead: set[str] = field(default_factory=set)  # alerts dated later than now, once said
+
+    @property
+    def waits(self) -> bool:
+        """Whether it could not go on lately. A clock that was set back makes no wait longer."""
+        return self.tried_at is not None and 0 <= self.loop.clock() - self.tried_at < AGAIN_S
 
 
 def watch(
@@ -80,7 +85,7 @@ def next_due(loop: Loop, every_s: float | None, on_alert: bool) -> Due:
 def _look_apart(task: _Task, every_s: float | None, on_alert: bool, *, alone: bool) -> None:
     """Look at a task; whatever is wrong with it is no other task's."""
     loop = task.loop
-    if task.mistake is not None and task.again_at > loop.clock():
+    if task.waits:
         return
     before, task.mistake = task.mistake, None
     try:
@@ -89,11 +94,11 @@ def _look_apart(task: _Task, every_s: float | None, on_alert: bool, *, alone: bo
         task.mistake = error
         if not alone and (before is None or str(before) != str(error)):
             loop.say(f"{error}; this task is set aside and tried again every {_MINUTES} minutes")
-    except StillhouseError as error:
+    except (StillhouseError, OSError) as error:
         loop.say(f"{error}; tried again in {_MINUTES} minutes, nothing that is paid is lost")
     else:
         return
-    task.again_at = loop.clock() + AGAIN_S
+    task.tried_at = loop.clock()
 
 
 def _say_what_is_ahead(task: _Task, now: float) -> None:
@@ -115,15 +120,15 @@ def _look(task: _Task, every_s: float | None, on_alert: bool) -> None:
     if on_alert:
         _say_what_is_ahead(task, now)
     found = next_due(loop, every_s, on_alert)
-    if found.at is None or max(found.at, task.again_at) > now:
+    if found.at is None or found.at > now:
         return
     if found.reason != "unfinished":
         try:
             budget_of(loop, loop.files.journal())
         except UserError as error:
             loop.say(str(error))
-            task.again_at = now + AGAIN_S
+            task.tried_at = now
             return
     cycle = run_cycle(loop, found.reason)
     if cycle.step != "done":  # it climbs the gateway's stages
-        task.again_at = loop.clock() + AGAIN_S
+        task.tried_at = loop.clock()

@@ -72,6 +72,11 @@ class GatewayState(Record):
     last: GatewayDecision | None = None
 
 
+def address_of(host: str, port: int) -> str:
+    """The admin port of a gateway.yaml as an address; IPv6 stands in brackets there."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 class GatewayAdmin:
     """One gateway's admin port.
 
@@ -141,14 +146,29 @@ class GatewayAdmin:
         return self._state("DELETE", f"{_of(task)}/candidate", {"reason": reason})
 
     def reload(
-        self, task: str, path: str, name: str, reason: str = "", *, version: int | None = None
+        self,
+        task: str,
+        path: str,
+        name: str,
+        reason: str = "",
+        *,
+        version: int | None = None,
+        refined: bool = True,
     ) -> GatewayState:
-        """Swap the running student for a refined version of itself, without a climb.
+        """Swap the running student for a refined version of itself, or for another, without a
+        climb.
+
+        Args:
+            version: of the state that this was decided on; refused where it has moved on.
+            refined: a version of the running one, whose gate goes on; no gate of another student
+                does that was calibrated for it.
 
         Raises:
             GatewayError: the old one goes on, and why.
         """
-        body = {"path": path, "name": name, "reason": reason}
+        body: dict[str, Any] = {"path": path, "name": name, "reason": reason}
+        if not refined:
+            body["refined"] = False
         return self._state("POST", f"{_of(task)}/reload", _with(body, version), self._open_s)
 
     def act(

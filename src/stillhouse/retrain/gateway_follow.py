@@ -1,18 +1,22 @@
 """The gateway after a move in the registry: it answers with the live student, or is said not to.
 
-A reload, without a climb: whoever moved a student by hand has decided. Knows a registry and a
-gateway; moves nothing in the registry.
+A reload, without a climb: whoever moved a student by hand has decided. Of two who move at once the
+gateway follows the one whom the registry has live: what is swapped there is the state that was read
+before the registry was. Knows a registry and a gateway; moves nothing in the registry.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from stillhouse.retrain.gateway_admin import GatewayError, GatewayState
 from stillhouse.retrain.loop import BEST
 from stillhouse.retrain.registry_reader import RegistryReader
 from stillhouse.retrain.registry_records import Entry
+
+TRIES: Final = 4  # while others change the gateway's state
+CONFLICT: Final = 409
 
 
 class Admin(Protocol):
@@ -21,11 +25,20 @@ class Admin(Protocol):
     def state(self, task: str) -> GatewayState:
         """Where a task stands."""
 
-    def withdraw(self, task: str, reason: str = "") -> object:
+    def withdraw(self, task: str, reason: str = "") -> GatewayState:
         """End a candidate's climb."""
 
-    def reload(self, task: str, path: str, name: str, reason: str = "") -> object:
-        """Swap the running student."""
+    def reload(
+        self,
+        task: str,
+        path: str,
+        name: str,
+        reason: str = "",
+        *,
+        version: int | None = None,
+        refined: bool = True,
+    ) -> object:
+        """Swap the running student, if the state is still at a version."""
 
 
 class Followed(NamedTuple):
@@ -50,21 +63,33 @@ def follow(admin: Admin, registry: RegistryReader, entry: Entry, reason: str) ->
     Raises:
         UserError: the registry was tampered with.
     """
-    path = served_path(registry, entry)
-    try:
-        state = admin.state(entry.task)
-        if state.student == entry.id:
-            return Followed(True, f"the gateway answers with {entry.id} already")
-        if state.candidate == entry.id:
-            admin.withdraw(entry.task, reason)
-        admin.reload(entry.task, str(path), entry.id, reason)
-    except GatewayError as error:
-        return Followed(
-            False,
-            f"the gateway does not answer with {entry.id} yet: {error}; {_remedy(error)}, then "
-            f"run: stillhouse registry reload {entry.task} --loop LOOP_YAML",
-        )
-    return Followed(True, f"the gateway answers with {entry.id} now, {state.student} before")
+    path = str(served_path(registry, entry))
+    left = TRIES
+    while True:
+        left -= 1
+        try:
+            state = admin.state(entry.task)
+            live = registry.live(entry.task)
+            if live is None or live.id != entry.id:
+                now = "none is" if live is None else f"{live.id} was made"
+                return Followed(
+                    False, f"{now} live meanwhile: the gateway is left to whoever did that"
+                )
+            if state.student == entry.id:
+                return Followed(True, f"the gateway answers with {entry.id} already")
+            before = state.student
+            if state.candidate == entry.id:
+                state = admin.withdraw(entry.task, reason)
+            admin.reload(entry.task, path, entry.id, reason, version=state.version, refined=False)
+        except GatewayError as error:
+            if error.status == CONFLICT and left:
+                continue
+            return Followed(
+                False,
+                f"the gateway does not answer with {entry.id} yet: {error}; {_remedy(error)}, then "
+                f"run: stillhouse registry reload {entry.task} --loop LOOP_YAML",
+            )
+        return Followed(True, f"the gateway answers with {entry.id} now, {before} before")
 
 
 def _remedy(error: GatewayError) -> str:

@@ -61,7 +61,7 @@ class AdminGateway:
             GatewayError: there was no answer, so it can be asked again.
         """
         try:
-            self._admin.reload(task, str(path.resolve()), name, reason)
+            self._admin.reload(task, str(path.resolve()), name, reason, refined=False)
         except GatewayError as error:
             if not 400 <= error.status < 500 or error.status == 409:
                 raise

@@ -9,15 +9,15 @@ Shapes: H hidden, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
 from stillhouse.core.artefact import student_sha
-from stillhouse.core.errors import StillhouseError, UserError
+from stillhouse.core.errors import UserError
 from stillhouse.core.live import LiveRows
 from stillhouse.core.loop_online import OnlineSection
 from stillhouse.core.tasks import ClassificationTask
@@ -30,6 +30,7 @@ from stillhouse.models.head_weights import (
 )
 from stillhouse.retrain.online_adapters import personalise
 from stillhouse.retrain.online_guard import empty_guard
+from stillhouse.retrain.online_handover import HandOver, give
 from stillhouse.retrain.online_intake import (
     Desk,
     desk_of,
@@ -45,13 +46,6 @@ from stillhouse.retrain.online_state import OnlineState, Seen, Store, Version
 from stillhouse.retrain.online_step import Learn, Step, Table, harms, step, table
 from stillhouse.retrain.online_trust import judge
 from stillhouse.retrain.online_versions import Kind, Made, note, rebase, write_version
-
-
-class HandOver(Protocol):
-    """Gives a student to the gateway in place of the one it has (`GatewayAdmin`)."""
-
-    def reload(self, task: str, path: str, name: str) -> object:
-        """Open a folder and answer from it."""
 
 
 class Pass(NamedTuple):
@@ -79,6 +73,7 @@ class OnlineTask:
         replay: examples that it was trained on.
         beliefs: a local teacher's probabilities.
         hand_over: `None`: versions are written, and nobody is told.
+        names: by which the gateway knows `student`.
     """
 
     def __init__(
@@ -97,10 +92,12 @@ class OnlineTask:
         replay: Sequence[Lesson] = (),
         beliefs: Beliefs | None = None,
         hand_over: HandOver | None = None,
+        names: Collection[str] = (),
     ) -> None:
         self.store, self.name = Store(root), name
         self._task, self._section, self._learn, self._clock = task, section, learn, clock
         self._beliefs, self._hand_over, self._held = beliefs, hand_over, tuple(held_out)
+        self._names = frozenset(names)
         self._replay = tuple(replay)
         self._folder = student
         self._student = opened(student)
@@ -148,8 +145,11 @@ class OnlineTask:
             state = self._state()
             return Pass(len(lessons), learned, tuple(steps), state.live, swapped, tuple(notes))
 
-    def roll_back(self, number: int, reason: str = "") -> Version:
+    def roll_back(self, number: int, notes: list[str], reason: str = "") -> Version:
         """Make an earlier version live at once; what later ones learned from is quarantined.
+
+        Args:
+            notes: hear why the gateway does not answer with it yet.
 
         Raises:
             UserError: it is not kept, or its folder was changed.
@@ -166,16 +166,17 @@ class OnlineTask:
             desk.state = desk.state.model_copy(update={"live": number})
             desk.state = desk.state.happened(self._clock(), "roll_back", {}, reason)
             self._commit(desk)
-            self._give([])
+            self._give(notes)
             return version
 
-    def forget(self, tenant: str | None, whose: Iterable[str]) -> int:
+    def forget(self, tenant: str | None, whose: Iterable[str], notes: list[str]) -> int:
         """Take users out: of buffer, guard, corrections, and of every version that learned from
         them. The last clean version is live again, or what it learns without them.
 
         Args:
             tenant: whose users; `None`: of any tenant.
             whose: pseudonyms (`Lesson.whose`).
+            notes: hear why the gateway still answers with a version that learned from them.
 
         Returns:
             How many rows went.
@@ -203,7 +204,7 @@ class OnlineTask:
             forget_counts(desk, gone)
             desk.state = desk.state.happened(self._clock(), "forget", {"rows": rows})
             self._commit(desk)
-            self._give([])
+            self._give(notes)
             return rows
 
     def gone_from(self, rows: LiveRows, since: float) -> set[str]:
@@ -218,7 +219,8 @@ class OnlineTask:
     def _forget_told(self) -> None:
         """Forget whom the gateway has forgotten and says so; the word goes once it is done."""
         for path, user in forgotten_users(self.store.root):
-            self.forget(user.tenant, [user.whose])
+            # What the gateway does not take now, it is given at the end of this pass.
+            self.forget(user.tenant, [user.whose], [])
             path.unlink(missing_ok=True)
 
     @property
@@ -371,15 +373,12 @@ class OnlineTask:
         self.store.point(state.version(state.live))
 
     def _give(self, notes: list[str]) -> None:
-        """Hand the live version to the gateway, if it has another. What fails is tried again by the
-        next pass."""
+        """Hand the live version to the gateway, if it has another."""
+        if self._hand_over is None:
+            return
         state = self._state()
-        if state.handed == state.live or self._hand_over is None:
-            return
-        version = state.version(state.live)
-        try:
-            self._hand_over.reload(self.name, version.path, f"{self.name}-online-{version.number}")
-        except StillhouseError as error:
-            notes.append(f"the gateway did not take version {version.number}: {error}")
-            return
-        self.store.commit(state.model_copy(update={"handed": state.live}))
+        found, why = give(state, self.name, self._hand_over, self._names)
+        if why is not None:
+            notes.append(why)
+        elif found is not state:
+            self.store.commit(found)

@@ -75,7 +75,8 @@ def write_version(
     """Write the folder versions/N; the state in which it is live, not yet committed.
 
     Args:
-        keep: versions that stay, the base among them.
+        keep: versions that stay, the base among them; beside the one that the gateway has, which
+            could not start again without its folder.
     """
     number = max(one.number for one in state.versions) + 1
     folder = store.root / "versions" / str(number)
@@ -104,5 +105,7 @@ def write_version(
     )
     base = state.version(state.base)
     learned = [one for one in state.versions if one.number != base.number]
-    kept = (base, *learned[max(0, len(learned) + 2 - keep) :], version)
+    first = max(0, len(learned) + 2 - keep)
+    given = [one for one in learned[:first] if one.number == state.handed]
+    kept = (base, *given, *learned[first:], version)
     return state.model_copy(update={"versions": kept, "live": number})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from stillhouse.serve.anthropic_shapes import anthropic_request, openai_request
 from stillhouse.serve.api_errors import ApiError
@@ -17,6 +17,7 @@ from stillhouse.serve.records import Assignment, Route
 from stillhouse.serve.seats import Seat
 from stillhouse.serve.upstream import ASKER
 
+NO_ADAPTER: Final = (None, "shared", "broken")
 PATHS: Mapping[Route, str] = {
     "chat": "/chat/completions",
     "completions": "/completions",
@@ -50,6 +51,11 @@ class Ask:
     seat: Seat | None = None  # of its student
     asker: str | None = None  # for whom its student may have an adapter
     adapter: str | None = None  # whose last layer answered, where the student has several
+
+    @property
+    def own_adapter(self) -> str | None:
+        """The name of the asker's own adapter, where that answered."""
+        return None if self.adapter in NO_ADAPTER else self.adapter
 
     def beside(self, kind: str) -> dict[str, str]:
         """What an upstream of a kind gets beside the body."""

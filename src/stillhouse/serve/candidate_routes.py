@@ -165,6 +165,8 @@ def candidate_routes(
         async with roster.lock(task):
             state = stands(task)
             wanted(body)
+            if not isinstance(body.get("refined", True), bool):
+                raise ApiError(400, "refined must be true or false.", param="refined")
             if not await _same(state.serving, body):
                 fits(state, body)
                 plan = file.tasks[task].experiment.stages
@@ -175,7 +177,7 @@ def candidate_routes(
                     assert seat.folder is not None
                     return reloaded(parts.states.get(task), plan, seat.folder, reason, time.time())
 
-                await bring(task, body, make, refined=True)
+                await bring(task, body, make, refined=body.get("refined", True))
         return await told(task)
 
     return [

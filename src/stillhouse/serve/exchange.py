@@ -32,7 +32,6 @@ from stillhouse.serve.upstream import Reply, Stream, Upstream, UpstreamFailed
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 JSON: Final = b"application/json"
 EVENTS: Final = b"text/event-stream"
-USED: Final = ("shared", "broken")  # else an adapter's own name
 _MESSAGES: Final = {
     429: "Too many requests; try again later.",
     503: "The model is not available now; try again later.",
@@ -284,7 +283,7 @@ class Exchange:
         weight: int = 0,
     ) -> None:
         if variant == "student" and ask.adapter is not None:
-            used = ask.adapter if ask.adapter in USED else "own"
+            used = "own" if ask.own_adapter else ask.adapter
             self._metrics.adapters.labels(ask.name, used).inc()
         teacher = self._upstream(ask, "teacher")
         went = Went(variant, upstream, teacher, status, error, shadow_of, weight)

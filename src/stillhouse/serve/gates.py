@@ -59,6 +59,7 @@ class TaskGate:
             window=None if file.window is None else file.window.tokens,
             samples=0 if consistency is None else consistency.samples,
             sampling_temperature=0 if consistency is None else consistency.sampling_temperature,
+            calibrated=True,
         )
 
     def about(self, body: Mapping[str, Any]) -> dict[str, float]:

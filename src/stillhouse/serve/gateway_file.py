@@ -76,6 +76,7 @@ class GatewayFile(Section):
                         f"{', '.join(self.upstreams)}"
                     )
             self._check_evidence(name, task)
+            self._check_adapters(name, task)
         if self.listen.host not in LOOPBACK and not self.needs_key:
             raise ValueError(
                 "listen.host is not loopback, so clients must be listed with their keys"
@@ -90,6 +91,19 @@ class GatewayFile(Section):
         if self.batches is not None and self.log.url is None:
             raise ValueError("batches needs log.url")
         return self
+
+    def _check_adapters(self, name: str, task: TaskSection) -> None:
+        student = None if task.student is None else self.upstreams[task.student]
+        has = isinstance(student, StudentSection) and student.adapters is not None
+        fallback, where = task.fallback, f"tasks.{name}.fallback.adapters"
+        if has and fallback.calibrator is not None and fallback.adapters is None:
+            raise ValueError(
+                f"{where} is missing: {task.student} answers some askers with their own adapters, "
+                "which the calibrator was not fitted to; write teacher (that is who answers "
+                "them), or shown"
+            )
+        if fallback.adapters is not None and not has:
+            raise ValueError(f"{where} is of a task whose student has no adapters")
 
     def _check_evidence(self, name: str, task: TaskSection) -> None:
         evidence, where = task.experiment.evidence, f"tasks.{name}.experiment.evidence"

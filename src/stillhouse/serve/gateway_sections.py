@@ -286,6 +286,12 @@ class FallbackSection(Section):
     window_tokens: int = Field(
         default=16, ge=1, description="Of a stream that are held back until it is decided."
     )
+    adapters: Literal["teacher", "shown"] | None = Field(
+        default=None,
+        description="Where a calibrator would judge an asker's own adapter, to which it was not "
+        "fitted: the teacher answers, or the adapter's answer is shown, however sure. Needed with "
+        "`calibrator` where the student has `adapters`.",
+    )
 
 
 class TaskSection(Section):

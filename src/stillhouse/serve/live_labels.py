@@ -105,7 +105,7 @@ def live_labels(
     said = _fingerprints(engine, [s.id for s, _ in newest.values() if s.fingerprint is None])
     found = LiveLabels([], [], Counter(), Counter())
     for served, outcome in newest.values():
-        author = Author(served.upstream, served.fingerprint or said.get(served.id))
+        author = Author(served.upstream, _files(served.fingerprint or said.get(served.id)))
         if not whose.wrote(author):
             found.others[author] += 1
             continue
@@ -113,6 +113,13 @@ def live_labels(
         judged = Judged(served.id, dict(served.features), outcome.score >= acceptable, served.unit)
         (found.shown if served.shadow_of is None else found.seen).append(judged)
     return found
+
+
+def _files(fingerprint: str | None) -> str | None:
+    """A fingerprint, with all adapters of one student under one name: they are others than it, and
+    there may be thousands."""
+    base, own, _ = (fingerprint or "").partition(".")
+    return f"{base}.adapters" if own else fingerprint
 
 
 def _fingerprints(engine: Engine, ids: Sequence[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 from stillhouse.core.live import LiveAnswer, LiveRow
 from stillhouse.serve.records import Outcome, Served
 from stillhouse.serve.stored_records import RecordReader, Texts, Unreadable
-from stillhouse.serve.tables import CALLS, OUTCOMES
+from stillhouse.serve.tables import CALLS, OUTCOMES, answering
 
 _PAGE: Final = 500
 _COLUMNS: Final = (
@@ -59,7 +59,11 @@ class StoredRows:
     def rows(
         self, task: str, since: float | None = None, until: float | None = None
     ) -> Iterator[LiveRow]:
-        """In the order of `at`, then of `id`; `since` is included, `until` is not."""
+        """In the order of `at`, then of `id`; `since` is included, `until` is not.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
         key = sa.tuple_(CALLS.c.at, CALLS.c.id)
         query = _between(self._seen(task), since, until)
         query = query.order_by(CALLS.c.at, CALLS.c.id).limit(_PAGE)
@@ -69,7 +73,7 @@ class StoredRows:
                 after = (
                     query if last is None else query.where(key > sa.tuple_(*map(sa.literal, last)))
                 )
-                with self._engine.connect() as connection:
+                with answering(), self._engine.connect() as connection:
                     page = self._page(connection, after)
                 yield from page.rows
                 if page.looked < _PAGE:
@@ -83,14 +87,14 @@ class StoredRows:
     ) -> Iterator[str]:
         """Of all requests, of those too that cannot be read."""
         query = sa.select(CALLS.c.id).where(CALLS.c.task == task, CALLS.c.shadow_of.is_(None))
-        with self._engine.connect() as connection:
+        with answering(), self._engine.connect() as connection:
             found = connection.execute(_between(query, since, until)).scalars().all()
         yield from found
 
     def newest(self, task: str, count: int) -> list[LiveRow]:
         """The last so many, oldest first; fewer where some cannot be read."""
         query = self._seen(task).order_by(CALLS.c.at.desc(), CALLS.c.id.desc()).limit(count)
-        with self._engine.connect() as connection:
+        with answering(), self._engine.connect() as connection:
             found = self._page(connection, query).rows
         self._reader.told()
         return found[::-1]

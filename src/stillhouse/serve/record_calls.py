@@ -141,7 +141,7 @@ class Recorder:
                 "stage": place.stage,
                 "version": place.version,
                 "upstream": upstream.name,
-                "fingerprint": upstream.fingerprint,
+                "fingerprint": _author(ask, went),
                 "fell_back": ask.fell_back is not None,
                 "confidence": ask.confidence,
                 "features": ask.features,
@@ -198,3 +198,11 @@ class Recorder:
             metrics.cost.labels(task, variant),
             metrics.saved.labels(task),
         )
+
+
+def _author(ask: Ask, went: Went) -> str | None:
+    """The fingerprint of who answered: of an adapter's answer as the answer itself has it, for it
+    says nothing of the shared student."""
+    found = went.upstream.fingerprint
+    own = ask.own_adapter if went.variant == "student" else None
+    return found if found is None or own is None else f"{found}.{own}"

@@ -18,6 +18,8 @@ from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import Ask
 from stillhouse.serve.candidates import without_candidate
+from stillhouse.serve.gate_file import load_gate
+from stillhouse.serve.gates import threshold_of
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.records import ExperimentState, StudentFolder
 from stillhouse.serve.seams import Parts
@@ -26,6 +28,7 @@ from stillhouse.serve.student_upstream import StudentUpstream
 from stillhouse.serve.upstream import Upstream
 
 AGAIN_S: Final = 30.0  # until what could not be opened is tried again
+_ALL: Final = "all that it says is shown"
 _LOG: Final = logging.getLogger("stillhouse.serve")
 _Key = tuple[str, str]  # task and name
 
@@ -187,7 +190,7 @@ class Roster:
 
         Args:
             refined: it is the running one in a newer version, whose gate goes on where the folder
-                has none.
+                has none. Of another one no gate does that was calibrated for whom it replaces.
 
         Raises:
             ApiError: 422: it may not be opened, or cannot be.
@@ -205,10 +208,14 @@ class Roster:
         if (task, name) in self._open:
             raise ApiError(409, f"{name} is open already.", code="conflict", param="name")
         try:
-            return await self._opened(task, folder, name, self._inherited(task, refined))
+            seat = await self._opened(task, folder, name, self._inherited(task, refined))
         except StillhouseError as error:
             text = f"The student cannot be opened: {error}"
             raise ApiError(422, text, code="cannot_open") from None
+        before = self._running[task].gate
+        if seat.gate is None and before is not None and before.plan(task) is not None:
+            _LOG.warning("%s: %s has no gate.json, and none is fitted to it: %s", task, name, _ALL)
+        return seat
 
     def follow(self) -> None:
         """Go after the states: open what they name, switch to it, close what none names."""
@@ -345,7 +352,7 @@ class Roster:
 
     def _inherited(self, task: str, refined: bool) -> Inherited | None:
         """The gate of a new folder that has none: of a refined student its own; of another one
-        gateway.yaml's bare threshold, but no calibrator that was fitted for whom it replaces."""
+        gateway.yaml's bare threshold, or its calibrator where that was fitted to the new one."""
         state = self._states.get(task)
         before = state if state.candidate is None else state.candidate.before
         running = self._running[task].folder
@@ -358,6 +365,11 @@ class Roster:
             return Inherited(OF_FILE, self._parts.gate, before.threshold)
         if fallback.calibrator is None and fallback.threshold is not None:
             return Inherited(OF_FILE, self._parts.gate, fallback.threshold)
+        if fallback.calibrator is not None:
+            fitted = load_gate(fallback.calibrator).student
+            if fitted is not None:
+                threshold = threshold_of(self._tasks[task])
+                return Inherited(OF_FILE, self._parts.gate, threshold, fitted)
         return None
 
     def _retire(self, seat: Seat) -> None:

@@ -127,13 +127,14 @@ class GatePlan(NamedTuple):
     """What a gate needs of a student's answer.
 
     `alternatives` a token; of a stream its first `window` tokens, `None`: all of it; `samples` more
-    answers at `sampling_temperature`.
+    answers at `sampling_temperature`. `calibrated`: it was fitted to the shared student's answers.
     """
 
     alternatives: int = 2
     window: int | None = None
     samples: int = 0
     sampling_temperature: float = 0.0
+    calibrated: bool = False
 
 
 class Gate(Protocol):

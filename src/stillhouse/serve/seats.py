@@ -98,11 +98,16 @@ def section_of(like: object, folder: Path, name: str) -> StudentSection:
 
 
 class Inherited(NamedTuple):
-    """The gate of a folder without a gate.json: a file's path, or `OF_FILE` with that gate."""
+    """The gate of a folder without a gate.json: a file's path, or `OF_FILE` with that gate.
+
+    `fitted`: the fingerprint of the student that it was calibrated for, and only for which it is;
+    `None`: whoever has it.
+    """
 
     path: str
     gate: Gate | None
     threshold: float | None
+    fitted: str | None = None
 
 
 async def opened(
@@ -136,6 +141,8 @@ def _gated(
     inherited: Inherited | None,
 ) -> Seat:
     """Reads files."""
+    if inherited is not None and inherited.fitted not in (None, fingerprint):
+        inherited = None
     own = path / GATE
     gate = str(own) if own.is_file() else None if inherited is None else inherited.path
     made: Gate | None = None

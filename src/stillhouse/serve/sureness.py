@@ -75,7 +75,7 @@ class Sureness:
         whole: bool,
         others: Sequence[str] = (),
     ) -> None:
-        """Note how sure the student was.
+        """Note how sure the student was; of an asker's own adapter a calibrated gate knows nothing.
 
         Args:
             whole: not the head of a stream.
@@ -89,6 +89,11 @@ class Sureness:
         ask.features.update(answer_features(answer, None if whole else plan.window))
         if others:
             ask.features.update(gate.agreement(ask.name, [first_text(answer), *others]))
+        if plan.calibrated and ask.own_adapter is not None:
+            # What was fitted to the shared student's answers says nothing of an adapter's.
+            if ask.task.fallback.adapters == "shown":
+                return
+            raise Unsure
         verdict = gate.confident(ask.name, ask.features, whole=whole)
         ask.confidence = verdict.probability
         if not verdict.accept:

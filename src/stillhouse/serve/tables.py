@@ -6,6 +6,8 @@ policy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +16,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.optional import require
@@ -123,6 +125,13 @@ KEYS: Final = sa.Table(
     sa.Column("made_at", sa.Double, nullable=False),
     sa.Column("revoked_at", sa.Double),
 )
+# Sessions of the dashboard that were signed out of, by their SHA-256, until they would have ended.
+SIGNED_OUT: Final = sa.Table(
+    "signed_out",
+    METADATA,
+    sa.Column("session", sa.Text, primary_key=True),
+    sa.Column("until", sa.Double, nullable=False),
+)
 FILES: Final = sa.Table(
     "files",
     METADATA,
@@ -171,6 +180,19 @@ BATCH_LINES: Final = sa.Table(
 
 class StoreError(StillhouseError):
     """The database did not do what it was asked: down, full, locked, or not allowed."""
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """A database that does not do what it is asked is an error of ours, without what was asked.
+
+    Raises:
+        StoreError: for every error of the database in the block.
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise StoreError(f"the database does not answer ({type(error).__name__})") from None
 
 
 def open_database(url: str) -> Engine:

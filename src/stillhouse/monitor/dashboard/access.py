@@ -1,19 +1,25 @@
 """Who may look, and who may act: the admin key, sessions made from it, and the names of the host.
 
 A session is a cookie that the key signs: no state, so that every process with the same key knows
-it, and all of them end when the key changes. Knows no page.
+it, and all of them end when the key changes. Those that were signed out of are kept, and read by
+every process about once a second. Knows no page.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import hmac
+import logging
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 from urllib.parse import urlsplit
+
+from stillhouse.core.errors import StillhouseError
 
 COOKIE: Final = "stillhouse_session"
 SESSION_S: Final = 8 * 3600
@@ -21,8 +27,29 @@ LONGEST: Final = 512
 # Guesses in a minute, of all who knock together.
 GUESSES: Final = 20
 GUESS_S: Final = 60.0
+LOOK_S: Final = 1.0  # between looks at what other processes ended
+_LOG: Final = logging.getLogger("stillhouse.dashboard")
 
 Knock = Literal["none", "busy", "wrong", "right"]
+
+
+class SignedOut(Protocol):
+    """Sessions that were signed out of, by digest, for all processes that serve the pages; all of
+    it may block."""
+
+    def add(self, session: str, until: float) -> None:
+        """One more; it would have ended by itself then (Unix seconds).
+
+        Raises:
+            StillhouseError: it could not be kept.
+        """
+
+    def known(self) -> Mapping[str, float]:
+        """All of them, and when they would have ended.
+
+        Raises:
+            StillhouseError: they cannot be read.
+        """
 
 
 @dataclass(slots=True)
@@ -32,12 +59,16 @@ class Access:
     Args:
         key: the admin's; `None`: everybody on this machine may look, and nobody may act.
         clock: Unix seconds.
+        kept: sessions that were signed out of; `None`: this process alone knows them.
     """
 
     key: str | None
     clock: Callable[[], float]
+    kept: SignedOut | None = None
     _wrong: deque[float] = field(default_factory=lambda: deque(maxlen=GUESSES))
-    _ended: dict[str, float] = field(default_factory=dict)  # sessions, and when they would have
+    # Digests of sessions, and when they would have ended.
+    _ended: dict[str, float] = field(default_factory=dict)
+    _looked: float = float("-inf")
 
     def opens(self, shown: str) -> bool:
         """Whether this is the key; compares in constant time."""
@@ -77,17 +108,37 @@ class Access:
         if (
             self.key is None
             or len(session) > LONGEST
-            or session in self._ended
+            or _digest(session) in self._ended
             or not _same(signature, self._sign("session", body))
         ):
             return False
         return int(body.partition(".")[0]) > self.clock()
 
-    def end(self, session: str) -> None:
-        """A session of ours counts no more, in this process."""
+    async def still_holds(self, session: str) -> bool:
+        """`holds`, by what other processes ended up to about a second ago too. Where that cannot be
+        read, by what is known."""
+        now = self.clock()
+        if self.kept is not None and not 0 <= now - self._looked < LOOK_S:
+            self._looked = now
+            try:
+                ended = await asyncio.to_thread(self.kept.known)
+            except StillhouseError as error:
+                _LOG.warning("sessions that were signed out of cannot be read: %s", error)
+            else:
+                self._ended |= ended
+        return self.holds(session)
+
+    async def end(self, session: str) -> None:
+        """A session of ours counts no more: here at once, elsewhere within about a second.
+
+        Raises:
+            StillhouseError: elsewhere it still counts.
+        """
         now = self.clock()
         self._ended = {one: at for one, at in self._ended.items() if at > now}
-        self._ended[session] = now + SESSION_S
+        self._ended[_digest(session)] = now + SESSION_S
+        if self.kept is not None:
+            await asyncio.to_thread(self.kept.add, _digest(session), now + SESSION_S)
 
     def token(self, session: str) -> str:
         """What forms of a session must send back, so that no other site's form counts."""
@@ -100,6 +151,10 @@ class Access:
     def _sign(self, what: str, text: str) -> str:
         key = (self.key or "").encode()
         return hmac.digest(key, f"stillhouse dashboard {what} {text}".encode(), "sha256").hex()
+
+
+def _digest(session: str) -> str:
+    return hashlib.sha256(session.encode("utf-8", "replace")).hexdigest()
 
 
 def _same(one: str, other: str) -> bool:

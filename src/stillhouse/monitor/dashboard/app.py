@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from stillhouse.core.errors import StillhouseError
-from stillhouse.monitor.dashboard.access import Access
+from stillhouse.monitor.dashboard.access import Access, SignedOut
 from stillhouse.monitor.dashboard.guard import Guard
 from stillhouse.monitor.dashboard.live import EVERY_S, Live
 from stillhouse.monitor.dashboard.pages import Pages
@@ -40,6 +40,7 @@ class Dashboard:
         key: the admin's; `None`: who reaches it by a name of this machine may look, and nobody may
             act.
         every_s: how often the overview is read anew while somebody looks.
+        signed_out: sessions that count no more; `None`: this process alone knows them.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class Dashboard:
         *,
         clock: Callable[[], float] = time.time,
         every_s: float = EVERY_S,
+        signed_out: SignedOut | None = None,
     ) -> None:
-        access = Access(key, clock)
+        access = Access(key, clock, signed_out)
         pages = Pages(access, sources.tasks)
         views = Views(sources, pages, clock)
         acts, runs, traffic = (
@@ -58,7 +60,7 @@ class Dashboard:
             Runs(sources, pages),
             Traffic(sources, pages),
         )
-        self._live = Live(views.parts, access.holds, every_s)
+        self._live = Live(views.parts, access.still_holds, every_s)
 
         async def failed(request: Request, error: Exception) -> Response:
             _LOG.error("%s: %s: %s", request.url.path, type(error).__name__, error)

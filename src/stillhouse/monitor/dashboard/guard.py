@@ -65,9 +65,10 @@ class Guard:
                     headers["cache-control"] = "no-store"
             await send(message)
 
-        await self._admitted(scope)(scope, receive, headed)
+        admitted = await self._admitted(scope)
+        await admitted(scope, receive, headed)
 
-    def _admitted(self, scope: Scope) -> ASGIApp:
+    async def _admitted(self, scope: Scope) -> ASGIApp:
         headers = Headers(scope=scope)
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return PlainTextResponse("method not allowed\n", 405)
@@ -80,7 +81,7 @@ class Guard:
         ):
             return PlainTextResponse("this form is of another site\n", 403)
         session = session_of(headers)
-        known = bool(session) and self._access.holds(session)
+        known = bool(session) and await self._access.still_holds(session)
         knock = "none" if known else self._access.bearer(headers.get("authorization", ""))
         if knock == "busy":
             wait = {"retry-after": str(round(GUESS_S))}

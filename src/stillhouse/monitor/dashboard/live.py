@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final
 
 from starlette.requests import Request
@@ -35,7 +35,7 @@ class Live:
     def __init__(
         self,
         parts: Callable[[str], Parts],
-        holds: Callable[[str], bool],
+        holds: Callable[[str], Awaitable[bool]],
         every_s: float = EVERY_S,
     ) -> None:
         self._parts, self._holds, self._every_s = parts, holds, every_s
@@ -70,7 +70,7 @@ class Live:
         beat = time.monotonic()
         try:
             yield "retry: 3000\n\n"
-            while not self._stopping and (not session or self._holds(session)):
+            while not self._stopping and (not session or await self._holds(session)):
                 for name, text in (await self._read(base)).items():
                     if told.get(name) != text:
                         told[name] = text

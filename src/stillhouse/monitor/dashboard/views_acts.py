@@ -38,6 +38,10 @@ FOLLOWS: Final = {
     True: "The gateway answers with it at once, at the share that its student has now.",
     False: "No running gateway is told.",
 }
+LEFT: Final = (
+    "Other processes of this dashboard could not be told ({error}): whoever has this browser's "
+    "cookie may use it there until it ends by itself."
+)
 WITHDRAWN: Final = "The new student is withdrawn, and the running one goes on alone."
 
 
@@ -94,9 +98,13 @@ class Acts:
         refused = self._refused(request, await _form(request))
         if refused is not None:
             return refused
+        response: Response = RedirectResponse(f"{_base(request)}/login", 303)
         if request.scope.get(SESSION, ""):
-            self._access.end(request.scope[SESSION])
-        response = RedirectResponse(f"{_base(request)}/login", 303)
+            try:
+                await self._access.end(request.scope[SESSION])
+            except StillhouseError as error:
+                said = ("Signed out here alone", LEFT.format(error=error))
+                response = self._message(request, "", 503, said, "/login")
         response.delete_cookie(COOKIE, path=f"{_base(request)}/")
         return response
 
