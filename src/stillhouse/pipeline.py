@@ -46,6 +46,7 @@ from stillhouse.speculate import check_speculate
 from stillhouse.stages import Context, Stage, check_quality, stages_of
 from stillhouse.teacher.replay import store_path
 from stillhouse.teacher.retirement import warn_of_retirement
+from stillhouse.train.extractive import check_labelled
 from stillhouse.train.planning import check_recipe
 
 RECIPE_FILE: Final = "recipe.json"
@@ -131,6 +132,7 @@ def run_stages(
                 warned = True
             if not student_checked and stage.name != "traffic":
                 require("stillhouse.train.preflight", "train", "training").check_student(recipe)
+                check_labelled(recipe, run.stage("traffic"))
                 if "speculate" in names[:until]:
                     drafts = require("stillhouse.compress.speculate_check", "train", "drafting")
                     drafts.check_drafts(recipe)
