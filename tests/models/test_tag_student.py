@@ -16,6 +16,7 @@ from stillhouse.core.records import Completion, Query
 from stillhouse.core.tasks import ExtractionTask, GenerationTask
 from stillhouse.models.completer import Sampling
 from stillhouse.models.student import open_student
+from stillhouse.models.tag_student import words_go_on
 from tiny_models import tiny_bert, wordpiece
 from tiny_tags import SCHEMA, TASK, word_tagger
 
@@ -48,6 +49,15 @@ def test_it_answers_with_the_texts_own_words_in_the_schemas_order(folder: Path) 
         "{}",
         '{"praise": "funny funny"}',
     ]
+
+
+def test_a_word_is_copied_whole_or_not_at_all(folder: Path) -> None:
+    # "long" alone is blamed; "longly" is two pieces, and the second says nothing of itself
+    (one,) = said(folder, "a longly film")
+    assert one.text in ('{"blame": "longly"}', "{}")
+    offsets = [(0, 1), (2, 6), (6, 8), (8, 9), (9, 11), (11, 13), (13, 15)]
+    text = "a longly,5512ab"
+    assert words_go_on(text, offsets) == [False, False, True, False, False, True, False]
 
 
 def test_plain_transformers_says_the_same_tags(folder: Path) -> None:

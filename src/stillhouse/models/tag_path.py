@@ -1,13 +1,16 @@
-"""The likeliest BIO tags of a text's tokens, such that every I follows its own B or I.
+"""The likeliest BIO tags of a text's tokens among those that values can have.
 
-Viterbi (1967) over what a token classifier says of each token alone: among paths that may be, the
-one of the highest sum of log-probabilities. There are no learned transitions. Knows numbers; no
-model and no text.
+Every I follows its own B or I, and a word has one tag throughout, as in alignment, where no value
+begins or ends inside one. Viterbi (1967) over what a token classifier says of each token alone: of
+all such paths the one of the highest sum of log-probabilities. There are no learned transitions.
+Knows numbers; no model and no text.
 
 Shapes: T tokens, C = 1 + 2F tags (`core.tagging.tag_names`), F fields.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,22 +19,29 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 
-def best_path(log_p: Floats) -> Integers:
-    """The tags [T] of log-probabilities [T, C], nats. Ties go to the lower number."""
+def best_path(log_p: Floats, goes_on: Sequence[bool]) -> Integers:
+    """The tags [T] of log-probabilities [T, C], nats. Ties go to the lower number.
+
+    Args:
+        goes_on: whether a token goes on with the word of the one before it [T].
+    """
+    inside = np.asarray(goes_on, dtype=bool)
     first = log_p.argmax(-1)
-    return first if _may_be(first) else _viterbi(log_p)
+    return first if _may_be(first, inside) else _viterbi(log_p, inside)
 
 
-def _may_be(tags: Integers) -> bool:
-    """Whether each I has its B or I before it."""
+def _may_be(tags: Integers, goes_on: npt.NDArray[np.bool_]) -> bool:
+    """Whether each I has its B or I before it, and no word is cut."""
     if not len(tags):
         return True
-    inside = (tags > 0) & (tags % 2 == 0)
     before = np.concatenate([[0], tags[:-1]])
-    return bool(np.all(~inside | (before == tags) | (before == tags - 1)))
+    follows = (before == tags) | (before == tags - 1)
+    outside, inside = tags == 0, (tags > 0) & (tags % 2 == 0)
+    uncut = ~goes_on | np.where(outside, before == 0, inside)
+    return bool(np.all((~inside | follows) & uncut))
 
 
-def _viterbi(log_p: Floats) -> Integers:
+def _viterbi(log_p: Floats, goes_on: npt.NDArray[np.bool_]) -> Integers:
     tokens, classes = log_p.shape
     begins, insides = np.arange(1, classes, 2), np.arange(2, classes, 2)
     came = np.zeros((tokens, classes), dtype=np.int64)
@@ -39,8 +49,11 @@ def _viterbi(log_p: Floats) -> Integers:
     score[insides] = -np.inf  # nothing to go on from
     for at in range(1, tokens):
         best = int(score.argmax())
-        came[at] = best
         grown = np.full(classes, score[best])
+        came[at] = best
+        if goes_on[at]:
+            grown[0], came[at, 0] = score[0], 0
+            grown[begins] = -np.inf
         from_begin = score[begins] >= score[insides]
         came[at, insides] = np.where(from_begin, begins, insides)
         grown[insides] = np.where(from_begin, score[begins], score[insides])

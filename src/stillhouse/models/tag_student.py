@@ -20,6 +20,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.records import Completion, Query, TokenLogprob
 from stillhouse.core.tagging import (
     OUTSIDE,
+    inside_word,
     spans_of,
     tag_fields,
     tag_names,
@@ -34,6 +35,15 @@ from stillhouse.models.loading import Loaded
 from stillhouse.models.tag_path import Floats, best_path
 
 ROUND: Final = 6  # decimals of log-probabilities on the wire
+
+
+def words_go_on(text: str, offsets: Sequence[tuple[int, int]]) -> list[bool]:
+    """Whether each token goes on with the word of the one before it."""
+    ends = [-1, *(end for _, end in offsets)]
+    return [
+        start == end and inside_word(text, start)
+        for (start, _), end in zip(offsets, ends, strict=False)
+    ]
 
 
 class TagsRead(NamedTuple):
@@ -142,7 +152,7 @@ class TagStudent(BatchingCompleter):
         return [self._answers(*one) for one in zip(calls, texts, found, strict=True)]
 
     def _answers(self, call: Call, text: str, found: TagsRead) -> Sequence[Completion]:
-        tags = best_path(found.log_p)
+        tags = best_path(found.log_p, words_go_on(text, found.offsets))
         spans = spans_of(tags.tolist(), found.offsets, len(self._fields))
         most = call.sampling.logprobs
         said = Completion(

@@ -10,12 +10,11 @@ docs/tagging.md. Knows texts alone.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from stillhouse.core.tagging import Span
+from stillhouse.core.tagging import Span, inside_word
 
 MOST_PLACES: Final = 16  # of a value or word that are looked at, from the text's beginning
 MOST_PIECES: Final = 4  # places that one value is put together from
@@ -112,23 +111,9 @@ def _matches(text: str, pattern: re.Pattern[str]) -> Iterator[Span]:
     while found < MOST_PLACES and (match := pattern.search(text, at)) is not None:
         span = Span(*match.span())
         at = span.start + 1
-        if not (_inside_word(text, span.start) or _inside_word(text, span.end)):
+        if not (inside_word(text, span.start) or inside_word(text, span.end)):
             found += 1
             yield span
-
-
-def _inside_word(text: str, at: int) -> bool:
-    """Whether the characters before and at a position are of one word: two letters, or two digits.
-
-    Letters without case (Chinese, Thai) are words of their own.
-    """
-    if not 0 < at < len(text):
-        return False
-    before, after = text[at - 1], text[at]
-    if before.isdigit() and after.isdigit():
-        return True
-    cased = all(c.isalpha() and unicodedata.category(c) != "Lo" for c in (before, after))
-    return cased or unicodedata.combining(after) > 0
 
 
 def _overlaps(span: Span, others: Sequence[Span | None]) -> bool:
