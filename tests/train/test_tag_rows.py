@@ -73,7 +73,9 @@ def test_an_example_of_nothing_to_learn_is_left_out() -> None:
     assert shown(found)[1:-1] == ["O", "O", "O"]
     told = facts(found)
     assert (told["examples_left_out"], told["unreadable"]) == (2, 1)
-    assert "2 examples are left out" in str(found.said)
+    assert str(found.said).endswith("; 2 examples without anything to learn are left out")
+    found = encoded(("a dull plot", "no JSON"), ("a dull plot", "{}"))
+    assert found.said == "1 examples without anything to learn are left out"
     with pytest.raises(DataError, match=r"of 1 answers none holds a value .*head: text"):
         encoded(("a dull plot", '{"praise": "clever"}'))
 

@@ -66,19 +66,17 @@ class Tagged:
 
     def said(self) -> str | None:
         """What a person must know of it, or `None`."""
-        if not self.lost and not self.left_out:
-            return None
-        line = (
-            f"{self.lost:,} of {self.values.total():,} values of the teacher's answers are not in "
-            "their texts and are not learned"
-        )
-        worst = max(self.values, key=lambda n: self.values[n] - self.found[n], default=None)
-        if worst is not None and self.lost:
-            gone = self.values[worst] - self.found[worst]
-            line += f" (most of {self.fields[worst].name}: {gone:,})"
+        parts = []
+        if self.lost:
+            worst = max(self.values, key=lambda n: self.values[n] - self.found[n])
+            parts.append(
+                f"{self.lost:,} of {self.values.total():,} values of the teacher's answers are not "
+                "in their texts and are not learned (most of "
+                f"{self.fields[worst].name}: {self.values[worst] - self.found[worst]:,})"
+            )
         if self.left_out:
-            line += f"; {self.left_out:,} examples are left out, with nothing else to learn"
-        return line
+            parts.append(f"{self.left_out:,} examples without anything to learn are left out")
+        return "; ".join(parts) or None
 
 
 def encode_tags(
