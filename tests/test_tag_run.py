@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from stillhouse.calibrating import Wanted, calibrate
 from stillhouse.core.errors import UserError
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe_file import load_recipe
@@ -63,7 +64,10 @@ def project(folder: Path, server: Loopback, **sections: Any) -> Path:
     rows = {
         "traffic": [{"text": text} for text in traffic],
         "labelled": [{"text": text, "label": truth(text)} for text in labelled],
-        "golden": [{"text": text, "label": truth(text)} for text in golden],
+        # what nobody can copy: teacher and student alike miss it
+        "golden": [
+            {"text": text, "label": truth(text).replace("funny", "amusing")} for text in golden
+        ],
     }
     for name, part in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -100,7 +104,7 @@ def test_a_tag_student_is_trained_judged_and_described(tmp_path: Path) -> None:
         assert len(server.bodies) == asked, "all is up to date"
     report = report_of(tmp_path / "run")
     assert report.metric == "field_f1"
-    assert report.student.score.estimate > 0.95
+    assert 0.85 < report.student.score.estimate < 0.95
     assert report.retention is not None
     assert report.retention.estimate > 0.95
     assert report.fidelity.agreement.estimate > 0.5
@@ -118,6 +122,11 @@ def test_a_tag_student_is_trained_judged_and_described(tmp_path: Path) -> None:
     assert card["pipeline_tag"] == "token-classification"
     assert "A token classifier distilled from" in (student / "README.md").read_text()
     assert report.student.parameters == count_parameters(load_tagger(str(student)).model)
+
+    wanted = Wanted(error=0.3, delta=0.2, samples="golden")
+    gate = calibrate(tmp_path / "run", wanted, Silent()).gate
+    assert gate.threshold is not None, "its log-probabilities say how sure it is"
+    assert gate.task == recipe.task
 
 
 def test_answers_that_cannot_be_copied_are_found_before_the_teacher_is_asked(
