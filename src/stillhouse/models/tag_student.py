@@ -55,7 +55,7 @@ class TagsRead(NamedTuple):
     tokens: int
 
 
-class TagReader:
+class Tagger:
     """Reads texts with a token classifier of transformers, as it was trained to.
 
     Raises:
@@ -128,7 +128,7 @@ class TagStudent(BatchingCompleter):
         self._task, self._info = task, loaded.info("tags")
         self._fields = tag_fields(task.json_schema)
         self._names = tag_names(self._fields)
-        self._reader = TagReader(loaded)
+        self._reader = Tagger(loaded)
         if self._reader.classes != self._names:
             raise UserError(
                 f"{loaded.name} id2label",
