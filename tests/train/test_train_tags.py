@@ -73,7 +73,7 @@ def test_a_tag_student_learns_to_copy_and_is_plain(
     run_train(recipe, dataset, None, tmp_path, Silent())
     facts = read(tmp_path / "train.json")
     assert facts["student"]["head"] == "tags"
-    assert facts["selected_by"] == "held_out_cross_entropy"
+    assert facts["selected_by"] == "held_out_disagreement"
     assert facts["tags"]["fields"] == {
         "praise": {"values": 60, "found": 60},
         "blame": {"values": 40, "found": 40},
@@ -94,6 +94,8 @@ def test_a_tag_student_learns_to_copy_and_is_plain(
     assert sum(map(str.__eq__, said, wanted)) >= 15
     rows = [r for r in read(tmp_path / "history.json") if r["held_out_agreement"] is not None]
     assert rows[-1]["held_out_agreement"] > 0.98
+    best = max(rows, key=lambda row: row["held_out_agreement"])
+    assert facts["best_step"] == best["step"]
     assert rows[-1]["held_out_cross_entropy"] < rows[0]["held_out_cross_entropy"]
     course = read(tmp_path / "convergence.json")
     assert [look["step"] for look in course["looks"]] == [row["step"] for row in rows]
