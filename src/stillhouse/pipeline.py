@@ -47,6 +47,7 @@ from stillhouse.stage_calls import Context
 from stillhouse.stages import Stage, check_quality, stages_of
 from stillhouse.teacher.replay import store_path
 from stillhouse.teacher.retirement import warn_of_retirement
+from stillhouse.train.extractive import check_labelled
 from stillhouse.train.planning import check_recipe
 
 RECIPE_FILE: Final = "recipe.json"
@@ -132,6 +133,7 @@ def run_stages(
                 warned = True
             if not student_checked and stage.name != "traffic":
                 require("stillhouse.train.preflight", "train", "training").check_student(recipe)
+                check_labelled(recipe, run.stage("traffic"))
                 if "speculate" in names[:until]:
                     drafts = require("stillhouse.compress.speculate_check", "train", "drafting")
                     drafts.check_drafts(recipe)

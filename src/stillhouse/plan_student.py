@@ -17,7 +17,8 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Query
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.core.shapes import FAMILIES, Shape, shape_of
-from stillhouse.core.tasks import ClassificationTask
+from stillhouse.core.tagging import tag_fields, tag_names
+from stillhouse.core.tasks import ClassificationTask, ExtractionTask
 from stillhouse.teacher.estimate import Estimate
 from stillhouse.teacher.plan_records import DevicePlan, MemoryPlan, StudentPlan, TrainingPlan
 from stillhouse.teacher.sample import Sample, size_of
@@ -107,11 +108,19 @@ def job_of(recipe: Recipe, after: Any = None) -> Job | None:
         teacher = shape_of(recipe.teacher.model)
         if teacher is None:
             return None
-    labels = len(recipe.task.labels) if isinstance(recipe.task, ClassificationTask) else 0
+    labels = _classes(recipe)
     shape = student_shape(recipe.student, shape) if after is None else _cut(shape, after)
     if teacher is not None and live:
         teacher = read_rows(recipe.student, shape, teacher)
     return Job(shape, recipe.train, recipe.student.head, labels, teacher)
+
+
+def _classes(recipe: Recipe) -> int:
+    """Outputs of the student's head."""
+    task = recipe.task
+    if isinstance(task, ExtractionTask) and recipe.student.head == "tags":
+        return len(tag_names(tag_fields(task.json_schema)))
+    return len(task.labels) if isinstance(task, ClassificationTask) else 0
 
 
 def _cut(shape: Shape, after: Any) -> Shape:
@@ -171,7 +180,7 @@ def _lengths(recipe: Recipe, traffic: Sequence[Query], sample: Sample) -> Length
     if len(counted) >= 2:
         n = len(counted)
         return Lengths(sum(p for p, _ in counted) / n, sum(a for _, a in counted) / n, True)
-    if recipe.student.head == "label":
+    if recipe.student.head != "text":
         texts = [len(recipe.task.varying_text(query).encode("utf-8")) for query in traffic]
         return Lengths(2 + sum(texts) / BYTES_PER_TOKEN / len(texts), 0.0, False)
     sizes = [size_of(q) / BYTES_PER_TOKEN + MARKUP_TOKENS * len(q.messages) for q in traffic]

@@ -100,7 +100,7 @@ def _warm(recipe: Recipe, start: Path) -> dict[str, Any]:
         "from": f"hf:{start}",
         "max_tokens": recipe.student.max_tokens,
     }
-    if recipe.student.head != "label":
+    if recipe.student.head == "text":
         return dict(section)
     names = read_json(start / CONFIG).get("architectures")
     if not (isinstance(names, list) and names and str(names[0]).endswith("Classification")):

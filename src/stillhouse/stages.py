@@ -140,7 +140,8 @@ STAGES: Final[tuple[Stage, ...]] = (
             "signals": r.teacher.answer_signals,
             "beliefs": r.needs_beliefs,
             "watched": {
-                "head": r.student.head,
+                # who has no watch set has the same dataset, whatever its head
+                "head": "label" if r.student.head == "label" else "text",
                 "check_fraction": r.teacher.tune.check_fraction if r.teacher.tune else None,
             },
         },

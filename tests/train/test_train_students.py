@@ -148,8 +148,8 @@ def test_a_kept_head_is_that_of_the_source_and_must_be_of_these_labels(
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"from": "embedded-encoder", "head": "label"}, "is for label students from hf:"),
-        ({"from": "hf:x", "head": "text"}, "is for label students from hf:"),
+        ({"from": "embedded-encoder", "head": "label"}, "is for label and tag students from hf:"),
+        ({"from": "hf:x", "head": "text"}, "is for label and tag students from hf:"),
         ({"from": "hf:x", "head": "label", "layers": 2}, "needs the source as it stands"),
     ],
 )

@@ -21,6 +21,7 @@ from stillhouse.core.rights import terms_sentence
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.evaluate.compressed import CompressedRow, CompressedTable
 from stillhouse.evaluate.model_card import (
+    KINDS,
     PIPELINE_TAGS,
     BaseModel,
     base_model,
@@ -107,7 +108,7 @@ def card(
     yaml_text: str = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000)
     parts = [
         f"# {recipe.name}, {row.name}: a student for {recipe.task.name}",
-        f"A {'classifier' if recipe.student.head == 'label' else 'language model'} distilled from "
+        f"A {KINDS[recipe.student.head]} distilled from "
         f"`{recipe.teacher.model}` for one task ({recipe.task.kind}), as {FORMS[row.kind]} with "
         f"{row.precision} weights: {megabytes(row.size_bytes)}, run by {RUNTIMES[row.kind]}.",
         f"**{'It passes its gate' if row.verdict == 'pass' else 'It does not pass its gate'}.** "

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from stillhouse.core.heads import Head
 from stillhouse.core.optional import require
 from stillhouse.core.recipe_compress import Format
 from stillhouse.core.tasks import Task
@@ -28,7 +29,7 @@ class ExportRequest(NamedTuple):
     student: Path
     folder: Path
     task: Task
-    head: Literal["label", "text"]
+    head: Head
     name: str
     texts: Sequence[str]
     calibration: Sequence[str]

@@ -11,10 +11,11 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from pydantic import JsonValue
 
+from stillhouse.core.heads import Head
 from stillhouse.core.machine import peak_rss_mb
 from stillhouse.core.records import Query, Record
 from stillhouse.core.tasks import Task
@@ -30,7 +31,7 @@ class ProbeSpec(Record):
 
     folder: str
     task: Task
-    head: Literal["label", "text"]
+    head: Head
     batch_size: int
     device: str
     max_tokens: int

@@ -19,7 +19,8 @@ from stillhouse.core.recipe_speculate import SpeculateSection
 from stillhouse.core.recipe_teacher import PricesSection, TeacherSection, ensemble_problem
 from stillhouse.core.recipe_train import StudentSection, TrainSection
 from stillhouse.core.recipe_tune import SearchSection
-from stillhouse.core.tasks import Task
+from stillhouse.core.tagging import tagging_problem
+from stillhouse.core.tasks import ExtractionTask, Task
 
 
 class EvaluateSection(Section):
@@ -94,6 +95,8 @@ class Recipe(Section):
                 f"student.head: label needs a classification task, not {self.task.kind}; "
                 "use head: text"
             )
+        if self.student.head == "tags":
+            self._tags_fit()
         if self.teacher.tune is not None and self.traffic.labelled is None:
             raise ValueError("teacher.tune needs traffic.labelled")
         expand = self.traffic.expand
@@ -112,7 +115,10 @@ class Recipe(Section):
                 f"not {self.teacher.kind}"
             )
         if self.student.source == "embedded-encoder" and self.student.head == "text":
-            raise ValueError("student.from: embedded-encoder cannot write text; use head: label")
+            raise ValueError(
+                "student.from: embedded-encoder cannot write text; use head: label, or head: tags "
+                "for an extraction"
+            )
         if self.speculate is not None:
             problem = self.speculate.problem(self.student.head, self.teacher.trainable)
             if problem is not None:
@@ -138,6 +144,25 @@ class Recipe(Section):
             if problem is not None:
                 raise ValueError(f"compare.{problem}")
         return self
+
+    def _tags_fit(self) -> None:
+        if not isinstance(self.task, ExtractionTask):
+            raise ValueError(
+                f"student.head: tags needs an extraction task, not {self.task.kind}; use head: "
+                + ("label" if self.task.kind == "classification" else "text")
+            )
+        problem = tagging_problem(self.task.json_schema)
+        if problem is not None:
+            raise ValueError(
+                f"student.head: tags copies strings, and lists of strings, from the text, but "
+                f"{problem}; use head: text, or change the schema"
+            )
+        if self.student.source in ("teacher", "embedded"):
+            raise ValueError(
+                "student.from: a tag student reads both sides of a word, and "
+                f"{self.student.source} is a language model; use embedded-encoder, or hf: or "
+                "scratch: of an encoder"
+            )
 
     def _answers_can_agree(self) -> None:
         dataset, teacher = self.dataset, self.teacher

@@ -11,6 +11,7 @@ from typing import Final, Literal, NamedTuple, get_args
 
 from pydantic import Field, field_validator
 
+from stillhouse.core.heads import Head
 from stillhouse.core.optional import EXTRAS, available
 from stillhouse.core.recipe_section import Section
 
@@ -32,7 +33,6 @@ Format = Literal[
     "torchao-int4",
 ]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
-Head = Literal["label", "text"]
 
 
 class _Family(NamedTuple):
@@ -152,6 +152,8 @@ class CompressSection(Section):
 
     def problem(self, head: Head) -> str | None:
         """What does not fit a student of this head, or `None`."""
+        if not fitting(head):
+            return f"formats: none is made of {head} students yet; leave compress out"
         for name in self.formats or ():
             if HEADS[name] != head:
                 own = ", ".join(one for one in FORMATS if HEADS[one] == head)

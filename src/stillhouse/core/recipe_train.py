@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.core.divergence_names import DivergenceKind
+from stillhouse.core.heads import Head
 from stillhouse.core.recipe_cut import CutSection, Size
 from stillhouse.core.recipe_distributed import DistributedSection
 from stillhouse.core.recipe_features import BalanceSection, ProgressiveSection, Terms
@@ -21,8 +22,9 @@ SCRATCH: Final = "scratch:"
 class StudentSection(Section):
     """What is trained."""
 
-    head: Literal["label", "text"] = Field(
-        description="label: a classifier; text: a language model."
+    head: Head = Field(
+        description="label: a classifier; text: a language model; tags: a token classifier that "
+        "copies the values of an extraction from its text (docs/tagging.md)."
     )
     source: str = Field(
         alias="from",
@@ -32,8 +34,8 @@ class StudentSection(Section):
     size: Size | None = Field(
         default=None,
         description="Cut to a share of the source's parameters, within 2%: light (0.10), medium "
-        "(0.25), heavy (0.50), or a number; null: as it is. Where vocabulary is left out, a label "
-        "student's is then task.",
+        "(0.25), heavy (0.50), or a number; null: as it is. Where vocabulary is left out, that of "
+        "a label or tag student is then task.",
     )
     cut: CutSection = Field(default_factory=CutSection, description="By which means, with size.")
     layers: int | tuple[int, ...] | None = Field(
@@ -49,8 +51,8 @@ class StudentSection(Section):
     max_tokens: int = Field(default=2048, ge=8, description="Longer inputs are cut.")
     keep_head: bool = Field(
         default=False,
-        description="Label students: go on from the source's own head, a classifier of these "
-        "labels in this order; false: a new one.",
+        description="Label and tag students: go on from the source's own head, a classifier of "
+        "these labels or tags in this order; false: a new one.",
     )
 
     @model_validator(mode="before")
@@ -58,7 +60,7 @@ class StudentSection(Section):
     def _rows_of_a_size(cls, given: Any) -> Any:
         # Most of a small classifier would be rows of an embedding that its task never reads.
         if isinstance(given, dict) and given.get("size") is not None:
-            if given.get("head") == "label" and "vocabulary" not in given:
+            if given.get("head") in ("label", "tags") and "vocabulary" not in given:
                 return given | {"vocabulary": "task"}
         return given
 
@@ -79,8 +81,8 @@ class StudentSection(Section):
 
     @model_validator(mode="after")
     def _head_can_be_kept(self) -> StudentSection:
-        if self.keep_head and (self.head != "label" or not self.source.startswith("hf:")):
-            raise ValueError("student.keep_head is for label students from hf:")
+        if self.keep_head and (self.head == "text" or not self.source.startswith("hf:")):
+            raise ValueError("student.keep_head is for label and tag students from hf:")
         if self.keep_head and not self.as_it_stands:
             raise ValueError(
                 "student.keep_head needs the source as it stands: no size, layers or vocabulary"
@@ -154,7 +156,8 @@ class TrainSection(Section):
     head_learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="Rate of a label student's new head, which starts at random; null: the same.",
+        description="Rate of the new head of a label or tag student, which starts at random; "
+        "null: the same.",
     )
     lora: LoraSection | None = Field(default=None, description="Adapters instead of full training.")
     batch_size: int = Field(default=32, ge=1, description="Examples per optimizer step.")

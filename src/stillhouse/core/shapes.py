@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from stillhouse.core.errors import UserError
+from stillhouse.core.heads import Head
 from stillhouse.core.jsonl import read_json
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "phi3", "bert"]
@@ -107,13 +108,13 @@ class Shape(BaseModel):
         """Weights in the products of one block: each takes two operations a token, forward."""
         return sum(product.weights for product in self.linear().values())
 
-    def count(self, *, head: Literal["label", "text"] = "text", labels: int = 0) -> int:
+    def count(self, *, head: Head = "text", labels: int = 0) -> int:
         """All parameters, as transformers builds the model.
 
         Args:
             head: text has the matrix over the vocabulary, once where it is tied; label has a
-                classifier instead (BERT: after its pooler).
-            labels: classes of a label head.
+                classifier instead (BERT: after its pooler), tags one of each token.
+            labels: classes of a label or tags head.
         """
         h = self.hidden
         norms = 4 * h if self.family == "bert" else 2 * h
@@ -122,10 +123,11 @@ class Shape(BaseModel):
         body = self.layers * (norms + sum(p.parameters for p in self.linear().values()))
         body += self.vocabulary * h
         if self.family == "bert":
-            body += (self.positions + BERT_SEGMENTS) * h + 2 * h + h * h + h
-            return body + (labels * (h + 1) if head == "label" else 0)
+            body += (self.positions + BERT_SEGMENTS) * h + 2 * h
+            body += 0 if head == "tags" else h * h + h
+            return body + (0 if head == "text" else labels * (h + 1))
         body += h
-        if head == "label":
+        if head != "text":
             return body + labels * h
         return body + (0 if self.tied else self.vocabulary * h)
 

@@ -173,7 +173,15 @@ def build_report(recipe: Recipe, run: RunFolder) -> Report:
         notes=evaluation.notes,
         warnings=(),
     )
-    return draft.model_copy(update={"warnings": warnings_for(draft, main)})
+    return draft.model_copy(update={"warnings": (*warnings_for(draft, main), *_unlearned(run))})
+
+
+def _unlearned(run: RunFolder) -> tuple[str, ...]:
+    """What of the teacher's answers a tag student could not learn, as its training says."""
+    path = run.stage("train") / "train.json"
+    tags = _json_object(path).get("tags") if path.exists() else None
+    said = tags.get("said") if isinstance(tags, dict) else None
+    return () if said is None else (str(said),)
 
 
 def compressed_of(recipe: Recipe, run: RunFolder) -> CompressedTable | None:

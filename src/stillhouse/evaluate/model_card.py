@@ -23,7 +23,12 @@ from stillhouse.evaluate.results import SetResult
 from stillhouse.evaluate.summary import METRIC_NAMES, points, share
 
 CARD: Final = "README.md"
-PIPELINE_TAGS: Final = {"label": "text-classification", "text": "text-generation"}
+PIPELINE_TAGS: Final = {
+    "label": "text-classification",
+    "text": "text-generation",
+    "tags": "token-classification",
+}
+KINDS: Final = {"label": "classifier", "text": "language model", "tags": "token classifier"}
 NAMES: Final = {
     "teacher": "teacher",
     "student": "student (this model)",
@@ -58,7 +63,7 @@ def model_card(recipe: Recipe, run: RunFolder, report: Report | None) -> str:
     yaml_text: str = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000)
     parts = [
         f"# {recipe.name}: a student for {recipe.task.name}",
-        f"A {'classifier' if recipe.student.head == 'label' else 'language model'} distilled from "
+        f"A {KINDS[recipe.student.head]} distilled from "
         f"`{recipe.teacher.model}` for one task ({recipe.task.kind}).",
         "## Where it comes from",
         "\n".join(origin_lines(recipe, run, base)),

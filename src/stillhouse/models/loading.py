@@ -13,7 +13,7 @@ import importlib.util
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -30,10 +30,12 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
 )
 
 from stillhouse.core.errors import MissingExtraError, UserError
+from stillhouse.core.heads import Head
 from stillhouse.core.stage_files import hash_file
 from stillhouse.models.completer import ModelInfo
 from stillhouse.models.gguf_convert import converted_gguf
@@ -81,15 +83,15 @@ class Loaded(NamedTuple):
     parameters: int
     size_bytes: int
 
-    def info(self, head: Literal["label", "text"]) -> ModelInfo:
+    def info(self, head: Head) -> ModelInfo:
         """The model as a completer in this process: a classifier, or a language model."""
         return ModelInfo(
             name=self.name,
             revision=self.revision,
             parameters=self.parameters,
             size_bytes=self.size_bytes,
-            gives_label_logprobs=True,
-            gives_logprobs=head == "text",
+            gives_label_logprobs=head != "tags",
+            gives_logprobs=head != "label",
             local=True,
             takes_seed=head == "text",
             notes={
@@ -154,6 +156,17 @@ def load_classifier(
     """
     return _load(
         source, AutoModelForSequenceClassification, "a classifier", device=device, dtype=dtype
+    )
+
+
+def load_tagger(source: str, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Loaded:
+    """Load a token classifier with its trained head.
+
+    Raises:
+        UserError: as `load_causal_lm`, and a folder without a trained head.
+    """
+    return _load(
+        source, AutoModelForTokenClassification, "a token classifier", device=device, dtype=dtype
     )
 
 

@@ -1,4 +1,4 @@
-"""A trained student as a completer: a classifier that answers with a label, or a language model.
+"""A trained student as a completer: a classifier, a language model, or a token classifier.
 
 Its answers come with its belief over the labels, so that fidelity and calibration are measured as
 for any white-box model. Knows model folders and tasks; does not know how the student was trained.
@@ -16,7 +16,8 @@ from stillhouse.models.classifier_reader import ClassifierReader
 from stillhouse.models.completer import Completer
 from stillhouse.models.hf_completer import HfCompleter
 from stillhouse.models.label_completer import LabelCompleter
-from stillhouse.models.loading import Loaded, load_causal_lm, load_classifier
+from stillhouse.models.loading import Loaded, load_causal_lm, load_classifier, load_tagger
+from stillhouse.models.tag_student import TagStudent
 
 
 def open_student(
@@ -26,7 +27,8 @@ def open_student(
     batch_size: int,
     device: str = "auto",
 ) -> Completer:
-    """Open a student folder: head `label` is a sequence classifier, `text` a language model.
+    """Open a student folder: head `label` is a sequence classifier, `text` a language model, `tags`
+    a token classifier.
 
     A folder with an `artefact.json` (`core.artefact`) is opened by its own runtime.
 
@@ -53,6 +55,15 @@ def open_weights(
     """
     if head == "text":
         return HfCompleter(load_causal_lm(str(folder), device=device), batch_size, cuts=True)
+    if head == "tags":
+        if not isinstance(task, ExtractionTask):
+            raise UserError(
+                "student.head",
+                "tags needs an extraction task",
+                value=task.kind,
+                action="use the head that the student was trained with",
+            )
+        return TagStudent(load_tagger(str(folder), device=device), task, batch_size)
     if not isinstance(task, ClassificationTask):
         raise UserError(
             "student.head", "label needs a classification task", value=task.kind, action="use text"

@@ -21,6 +21,7 @@ from pydantic import JsonValue
 from stillhouse import __version__
 from stillhouse.core.artefact import is_artefact, read_artefact
 from stillhouse.core.errors import UserError
+from stillhouse.core.heads import head_of_architecture
 from stillhouse.core.jsonl import disk_errors, write_json
 from stillhouse.evaluate.model_card import CARD, PIPELINE_TAGS
 from stillhouse.retrain.registry_reader import RegistryReader
@@ -140,8 +141,7 @@ def _kind_of(entry: Entry, folder: Path) -> _Kind:
         return _Kind(found.head, _EXTRAS[found.kind], own or task)
     names = _config(folder).get("architectures")
     first = str(names[0]) if isinstance(names, list) and names else ""
-    head = "label" if first.endswith("ForSequenceClassification") else "text"
-    return _Kind(head, "train", task)
+    return _Kind(head_of_architecture(first), "train", task)
 
 
 def _config(folder: Path) -> Mapping[str, object]:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from stillhouse.core.heads import Head
 from stillhouse.core.recipe_section import Section
 from stillhouse.core.tasks import Task
 from stillhouse.serve.evidence_sections import EvidenceSection
@@ -176,7 +177,7 @@ class StudentSection(Section):
     task: Task | None = Field(
         default=None, description="None: what the artefact, or the run that it lies in, says."
     )
-    head: Literal["label", "text"] | None = Field(default=None, description="None: likewise.")
+    head: Head | None = Field(default=None, description="None: likewise.")
     workers: int = Field(default=1, ge=1, le=64, description="Processes, each with the student.")
     threads: int = Field(default=1, ge=1, description="Of each process.")
     device: str = Field(default="auto", description="Of students that transformers runs.")

@@ -69,13 +69,21 @@ def label_logprob(completion: Completion, most: int) -> TokenLogprob:
     return TokenLogprob(token=completion.text, logprob=belief[completion.text], top=tuple(ranked))
 
 
+def _sureness(completion: Completion, most: int) -> list[TokenLogprob]:
+    """A label as one token, or the tags of the tokens that were read."""
+    if completion.logprobs is None:
+        return [label_logprob(completion, most)]
+    return [one.model_copy(update={"top": one.top[:most]}) for one in completion.logprobs]
+
+
 def label_answer(number: int, asked: Asked, completion: Completion, voice: Voice) -> bytes:
-    """A label as frames: `n` times the same, since a label is not drawn."""
+    """A label, or what was extracted, as frames: `n` times the same, since nothing is drawn."""
     text, finish = _cut(completion.text, asked.stop), "stop"
     logprobs = None
     if asked.logprobs is not None:
-        logprobs = _logprobs([entry(label_logprob(completion, asked.logprobs))])
-    usage = usage_of(completion.prompt_tokens or 0, asked.n)
+        logprobs = _logprobs([entry(one) for one in _sureness(completion, asked.logprobs)])
+    tokens = completion.completion_tokens or 1
+    usage = usage_of(completion.prompt_tokens or 0, asked.n * tokens)
     if not asked.streams:
         message = {"role": "assistant", "content": text, "refusal": None}
         choices = [

@@ -36,6 +36,7 @@ from stillhouse.serve.student_labels import (
 )
 from stillhouse.serve.student_personal import open_personal_brain
 from stillhouse.serve.student_requests import Asked, Runtime
+from stillhouse.serve.student_tags import Extract, TagBrain
 
 FINGERPRINT_DIGITS: Final = 16
 
@@ -140,8 +141,10 @@ def open_brain(opening: Opening) -> Brain:
         student = open_artefact(folder, opening.task, opening.head, opening.max_batch)
     if kind == "gguf":
         return _llama_text(opening, voice, student)
-    on_cpu = student.info.notes.get("device", "cpu") == "cpu"
-    return LabelBrain(opening, voice, _labels(student), SPREAD if on_cpu else math.inf)
+    spread = SPREAD if student.info.notes.get("device", "cpu") == "cpu" else math.inf
+    if opening.head == "tags":
+        return TagBrain(opening, voice, _extracts(student), spread)
+    return LabelBrain(opening, voice, _labels(student), spread)
 
 
 def _labels(student: Any) -> Believe:
@@ -149,6 +152,14 @@ def _labels(student: Any) -> Believe:
         return [said[0] for said in student.run_batch([Call(one, Sampling()) for one in queries])]
 
     return believe
+
+
+def _extracts(student: Any) -> Extract:
+    def extract(queries: Sequence[Query], alternatives: int) -> list[Completion]:
+        how = Sampling(logprobs=alternatives)
+        return [said[0] for said in student.run_batch([Call(one, how) for one in queries])]
+
+    return extract
 
 
 def _transformers_text(opening: Opening, voice: Voice) -> Brain:

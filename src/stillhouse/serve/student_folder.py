@@ -13,13 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from stillhouse.core.artefact import ARTEFACT, is_artefact
 from stillhouse.core.errors import RunFolderError, UserError
+from stillhouse.core.heads import head_of_architecture
 from stillhouse.core.jsonl import read_json
-from stillhouse.core.tasks import Task
+from stillhouse.core.tagging import tagging_problem
+from stillhouse.core.tasks import ExtractionTask, Task
 from stillhouse.serve.gateway_sections import StudentSection
 
 RECIPE: Final = "recipe.json"  # that a run keeps
 CONFIG: Final = "config.json"
-CLASSIFIER: Final = "ForSequenceClassification"
 HIGHEST: Final = 4  # folders that are looked through for the run's recipe
 _TASK: Final[TypeAdapter[Task]] = TypeAdapter(Task)
 
@@ -47,13 +48,15 @@ def setup_of(name: str, section: StudentSection) -> Mapping[str, Any]:
             action="copy the task section of its recipe here",
         )
     if head is None:
-        raise UserError(f"{where}.head", "is missing", action="write label or text")
+        raise UserError(f"{where}.head", "is missing", action="write label, text or tags")
     if head == "label" and task.kind != "classification":
         raise UserError(f"{where}.task", "of a label student is a classification", value=task.kind)
+    if head == "tags":
+        _check_tags(task, f"{where}.task")
     if section.adapters is not None and head != "label":
         raise UserError(
             f"{where}.adapters",
-            "are of label students alone; this one writes text",
+            "are of label students alone",
             action="leave adapters out",
         )
     return {
@@ -67,6 +70,14 @@ def setup_of(name: str, section: StudentSection) -> Mapping[str, Any]:
         "device": section.device,
         "adapters": None if section.adapters is None else str(section.adapters.resolve()),
     }
+
+
+def _check_tags(task: Task, field: str) -> None:
+    if not isinstance(task, ExtractionTask):
+        raise UserError(field, "of a tag student is an extraction", value=task.kind)
+    problem = tagging_problem(task.json_schema)
+    if problem is not None:
+        raise UserError(field, f"of a tag student has strings to copy: {problem}")
 
 
 def notes_of(folder: Path, field: str) -> Notes:
@@ -86,7 +97,7 @@ def notes_of(folder: Path, field: str) -> Notes:
     elif (folder / CONFIG).is_file():
         names = _json(folder / CONFIG, field).get("architectures")
         first = str(names[0]) if isinstance(names, list) and names else ""
-        head = "label" if first.endswith(CLASSIFIER) else "text"
+        head = head_of_architecture(first)
     else:
         raise UserError(
             field,

@@ -22,6 +22,7 @@ from stillhouse.serve.student_requests import Asked, Runtime, read_request
 
 SPREAD: Final = 1.25
 FEW_CHARS: Final = 12
+LABELS: Final = Runtime(writes=False)
 Believe = Callable[[Sequence[Query]], Sequence[Completion]]
 
 
@@ -84,15 +85,22 @@ class Reading:
 
 
 class LabelReading(Reading, ABC):
-    """Answers with labels, a batch at a time.
+    """Answers with labels, or with what is as certain, a batch at a time.
 
     Args:
         spread: how much longer the longest text of a run of the model may be than the shortest.
             On a CPU a padded token costs as much as any, and larger batches save little.
+        runtime: what it can be asked for.
     """
 
-    def __init__(self, opening: Opening, voice: Voice, spread: float = SPREAD) -> None:
-        super().__init__(opening, voice, Runtime(writes=False))
+    def __init__(
+        self,
+        opening: Opening,
+        voice: Voice,
+        spread: float = SPREAD,
+        runtime: Runtime = LABELS,
+    ) -> None:
+        super().__init__(opening, voice, runtime)
         self._spread = spread
 
     @abstractmethod

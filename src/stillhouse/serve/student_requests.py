@@ -27,7 +27,8 @@ _PENALTIES: Final = ("presence_penalty", "frequency_penalty")
 
 
 class Runtime(NamedTuple):
-    """What a student can be asked for. `writes`: free text; else one of its task's labels alone."""
+    """What a student can be asked for. `writes`: free text; else its task's labels, or what its
+    task extracts, alone. `schemas`: an answer that fits a schema of the request's."""
 
     writes: bool
     schemas: bool = False
@@ -82,7 +83,8 @@ def read_request(body: bytes, task: Task, runtime: Runtime, max_tokens: int) -> 
     logprobs = max(0, _whole(shown or 0)) if asked.get("logprobs") else None
     seed = asked.get("seed")
     most = asked.get("max_completion_tokens") or asked.get("max_tokens") or max_tokens
-    closed = not runtime.writes or isinstance(task, ClassificationTask)
+    labels = isinstance(task, ClassificationTask)
+    closed = not runtime.writes or labels
     if asked.get("logit_bias") and not closed:
         raise _refused("logit_bias")
     return Asked(
@@ -99,7 +101,7 @@ def read_request(body: bytes, task: Task, runtime: Runtime, max_tokens: int) -> 
         frequency_penalty=_penalty(asked, "frequency_penalty", runtime, closed=closed),
         seed=None if seed is None else _whole(seed) % 2**32,
         stop=_stop(asked.get("stop")),
-        json_schema=_schema(asked.get("response_format"), runtime, closed=closed),
+        json_schema=_schema(asked.get("response_format"), runtime, labels=labels),
     )
 
 
@@ -165,11 +167,11 @@ def _penalty(asked: Mapping[str, Any], name: str, runtime: Runtime, *, closed: b
     return found
 
 
-def _schema(wanted: object, runtime: Runtime, *, closed: bool) -> Mapping[str, Any] | None:
+def _schema(wanted: object, runtime: Runtime, *, labels: bool) -> Mapping[str, Any] | None:
     if wanted is None or (isinstance(wanted, dict) and wanted.get("type") == "text"):
         return None
     kind = wanted.get("type") if isinstance(wanted, dict) else None
-    if closed or not runtime.schemas:
+    if labels or not runtime.schemas:
         raise _refused(f"response_format of type {kind}", param="response_format")
     if kind == "json_object":
         return {"type": "object"}

@@ -83,10 +83,15 @@ def without_targets(item: Item) -> Item:
 
 
 class Encoded(NamedTuple):
-    """Tokenised examples, and how many inputs were too long and lost tokens."""
+    """Tokenised examples, and how many inputs were too long and lost tokens.
+
+    `facts` are what else `train.json` keeps of them, and `said` the same for people.
+    """
 
     rows: Rows
     cut: int
+    facts: Mapping[str, object] | None = None
+    said: str | None = None
 
 
 def encode_labels(

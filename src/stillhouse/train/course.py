@@ -22,10 +22,10 @@ from stillhouse.train.convergence import judge_course
 from stillhouse.train.detect import Integers
 from stillhouse.train.evidence import Evidence
 from stillhouse.train.fit import Fitted
+from stillhouse.train.heads import WAYS
 from stillhouse.train.history import curve
 from stillhouse.train.looks import Look, keep_looks, look_of, read_looks
 from stillhouse.train.objectives import Objective, TermsObjective, Weighted
-from stillhouse.train.outputs import CausalReader, LabelReader
 from stillhouse.train.terms import Response
 from stillhouse.train.trainer import DistillationTrainer
 
@@ -122,7 +122,7 @@ def _watched(course: Course, trainer: DistillationTrainer) -> Integers | None:
 
 def _answers_alone(course: Course) -> Objective:
     """Measures agreement with the answers in the examples; reads no soft target."""
-    reader = LabelReader() if course.labels else CausalReader()
+    reader = WAYS[course.recipe.student.head].reader
     return TermsObjective(reader, (Weighted(Response(0.0)),))
 
 

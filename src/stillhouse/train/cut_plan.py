@@ -217,7 +217,7 @@ def plan_cut(
 def source_parameters(config: PreTrainedConfig, layout: Layout, form: Form, classes: int) -> int:
     """Parameters of the source: as the language model it is, else with the student's head."""
     named = " ".join(getattr(config, "architectures", None) or ())
-    if form == "label" and not layout.encoder and "CausalLM" in named:
+    if form in ("label", "tags") and not layout.encoder and "CausalLM" in named:
         whole = layout_of(config, "text", classes)
         return whole.count(whole.shape)
     return layout.count(layout.shape)
@@ -242,9 +242,12 @@ def layers_by_rule(total: int, keep: int, rule: str) -> tuple[int, ...] | None:
 def _check_tie(layout: Layout, tie: bool | None, form: Form) -> None:
     """Refuse a wish about tables that this student does not have."""
     field = "student.cut.tie"
-    if tie is not None and form == "label":
+    if tie is not None and form in ("label", "tags"):
         raise UserError(
-            field, "a student with head label has no output table", value=tie, action="leave it out"
+            field,
+            f"a student with head {form} has no output table",
+            value=tie,
+            action="leave it out",
         )
     if tie is False and not layout.untied_output:
         raise UserError(

@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -51,7 +52,7 @@ NAMES: Final = (
     "Llama (SmolLM, SmolLM3), Mistral, Qwen2 and 2.5, Qwen3, Phi-3, Gemma 1, 2 and 3 (text), BERT "
     "(MiniLM), DistilBERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA"
 )
-Form = Literal["label", "text", "masked"]  # a classifier, a causal LM, a masked LM
+Form = Literal["label", "text", "tags", "masked"]  # as heads are called, and a masked LM
 
 # The first pattern that matches a parameter's name says its axes; a bias has the first of them.
 _AXES: Final = tuple(
@@ -176,7 +177,7 @@ def layout_of(config: PreTrainedConfig, form: Form, classes: int = 2) -> Layout:
     Args:
         config: a transformers config.
         form: what stands on the body.
-        classes: of form `label`.
+        classes: of forms `label` and `tags`.
 
     Raises:
         UserError: an architecture that is not known, or a variant of one whose weights are not.
@@ -185,14 +186,16 @@ def layout_of(config: PreTrainedConfig, form: Form, classes: int = 2) -> Layout:
     auto: Any = {
         "label": AutoModelForSequenceClassification,
         "text": AutoModelForCausalLM,
+        "tags": AutoModelForTokenClassification,
         "masked": AutoModelForMaskedLM,
     }[form]
     config = copy.deepcopy(config)
-    if form == "label":
+    classes = classes if form in ("label", "tags") else 0
+    if classes:
         config.num_labels = classes
     with torch.device("meta"), quiet_transformers():
         model = auto.from_config(config)
-    return layout_from(model, family, classes if form == "label" else 0)
+    return layout_from(model, family, classes)
 
 
 def layout_from(model: PreTrainedModel, family: str, classes: int) -> Layout:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from stillhouse.core.heads import Head
 from stillhouse.core.recipe_train import StudentSection, TrainSection
 from stillhouse.core.shapes import Shape
 
@@ -58,15 +59,14 @@ class Job:
 
     shape: Shape
     train: TrainSection
-    head: str
+    head: Head
     labels: int = 0
     teacher: Shape | None = None
 
     @property
     def parameters(self) -> int:
         """Of the student."""
-        head = "label" if self.head == "label" else "text"
-        return self.shape.count(head=head, labels=self.labels)  # type: ignore[arg-type]
+        return self.shape.count(head=self.head, labels=self.labels)
 
     @property
     def trained(self) -> int:
@@ -74,7 +74,7 @@ class Job:
         lora = self.train.lora
         if lora is None:
             return self.parameters
-        new_head = self.labels * self.shape.hidden if self.head == "label" else 0
+        new_head = self.labels * self.shape.hidden if self.head != "text" else 0
         return self.shape.adapters(lora.r, lora.target_modules) + new_head
 
 

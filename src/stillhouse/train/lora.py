@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -15,7 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from stillhouse.core.errors import UserError
+from stillhouse.core.heads import Head
 from stillhouse.core.recipe_train import LoraSection
+from stillhouse.train.heads import WAYS
 from stillhouse.train.students import CUT_BASE
 
 ADAPTER_CARD: Final = """\
@@ -53,7 +55,7 @@ def target_layers(body: nn.Module, section: LoraSection) -> list[str]:
 def with_adapters(
     model: PreTrainedModel,
     section: LoraSection,
-    head: Literal["label", "text"],
+    head: Head,
     source: str,
     seed: int,
 ) -> PeftModel:
@@ -81,7 +83,7 @@ def with_adapters(
                 lora_alpha=section.alpha,
                 lora_dropout=section.dropout,
                 target_modules=targets,
-                task_type=TaskType.SEQ_CLS if head == "label" else TaskType.CAUSAL_LM,
+                task_type=WAYS[head].adapters,
             ),
         )
     for config in wrapped.peft_config.values():
@@ -94,9 +96,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     model.save_pretrained(str(folder), save_embedding_layers=False)
     config = next(iter(model.peft_config.values()))
     base = str(config.base_model_name_or_path)
-    auto = "AutoModelForCausalLM"
-    if config.task_type == TaskType.SEQ_CLS:
-        auto = "AutoModelForSequenceClassification"
+    named = {
+        TaskType.SEQ_CLS: "AutoModelForSequenceClassification",
+        TaskType.TOKEN_CLS: "AutoModelForTokenClassification",
+    }
+    auto = named.get(TaskType(config.task_type), "AutoModelForCausalLM")
     (folder / "README.md").write_text(
         ADAPTER_CARD.format(
             base="the folder `base` beside this one" if base == CUT_BASE else f"`{base}`",

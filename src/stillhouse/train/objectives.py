@@ -33,7 +33,16 @@ from stillhouse.models.fused_divergence import fused_measures
 from stillhouse.models.signal_rows import signal_rows
 from stillhouse.models.signals import SampledSignal
 from stillhouse.train.finite import not_finite
-from stillhouse.train.outputs import Batch, CausalReader, Counts, LabelReader, Needs, Reader, StepAt
+from stillhouse.train.outputs import (
+    Batch,
+    CausalReader,
+    Counts,
+    LabelReader,
+    Needs,
+    Reader,
+    StepAt,
+    TagReader,
+)
 from stillhouse.train.teachers import StoredBeliefs, TeacherSource, TeacherView
 from stillhouse.train.terms import Response, Shared, Term, View, over_shared_ids
 
@@ -186,6 +195,11 @@ def label_objective(
     """For a classifier: one target a sample, the teacher's belief over C classes beside it."""
     response = Response(alpha, distillation_temperature, divergence)
     return TermsObjective(LabelReader(), (Weighted(response),), StoredBeliefs())
+
+
+def tags_objective() -> TermsObjective:
+    """For a token classifier: cross-entropy over the tags of the tokens whose tag is known."""
+    return TermsObjective(TagReader(), (Weighted(Response(0.0)),))
 
 
 def text_objective(

@@ -151,6 +151,38 @@ class LabelReader:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TagReader:
+    """Token classifiers: each token whose tag is known is a target."""
+
+    def targets(self, batch: Batch) -> Tensor:
+        """The known tags [N], row-major."""
+        labels = batch["labels"]
+        return labels[labels != IGNORE_INDEX]
+
+    def read(self, model: Any, batch: Batch, needs: Needs) -> Outputs:
+        """See `Reader`. Logits are given whether or not they are asked for."""
+        mask = batch["attention_mask"]
+        wanted = insides_wanted(needs.hidden_states, needs.attentions)
+        with watching(model, needs) as caught:
+            out = model(input_ids=batch["input_ids"], attention_mask=mask, **wanted)
+        return Outputs(
+            logits=out.logits[batch["labels"] != IGNORE_INDEX],
+            hidden_states=out.hidden_states if needs.hidden_states else None,
+            attentions=out.attentions if needs.attentions else None,
+            projections=caught.projections(),
+            mask=mask.bool(),
+        )
+
+
+def count_tags(batch: Batch) -> Tensor:
+    """`Counts` of a batch of tagged tokens, as a tensor [4]: a target is read where it stands."""
+    known = batch["labels"] != IGNORE_INDEX
+    there = known.any(-1)
+    tokens = batch["attention_mask"][there].sum()
+    return torch.stack([known.sum(), tokens, there.sum(), known.new_zeros((), dtype=torch.int64)])
+
+
 def token_types(model: Any, batch: Batch) -> Mapping[str, Tensor]:
     """Which of two texts a token is of, where the batch says so and the model asks."""
     name = "token_type_ids"

@@ -13,6 +13,7 @@ from stillhouse.core.recipe_readers import OWN
 from stillhouse.models.divergence_kind import divergence_of, infinite_at_zero
 from stillhouse.train.planning_selective import check_selective
 from stillhouse.train.planning_signals import check_signals
+from stillhouse.train.planning_tags import check_tags
 from stillhouse.train.planning_terms import check_terms
 
 
@@ -23,6 +24,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         RecipeError: names the key and the two ways out.
     """
+    check_tags(recipe)
     _check_divergence(recipe)
     _check_on_policy(recipe)
     check_selective(recipe)

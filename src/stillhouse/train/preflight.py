@@ -9,7 +9,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import Recipe
@@ -17,15 +23,16 @@ from stillhouse.core.recipe_readers import OWN
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.loading import locate, pick_device
 from stillhouse.models.quiet import quiet_transformers
-from stillhouse.train.cut_shapes import Shape
+from stillhouse.train.cut_shapes import SUPPORTED, Shape
 from stillhouse.train.cut_student import GUESSED_ROWS, plan_student
 from stillhouse.train.features_layers import check_layers
+from stillhouse.train.heads import classes_of
 from stillhouse.train.layers import cut_layers, depth
 from stillhouse.train.lora import target_layers
 from stillhouse.train.objectives import check_one_tokenizer
 from stillhouse.train.planning_signals import reads_logprobs
 from stillhouse.train.schedule import uses_bf16
-from stillhouse.train.students import classes_of, student_source, teacher_source
+from stillhouse.train.students import student_source, teacher_source
 from stillhouse.train.vocabulary import check_trims, trim_tokenizer
 
 
@@ -45,7 +52,7 @@ def planned_cut(recipe: Recipe) -> PlannedCut:
     folder = str(locate(student_source(recipe, None)).folder)
     with quiet_transformers():
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-    plan = plan_student(config, recipe.student, classes_of(recipe.task))
+    plan = plan_student(config, recipe.student, len(classes_of(recipe.student.head, recipe.task)))
     lines = tuple(plan.lines())
     if recipe.student.vocabulary == "task":
         lines += (
@@ -74,12 +81,14 @@ def check_student(recipe: Recipe) -> None:
         check_trims(own)
         _check_labels(recipe, own)
     model = _shapes(config)
+    if recipe.student.head == "tags":
+        _check_tagger(source, config, own)
     for teacher in _readers(recipe):
         other = _tokenizer("train.teachers", teacher)
         if recipe.train.teachers is None or recipe.train.teachers.tokenizers == "same":
             check_one_tokenizer(own, other)
     if recipe.student.size is not None:
-        plan_student(config, recipe.student, classes_of(recipe.task))
+        plan_student(config, recipe.student, len(classes_of(recipe.student.head, recipe.task)))
     if recipe.student.layers is not None:
         cut_layers(model, recipe.student.layers)
     if recipe.train.lora is not None:
@@ -89,6 +98,24 @@ def check_student(recipe: Recipe) -> None:
         with quiet_transformers():
             known = AutoConfig.from_pretrained(there, local_files_only=True)
         check_layers(recipe.train.terms or (), depth(model), depth(_shapes(known)))
+
+
+def _check_tagger(source: str, config: Any, own: PreTrainedTokenizerBase) -> None:
+    """Refuse a source that sees no following words, or whose tokens have no place in the text."""
+    model_type = str(config.model_type)
+    causal = SUPPORTED.get(model_type) == "decoder" or getattr(config, "is_decoder", False)
+    if causal or type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        raise UserError(
+            "student.from",
+            f"a tag student is an encoder that tags tokens, and {source} is a {model_type}",
+            action="use embedded-encoder, or an encoder (BERT, RoBERTa, DeBERTa, ELECTRA)",
+        )
+    if not own.is_fast:
+        raise UserError(
+            f"student.from {source}",
+            "its tokenizer does not say where in the text a token stands",
+            action="give a source with a tokenizer.json",
+        )
 
 
 def _check_labels(recipe: Recipe, own: PreTrainedTokenizerBase) -> None:
@@ -108,7 +135,7 @@ def _readers(recipe: Recipe) -> list[str]:
         local = [member.model for member in train.teachers.members if member.local]
         return [teacher_source(recipe) if model == OWN else model for model in local]
     stored = train.signals == "cache" and reads_logprobs(recipe)
-    if recipe.student.head == "label" or train.alpha == 0 or stored:
+    if recipe.student.head != "text" or train.alpha == 0 or stored:
         return []
     return [teacher_source(recipe)] if recipe.teacher.trainable else []
 

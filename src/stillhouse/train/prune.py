@@ -31,10 +31,11 @@ from stillhouse.models.quiet import quiet_transformers
 from stillhouse.train.cut_plan import plan_cut
 from stillhouse.train.cut_student import cut_model
 from stillhouse.train.distil import STUDENT
+from stillhouse.train.heads import classes_of
 from stillhouse.train.heal import Place, go_on
 from stillhouse.train.prune_weights import KeepZeros, input_norms, prunable, prune_weights
 from stillhouse.train.sparsity import HONEST, follows_pattern, measure_sparsity
-from stillhouse.train.students import Student, classes_of
+from stillhouse.train.students import Student
 
 PRUNED: Final = "prune.json"
 
@@ -131,7 +132,7 @@ def run_prune(
     facts = go_on(
         recipe,
         Place(student, dataset_dir, tuned, work, signals),
-        Pruning(section, classes_of(recipe.task)),
+        Pruning(section, len(classes_of(recipe.student.head, recipe.task))),
         progress,
         title="heal",
         epochs=section.epochs,

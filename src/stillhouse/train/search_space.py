@@ -85,7 +85,7 @@ def default_search(recipe: Recipe) -> dict[str, RangeSection | tuple[JsonValue, 
     found: dict[str, RangeSection | tuple[JsonValue, ...]] = {
         RATE: _around(train.effective_learning_rate)
     }
-    if train.head_learning_rate is not None and recipe.student.head == "label":
+    if train.head_learning_rate is not None and recipe.student.head != "text":
         found[HEAD_RATE] = _around(train.head_learning_rate)
     if train.alpha > 0:
         found[TEMPERATURE] = RangeSection(low=1, high=10)

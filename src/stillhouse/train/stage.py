@@ -17,7 +17,9 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.rights import require_may_train
 from stillhouse.core.runfolder import Outcome
+from stillhouse.core.tasks import ExtractionTask
 from stillhouse.train.distil import CHECKPOINTS, FACTS, STUDENT, Job, distil, read_data
+from stillhouse.train.extractive import Answered, check_extractive
 from stillhouse.train.launch import train_in_processes
 from stillhouse.train.looks import LOOKS
 from stillhouse.train.objectives import check_beliefs, check_finite
@@ -59,6 +61,9 @@ def run_train(
     if recipe.student.head == "label":
         check_beliefs([*data.train, *data.held_out], recipe.train.alpha)
         check_finite(data.train, recipe.train.alpha, divergence_in(recipe.train))
+    if isinstance(recipe.task, ExtractionTask) and recipe.student.head == "tags":
+        said = [Answered(recipe.task.input_text(e.to_query()), e.completion) for e in data.train]
+        check_extractive(recipe.task, said, "the training examples")
     job = Job(recipe, data, tuned, recipe.train.alpha, "train student", signals)
     selective = recipe.train.selective
     if selective is not None:

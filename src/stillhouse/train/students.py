@@ -1,28 +1,23 @@
 """Build the student that a recipe asks for: load, cut layers, trim vocabulary and positions.
 
 A student is a plain transformers model with a plain tokenizer: whatever was cut, its folder loads
-with `AutoModelForSequenceClassification` (head `label`) or `AutoModelForCausalLM` (head `text`) and
-`AutoTokenizer`. Knows sources, shapes and seeds; knows no objective and no trainer.
+with `AutoModelForSequenceClassification` (head `label`), `AutoModelForTokenClassification` (`tags`)
+or `AutoModelForCausalLM` (`text`) and `AutoTokenizer`. Knows sources, shapes and seeds; knows no
+objective and no trainer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.errors import UserError
+from stillhouse.core.heads import Head
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_train import SCRATCH, StudentSection
 from stillhouse.core.records import Message
@@ -34,6 +29,7 @@ from stillhouse.train.batches import Chat
 from stillhouse.train.cut_plan import CutPlan
 from stillhouse.train.cut_student import layers_of_count, sized
 from stillhouse.train.embeddings import keep_positions, keep_rows
+from stillhouse.train.heads import WAYS, classes_of
 from stillhouse.train.layers import cut_layers, depth
 from stillhouse.train.text_sample import evenly_drawn
 from stillhouse.train.vocabulary import Trimmed, trim_tokenizer
@@ -74,7 +70,7 @@ class Student(NamedTuple):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    head: Literal["label", "text"]
+    head: Head
     plan: StudentPlan
 
 
@@ -150,7 +146,7 @@ def build_student(
 
     Args:
         section: the recipe's `student`.
-        task: gives the labels of a `label` head, in order.
+        task: gives the classes of a `label` or `tags` head, in order.
         source: see `student_source`.
         texts: what the student will read (head `text`: and write); the vocabulary is trimmed to it.
         seed: decides all weights that the source does not have (a new head).
@@ -175,6 +171,7 @@ def build_student(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.config.pad_token_id = tokenizer.pad_token_id
     layers, parameters = depth(model), count_parameters(model)
+    classes = len(classes_of(section.head, task))
     vocabulary = int(model.config.vocab_size)
     kept = tuple(range(layers))
     max_tokens = min(section.max_tokens, most_tokens(model.config, section.max_tokens))
@@ -191,19 +188,17 @@ def build_student(
                 model,
                 tokenizer,
                 section,
-                classes_of(task),
+                classes,
                 measured,
                 trim=trim,
                 fresh=source.startswith(SCRATCH),
             )
-            if section.head == "label":
+            if classes:
                 _draw_head(model)
         parameters = cut.source_parameters
     else:
         if section.layers is not None:
-            kept = cut_layers(
-                model, layers_of_count(model, tokenizer, section, classes_of(task), measured)
-            )
+            kept = cut_layers(model, layers_of_count(model, tokenizer, section, classes, measured))
         if trim is not None:
             limit = section.vocabulary if isinstance(section.vocabulary, int) else None
             tokenizer, rows = trim(limit)
@@ -230,11 +225,6 @@ def build_student(
     )
 
 
-def classes_of(task: Task) -> int:
-    """How many labels a task has; 0 if it has none."""
-    return len(task.labels) if isinstance(task, ClassificationTask) else 0
-
-
 def most_tokens(config: Any, otherwise: int) -> int:
     """The longest input that a model's positions allow; RoBERTa's begin behind its padding id."""
     most = int(getattr(config, "max_position_embeddings", otherwise))
@@ -259,7 +249,7 @@ def _trimmer(
 
 
 def _load(
-    head: str, task: Task, folder: str, source: str, *, keep_head: bool = False
+    head: Head, task: Task, folder: str, source: str, *, keep_head: bool = False
 ) -> PreTrainedModel:
     plain: dict[str, Any] = {
         "dtype": torch.float32,
@@ -267,17 +257,16 @@ def _load(
         "use_safetensors": True,
         "output_loading_info": True,
     }
-    auto: Any = AutoModelForCausalLM
-    if head == "label":
-        assert isinstance(task, ClassificationTask), "recipes pair head label with labels"
-        auto = AutoModelForSequenceClassification
+    auto, classes = WAYS[head].auto, classes_of(head, task)
+    if classes:
         plain |= {
-            "num_labels": len(task.labels),
-            "id2label": dict(enumerate(task.labels)),
-            "label2id": {label: number for number, label in enumerate(task.labels)},
-            "problem_type": "single_label_classification",
+            "num_labels": len(classes),
+            "id2label": dict(enumerate(classes)),
+            "label2id": {name: number for number, name in enumerate(classes)},
             "ignore_mismatched_sizes": True,
         }
+    if head == "label":
+        plain["problem_type"] = "single_label_classification"
     model: PreTrainedModel
     if source.startswith(SCRATCH):
         return _random(auto, folder, source, plain)
@@ -300,26 +289,25 @@ def _load(
             value=(lost or sorted(missing))[0],
             action="give a model of the right kind, or check student.head",
         )
-    if head == "label" and keep_head:
-        assert isinstance(task, ClassificationTask), "recipes pair head label with labels"
-        _check_head(folder, source, task, missing)
-    elif head == "label":
+    if classes and keep_head:
+        _check_head(folder, source, classes, missing)
+    elif classes:
         _draw_head(model)
     return model
 
 
-def _check_head(folder: str, source: str, task: ClassificationTask, missing: set[str]) -> None:
-    """Refuse to keep a head that is not of these labels in this order.
+def _check_head(folder: str, source: str, classes: tuple[str, ...], missing: set[str]) -> None:
+    """Refuse to keep a head that is not of these classes in this order.
 
     Raises:
-        UserError: names the labels that it has.
+        UserError: names the classes that it has.
     """
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
     held = tuple(str(config.id2label[number]) for number in range(config.num_labels))
-    if missing or held != task.labels:
+    if missing or held != classes:
         raise UserError(
             "student.keep_head",
-            f"{source} is no classifier of {list(task.labels)}",
+            f"{source} is no classifier of {list(classes)}",
             value=list(held),
             action="leave student.keep_head out, or give a student of this task",
         )

@@ -43,6 +43,7 @@ from stillhouse.train.sharded import (
 DIVERGENCE: Final = "held_out_divergence"
 CROSS_ENTROPY: Final = "held_out_cross_entropy"
 AGREEMENT: Final = "held_out_agreement"
+DISAGREEMENT: Final = "held_out_disagreement"  # what is left of 1: a measure that falls
 HEAD_NAMES: Final = frozenset({"classifier", "score", "pooler", "pre_classifier"})
 _EVAL: Final = "eval_"  # the prefix that transformers gives to what is evaluated
 
@@ -172,6 +173,7 @@ class DistillationTrainer(Trainer):
             f"{metric_key_prefix}_{DIVERGENCE}": divergence / items,
             f"{metric_key_prefix}_{CROSS_ENTROPY}": cross_entropy / items,
             f"{metric_key_prefix}_{AGREEMENT}": agreed / items,
+            f"{metric_key_prefix}_{DISAGREEMENT}": 1.0 - agreed / items,
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(

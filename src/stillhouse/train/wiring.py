@@ -17,16 +17,18 @@ from stillhouse.models.chat import end_ids
 from stillhouse.models.divergence_kind import Divergence, divergence_of
 from stillhouse.train.cached_teacher import CachedTeacher
 from stillhouse.train.features_wiring import Reads, with_terms
+from stillhouse.train.heads import WAYS
 from stillhouse.train.objectives import (
     Objective,
     TermsObjective,
     Weighted,
     label_objective,
+    tags_objective,
     text_objective,
 )
 from stillhouse.train.on_policy import OnPolicy, Writing
 from stillhouse.train.other_tokenizer import UniversalLogits
-from stillhouse.train.outputs import CausalReader, LabelReader
+from stillhouse.train.outputs import CausalReader
 from stillhouse.train.reading import Opened, Reading, open_reader, open_readers, open_reference
 from stillhouse.train.selective import SelectedResponse
 from stillhouse.train.students import Student
@@ -61,6 +63,8 @@ def _response(recipe: Recipe, student: Student, reading: Reading) -> Objective:
         return _from_cache(student, reading, Response(reading.alpha, temperature, divergence))
     if student.head == "label":
         return label_objective(reading.alpha, temperature, divergence)
+    if student.head == "tags":
+        return tags_objective()
     if reading.alpha == 0:
         return text_objective(reading.alpha, temperature)
     readers = recipe.train.teachers or ReadersSection(members=(ReaderSection(),))
@@ -107,7 +111,7 @@ def _universal(member: ReaderSection, temperature: float, reading: Reading) -> O
 def _from_cache(student: Student, reading: Reading, response: Response) -> Objective:
     """The same term, its teacher a cache: no teacher is loaded."""
     assert reading.signals is not None
-    reader = LabelReader() if student.head == "label" else CausalReader()
+    reader = WAYS[student.head].reader
     return TermsObjective(reader, (Weighted(response),), CachedTeacher(reading.signals))
 
 

@@ -1,0 +1,128 @@
+"""A tag student opened: its answers, its log-probabilities, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+from stillhouse.core.errors import UserError
+from stillhouse.core.records import Completion, Query
+from stillhouse.core.tasks import ExtractionTask, GenerationTask
+from stillhouse.models.completer import Sampling
+from stillhouse.models.student import open_student
+from stillhouse.models.tag_student import words_go_on
+from tiny_models import tiny_bert, wordpiece
+from tiny_tags import SCHEMA, TASK, word_tagger
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return word_tagger(tmp_path_factory.mktemp("tagger"))
+
+
+def said(
+    folder: Path, *texts: str, task: ExtractionTask = TASK, **sampling: int
+) -> list[Completion]:
+    student = open_student(folder, task, "tags", 2, "cpu")
+
+    async def go() -> list[Completion]:
+        queries = [Query(id=f"q{n}", messages=task.messages_for(t)) for n, t in enumerate(texts)]
+        how = Sampling(**sampling)
+        found = await asyncio.gather(*(student.complete(one, how) for one in queries))
+        await student.aclose()
+        return [one for every in found for one in every]
+
+    return asyncio.run(go())
+
+
+def test_it_answers_with_the_texts_own_words_in_the_schemas_order(folder: Path) -> None:
+    texts = ("A dull, WARM film", "the film", "", "funny and  funny")
+    assert [one.text for one in said(folder, *texts)] == [
+        '{"praise": "WARM", "blame": "dull"}',
+        "{}",
+        "{}",
+        '{"praise": "funny funny"}',
+    ]
+
+
+def test_a_word_is_copied_whole_or_not_at_all(folder: Path) -> None:
+    # "long" alone is blamed; "longly" is two pieces, and the second says nothing of itself
+    (one,) = said(folder, "a longly film")
+    assert one.text in ('{"blame": "longly"}', "{}")
+    offsets = [(0, 1), (2, 6), (6, 8), (8, 9), (9, 11), (11, 13), (13, 15)]
+    text = "a longly,5512ab"
+    assert words_go_on(text, offsets) == [False, False, True, False, False, True, False]
+
+
+def test_plain_transformers_says_the_same_tags(folder: Path) -> None:
+    model = AutoModelForTokenClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        best = model(**tokenizer("a dull film", return_tensors="pt")).logits.argmax(-1)[0]
+    tags = [model.config.id2label[int(one)] for one in best]
+    assert tags[1:-1] == ["O", "B-blame", "O"]
+
+
+def test_how_sure_it_is_stands_beside_the_answer(folder: Path) -> None:
+    (one,) = said(folder, "a dull film", logprobs=3)
+    assert one.logprobs is not None
+    assert [token.token for token in one.logprobs] == ["O", "B-blame", "O"]
+    for token in one.logprobs:
+        assert len(token.top) == 3
+        assert token.top[0] == (token.token, token.logprob)
+        assert 0 < sum(math.exp(value) for _, value in token.top) <= 1 + 1e-6
+    assert (one.prompt_tokens, one.completion_tokens) == (5, 1)
+    (bare,) = said(folder, "a dull film")
+    assert bare.logprobs is None
+    assert bare.label_logprobs is None
+
+
+def test_samples_are_one_answer_and_long_texts_are_cut(folder: Path) -> None:
+    found = said(folder, "the film " * 8 + "dull", n=2)
+    assert [(one.sample, one.text) for one in found] == [(0, "{}"), (1, "{}")]
+    assert found[0].prompt_tokens == 12
+
+
+def test_required_fields_are_there(folder: Path) -> None:
+    schema = {**SCHEMA, "required": ["blame"]}
+    task = TASK.model_copy(update={"json_schema": schema})
+    (one,) = said(folder, "the film", task=task)
+    assert json.loads(one.text) == {"blame": ""}
+    assert task.parse(one.text).problem is None
+
+
+def test_it_knows_its_place_and_length(folder: Path) -> None:
+    student = open_student(folder, TASK, "tags", 2, "cpu")
+    query = Query(id="q", messages=TASK.messages_for("a dull film"))
+    assert student.length_of(query) == 5  # type: ignore[attr-defined]
+    info = student.info
+    assert (info.local, info.gives_logprobs, info.gives_label_logprobs) == (True, True, False)
+    assert (info.takes_seed, info.notes["head"]) == (False, "tags")
+    asyncio.run(student.aclose())
+
+
+def test_another_task_is_refused(folder: Path) -> None:
+    other = {"type": "object", "properties": {"blame": {"type": "string"}}}
+    task = ExtractionTask(kind="extraction", json_schema=other)
+    with pytest.raises(UserError, match=r"id2label: holds .* the task's tags are"):
+        open_student(folder, task, "tags", 2, "cpu")
+    counts = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    task = ExtractionTask(kind="extraction", json_schema=counts)
+    with pytest.raises(UserError, match=r"properties\.n is"):
+        open_student(folder, task, "tags", 2, "cpu")
+    with pytest.raises(UserError, match="needs an extraction task"):
+        open_student(folder, GenerationTask(kind="generation"), "tags", 2, "cpu")
+
+
+def test_a_folder_without_the_head_is_refused(tmp_path: Path) -> None:
+    tokenizer = wordpiece()
+    tokenizer.save_pretrained(tmp_path)
+    tiny_bert(tokenizer, layers=1).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is not a token classifier"):
+        open_student(tmp_path, TASK, "tags", 2, "cpu")
