@@ -107,10 +107,10 @@ def _label(
 
 
 def _address(rows: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Two taggers, some 1,500 steps each, and a text student of ten of the teacher's layers, with
+    """Two taggers, some 900 steps each, and a text student of ten of the teacher's layers, with
     the rows that addresses use; it learns in small batches: what was cut needs steps to heal."""
     tags = {"head": "tags", "from": "embedded-encoder", "max_tokens": 96}
-    few = {"alpha": 0, "batch_size": 16, "epochs": 14, "evals": 4}
+    few = {"alpha": 0, "batch_size": 16, "epochs": 8, "evals": 4}
     return {
         "light": {
             "student": {**tags, "layers": [0, 1], "vocabulary": rows},
