@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from doubles import double, doubles, recipe_of, write_rows
 from retrain_doubles import DAY, START, Clock, Rows, row
-from stillhouse import cli_retrain, retraining, stages
+from stillhouse import cli_retrain, retraining, stage_calls
 from stillhouse.cli import app
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import read_json, read_objects
@@ -179,7 +179,7 @@ def test_answers_of_the_log_go_into_the_store(tmp_path: Path, monkeypatch: Any) 
 
     terms = {"waived_by": "test", "reason": "a double"}
     recipe = recipe_of(tmp_path, teacher={"model": "openai:m", "terms": terms}, train={"alpha": 0})
-    for module in (teacher_stage, stages):
+    for module in (teacher_stage, stage_calls):
         monkeypatch.setattr(module, "open_teacher", lambda *_: Paid("openai:m"))
     workshop = PipelineWorkshop(recipe, RetrainSection(), tmp_path / "loop", None, Silent())
     queries = [Query(id=f"n{n}", messages=live_row(n).messages, task="task") for n in range(8)]
