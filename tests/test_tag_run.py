@@ -140,4 +140,7 @@ def test_answers_that_cannot_be_copied_are_found_before_the_teacher_is_asked(
         (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         with pytest.raises(UserError, match=r"properties\.blame: 40 of its 40 values in the labe"):
             run_stages(recipe, tmp_path / "run", Silent())
+        # as studies and `tune` do, which train in folders of their own
+        with pytest.raises(UserError, match=r"properties\.blame: 40 of its 40 values in the labe"):
+            run_stages(recipe, tmp_path / "run", Silent(), last="dataset")
         assert not server.bodies

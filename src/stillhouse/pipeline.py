@@ -120,6 +120,7 @@ def run_stages(
         write_json(root / RECIPE_FILE, recipe.model_dump(mode="json", by_alias=True))
         warned = False
         student_checked = "train" not in names[:until]
+        labelled_checked = False
         for number, stage in enumerate(plan[:until], start=1):
             key = stage_key(stage, recipe, run)
             count = f"[{number}/{len(plan)}] {stage.name}"
@@ -131,9 +132,11 @@ def run_stages(
             if not warned and stage.name in ASKING:
                 warn_of_retirement(recipe.teacher, progress)
                 warned = True
+            if not labelled_checked and stage.name != "traffic":
+                check_labelled(recipe, run.stage("traffic"))
+                labelled_checked = True
             if not student_checked and stage.name != "traffic":
                 require("stillhouse.train.preflight", "train", "training").check_student(recipe)
-                check_labelled(recipe, run.stage("traffic"))
                 if "speculate" in names[:until]:
                     drafts = require("stillhouse.compress.speculate_check", "train", "drafting")
                     drafts.check_drafts(recipe)

@@ -33,6 +33,9 @@ def schema(required: list[str] | None = None, **properties: Any) -> dict[str, An
     return found if required is None else {**found, "required": required}
 
 
+ONE = schema(a=STRING)
+
+
 def test_fields_are_strings_and_lists_of_strings_in_the_schemas_order() -> None:
     given_ = schema(["b", "c"], b=STRING, a=LIST, d=EITHER, c=NULLABLE)
     assert tagging_problem(given_) is None
@@ -71,7 +74,9 @@ def test_a_property_of_another_kind_is_named(inner: Any) -> None:
 def test_what_else_a_schema_may_not_say() -> None:
     assert "anyOf" in str(tagging_problem({**schema(a=STRING), "anyOf": []}))
     assert "'b', which is no property" in str(tagging_problem(schema(["b"], a=STRING)))
-    assert tagging_problem({**schema(a=STRING), "additionalProperties": False}) is None
+    assert "['a'], which is no property" in str(tagging_problem({**ONE, "required": [["a"]]}))
+    assert "required is 'a', which is no list" in str(tagging_problem({**ONE, "required": "a"}))
+    assert tagging_problem({**ONE, "additionalProperties": False}) is None
 
 
 def test_values_of_an_answer_are_its_texts() -> None:

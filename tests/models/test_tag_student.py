@@ -17,7 +17,7 @@ from stillhouse.core.tasks import ExtractionTask, GenerationTask
 from stillhouse.models.completer import Sampling
 from stillhouse.models.student import open_student
 from stillhouse.models.tag_student import words_go_on
-from tiny_models import tiny_bert, wordpiece
+from tiny_models import byte_bpe, tiny_bert, wordpiece
 from tiny_tags import SCHEMA, TASK, word_tagger
 
 
@@ -58,6 +58,14 @@ def test_a_word_is_copied_whole_or_not_at_all(folder: Path) -> None:
     offsets = [(0, 1), (2, 6), (6, 8), (8, 9), (9, 11), (11, 13), (13, 15)]
     text = "a longly,5512ab"
     assert words_go_on(text, offsets) == [False, False, True, False, False, True, False]
+
+
+def test_bytes_of_one_character_are_no_values_of_their_own() -> None:
+    text = "a 😀 é"
+    offsets = byte_bpe()(text, return_offsets_mapping=True)["offset_mapping"]
+    parts = [offsets[at] == before for at, before in enumerate(offsets[:-1], 1)]
+    assert sum(parts) >= 4  # an emoji has four bytes, é two
+    assert words_go_on(text, offsets) == [False, *parts]
 
 
 def test_plain_transformers_says_the_same_tags(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,24 @@ def test_an_answer_that_breaks_the_requests_schema_is_refused(brain: Brain) -> N
     )
     assert [status for status, _ in found] == [422, 200]
     assert "lacks 'praise'" in found[0][1]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "object", "required": [["blame"]]}, "the schema cannot be read"),
+        ({"properties": {"blame": {"enum": [float("nan")]}}}, "the schema cannot be read"),
+        ({"properties": {"blame": {"maxLength": 1}}}, "maxLength is not checked"),
+        ({"$ref": "#/x"}, r"\$ref is not checked"),
+    ],
+)
+def test_a_schema_that_is_not_understood_is_refused_and_ends_no_batch(
+    brain: Brain, schema: dict[str, Any], said: str
+) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    found = asked(brain, chat("a dull film", response_format=form), chat("a dull plot"))
+    assert [status for status, _ in found] == [422, 200]
+    assert re.search(said, found[0][1]["error"]["message"])
 
 
 def test_what_it_cannot_do_is_refused_by_name(brain: Brain) -> None:

@@ -76,8 +76,34 @@ def test_an_example_of_nothing_to_learn_is_left_out() -> None:
     assert str(found.said).endswith("; 2 examples without anything to learn are left out")
     found = encoded(("a dull plot", "no JSON"), ("a dull plot", "{}"))
     assert found.said == "1 examples without anything to learn are left out"
-    with pytest.raises(DataError, match=r"of 1 answers none holds a value .*head: text"):
+    with pytest.raises(DataError, match=r"of 1 answers .* none says anything .*head: text"):
         encoded(("a dull plot", '{"praise": "clever"}'))
+
+
+def test_a_text_without_tokens_is_left_out() -> None:
+    found = encoded(("", "{}"), ("a dull plot", '{"blame": "dull"}'))
+    assert len(found.rows) == 1
+    assert facts(found)["examples_left_out"] == 1
+    with pytest.raises(DataError, match=r"of 1 answers .* none says anything"):
+        encoded(("", "{}"))
+
+
+def test_what_the_student_will_say_otherwise_is_told() -> None:
+    found = encoded(
+        ("a DULL plot", '{"praise": "", "blame": "dull"}'),
+        ("a dull, boring plot", '{"praise": " ", "blame": "dull boring"}'),
+    )
+    assert (facts(found)["respelt"], facts(found)["empty"]) == (1, 2)
+    assert found.said == (
+        "1 of 2 values of the teacher's answers have other case or white space than their texts, "
+        "which the student copies (most of blame: 1); 2 fields of the teacher's answers are empty "
+        "texts, and the student leaves them out (most of praise: 2); one that is required and may "
+        "not be null it writes empty"
+    )
+    required = {**TASK.json_schema, "required": ["praise", "blame"]}
+    task = TASK.model_copy(update={"json_schema": required})
+    row = example(0, "a dull plot", '{"praise": "", "blame": "dull"}')
+    assert encode_tags([row], task, wordpiece(), 32).said is None
 
 
 def test_what_is_cut_off_is_not_learned() -> None:

@@ -14,12 +14,19 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForTokenClassification, AutoTokenizer, BertForTokenClassification
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from stillhouse.core.errors import RecipeError, UserError
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_file import parse_recipe
+from stillhouse.core.recipe_tune import SearchSection
 from stillhouse.core.runfolder import hash_folder
 from stillhouse.core.tasks import ExtractionTask
 from stillhouse.models.completer import Sampling
@@ -30,8 +37,10 @@ from stillhouse.train.objectives import tags_objective
 from stillhouse.train.outputs import Counts, count_tags
 from stillhouse.train.planning import check_recipe
 from stillhouse.train.preflight import check_student
+from stillhouse.train.search_run import measure_of
 from stillhouse.train.stage import run_train
 from stillhouse.train.tag_rows import encode_tags
+from stillhouse.train.trainer import AGREEMENT
 from tiny_models import tiny_bert, wordpiece, write_jsonl
 from tiny_tags import RAW_TASK, TASK, example, tag_dataset, tag_examples, tag_recipe
 
@@ -308,3 +317,18 @@ def test_a_recipe_that_cannot_be_tagged_is_refused(changes: dict[str, Any], said
 def test_a_language_model_is_no_source_of_a_tag_student(lm_folder: Path) -> None:
     with pytest.raises(UserError, match=r"student\.from: a tag student is an encoder .* llama"):
         check_student(tag_recipe(str(lm_folder)))
+
+
+def test_nor_is_one_that_cannot_be_cut_to_a_size(tmp_path: Path) -> None:
+    tokenizer = wordpiece()
+    tokenizer.save_pretrained(tmp_path)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=32)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"student\.from: a tag student is an encoder .* gpt2"):
+        check_student(tag_recipe(str(tmp_path)))
+
+
+def test_a_search_judges_by_what_weights_are_kept_by(encoder_folder: Path) -> None:
+    section = SearchSection()
+    assert section.choose_by == "divergence"
+    assert measure_of(tag_recipe(str(encoder_folder)), section) == AGREEMENT

@@ -85,7 +85,7 @@ class SearchSection(Section):
     choose_by: Literal["divergence", "agreement"] = Field(
         default="divergence",
         description="Lowest student-teacher divergence (nats, T = 1; without soft targets: "
-        "cross-entropy), or highest agreement, on the tuning split.",
+        "cross-entropy), or highest agreement, on the tuning split; of tag students: agreement.",
     )
     pruning: Literal["median", "none"] = Field(
         default="median",

@@ -55,9 +55,11 @@ def tagging_problem(schema: Mapping[str, JsonValue]) -> str | None:
         if _field(name, inner, required=False) is None:
             told = json.dumps(inner, ensure_ascii=False)[:60]
             return f"task.json_schema.properties.{name} is {told}"
-    required = schema.get("required")
-    for one in required if isinstance(required, list) else ():
-        if one not in properties:
+    required = schema.get("required", [])
+    if not isinstance(required, list):
+        return f"task.json_schema.required is {required!r}, which is no list"
+    for one in required:
+        if not isinstance(one, str) or one not in properties:
             return f"task.json_schema.required names {one!r}, which is no property"
     return None
 

@@ -38,10 +38,11 @@ ROUND: Final = 6  # decimals of log-probabilities on the wire
 
 
 def words_go_on(text: str, offsets: Sequence[tuple[int, int]]) -> list[bool]:
-    """Whether each token goes on with the word of the one before it."""
-    ends = [-1, *(end for _, end in offsets)]
+    """Whether each token goes on with the word of the one before it, or with its last character,
+    of which byte-level tokens have a part each."""
+    ends = [0, *(end for _, end in offsets)]
     return [
-        start == end and inside_word(text, start)
+        start < end or (start == end and inside_word(text, start))
         for (start, _), end in zip(offsets, ends, strict=False)
     ]
 

@@ -6,10 +6,11 @@ Imports no runtime. Knows requests and answers; no socket.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from stillhouse.core.records import Completion, Query
-from stillhouse.core.tasks import schema_problem
+from stillhouse.core.tasks import schema_problem, unread_keyword
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.student_answers import Voice, label_answer, refusal
 from stillhouse.serve.student_labels import SPREAD, LabelReading, Opening
@@ -39,8 +40,19 @@ class TagBrain(LabelReading):
 
     def _frames(self, number: int, asked: Asked, said: Completion) -> bytes:
         if asked.json_schema is not None:
-            problem = schema_problem(json.loads(said.text), asked.json_schema, "")
+            problem = _misfit(said.text, asked.json_schema)
             if problem is not None:
                 error = ApiError(422, f"The student's answer does not fit: {problem}.")
                 return refusal(number, error)
         return label_answer(number, asked, said, self.voice)
+
+
+def _misfit(answer: str, schema: Mapping[str, Any]) -> str | None:
+    """Why an answer may not be what a request's schema asks for, or `None`."""
+    try:
+        unread = unread_keyword(dict(schema))
+        if unread is not None:
+            return f"the schema's {unread} is not checked here"
+        return schema_problem(json.loads(answer), schema, "")
+    except (TypeError, ValueError, RecursionError):  # of a schema that is none
+        return "the schema cannot be read"

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModel,
@@ -23,7 +25,7 @@ from stillhouse.core.recipe_readers import OWN
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.loading import locate, pick_device
 from stillhouse.models.quiet import quiet_transformers
-from stillhouse.train.cut_shapes import SUPPORTED, Shape
+from stillhouse.train.cut_shapes import Shape
 from stillhouse.train.cut_student import GUESSED_ROWS, plan_student
 from stillhouse.train.features_layers import check_layers
 from stillhouse.train.heads import classes_of
@@ -103,8 +105,13 @@ def check_student(recipe: Recipe) -> None:
 def _check_tagger(source: str, config: Any, own: PreTrainedTokenizerBase) -> None:
     """Refuse a source that sees no following words, or whose tokens have no place in the text."""
     model_type = str(config.model_type)
-    causal = SUPPORTED.get(model_type) == "decoder" or getattr(config, "is_decoder", False)
-    if causal or type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+    writes = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    causal = writes and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    if (
+        causal
+        or getattr(config, "is_decoder", False)
+        or type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+    ):
         raise UserError(
             "student.from",
             f"a tag student is an encoder that tags tokens, and {source} is a {model_type}",

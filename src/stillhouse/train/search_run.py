@@ -155,8 +155,8 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 def measure_of(recipe: Recipe, section: SearchSection) -> str:
     """The held-out measure of the trainer's log that decides."""
-    if section.choose_by == "agreement":
-        return AGREEMENT
+    if section.choose_by == "agreement" or recipe.student.head == "tags":
+        return AGREEMENT  # by which a tagger's weights are kept too
     return DIVERGENCE if recipe.train.alpha > 0 else CROSS_ENTROPY
 
 

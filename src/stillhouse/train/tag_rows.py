@@ -39,6 +39,9 @@ class Tagged:
     fields: Sequence[TagField]
     values: Counter[int] = field(default_factory=Counter)
     found: Counter[int] = field(default_factory=Counter)
+    # Values that the text has with other case or white space: the student answers as it has them.
+    respelt: Counter[int] = field(default_factory=Counter)
+    empty: Counter[int] = field(default_factory=Counter)  # texts that the student does not say
     pieces: int = 0  # values that stand in several places
     left_out: int = 0  # examples without any target
     unreadable: int = 0  # of these, answers that are not of the schema
@@ -55,6 +58,8 @@ class Tagged:
             "values": self.values.total(),
             "found": self.found.total(),
             "in_pieces": self.pieces,
+            "respelt": self.respelt.total(),
+            "empty": self.empty.total(),
             "examples_left_out": self.left_out,
             "unreadable": self.unreadable,
             "said": self.said(),
@@ -67,16 +72,30 @@ class Tagged:
     def said(self) -> str | None:
         """What a person must know of it, or `None`."""
         parts = []
+        values = f"of {self.values.total():,} values of the teacher's answers"
         if self.lost:
-            worst = max(self.values, key=lambda n: self.values[n] - self.found[n])
             parts.append(
-                f"{self.lost:,} of {self.values.total():,} values of the teacher's answers are not "
-                "in their texts and are not learned (most of "
-                f"{self.fields[worst].name}: {self.values[worst] - self.found[worst]:,})"
+                f"{self.lost:,} {values} are not in their texts and are not learned "
+                f"({self._most(self.values - self.found)})"
+            )
+        if self.respelt:
+            parts.append(
+                f"{self.respelt.total():,} {values} have other case or white space than their "
+                f"texts, which the student copies ({self._most(self.respelt)})"
+            )
+        if self.empty:
+            parts.append(
+                f"{self.empty.total():,} fields of the teacher's answers are empty texts, and the "
+                f"student leaves them out ({self._most(self.empty)}); one that is required and may "
+                "not be null it writes empty"
             )
         if self.left_out:
             parts.append(f"{self.left_out:,} examples without anything to learn are left out")
         return "; ".join(parts) or None
+
+    def _most(self, counted: Counter[int]) -> str:
+        number, count = max(counted.items(), key=lambda one: one[1])
+        return f"most of {self.fields[number].name}: {count:,}"
 
 
 def encode_tags(
@@ -121,9 +140,9 @@ def encode_tags(
     if not items:
         raise DataError(
             "student.head",
-            f"of {len(examples):,} answers none holds a value that is in its text",
+            f"of {len(examples):,} answers to train on or hold out none says anything of its text",
             value="tags",
-            action="use head: text, which writes what it was not given",
+            action="give more traffic, or use head: text, which writes what it was not given",
         )
     cut = sum(len(a) > len(b) for a, b in zip(whole, encoded["input_ids"], strict=True))
     return Encoded(Rows(items), cut, told.as_json(), told.said())
@@ -154,6 +173,7 @@ class Tokens:
 def _labels(text: str, tokens: Tokens, answer: Mapping[str, Any], told: Tagged) -> list[int] | None:
     """A tag for each token, `IGNORE_INDEX` where none is known; `None` where none is at all."""
     fields = told.fields
+    told.empty.update(n for n, one in enumerate(fields) if _dropped(one, answer.get(one.name)))
     values = values_of(fields, answer)
     places = align(text, [Wanted(one.text, fields[one.field].many) for one in values])
     tags: dict[int, int] = {}
@@ -161,27 +181,38 @@ def _labels(text: str, tokens: Tokens, answer: Mapping[str, Any], told: Tagged) 
     for value, found in zip(values, places, strict=True):
         told.values[value.field] += 1
         new = {} if found is None else tokens.tags(value.field, found)
-        if found is None or new.keys() & tags.keys() or not _says(value, new, tokens, text):
+        said = _said(value, new, tokens, text)
+        if found is None or new.keys() & tags.keys() or not _alike(said, value.text):
             lost = True
             continue
         told.found[value.field] += 1
+        if said.strip() != value.text.strip():
+            told.respelt[value.field] += 1
         told.pieces += len(found) > 1
         tags |= new
-    if lost and not tags:
-        return None
     other = IGNORE_INDEX if lost else OUTSIDE
-    return [
+    labels = [
         tags.get(position, other) if real else IGNORE_INDEX
         for position, real in enumerate(tokens.real)
     ]
+    return labels if any(label != IGNORE_INDEX for label in labels) else None
 
 
-def _says(value: Value, tags: Mapping[int, int], tokens: Tokens, text: str) -> bool:
-    """Whether these tags alone give the value back, white space and case aside: a token may reach
-    beyond it, or be cut off."""
+def _dropped(field: TagField, given: object) -> bool:
+    """Whether an answer says a text that is empty, where a student leaves the field out."""
+    written_empty = field.required and not field.nullable
+    return isinstance(given, str) and not given.strip() and not written_empty
+
+
+def _said(value: Value, tags: Mapping[int, int], tokens: Tokens, text: str) -> str:
+    """What these tags alone answer: a token may reach beyond the value, or be cut off."""
     order = sorted(tags)
     offsets = [tokens.offsets[position] for position in order]
     numbers = [tags[position] for position in order]
     spans: Sequence[Span] = spans_of(numbers, offsets, value.field + 1)[value.field]
-    said = " ".join(text[one.start : one.end] for one in spans)
-    return said.casefold().split() == value.text.casefold().split()
+    return " ".join(text[one.start : one.end] for one in spans)
+
+
+def _alike(said: str, value: str) -> bool:
+    """Whether two texts are the same, white space and case aside."""
+    return said.casefold().split() == value.casefold().split()
