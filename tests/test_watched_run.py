@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from doubles import recipe_of, write_rows
-from stillhouse import stages
+from stillhouse import stage_calls
 from stillhouse.core.jsonl import read_records
 from stillhouse.core.progress import Silent
 from stillhouse.core.records import Example, Query
@@ -79,7 +79,7 @@ def test_copied_mistakes_are_found_and_accuracy_is_drawn(
             "patience": None,
         },
     )  # fmt: skip
-    for module in (teacher_stage, stages):
+    for module in (teacher_stage, stage_calls):
         monkeypatch.setattr(module, "open_teacher", lambda *_: teacher())
     root = tmp_path / "run"
     run_stages(recipe, root, Silent(), "train")
