@@ -128,6 +128,19 @@ def test_any_batch_gives_the_same(exported: Path) -> None:
     np.testing.assert_allclose(np.exp(whole.log_p).sum(-1), 1, atol=1e-5)
 
 
+def test_pieces_side_by_side_are_the_batch(exported: Path) -> None:
+    texts = [f"{text} {n}" for n in range(9) for text in READ]  # several pieces for each thread
+    alone, together = (onnx_student.OnnxReader(exported, threads) for threads in (1, 3))
+    wanted = [alone.read([text]) for text in texts]
+    for reader in (alone, together):
+        for most in (len(texts), onnx_student.PIECE + 1, 2):
+            found = reader.read(texts[:most])
+            assert found.tokens == [one.tokens[0] for one in wanted[:most]]
+            np.testing.assert_allclose(
+                found.log_p, np.concatenate([one.log_p for one in wanted[:most]]), atol=1e-5
+            )
+
+
 def test_what_the_artefact_says(bert: Path, exported: Path) -> None:
     artefact = read_artefact(exported)
     assert (artefact.kind, artefact.precision, artefact.head) == ("onnx", "float32", "label")

@@ -26,14 +26,17 @@ def this_machine() -> Machine:
     """Look at the machine this process runs on."""
     return Machine(
         processor=_processor_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cpu_count(),
+        cores=cores(),
         memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
     )
 
 
-def _cpu_count() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 

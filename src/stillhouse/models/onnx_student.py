@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -25,6 +27,7 @@ from tokenizers import Tokenizer
 from stillhouse.core.artefact import Artefact
 from stillhouse.core.errors import RunFolderError, UserError
 from stillhouse.core.jsonl import read_json
+from stillhouse.core.machine import cores
 from stillhouse.core.records import Record
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.models.completer import ModelInfo
@@ -35,6 +38,7 @@ TOKENIZER: Final = "tokenizer.json"
 SPEC: Final = "student.json"
 OUTPUT: Final = "logits"
 THREADS: Final = "OMP_NUM_THREADS"
+PIECE: Final = 8  # texts a run at most: what they write between layers stays near the core
 REVISION_DIGITS: Final = 32
 
 Side = Literal["left", "right"]
@@ -76,9 +80,12 @@ class OnnxFed(NamedTuple):
 class OnnxReader:
     """Texts through a graph: tokenizer, padding, onnxruntime, log-softmax.
 
+    A text alone is computed by all threads together. Several are read in pieces, a thread each:
+    products as small as a student's gain little from being split.
+
     Args:
         folder: with the three files, or the one; nothing is verified here (`core.artefact`).
-        threads: of onnxruntime; 0: `OMP_NUM_THREADS` where it is set, else one a core.
+        threads: how many compute; 0: `OMP_NUM_THREADS` where it is set, else one a core.
         session: of the folder's graph, where it is open already.
 
     Raises:
@@ -86,7 +93,8 @@ class OnnxReader:
     """
 
     def __init__(self, folder: Path, threads: int = 0, session: Any = None) -> None:
-        self._session = open_session(folder / MODEL, threads) if session is None else session
+        self._path, self._threads = folder / MODEL, threads or _given_threads() or cores()
+        self._session = open_session(self._path, self._threads) if session is None else session
         inside = {} if (folder / SPEC).is_file() else metadata(self._session)
         self.spec = _spec(folder / SPEC, inside.get(SPEC))
         self._tokenizer = _tokenizer(folder / TOKENIZER, inside.get(TOKENIZER))
@@ -128,9 +136,30 @@ class OnnxReader:
         return log_softmax(self._session.run([OUTPUT], dict(feed))[0])
 
     def read(self, texts: Sequence[str]) -> OnnxRead:
-        """One run of the graph over a batch."""
-        feed, tokens = self.fed(texts)
-        return OnnxRead(self.log_p(feed), tokens)
+        """A batch, in pieces of neighbours: texts of about one length had best be neighbours."""
+        if len(texts) == 1:
+            fed = self.fed(texts)
+            return OnnxRead(self.log_p(fed.feed), fed.tokens)
+        size = min(PIECE, -(-len(texts) // self._threads))
+        pieces = [texts[at : at + size] for at in range(0, len(texts), size)]
+        session, pool = self._side_by_side
+
+        def one(piece: Sequence[str]) -> OnnxRead:
+            feed, tokens = self.fed(piece)
+            return OnnxRead(log_softmax(session.run([OUTPUT], feed)[0]), tokens)
+
+        found = list(map(one, pieces) if pool is None else pool.map(one, pieces))
+        return OnnxRead(
+            np.concatenate([read.log_p for read in found]),
+            [count for read in found for count in read.tokens],
+        )
+
+    @cached_property
+    def _side_by_side(self) -> tuple[Any, ThreadPoolExecutor | None]:
+        """A session of one thread, and the threads that run it at a time."""
+        if self._threads == 1:
+            return self._session, None
+        return open_session(self._path, 1), ThreadPoolExecutor(self._threads, "onnx")
 
 
 class OnnxStudent(LabelCompleter):
