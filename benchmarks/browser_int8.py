@@ -240,8 +240,8 @@ def in_browser(
     options += ["--disable-dev-shm-usage", "--remote-debugging-port=0"]
     options += [f"--user-data-dir={work / 'profile'}"]
     page = f"http://127.0.0.1:{server.server_port}/browser_int8.html"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = subprocess.Popen([browser, *options, page], **quiet)
+    nowhere = subprocess.DEVNULL
+    running = subprocess.Popen([browser, *options, page], stdout=nowhere, stderr=nowhere)
     try:
         if not ended.wait(WAIT_S) or faults[0]:
             raise SystemExit(f"the browser did not end: {faults}")

@@ -235,7 +235,8 @@ def sweep(students: Students, size: Size) -> list[dict[str, Any]]:
             runs = [(width, seed, temperature) for seed in range(size.sweep_seeds)]
             errors = [students.errors(*run) for run in runs]
             watched = [students.watched(*run) for run in runs]
-            row = {"width": width, "T": temperature, "errors": sum(errors) / len(errors)}
+            row: dict[str, Any] = {"width": width, "T": temperature}
+            row["errors"] = sum(errors) / len(errors)
             row |= {"validation": sum(watched) / len(watched), "per seed": errors}
             rows.append(row)
     return rows

@@ -81,7 +81,7 @@ def _line(running: subprocess.Popen[str], told: Any, ready: str) -> str:
         if found:
             return found[0]
         time.sleep(0.1)
-    raise SystemExit(f"{running.args} is not ready:\n{text[-2000:]}")
+    raise SystemExit(f"{running.args!r} is not ready:\n{text[-2000:]}")
 
 
 @contextlib.contextmanager

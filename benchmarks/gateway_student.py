@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -74,7 +75,9 @@ def main() -> None:
             student, task = _cut(place, given.layers), TASK
         else:
             student = given.run / "compress" / "best"
-            task = Recipe.model_validate(read_json(given.run / "recipe.json")).task
+            found = Recipe.model_validate(read_json(given.run / "recipe.json")).task
+            assert isinstance(found, ClassificationTask), "a label student's"
+            task = found
         texts = place / "texts.json"
         texts.write_text(json.dumps([task.prompt.replace("{text}", one) for one in _reviews()]))
         settings = {
@@ -187,7 +190,7 @@ def _setting(
         for connections in CONNECTIONS:
             found[f"{connections} connections"] = _measured(
                 processes,
-                lambda c=connections: _load(url, texts, connections=c, seconds=given.seconds),
+                partial(_load, url, texts, connections=connections, seconds=given.seconds),
             )
     return found
 

@@ -208,8 +208,13 @@ def of_postgres(texts: list[str], requests: int) -> dict[str, Any]:
         rate = fill(url("log"), texts, requests)
         sizes = [size_of(url(name)) for name in ("empty", "log")]
         dump = folder / "log.dump"
-        to = [programs / "pg_dump", "--format=custom", f"--file={dump}", f"--dbname={url('log')}"]
-        back = [programs / "pg_restore", "--no-owner", f"--dbname={url('again')}", dump]
+        to = [
+            str(programs / "pg_dump"),
+            "--format=custom",
+            f"--file={dump}",
+            f"--dbname={url('log')}",
+        ]
+        back = [str(programs / "pg_restore"), "--no-owner", f"--dbname={url('again')}", str(dump)]
         backup_s = timed(lambda: subprocess.run(to, check=True))
         restore_s = timed(lambda: subprocess.run(back, check=True))
         return {

@@ -16,7 +16,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ WRITTEN = ("dynamic, 7 bits, a scale each", "static minmax, 7 bits")  # what com
 MOST_SHARE, LEAST_TIMES, MOST_LOST = 0.30, 2.0, 0.01
 BITS = {"8 bits": False, "7 bits": True}
 CHANNELS = {"one scale": False, "a scale each": True}
+
+
+def log_p_of(reader: OnnxReader, texts: Sequence[str]) -> Any:
+    """What a form believes."""
+    return reader.read(texts).log_p
 
 
 def main() -> None:
@@ -76,22 +82,23 @@ def main() -> None:
         }
         for bits, reduced in BITS.items():
             for channels, each in CHANNELS.items():
-                makers[f"dynamic, {bits}, {channels}"] = lambda out, r=reduced, e=each: (
-                    quantize_dynamic_onnx(student, out, task, reduce_range=r, per_channel=e)
+                asked: dict[str, Any] = {"reduce_range": reduced, "per_channel": each}
+                makers[f"dynamic, {bits}, {channels}"] = partial(
+                    quantize_dynamic_onnx, student, task=task, **asked
                 )
-            makers[f"static minmax, {bits}"] = lambda out, r=reduced: quantize_static_onnx(
-                student, out, task, train, reduce_range=r
+            makers[f"static minmax, {bits}"] = partial(
+                quantize_static_onnx, student, task=task, texts=train, reduce_range=reduced
             )
         for method in ("entropy", "percentile"):
-            makers[f"static {method}, 7 bits"] = lambda out, m=method: quantize_static_onnx(
-                student, out, task, train, method=m
+            makers[f"static {method}, 7 bits"] = partial(
+                quantize_static_onnx, student, task=task, texts=train, method=method
             )
         kept = [name for name in makers if not given.small or name in ("onnx float", *WRITTEN)]
         for number, (name, make) in enumerate((name, makers[name]) for name in kept):
             out = Path(scratch) / str(number)
             sizes[name] = make(out).size_bytes
             reader = OnnxReader(out, threads=1)
-            readers[name] = lambda some, reader=reader: reader.read(some).log_p
+            readers[name] = partial(log_p_of, reader)
         log_p = {
             name: np.concatenate([read([text]) for text in texts]) for name, read in readers.items()
         }
@@ -107,7 +114,7 @@ def main() -> None:
         name: (found.argmax(-1) == truth).astype(float).tolist() for name, found in log_p.items()
     }
     p50 = {name: float(np.percentile(found, 50)) for name, found in seconds.items()}
-    rows = {
+    rows: dict[str, Any] = {
         name: {
             "bytes": sizes[name],
             "share_of_float": round(sizes[name] / sizes["torch"], 4),

@@ -10,7 +10,6 @@ stopped. `--set` overrides a key of the recipes, and is named in the result.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from stillhouse.core.recipe_corpus_file import load_corpus_recipe
 from stillhouse.pretrain import pretrain_report, run_pretrain
 
 ROOT = Path(__file__).parents[1]
-MEASURED = re.compile(r"(<!-- measured -->\n).*?(<!-- end of measured -->)", re.S)
+MEASURED, END = "<!-- measured -->\n", "<!-- end of measured -->"
 COLUMNS = ("", "teacher", "student", "before training", "untaught twin", "kept")
 
 
@@ -73,8 +72,8 @@ def main() -> None:
         )
         page = ROOT / "docs" / "systems" / f"{name}.md"
         found = table(report, arguments.overrides)
-        text = MEASURED.sub(lambda match, t=found: match[1] + t + match[2], page.read_text("utf-8"))
-        page.write_text(text, "utf-8")
+        head, _, rest = page.read_text("utf-8").partition(MEASURED)
+        page.write_text(head + MEASURED + found + END + rest.partition(END)[2], "utf-8")
 
 
 if __name__ == "__main__":

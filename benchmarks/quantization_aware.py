@@ -31,15 +31,17 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_prune import PruneSection
 from stillhouse.core.records import Example, LabelledQuery
 from stillhouse.core.statistics import bootstrap_mean, paired_difference
+from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.completer import Sampling
 from stillhouse.models.student import open_student
 from stillhouse.pipeline import read_run_recipe
 from stillhouse.train.fake_quant import ONNX_INT8, QuantScheme, quantized
 from stillhouse.train.further import open_trained
+from stillhouse.train.heads import classes_of
 from stillhouse.train.heal import Place, go_on
 from stillhouse.train.prune import Pruning, run_prune
 from stillhouse.train.quantize import distil_quantized
-from stillhouse.train.students import Student, classes_of, save_student
+from stillhouse.train.students import Student, save_student
 
 SCHEMES = {
     "int8": ONNX_INT8,
@@ -79,6 +81,9 @@ class Golden:
     def __init__(self, recipe: Recipe, run_dir: Path) -> None:
         self.recipe, self.run_dir = recipe, run_dir
         self.queries = list(read_records(run_dir / "traffic" / "golden.jsonl", LabelledQuery))
+        task = recipe.task
+        assert isinstance(task, ClassificationTask), "a label student's"
+        self.labels = task.labels
 
     @torch.no_grad()
     def in_torch(self, folder: Path, scheme: QuantScheme | None = None) -> list[float]:
@@ -87,7 +92,7 @@ class Golden:
         student = open_trained(folder, self.recipe)
         if scheme is not None:
             quantized(student.model, scheme)
-        labels = self.recipe.task.labels
+        labels = self.labels
         right = []
         for query in self.queries:
             ids = student.tokenizer(
@@ -117,7 +122,7 @@ class Golden:
             )
         )
         student = open_student(out, task, "label", 1)
-        sampling = Sampling(labels=task.labels)
+        sampling = Sampling(labels=self.labels)
 
         async def ask() -> list[str]:
             found = [(await student.complete(query, sampling))[0].text for query in self.queries]
@@ -225,7 +230,7 @@ def pruned(
     student = run_dir / "train" / "student"
     examples = read_records(run_dir / "dataset" / "train.jsonl", Example)
     texts = [recipe.task.input_text(example.to_query()) for example in examples]
-    shaping = Pruning(section, classes_of(recipe.task))
+    shaping = Pruning(section, len(classes_of(recipe.student.head, recipe.task)))
     at_once = work / "at_once"
     at_once.mkdir(parents=True)
     save_student(shaping.shape(open_trained(student, recipe), texts), str(at_once))

@@ -71,7 +71,7 @@ def layers_chosen(recipe: Recipe, root: Path, keep: int, least: int) -> tuple[in
         order = greedy_order(loaded.model, loaded.tokenizer, texts, least)
         total = len(blocks_of(loaded.model))
         place.write_text(json.dumps({"of": of, "total": total, "go": order}), encoding="utf-8")
-    found = read_json(place)
+    found: Any = read_json(place)
     gone = set(found["go"][: found["total"] - keep])
     return tuple(n for n in range(found["total"]) if n not in gone)
 
@@ -98,7 +98,7 @@ def trained(recipe: Recipe, root: Path, student: Student) -> dict[str, Any]:
     started = time.perf_counter()
     run_train(one, dataset, root / "tune" / "model", place, Terminal(), signals=signals)
     seconds = time.perf_counter() - started
-    facts = read_json(place / "train.json")
+    facts: Any = read_json(place / "train.json")
     answers = asyncio.run(ask(open_student(place / "student", one.task, one.student.head, 32), one))
     cell = {
         "of": of,

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 from machine_line import save
+from retention_students import sampling_of
 
 from stillhouse.core.jsonl import read_records
 from stillhouse.core.progress import Terminal
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import LabelledQuery
 from stillhouse.core.statistics import bootstrap_mean, mcnemar_exact, paired_difference
-from stillhouse.models.completer import Sampling
 from stillhouse.models.student import open_student
 from stillhouse.pipeline import read_run_recipe
 from stillhouse.train.stage import run_train
@@ -38,7 +38,7 @@ def trained(recipe: Recipe, run_dir: Path, alpha: float, seed: int) -> list[floa
         work = Path(folder)
         run_train(recipe, run_dir / "dataset", run_dir / "tune" / "model", work, Terminal())
         student = open_student(work / "student", recipe.task, "label", 32)
-        sampling = Sampling(labels=recipe.task.labels)
+        sampling = sampling_of(recipe)
 
         async def ask() -> Sequence[str]:
             answers = await asyncio.gather(*(student.complete(q, sampling) for q in golden))

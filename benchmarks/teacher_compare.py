@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from aiohttp import web
@@ -49,7 +50,7 @@ def answer(model: TfidfBaseline, body: Mapping[str, object]) -> web.Response:
     assert isinstance(messages, list)
     text = str(messages[-1]["content"]).removesuffix(TAIL)
     row = model.predict_probabilities([text])[0]
-    top = [
+    top: list[dict[str, Any]] = [
         {"token": label, "logprob": math.log(p), "bytes": None}
         for label, p in zip(LABELS, row, strict=True)
     ]

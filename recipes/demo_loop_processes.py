@@ -55,7 +55,7 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _, one in reversed(self._running):
+        for _name, one in reversed(self._running):
             one.terminate()
             try:
                 one.wait(END_S)
