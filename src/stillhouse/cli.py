@@ -14,11 +14,10 @@ from typing import Annotated, Any, Final
 import typer
 
 from stillhouse import __version__
+from stillhouse.cli_options import EXIT_FAILED, EXIT_USER
 from stillhouse.cli_table import Commands
 from stillhouse.core.errors import StillhouseError, UserError
 
-EXIT_FAILED: Final = 1
-EXIT_USER: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
 app = typer.Typer(

@@ -8,21 +8,17 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from stillhouse.calibrating import GATE, Calibrated, Live, Wanted, calibrate_live
 from stillhouse.calibrating import calibrate as run_calibrate
-from stillhouse.cli_options import AsJson
+from stillhouse.cli_options import EXIT_GATE, AsJson
+from stillhouse.cli_show import print_table, progress_of
 from stillhouse.core.errors import UserError
-from stillhouse.core.progress import Silent, Terminal
 from stillhouse.evaluate.fallback_frontier import frontier_rows
 from stillhouse.serve.gate_file import Consistency
-
-EXIT_GATE: Final = 3
 
 
 class Method(StrEnum):
@@ -113,7 +109,7 @@ def calibrate(  # noqa: PLR0917 - typer's way
     if run is None:
         found = calibrate_live(wanted)
     else:
-        found = run_calibrate(run, wanted, Silent() if as_json else Terminal())
+        found = run_calibrate(run, wanted, progress_of(as_json))
     if as_json:
         typer.echo(json.dumps(_facts(found)))
     else:
@@ -151,12 +147,7 @@ def _show(found: Calibrated) -> None:
     gate = found.gate
     if found.frontier is not None:
         head, *rows = frontier_rows(found.frontier)
-        table = Table(box=None, pad_edge=False)
-        for title in head:
-            table.add_column(title, overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        Console(soft_wrap=True, highlight=False).print(table)
+        print_table(head, rows)
     for name, loss in sorted(gate.losses.items(), key=lambda one: one[1]):
         mark = " (taken)" if name == gate.calibrator.method else ""
         typer.echo(f"{name}: held-out log loss {loss:.4f} nats{mark}")

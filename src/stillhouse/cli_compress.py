@@ -10,18 +10,14 @@ from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.cli_options import EXIT_GATE, AsJson, Overrides, RecipePath, RunDir, opened
+from stillhouse.cli_show import print_table, progress_of
 from stillhouse.compress.verdicts import megabytes
 from stillhouse.compressing import compress_recipe
-from stillhouse.core.progress import Silent, Terminal
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.evaluate import summary
 from stillhouse.evaluate.compressed import BEST, CompressedTable
-
-EXIT_GATE: Final = 3
 
 
 def compress(
@@ -35,9 +31,8 @@ def compress(
     as_json: AsJson = False,
 ) -> None:
     """Bring the student into smaller forms (ONNX, GGUF), and gate each of them again."""
-    loaded = load_recipe(recipe, overrides or [])
-    root = run_dir or Path("runs") / loaded.name
-    found = compress_recipe(loaded, root, Silent() if as_json else Terminal(), student)
+    loaded, root = opened(load_recipe, recipe, run_dir, overrides)
+    found = compress_recipe(loaded, root, progress_of(as_json), student)
     if as_json:
         typer.echo(found.table.model_dump_json(indent=2))
     else:
@@ -95,12 +90,7 @@ def rows(table: CompressedTable) -> Iterator[_Row]:
 
 
 def _show(table: CompressedTable, folder: Path) -> None:
-    shown = Table(box=None, pad_edge=False)
-    for title in TITLES:
-        shown.add_column(title, overflow="fold")
-    for row in rows(table):
-        shown.add_row(*row)
-    Console(soft_wrap=True, highlight=False).print(shown)
+    print_table(TITLES, rows(table))
     for name, line in summary.compressed_rows(table):
         typer.echo(f"{name}: {line}")
     for note in table.notes:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
-from rich.table import Table
 
-from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
-from stillhouse.core.progress import Silent, Terminal
+from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir, opened
+from stillhouse.cli_show import print_json, print_rows, progress_of
 from stillhouse.core.recipe_images_file import load_image_recipe
 from stillhouse.images import run_images
 
@@ -24,17 +20,13 @@ def images(
     as_json: AsJson = False,
 ) -> None:
     """Teach a small net for images at several T, and score it beside its teacher."""
-    loaded = load_image_recipe(recipe, overrides or [])
-    root = run_dir or Path("runs") / loaded.name
-    report = run_images(loaded, root, Silent() if as_json else Terminal())
+    loaded, root = opened(load_image_recipe, recipe, run_dir, overrides)
+    report = run_images(loaded, root, progress_of(as_json))
     if as_json:
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
         return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for row in figure_rows(report):
-        table.add_row(*row)
+    print_rows(figure_rows(report))
     console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
     console.print(f"report: {root / 'report.json'}; student: {report['student']}", markup=False)
 
 

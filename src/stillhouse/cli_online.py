@@ -13,12 +13,11 @@ from typing import Annotated, Final
 
 import typer
 
-from stillhouse.cli_options import AsJson
+from stillhouse.cli_options import EXIT_GATE, AsJson
 from stillhouse.core.errors import StillhouseError
 from stillhouse.refining import Refining
 from stillhouse.retrain.online import OnlineTask, Pass
 
-EXIT_GATE: Final = 3
 EXIT_APART: Final = 1
 FORGET_EVERY_S: Final = 3600.0
 

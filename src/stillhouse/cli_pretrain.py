@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
-from stillhouse.core.progress import Silent, Terminal
+from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir, opened
+from stillhouse.cli_show import print_json, progress_of
 from stillhouse.core.recipe_corpus_file import load_corpus_recipe
 from stillhouse.pretrain import CORPUS_STAGES, pretrain_report, run_pretrain
 
@@ -33,14 +31,13 @@ def pretrain(
     as_json: AsJson = False,
 ) -> None:
     """Train a student on a corpus under its teacher, and score both on texts nobody saw."""
-    loaded = load_corpus_recipe(recipe, overrides or [])
-    root = run_dir or Path("runs") / loaded.name
-    run_pretrain(loaded, root, Silent() if as_json else Terminal(), until)
+    loaded, root = opened(load_corpus_recipe, recipe, run_dir, overrides)
+    run_pretrain(loaded, root, progress_of(as_json), until)
     if until != LAST:
         return
     report = pretrain_report(loaded, root)
     if as_json:
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
         return
     table = Table(box=None, pad_edge=False)
     for number, column in enumerate(("", "teacher", "student", "before", "untaught", "kept")):

@@ -9,15 +9,15 @@ from __future__ import annotations
 import getpass
 import json
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Final, cast
 
 import typer
 
 from stillhouse.cli_options import AsJson
+from stillhouse.cli_show import print_json
 from stillhouse.core.errors import UserError
 from stillhouse.core.loop_file import LoopFile, load_loop
 from stillhouse.retrain.gateway_admin import GatewayAdmin
@@ -99,7 +99,7 @@ def list_students(
     """List students, newest first."""
     entries = Registry(registry).entries(task)
     if as_json:
-        _print_json([entry.model_dump(mode="json") for entry in entries])
+        print_json([entry.model_dump(mode="json") for entry in entries])
         return
     rows = [("student", "task", "version", "stage", "aliases", "score", "added", "parent")]
     rows += [
@@ -131,7 +131,7 @@ def show(ref: Ref, registry: Folder = PLACE, as_json: AsJson = False) -> None:
     moves = [move for move in opened.history(entry.task) if move.ref == entry.id]
     told = entry.model_dump(mode="json") | {"folder": str(folder)}
     if as_json:
-        _print_json(told | {"moves": [move.model_dump(mode="json") for move in moves]})
+        print_json(told | {"moves": [move.model_dump(mode="json") for move in moves]})
         return
     for name, value in told.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
@@ -243,7 +243,7 @@ def verify(registry: Folder = PLACE, as_json: AsJson = False) -> None:
     # A damaged log has no head to name.
     heads = {} if problems else {task: opened.head(task) for task in opened.tasks()}
     if as_json:
-        _print_json({"problems": problems, "heads": heads})
+        print_json({"problems": problems, "heads": heads})
     else:
         for problem in problems:
             typer.echo(f"- {problem}")
@@ -356,10 +356,6 @@ def _line(move: Move) -> str:
 
 def _told(entry: Entry, as_json: bool, line: str) -> None:
     if as_json:
-        _print_json(entry.model_dump(mode="json"))
+        print_json(entry.model_dump(mode="json"))
     else:
         typer.echo(line)
-
-
-def _print_json(value: dict[str, Any] | Sequence[Any]) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

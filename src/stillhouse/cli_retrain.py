@@ -17,10 +17,10 @@ from typing import Annotated, Final
 
 import typer
 
-from stillhouse.cli_options import AsJson
+from stillhouse.cli_options import EXIT_FAILED, EXIT_USER, AsJson
+from stillhouse.cli_show import progress_of
 from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.loop_retrain import duration_s
-from stillhouse.core.progress import Silent, Terminal
 from stillhouse.retrain.cycle import run_cycle
 from stillhouse.retrain.cycle_choose import facts_of
 from stillhouse.retrain.cycle_records import Cycle
@@ -29,8 +29,6 @@ from stillhouse.retrain.loop import Loop
 from stillhouse.retrain_loops import Look, look, open_loops
 
 EXIT_REFUSED: Final = 3
-EXIT_USER: Final = 2
-EXIT_FAILED: Final = 1
 
 
 def retrain(  # noqa: PLR0917 - typer's way
@@ -52,7 +50,7 @@ def retrain(  # noqa: PLR0917 - typer's way
     """Distil again from live traffic, and promote the student that proves better."""
     if dry_run and (every is not None or on_alert):
         raise UserError("--dry-run", "is for one cycle", action="leave out --every and --on-alert")
-    progress = Silent() if as_json else Terminal()
+    progress = progress_of(as_json)
     failed: list[StillhouseError] = []
 
     def apart(name: str, error: StillhouseError) -> None:

@@ -12,15 +12,13 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.cli_options import EXIT_GATE, AsJson, Overrides, RecipePath, RunDir, opened
 from stillhouse.cli_show import print_json, print_rows, progress_of
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.evaluate.report import Report
 from stillhouse.evaluate.summary import summary_rows
 from stillhouse.pipeline import report_of, run_stages
 from stillhouse.stages import STAGES, Stage
-
-EXIT_GATE: Final = 3
 
 
 def run(
@@ -30,8 +28,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run every stage that is not up to date, and write report.json and report.html."""
-    loaded = load_recipe(recipe, overrides or [])
-    root = run_dir or Path("runs") / loaded.name
+    loaded, root = opened(load_recipe, recipe, run_dir, overrides)
     run_stages(loaded, root, progress_of(as_json))
     _show_report(report_of(root), root, as_json)
 
@@ -51,8 +48,7 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
         overrides: Overrides = None,
         as_json: AsJson = False,
     ) -> None:
-        loaded = load_recipe(recipe, overrides or [])
-        root = run_dir or Path("runs") / loaded.name
+        loaded, root = opened(load_recipe, recipe, run_dir, overrides)
         results = run_stages(loaded, root, progress_of(as_json), last=stage.name)
         if as_json:
             print_json(

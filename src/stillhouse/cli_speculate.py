@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Final
 
 import typer
 from rich.console import Console
 
-from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.cli_options import EXIT_GATE, AsJson, Overrides, RecipePath, RunDir, opened
+from stillhouse.cli_show import print_json, progress_of
 from stillhouse.core.jsonl import read_json
 from stillhouse.core.optional import require
-from stillhouse.core.progress import Silent, Terminal
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.pipeline import run_stages
 
 STAGE: Final = "speculate"
-EXIT_GATE: Final = 3
 
 
 def speculate(
@@ -27,14 +24,13 @@ def speculate(
     as_json: AsJson = False,
 ) -> None:
     """Measure the student as a draft of its teacher: acceptance, speed, losslessness."""
-    loaded = load_recipe(recipe, overrides or [])
-    root = run_dir or Path("runs") / loaded.name
-    run_stages(loaded, root, Silent() if as_json else Terminal(), last=STAGE)
+    loaded, root = opened(load_recipe, recipe, run_dir, overrides)
+    run_stages(loaded, root, progress_of(as_json), last=STAGE)
     module = require("stillhouse.compress.speculate_report", "train", "speculative decoding")
     found = read_json(root / STAGE / "speculate.json")
     report = module.SpeculateReport.model_validate(found)
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
     else:
         rows = module.report_lines(report)
         width = max(len(name) for name, _ in rows)

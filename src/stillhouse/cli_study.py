@@ -5,23 +5,17 @@ Knows no study's inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from stillhouse import study_curve, study_frontier
-from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.cli_options import EXIT_GATE, AsJson, Overrides, RecipePath, RunDir, opened
+from stillhouse.cli_show import print_table, progress_of
 from stillhouse.core.errors import RecipeError
-from stillhouse.core.progress import Silent, Terminal
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.evaluate.curve_page import curve_lines, curve_rows
 from stillhouse.evaluate.frontier_page import frontier_lines, frontier_rows
-
-EXIT_GATE: Final = 3
 
 
 def curve(
@@ -44,15 +38,14 @@ def curve(
     as_json: AsJson = False,
 ) -> None:
     """Train on more and more answers, and say how many more are worth paying for."""
-    loaded = load_recipe(recipe, overrides or [])
-    root = run_dir or Path("runs") / loaded.name
+    loaded, root = opened(load_recipe, recipe, run_dir, overrides)
     options = study_curve.Options(_numbers(sizes), repeats, same_steps, point_usd)
-    study = study_curve.run_curve(loaded, root, options, Silent() if as_json else Terminal())
+    study = study_curve.run_curve(loaded, root, options, progress_of(as_json))
     if as_json:
         typer.echo(study.model_dump_json(indent=2))
         return
     titles = ("examples", "seed", study.metric, "retention", "linear model", "gate", "training")
-    _show(titles, curve_rows(study))
+    print_table(titles, curve_rows(study))
     for line in curve_lines(study):
         typer.echo(line)
     typer.echo(f"page: {root / study_curve.FOLDER / 'curve.html'}")
@@ -76,12 +69,10 @@ def frontier(
     as_json: AsJson = False,
 ) -> None:
     """Train students of several sizes, and say which is the cheapest that passes the gate."""
-    loaded = load_recipe(recipe, overrides or [])
-    root = run_dir or Path("runs") / loaded.name
+    loaded, root = opened(load_recipe, recipe, run_dir, overrides)
     wanted = [size.strip() for size in sizes.split(",") if size.strip()]
     variants = study_frontier.sized_variants(loaded, wanted, students or [])
-    said = Silent() if as_json else Terminal()
-    study = study_frontier.run_frontier(loaded, root, variants, said, repeats)
+    study = study_frontier.run_frontier(loaded, root, variants, progress_of(as_json), repeats)
     if as_json:
         typer.echo(study.model_dump_json(indent=2))
     else:
@@ -95,7 +86,7 @@ def frontier(
             "$/1,000",
             "on disk",
         )
-        _show(titles, frontier_rows(study))
+        print_table(titles, frontier_rows(study))
         for line in frontier_lines(study):
             typer.echo(line)
         typer.echo(f"page: {root / study_frontier.FOLDER / 'frontier.html'}")
@@ -112,12 +103,3 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise RecipeError(
             "--sizes", "needs whole numbers, such as 1000,2000,5000", value=text
         ) from None
-
-
-def _show(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(soft_wrap=True, highlight=False).print(table)

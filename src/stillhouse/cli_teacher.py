@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir
+from stillhouse.cli_options import AsJson, Overrides, RecipePath, RunDir, opened
 from stillhouse.cli_run import STAGE_COMMANDS
-from stillhouse.core.progress import Silent, Terminal
+from stillhouse.cli_show import print_table, progress_of
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.evaluate.teacher_page import closing_lines, table_rows
 from stillhouse.teacher.retirement import lifecycle_of
@@ -45,19 +42,13 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare teachers and ensembles on the labelled sample, and say which to take."""
-    loaded = load_recipe(recipe, overrides or [])
-    root = run_dir or Path("runs") / loaded.name
-    found = compare_teachers(loaded, root, Silent() if as_json else Terminal())
+    loaded, root = opened(load_recipe, recipe, run_dir, overrides)
+    found = compare_teachers(loaded, root, progress_of(as_json))
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("teacher", found.metric, "against the best", "ECE", "$/1,000", "p50", "probe"):
-        table.add_column(title, overflow="fold")
-    for row in table_rows(found):
-        table.add_row(*row)
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+    titles = ("teacher", found.metric, "against the best", "ECE", "$/1,000", "p50", "probe")
+    print_table(titles, table_rows(found))
     for line in closing_lines(found):
         typer.echo(line)
     typer.echo(f"page: {root / FOLDER / 'compare.html'}")

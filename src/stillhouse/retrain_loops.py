@@ -20,13 +20,12 @@ from stillhouse.core.recipe_file import load_recipe
 from stillhouse.evaluate.metrics import Resampling
 from stillhouse.monitor.state import task_folder
 from stillhouse.retrain.cycle import begun
-from stillhouse.retrain.cycle_choose import Nothing, Plan, planned, said_of
+from stillhouse.retrain.cycle_choose import Nothing, Plan, planned, said_of, window_of
 from stillhouse.retrain.cycle_files import TaskFolder
 from stillhouse.retrain.gateway_standing import AdminGateway
 from stillhouse.retrain.loop import Loop
 from stillhouse.retrain.registry import Registry
 from stillhouse.retrain.seams import Gateway
-from stillhouse.retrain.window import Span, read_window
 from stillhouse.retrain_admin import opened_admin
 from stillhouse.retraining import PipelineWorkshop
 from stillhouse.serve.gateway_file import GatewayFile, load_gateway
@@ -91,15 +90,7 @@ def look(loop: Loop) -> Look:
         return Look(loop.name, dict(unfinished.window), None, said)
     lines = loop.files.journal()
     cycle = begun(loop, lines, "dry run")
-    window = read_window(
-        loop.live,
-        loop.name,
-        loop.workshop.task,
-        Span(cycle.since, cycle.until, lines[-1].until if lines else None),
-        pool=loop.section.choose.pool,
-        seed=loop.seed + cycle.number,
-        forgotten=loop.forgotten(),
-    )
+    window = window_of(loop, cycle, lines)
     usable = window.counts.get("usable", 0)
     if usable < loop.section.min_requests:
         said = f"{usable:,} usable requests, fewer than min_requests: nothing would be done"

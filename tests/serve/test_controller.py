@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from rollout_world import FEEDBACK, SCORER, World, file_of
 from sqlalchemy.engine import Engine
 
-from gateway_stores import call_of, new_database, postgres_server, served_of
+from gateway_stores import call_of, served_of
 from stillhouse.serve.controller import Controller, Sources
 from stillhouse.serve.courses import Lease, MemoryCourses, StoredCourses
 from stillhouse.serve.feeds import MemoryFeed, StoredFeed
@@ -200,18 +200,6 @@ def test_a_judge_that_cannot_be_trusted_advances_nothing() -> None:
         written(log, world.requests(states.get("reviews"), 100))
         controller.tick(world.now)
     assert states.decisions[0].action == "advance"
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def urls(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Urls]:
-    folder = tmp_path_factory.mktemp("courses")
-    if request.param == "sqlite":
-        yield lambda: f"sqlite:///{folder}/{len(list(folder.iterdir()))}.db"
-        return
-    for uri in postgres_server():
-        yield lambda uri=uri: new_database(uri)  # type: ignore[misc]
 
 
 def stored(engine: Engine, file: GatewayFile, *, alone: bool) -> tuple[StoredStates, Controller]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from alembic.migration import MigrationContext
 from pydantic import ValidationError
 from sqlalchemy.engine import Engine
 
-from gateway_stores import call_of, new_database, postgres_server, served_of
+from gateway_stores import call_of, served_of
 from stillhouse.core.errors import UserError
 from stillhouse.serve.keys import StoredKeys
 from stillhouse.serve.presence import StoredPresence
@@ -32,31 +31,6 @@ from stillhouse.serve.tables import METADATA, StoreError, open_database
 from stillhouse.serve.traffic_log import TrafficLog, UnknownRequestError
 
 NAMES = Pseudonyms(b"0123456789abcdef")
-Urls = Callable[[], str]
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def urls(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Urls]:
-    folder = tmp_path_factory.mktemp("stores")
-    if request.param == "sqlite":
-        yield lambda: f"sqlite:///{folder}/{len(list(folder.iterdir()))}.db"
-        return
-    for uri in postgres_server():
-        yield lambda uri=uri: new_database(uri)  # type: ignore[misc]
-
-
-@pytest.fixture
-def url(urls: Urls) -> str:
-    return urls()
-
-
-@pytest.fixture
-def engine(url: str) -> Iterator[Engine]:
-    engine = open_database(url)
-    yield engine
-    engine.dispose()
 
 
 def decision(stage: int) -> Decision:

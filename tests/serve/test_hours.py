@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
 
-from gateway_stores import call_of, new_database, postgres_server, served_of
+from gateway_stores import call_of, served_of
 from stillhouse.core.live_pages import Asked, Hour, Place
 from stillhouse.serve import tables, traffic_log
 from stillhouse.serve.hours import HOUR_S, read_days, read_hours, read_totals, sums_of
@@ -29,25 +29,6 @@ from stillhouse.serve.traffic_log import TrafficLog
 
 NAMES = Pseudonyms(b"0123456789abcdef")
 Urls = Callable[[], str]
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def urls(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Urls]:
-    folder = tmp_path_factory.mktemp("hours")
-    if request.param == "sqlite":
-        yield lambda: f"sqlite:///{folder}/{len(list(folder.iterdir()))}.db"
-        return
-    for uri in postgres_server():
-        yield lambda uri=uri: new_database(uri)  # type: ignore[misc]
-
-
-@pytest.fixture
-def engine(urls: Urls) -> Iterator[Engine]:
-    engine = open_database(urls())
-    yield engine
-    engine.dispose()
 
 
 def traffic(count: int, seed: int = 1) -> list[Served]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
 
@@ -27,6 +27,7 @@ NOT_LISTED: Final = frozenset({ARTEFACT, CARD})
 REMAKE: Final = "make it again with: stillhouse compress"
 
 Kind = Literal["onnx", "executorch", "gguf", "genai", "hf"]
+R = TypeVar("R", bound=Record)
 
 
 class MadeFrom(Record):
@@ -178,3 +179,21 @@ def listed_files(folder: Path) -> Iterator[Path]:
         if path.is_file() and not any(part.startswith(".") for part in relative.parts):
             if relative.as_posix() not in NOT_LISTED:
                 yield path
+
+
+def settings_as(kind: type[R], folder: Path, artefact: Artefact) -> R:
+    """The settings of the artefact in a folder that are `kind`'s, checked; others are left out.
+
+    Raises:
+        UserError: one is missing or damaged.
+    """
+    try:
+        return kind.model_validate(
+            {name: value for name, value in artefact.settings.items() if name in kind.model_fields}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(
+            str(folder / ARTEFACT), f"is damaged: settings.{field}: {first['msg']}", action=REMAKE
+        ) from None

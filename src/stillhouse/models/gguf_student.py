@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from stillhouse.core.artefact import ARTEFACT, REMAKE, Artefact
-from stillhouse.core.errors import TeacherError, UnanswerableQueryError, UserError
+from stillhouse.core.artefact import Artefact, settings_as
+from stillhouse.core.errors import TeacherError, UnanswerableQueryError
 from stillhouse.core.records import Completion, FinishReason, Message, Query, Record
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.models.completer import ModelInfo, Sampling, draw_seed
@@ -66,15 +66,7 @@ def open_gguf_student(
         UserError: its settings are damaged, or llama.cpp cannot load the file.
         MissingExtraError: xllamacpp or gguf is not installed.
     """
-    try:
-        known = {k: v for k, v in artefact.settings.items() if k in GgufSettings.model_fields}
-        settings = GgufSettings.model_validate(known)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UserError(
-            str(folder / ARTEFACT), f"is damaged: settings.{field}: {first['msg']}", action=REMAKE
-        ) from None
+    settings = settings_as(GgufSettings, folder, artefact)
     return GgufStudent(folder, artefact, settings, task, batch_size)
 
 

@@ -7,7 +7,6 @@ holds the folder at a time. Knows files; judges nothing.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from stillhouse.core.jsonl import (
     void,
     write_atomic,
 )
+from stillhouse.core.locks import folder_lock
 from stillhouse.core.records import Record
 from stillhouse.monitor.alerts import AlertState
 from stillhouse.monitor.drift_records import Persistence
@@ -116,19 +116,9 @@ class Place:
         Raises:
             RunFolderError: another check holds it, or it cannot be written.
         """
-        with disk_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunFolderError(
-                    f"{self.root}: another check is at work on this task; wait for it"
-                ) from None
+        said = "another check is at work on this task; wait for it"
+        with folder_lock(self.root, LOCK, said):
             yield
-        finally:
-            os.close(handle)
 
     def load(self) -> WatchState:
         """The state, after what a killed check left is cut off. Call it with the lock held.

@@ -24,7 +24,7 @@ from stillhouse.retrain.cycle_files import NEW, REPLAY, TO_HOLD
 from stillhouse.retrain.cycle_records import Cycle, CycleLine, WindowRow
 from stillhouse.retrain.loop import Loop
 from stillhouse.retrain.replay import Earlier, replayed
-from stillhouse.retrain.window import Span, read_window, span_of
+from stillhouse.retrain.window import Span, Window, read_window, span_of
 
 KNOWN: Final = "known.json"  # what the teacher said live, by query id
 HELD_SHARE: Final = 1 / 3  # of a small window that may be held out, at most
@@ -53,9 +53,9 @@ def new_span(loop: Loop, lines: Sequence[CycleLine]) -> Span:
     return span_of(loop.clock(), duration_s(loop.section.window), last)
 
 
-def window_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
-    """Read the window and keep it in the cycle's folder."""
-    found = read_window(
+def window_of(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Window:
+    """What a cycle's window holds of the newest traffic; nothing is written."""
+    return read_window(
         loop.live,
         loop.name,
         loop.workshop.task,
@@ -64,6 +64,11 @@ def window_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
         seed=loop.seed + cycle.number,
         forgotten=loop.forgotten(),
     )
+
+
+def window_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
+    """Read the window and keep it in the cycle's folder."""
+    found = window_of(loop, cycle, lines)
     loop.files.write_window(cycle.number, found.rows)
     told = ", ".join(f"{name} {count:,}" for name, count in found.counts.items())
     loop.say(f"window {cycle.name}: {told}")

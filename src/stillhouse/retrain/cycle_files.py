@@ -7,8 +7,6 @@ at all, so that a kill leaves the state before or after. Knows files; decides no
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +26,7 @@ from stillhouse.core.jsonl import (
     write_json,
     write_records,
 )
+from stillhouse.core.locks import folder_lock
 from stillhouse.core.records import Query, Record
 from stillhouse.core.stage_files import hash_file
 from stillhouse.retrain.cycle_records import Cycle, CycleLine, HeldOut, WindowRow, name_of
@@ -66,19 +65,9 @@ class TaskFolder:
         Raises:
             RunFolderError: another process holds it, or it cannot be written.
         """
-        with disk_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunFolderError(
-                    f"{self.root}: another retraining of this task is at work; wait for it"
-                ) from None
+        said = "another retraining of this task is at work; wait for it"
+        with folder_lock(self.root, LOCK, said):
             yield
-        finally:
-            os.close(handle)
 
     def cycle(self, number: int) -> Path:
         """A cycle's folder."""

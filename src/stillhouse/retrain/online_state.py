@@ -6,9 +6,7 @@ last, so that a kill at any moment leaves the state before or the one after. Kno
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from stillhouse.core.errors import RunFolderError, UserError
 from stillhouse.core.jsonl import disk_errors, read_json, read_records, write_json, write_records
+from stillhouse.core.locks import folder_lock
 from stillhouse.core.records import Record
 from stillhouse.models.adapter_files import FOLDER, delta_path
 from stillhouse.retrain.online_buffer import Kept
@@ -130,19 +129,9 @@ class Store:
         Raises:
             RunFolderError: somebody does.
         """
-        with disk_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunFolderError(
-                    f"{self.root}: another process refines this student; wait for it or stop it"
-                ) from None
+        said = "another process refines this student; wait for it or stop it"
+        with folder_lock(self.root, "lock", said):
             yield
-        finally:
-            os.close(descriptor)
 
     def read(self) -> OnlineState | None:
         """The state, or `None` where nothing was learned yet.

@@ -7,9 +7,6 @@ take turns by a lock, a version says whether somebody else was first, and each c
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +14,9 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from stillhouse.core.errors import RunFolderError, UserError
+from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import disk_errors, write_json
+from stillhouse.core.locks import folder_lock
 from stillhouse.retrain.registry_log import Step, TaskLog, TaskState, checksum_of
 from stillhouse.retrain.registry_objects import (
     leftovers,
@@ -45,7 +43,6 @@ from stillhouse.retrain.registry_records import (
 __all__ = ["ConflictError", "Entry", "Move", "Registry", "Stage", "TamperedError"]
 
 LOCK_WAIT_S: Final = 60.0
-LOCK_POLL_S: Final = 0.02
 
 
 class Registry(RegistryReader):
@@ -299,24 +296,9 @@ class Registry(RegistryReader):
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with disk_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            until = time.monotonic() + LOCK_WAIT_S
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() > until:
-                        raise RunFolderError(
-                            f"{self.root}: another process holds the registry; wait for it"
-                        ) from None
-                    time.sleep(LOCK_POLL_S)
+        said = "another process holds the registry; wait for it"
+        with folder_lock(self.root, ".lock", said, wait_s=LOCK_WAIT_S):
             yield
-        finally:
-            os.close(handle)
 
 
 def _current(task: str, state: TaskState, version: int | None) -> None:
