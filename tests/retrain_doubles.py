@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.core.errors import BudgetError, TeacherError
+from stillhouse.core.hashing import unit_hash
 from stillhouse.core.jsonl import write_json, write_records
 from stillhouse.core.live import LiveAnswer, LiveRow
 from stillhouse.core.loop_retrain import RetrainSection
@@ -23,10 +24,13 @@ from stillhouse.core.records import Example, Message, Query
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.evaluate.metrics import Resampling
 from stillhouse.retrain.cycle_files import TaskFolder
+from stillhouse.retrain.cycle_records import HeldOut, Promise
 from stillhouse.retrain.gateway_admin import GatewayError
 from stillhouse.retrain.loop import Loop
 from stillhouse.retrain.registry import Registry
-from stillhouse.retrain.seams import Asked, GatewayStanding, Trained
+from stillhouse.retrain.seams import Asked, Gated, GatewayStanding, Samples, Trained
+from stillhouse.serve.calibrator import Halves, Judged, gate_from
+from stillhouse.serve.gate_file import save_gate
 
 LABELS = ("good", "bad")
 TASK = ClassificationTask(kind="classification", name="mood", labels=LABELS)
@@ -114,6 +118,7 @@ class FakeWorkshop:
         self.paid: Counter[str] = Counter()  # texts that were paid, over all starts
         self.trained: list[list[str]] = []  # texts that a student learnt from
         self.starts: list[Path | None] = []
+        self.calibrated: list[Samples] = []
         self.first: list[str] = []
         self.step: Callable[[], None] = lambda: None
 
@@ -214,6 +219,27 @@ class FakeWorkshop:
         self.step()
         return Trained(folder / "train" / "student", None, len(examples), {"dataset": "d"})
 
+    def calibrate(
+        self, student: Path, run: Path, out: Path, samples: Samples, promise: Promise
+    ) -> Gated:
+        """As the real one, with features of a table: known words are sure, others are guessed."""
+        self.calibrated.append(samples)
+        words = json.loads((student / "words.json").read_text())
+
+        def judged(one: HeldOut) -> Judged:
+            word = one.query.last_user_text.split()[0]
+            right = words.get(word, "good") == one.answer
+            logit = (4.0 if word in words else -1.0) + unit_hash(one.query.id, 5) / 10
+            return Judged(one.query.id, {"logit": logit}, right)
+
+        split = Halves(*([judged(one) for one in part] for part in samples))
+        gate = gate_from(
+            split, promise.error, promise.delta, "auto", window=None, heads=split, own=True
+        ).model_copy(update={"student": "fp_fake", "acceptable": 1.0, "source": "the window"})
+        save_gate(out / "gate.json", gate)
+        self.step()
+        return Gated(gate, len(split.fits), 0, None if gate.threshold else 777)
+
     def predict(self, student: Path, queries: Sequence[Query]) -> list[str]:
         words = json.loads((student / "words.json").read_text())
         return [words.get(query.last_user_text.split()[0], "good") for query in queries]
@@ -283,6 +309,7 @@ def loop_of(
     *,
     gateway: FakeGateway | None = None,
     first_run: Path | None = None,
+    calibrator: Path | None = None,
     **changes: Any,
 ) -> Loop:
     """A loop below `root`."""
@@ -301,4 +328,5 @@ def loop_of(
         near_duplicate=1.0,
         first_run=first_run,
         gateway=gateway,
+        calibrator=calibrator,
     )

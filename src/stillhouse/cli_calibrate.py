@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stillhouse.calibrating import GATE, Calibrated, Live, Wanted, calibrate_live
+from stillhouse.calibrating import Calibrated, Live, Wanted, calibrate_live
 from stillhouse.calibrating import calibrate as run_calibrate
 from stillhouse.cli_options import AsJson
+from stillhouse.core.artefact import GATE
 from stillhouse.core.errors import UserError
 from stillhouse.core.progress import Silent, Terminal
 from stillhouse.evaluate.fallback_frontier import frontier_rows
