@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stillhouse.core.errors import BudgetError, TeacherError
 from stillhouse.core.hashing import unit_hash
 from stillhouse.core.jsonl import write_json, write_records
@@ -21,6 +23,7 @@ from stillhouse.core.live import LiveAnswer, LiveRow
 from stillhouse.core.loop_retrain import RetrainSection
 from stillhouse.core.progress import Silent
 from stillhouse.core.records import Example, Message, Query
+from stillhouse.core.selection import Vectors
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.evaluate.metrics import Resampling
 from stillhouse.retrain.cycle_files import TaskFolder
@@ -84,6 +87,20 @@ def day_of_rows(day: int, count: int = 120, **changes: Any) -> list[LiveRow]:
     ]
 
 
+class WordEmbedder:
+    """A few words each a direction, most of them drawn by hash."""
+
+    name = "words"
+    dimensions = 32
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        found = np.zeros((len(texts), self.dimensions), dtype=np.float32)
+        for index, text in enumerate(texts):
+            for word in text.split():
+                found[index, int(unit_hash(word, 0) * self.dimensions)] += 1.0
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+
+
 class Rows:
     """A log in memory."""
 
@@ -122,6 +139,7 @@ class FakeWorkshop:
         self.first: list[str] = []
         self.step: Callable[[], None] = lambda: None
 
+    truth = staticmethod(truth)
     task = TASK
     teacher = "openai:fake"
 
@@ -157,7 +175,7 @@ class FakeWorkshop:
             if limit is not None and self.spent_usd() + USD > limit + 1e-9:
                 raise BudgetError("teacher.budget_usd: would be crossed")
             self.paid[text] += 1
-            store[text] = [truth(text), self.revision, "paid"]
+            store[text] = [self.truth(text), self.revision, "paid"]
             self._write(store)
             self.step()
         found = {query.id: store[query.last_user_text] for query in queries}
