@@ -28,6 +28,7 @@ from scipy.special import bdtr, betaincinv
 
 Floats = npt.NDArray[np.float64]
 GRID: Final = 1_000
+FOUR_OF_FIVE: Final = 0.8416  # quantile of the normal distribution
 # Where the tests start, as (1 - t) / error: from 1 down a calibrated confidence keeps the error.
 STARTS: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 
@@ -149,8 +150,8 @@ def foreseen_samples(
     do, since at every threshold they are wrong too often.
 
     At each threshold the rate (wrong + 1) / (accepted + 2) is taken for the true one, and the
-    fewest accepted samples of that rate are looked for whose test passes at the level of one start.
-    A guess for people, no bound.
+    fewest accepted samples are looked for whose test, at the level of one start, passes four times
+    of five then (normal approximation of the number wrong). A guess for people, no bound.
 
     Raises:
         ValueError: as `selective_threshold`.
@@ -164,7 +165,8 @@ def foreseen_samples(
         if m == 0 or rate >= error:
             continue
         accepted = np.unique(np.geomspace(m, 1_000 * m, 400).astype(np.int64))
-        fits = np.flatnonzero(bdtr(np.floor(rate * accepted), accepted, error) <= level)
+        most = rate * accepted + FOUR_OF_FIVE * np.sqrt(rate * (1 - rate) * accepted)
+        fits = np.flatnonzero(bdtr(np.ceil(most), accepted, error) <= level)
         if len(fits):
             best = min(best, float(accepted[fits[0]]) * len(score) / m)
     return None if math.isinf(best) else math.ceil(best)
