@@ -8,6 +8,7 @@ states and sections; opens nothing.
 
 from __future__ import annotations
 
+from stillhouse.core.errors import DataError
 from stillhouse.serve.gate_file import NEVER, load_gate
 from stillhouse.serve.gates import threshold_of
 from stillhouse.serve.gateway_sections import TaskSection
@@ -42,7 +43,7 @@ def inherited_gate(
         running: the folder that the running student is of; `None`: it is gateway.yaml's.
 
     Raises:
-        DataError: the calibrator's file cannot be used.
+        DataError: the calibrator's file cannot be used, and students are shown without a gate.
     """
     before = state if state.candidate is None else state.candidate.before
     if refined and running is not None:
@@ -56,9 +57,14 @@ def inherited_gate(
         return Inherited(OF_FILE, of_file, fallback.threshold)
     closed = demands_gate(task, running)
     if fallback.calibrator is not None:
-        fitted = load_gate(fallback.calibrator).student
+        try:
+            fitted, threshold = load_gate(fallback.calibrator).student, threshold_of(task)
+        except DataError:  # it may lie in the live student's folder, and that be one without
+            if not closed:
+                raise
+            return CLOSED
         if fitted is not None:
-            return Inherited(OF_FILE, of_file, threshold_of(task), fitted, closed)
+            return Inherited(OF_FILE, of_file, threshold, fitted, closed)
     return CLOSED if closed else None
 
 
