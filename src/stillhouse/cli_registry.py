@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, cast
 import typer
 
 from stillhouse.cli_options import AsJson
-from stillhouse.core.errors import UserError
+from stillhouse.core.errors import DataError, UserError
 from stillhouse.core.loop_file import LoopFile, load_loop
 from stillhouse.retrain.gateway_admin import GatewayAdmin
 from stillhouse.retrain.gateway_follow import follow
@@ -340,8 +340,11 @@ def _who(by: str | None) -> str:
 
 
 def _gate(registry: Registry, entry: Entry) -> dict[str, Any]:
-    """What of a student's gate people ask for; None: it carries none."""
-    gate = gate_of(registry, entry)
+    """What of a student's gate people ask for; None: it carries none, or why it cannot be read."""
+    try:
+        gate = gate_of(registry, entry)
+    except DataError as error:
+        return {"gate": {"damaged": str(error)}}
     wanted = {"threshold", "error", "delta", "coverage", "n", "source", "student"}
     return {"gate": None if gate is None else gate.model_dump(mode="json", include=wanted)}
 

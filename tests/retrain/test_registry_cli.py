@@ -17,8 +17,8 @@ from stillhouse.core.jsonl import write_json
 from stillhouse.core.runfolder import Outcome, RunFolder, StageKey
 from stillhouse.retrain.registry import Registry
 from stillhouse.retrain.registry_gate import gate_words
-from stillhouse.serve.gate_file import Calibrator, GateFile, save_gate
 from stillhouse.retrain.registry_lineage import is_run, lineage_of
+from stillhouse.serve.gate_file import Calibrator, GateFile, save_gate
 
 
 def called(*arguments: object) -> str:
@@ -172,6 +172,8 @@ def test_whether_a_student_carries_a_gate(tmp_path: Path, monkeypatch: pytest.Mo
     assert " lets nothing through " in lines[ids["closed"]]
     assert " damaged " in lines[ids["torn"]]
     assert json.loads(called("show", ids["plain"], "--json"))["gate"] is None
+    assert "is no gate" in json.loads(called("show", ids["torn"], "--json"))["gate"]["damaged"]
+    assert len(json.loads(called("list", "--json"))) == 4
     assert json.loads(called("show", ids["gated"], "--json"))["gate"] == {
         "threshold": 0.87,
         "error": 0.05,
