@@ -14,19 +14,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stillhouse.core.errors import BudgetError, TeacherError
+from stillhouse.core.hashing import unit_hash
 from stillhouse.core.jsonl import write_json, write_records
 from stillhouse.core.live import LiveAnswer, LiveRow
 from stillhouse.core.loop_retrain import RetrainSection
 from stillhouse.core.progress import Silent
 from stillhouse.core.records import Example, Message, Query
+from stillhouse.core.selection import Vectors
 from stillhouse.core.tasks import ClassificationTask
 from stillhouse.evaluate.metrics import Resampling
 from stillhouse.retrain.cycle_files import TaskFolder
+from stillhouse.retrain.cycle_records import HeldOut, Promise
 from stillhouse.retrain.gateway_admin import GatewayError
 from stillhouse.retrain.loop import Loop
 from stillhouse.retrain.registry import Registry
-from stillhouse.retrain.seams import Asked, GatewayStanding, Trained
+from stillhouse.retrain.seams import Asked, Gated, GatewayStanding, Samples, Trained
+from stillhouse.serve.calibrator import Halves, Judged, gate_from
+from stillhouse.serve.gate_file import save_gate
 
 LABELS = ("good", "bad")
 TASK = ClassificationTask(kind="classification", name="mood", labels=LABELS)
@@ -80,6 +87,20 @@ def day_of_rows(day: int, count: int = 120, **changes: Any) -> list[LiveRow]:
     ]
 
 
+class WordEmbedder:
+    """A few words each a direction, most of them drawn by hash."""
+
+    name = "words"
+    dimensions = 32
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        found = np.zeros((len(texts), self.dimensions), dtype=np.float32)
+        for index, text in enumerate(texts):
+            for word in text.split():
+                found[index, int(unit_hash(word, 0) * self.dimensions)] += 1.0
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+
+
 class Rows:
     """A log in memory."""
 
@@ -114,9 +135,11 @@ class FakeWorkshop:
         self.paid: Counter[str] = Counter()  # texts that were paid, over all starts
         self.trained: list[list[str]] = []  # texts that a student learnt from
         self.starts: list[Path | None] = []
+        self.calibrated: list[Samples] = []
         self.first: list[str] = []
         self.step: Callable[[], None] = lambda: None
 
+    truth = staticmethod(truth)
     task = TASK
     teacher = "openai:fake"
 
@@ -152,7 +175,7 @@ class FakeWorkshop:
             if limit is not None and self.spent_usd() + USD > limit + 1e-9:
                 raise BudgetError("teacher.budget_usd: would be crossed")
             self.paid[text] += 1
-            store[text] = [truth(text), self.revision, "paid"]
+            store[text] = [self.truth(text), self.revision, "paid"]
             self._write(store)
             self.step()
         found = {query.id: store[query.last_user_text] for query in queries}
@@ -213,6 +236,27 @@ class FakeWorkshop:
         write_json(folder / "train" / "student" / "words.json", dict(words))
         self.step()
         return Trained(folder / "train" / "student", None, len(examples), {"dataset": "d"})
+
+    def calibrate(
+        self, student: Path, run: Path, out: Path, samples: Samples, promise: Promise
+    ) -> Gated:
+        """As the real one, with features of a table: known words are sure, others are guessed."""
+        self.calibrated.append(samples)
+        words = json.loads((student / "words.json").read_text())
+
+        def judged(one: HeldOut) -> Judged:
+            word = one.query.last_user_text.split()[0]
+            right = words.get(word, "good") == one.answer
+            logit = (4.0 if word in words else -1.0) + unit_hash(one.query.id, 5) / 10
+            return Judged(one.query.id, {"logit": logit}, right)
+
+        split = Halves(*([judged(one) for one in part] for part in samples))
+        gate = gate_from(
+            split, promise.error, promise.delta, "auto", window=None, heads=split, own=True
+        ).model_copy(update={"student": "fp_fake", "acceptable": 1.0, "source": "the window"})
+        save_gate(out / "gate.json", gate)
+        self.step()
+        return Gated(gate, len(split.fits), 0, None if gate.threshold else 777)
 
     def predict(self, student: Path, queries: Sequence[Query]) -> list[str]:
         words = json.loads((student / "words.json").read_text())
@@ -283,6 +327,7 @@ def loop_of(
     *,
     gateway: FakeGateway | None = None,
     first_run: Path | None = None,
+    calibrator: Path | None = None,
     **changes: Any,
 ) -> Loop:
     """A loop below `root`."""
@@ -301,4 +346,5 @@ def loop_of(
         near_duplicate=1.0,
         first_run=first_run,
         gateway=gateway,
+        calibrator=calibrator,
     )

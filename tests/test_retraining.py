@@ -203,6 +203,14 @@ def test_answers_of_the_log_go_into_the_store(tmp_path: Path, monkeypatch: Any) 
             "has no admin section",
         ),
         (
+            {
+                "tasks": {
+                    "mood": {"recipe": "recipe.yaml", "retrain": {"fallback": {"on": "golden"}}}
+                }
+            },
+            "tasks.mood.retrain.fallback.on: is golden, and the recipe has no golden set",
+        ),
+        (
             {"tasks": {"mood": {"recipe": "recipe.yaml", "retrain": {"windw": "3d"}}}},
             "did you mean 'window'",
         ),
@@ -222,6 +230,24 @@ def test_mistakes_in_loop_yaml_are_one_line(
         loop_at(path, [])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_gateway_that_gates_wants_its_students_calibrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project(tmp_path, gateway=True, fallback={"calibrate": "never"})
+    gateway = yaml.safe_load((tmp_path / "gateway.yaml").read_text(encoding="utf-8"))
+    gateway["admin"] = {"port": 9}
+    monkeypatch.setenv("STILLHOUSE_ADMIN_KEY", "a key that is long enough")
+    (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(gateway), encoding="utf-8")
+    assert loop_at(path, []).calibrator is None
+    gateway["tasks"]["mood"]["fallback"] = {"calibrator": "there/gate.json"}
+    (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(gateway), encoding="utf-8")
+    with pytest.raises(UserError, match=r"fallback.calibrate: is never, and the gateway, which"):
+        loop_at(path, [])
+    gateway["tasks"]["mood"]["fallback"]["ungated"] = "shown"
+    (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(gateway), encoding="utf-8")
+    assert loop_at(path, []).calibrator == tmp_path / "there" / "gate.json"
 
 
 def test_a_gateway_without_a_log_is_one_line(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stillhouse.core.errors import DataError, UserError
-from stillhouse.core.jsonl import read_records, void, write_atomic, write_json
+from stillhouse.calibrating_answers import Looks, Scored, novelty_of, opened_brain, scored
+from stillhouse.core.artefact import GATE, NOVELTY
+from stillhouse.core.errors import UserError
+from stillhouse.core.jsonl import void, write_atomic, write_json
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.records import Example
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.core.scorers import scorers_for
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask
@@ -32,25 +33,12 @@ from stillhouse.evaluate.fallback_frontier import (
     frontier_picture,
 )
 from stillhouse.evaluate.results import SetName
-from stillhouse.models.confidence import agreement
-from stillhouse.models.novelty import FAMILIARITY, Novelty, load_novelty
 from stillhouse.pipeline import read_run_recipe
-from stillhouse.serve.answer_text import said
-from stillhouse.serve.calibrator import Choice, Halves, Judged, gate_from, halves
-from stillhouse.serve.features import answer_features, first_text
+from stillhouse.serve.calibrator import Choice, Halves, gate_from, halves
 from stillhouse.serve.gate_file import Consistency, GateFile, NoveltyFile, save_gate, sha256_of
-from stillhouse.serve.student_brains import open_brain
-from stillhouse.serve.student_folder import notes_of
-from stillhouse.serve.student_labels import Brain, Opening
-from stillhouse.serve.student_local import ask_all
 
 FOLDER: Final = "calibrate"
-GATE: Final = "gate.json"
-NOVELTY: Final = "novelty.npz"
-BATCH: Final = 32
 DAY_S: Final = 86_400
-OF_LABELS: Final = ("logit", "margin", "certainty")
-OF_TEXTS: Final = ("logit", "min_logprob", "min_margin", "tokens")
 
 
 class Live(NamedTuple):
@@ -81,14 +69,6 @@ class Wanted(NamedTuple):
     out: Path | None = None
 
 
-class Scored(NamedTuple):
-    """One held-out sample: what the gate is fitted on, and both variants' scores."""
-
-    judged: Judged
-    student: float
-    teacher: float
-
-
 class Calibrated(NamedTuple):
     """What was found and where it lies."""
 
@@ -112,20 +92,20 @@ def calibrate(root: Path, wanted: Wanted, progress: Progress) -> Calibrated:
     folder = wanted.student or _student_of(root)
     level = _acceptable(recipe, wanted.acceptable)
     held_out = _set(recipe, root, wanted.samples)
-    head = notes_of(folder, "--student").head
-    opening = Opening(folder, str(head), recipe.task, "student", BATCH, recipe.teacher.max_tokens)
     progress.say(f"calibrate: asks {folder} about {len(held_out.queries):,} {wanted.samples}")
-    brain = open_brain(opening)
+    brain = opened_brain(recipe, folder, "--student")
     out = wanted.out or root / FOLDER
     out.mkdir(parents=True, exist_ok=True)
-    novelty = _novelty(recipe, root, out / NOVELTY) if wanted.novelty else None
-    scored = _scored(
-        recipe, brain, held_out, wanted, level=level, novelty=novelty, progress=progress
-    )
+    novelty = novelty_of(recipe, root, out / NOVELTY) if wanted.novelty else None
+    looks = Looks(level, wanted.window, wanted.consistency, novelty)
+    answered = scored(recipe, brain, held_out, looks, progress)
+    if not answered:
+        count = len(held_out.queries)
+        raise UserError("--student", "answered none of the samples", value=count)
     notes = []
-    if len(scored) < len(held_out.queries):
-        notes.append(f"{len(held_out.queries) - len(scored)} requests the student refused")
-    held = halves([one.judged for one in scored])
+    if len(answered) < len(held_out.queries):
+        notes.append(f"{len(held_out.queries) - len(answered)} requests the student refused")
+    held = halves([one.judged for one in answered])
     split = held
     source = f"{wanted.samples} samples of the run"
     if wanted.live is not None:
@@ -137,6 +117,7 @@ def calibrate(root: Path, wanted: Wanted, progress: Progress) -> Calibrated:
             "task": recipe.task,
             "student": brain.voice.fingerprint,
             "source": source,
+            "acceptable": level if source.startswith(wanted.samples) else None,
             "novelty": None
             if novelty is None
             else NoveltyFile(file=NOVELTY, sha256=sha256_of(out / NOVELTY)),
@@ -144,7 +125,7 @@ def calibrate(root: Path, wanted: Wanted, progress: Progress) -> Calibrated:
     )
     save_gate(out / GATE, gate)
     tests = {one.id for one in held.tests}
-    drawn = _frontier(recipe, root, gate, [s for s in scored if s.judged.id in tests], wanted)
+    drawn = _frontier(recipe, root, gate, [s for s in answered if s.judged.id in tests], wanted)
     write_json(out / "frontier.json", drawn.model_dump(mode="json"))
     picture = str(frontier_picture(drawn))
     write_atomic(out / "frontier.svg", lambda file: void(file.write(picture)))
@@ -294,84 +275,3 @@ def _set(recipe: Recipe, root: Path, name: SetName) -> EvaluationSet:
         if one.name == name:
             return one
     raise UserError("--on", f"the run has no {name} set", action="take the other one")
-
-
-def _novelty(recipe: Recipe, root: Path, place: Path) -> Novelty:
-    """The training texts' vectors as they are kept: what is fitted must be what is served."""
-    path = RunFolder(root).stage("dataset") / "train.jsonl"
-    texts = [recipe.task.input_text(one.to_query()) for one in read_records(path, Example)]
-    if not texts:
-        raise DataError(str(path), "holds no training texts")
-    Novelty.of_texts(texts, recipe.seed).save(place)
-    return load_novelty(place)
-
-
-def _scored(
-    recipe: Recipe,
-    brain: Brain,
-    held_out: EvaluationSet,
-    wanted: Wanted,
-    *,
-    level: float,
-    novelty: Novelty | None,
-    progress: Progress,
-) -> list[Scored]:
-    """The samples that the student answered, in their order."""
-    task, score = recipe.task, scorers_for(recipe.task)[0].score
-    classes = len(task.labels) if isinstance(task, ClassificationTask) else 2
-    asked: list[Mapping[str, Any]] = [
-        {
-            "messages": [{"role": m.role, "content": m.content} for m in query.messages],
-            "logprobs": True,
-            "top_logprobs": classes,
-        }
-        for query in held_out.queries
-    ]
-    often = wanted.consistency
-    with progress.bar("calibrate", len(asked) * (1 if often is None else 2), "answers") as bar:
-        answers = ask_all(brain, asked, BATCH, bar.advance)
-        others: list[list[str]] = [[] for _ in asked]
-        if often is not None:
-            drawn = {
-                "n": often.samples,
-                "temperature": often.sampling_temperature,
-                "seed": recipe.seed,
-                "logprobs": None,
-                "top_logprobs": None,
-            }
-            more = ask_all(brain, [{**one, **drawn} for one in asked], BATCH, bar.advance)
-            others = [_texts(one.body) for one in more]
-    texts = [task.input_text(query) for query in held_out.queries]
-    near = [None] * len(texts) if novelty is None else novelty.familiarity(texts)
-    found = []
-    for number, (status, body) in enumerate(answers):
-        if status >= 400:
-            continue
-        features = _used(answer_features(body))
-        if near[number] is not None:
-            features[FAMILIARITY] = float(near[number] or 0.0)
-        text = first_text(body)
-        if others[number]:
-            features |= agreement([said(task, one) for one in (text, *others[number])])
-        window: dict[str, float] | None = None
-        if wanted.window is not None and often is None:
-            window = {**features, **_used(answer_features(body, wanted.window))}
-        own = score(text, held_out.references[number])
-        query = held_out.queries[number]
-        group = query.id if held_out.groups is None else held_out.groups[number]
-        judged = Judged(query.id, features, own >= level, str(group), window)
-        teacher = score(held_out.teacher.texts[number], held_out.references[number])
-        found.append(Scored(judged, own, teacher))
-    if not found:
-        raise UserError("--student", "answered none of the samples", value=len(answers))
-    return found
-
-
-def _used(features: Mapping[str, float]) -> dict[str, float]:
-    """Of a label, what all classes say; of a text, what its tokens do. The others say it again."""
-    names = OF_LABELS if OF_LABELS[-1] in features else OF_TEXTS
-    return {name: features[name] for name in names if name in features}
-
-
-def _texts(body: Mapping[str, Any]) -> list[str]:
-    return [str(one["message"]["content"]) for one in body.get("choices") or ()]

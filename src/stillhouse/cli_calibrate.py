@@ -12,10 +12,11 @@ from typing import Annotated
 
 import typer
 
-from stillhouse.calibrating import GATE, Calibrated, Live, Wanted, calibrate_live
+from stillhouse.calibrating import Calibrated, Live, Wanted, calibrate_live
 from stillhouse.calibrating import calibrate as run_calibrate
 from stillhouse.cli_options import EXIT_GATE, AsJson
 from stillhouse.cli_show import print_table, progress_of
+from stillhouse.core.artefact import GATE
 from stillhouse.core.errors import UserError
 from stillhouse.evaluate.fallback_frontier import frontier_rows
 from stillhouse.serve.gate_file import Consistency

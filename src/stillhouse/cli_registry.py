@@ -12,17 +12,18 @@ import time
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final, cast
+from typing import Annotated, Any, Final, cast
 
 import typer
 
 from stillhouse.cli_options import AsJson
 from stillhouse.cli_show import print_json
-from stillhouse.core.errors import UserError
+from stillhouse.core.errors import DataError, UserError
 from stillhouse.core.loop_file import LoopFile, load_loop
 from stillhouse.retrain.gateway_admin import GatewayAdmin
 from stillhouse.retrain.gateway_follow import follow
 from stillhouse.retrain.registry import Registry
+from stillhouse.retrain.registry_gate import gate_of, gate_words
 from stillhouse.retrain.registry_gc import removable
 from stillhouse.retrain.registry_lineage import RunStudent, is_run, lineage_of
 from stillhouse.retrain.registry_records import STAGES, Entry, Move, Stage
@@ -97,11 +98,12 @@ def list_students(
     as_json: AsJson = False,
 ) -> None:
     """List students, newest first."""
-    entries = Registry(registry).entries(task)
+    opened = Registry(registry)
+    entries = opened.entries(task)
     if as_json:
-        print_json([entry.model_dump(mode="json") for entry in entries])
+        print_json([entry.model_dump(mode="json") | _gate(opened, entry) for entry in entries])
         return
-    rows = [("student", "task", "version", "stage", "aliases", "score", "added", "parent")]
+    rows = [("student", "task", "version", "stage", "aliases", "score", "gate", "added", "parent")]
     rows += [
         (
             entry.id,
@@ -110,6 +112,7 @@ def list_students(
             entry.stage,
             ", ".join(entry.aliases),
             _score(entry),
+            gate_words(opened, entry),
             _day(entry.created_at),
             entry.parent or "",
         )
@@ -124,12 +127,12 @@ def list_students(
 
 @registry_app.command()
 def show(ref: Ref, registry: Folder = PLACE, as_json: AsJson = False) -> None:
-    """Show a student: lineage, figures, its moves; its files are verified."""
+    """Show a student: lineage, figures, gate, its moves; its files are verified."""
     opened = Registry(registry)
     entry = opened.get(ref)
     folder = opened.folder(ref)
     moves = [move for move in opened.history(entry.task) if move.ref == entry.id]
-    told = entry.model_dump(mode="json") | {"folder": str(folder)}
+    told = entry.model_dump(mode="json") | _gate(opened, entry) | {"folder": str(folder)}
     if as_json:
         print_json(told | {"moves": [move.model_dump(mode="json") for move in moves]})
         return
@@ -334,6 +337,16 @@ def _who(by: str | None) -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         raise UserError("--by", "is missing: this login has no name", action="say who") from None
+
+
+def _gate(registry: Registry, entry: Entry) -> dict[str, Any]:
+    """What of a student's gate people ask for; None: it carries none, or why it cannot be read."""
+    try:
+        gate = gate_of(registry, entry)
+    except DataError as error:
+        return {"gate": {"damaged": str(error)}}
+    wanted = {"threshold", "error", "delta", "coverage", "n", "source", "student"}
+    return {"gate": None if gate is None else gate.model_dump(mode="json", include=wanted)}
 
 
 def _score(entry: Entry) -> str:

@@ -27,6 +27,7 @@ from stillhouse.retrain import registry_records as students
 from stillhouse.retrain.gateway_admin import GatewayAdmin, address_of
 from stillhouse.retrain.gateway_follow import Admin, follow
 from stillhouse.retrain.registry import Registry
+from stillhouse.retrain.registry_gate import gate_words
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.candidates import about
 from stillhouse.serve.experiment_pages import (
@@ -202,6 +203,10 @@ class RegisteredStudents:
     def entries(self, task: str | None = None) -> Sequence[students.Entry]:
         """See `sources.Students`."""
         return self._registry.entries(task)
+
+    def gates(self, task: str) -> Mapping[str, str]:
+        """See `sources.Students`."""
+        return {one.id: gate_words(self._registry, one) for one in self._registry.entries(task)}
 
     def history(self, task: str) -> Sequence[students.Move]:
         """See `sources.Students`."""

@@ -28,7 +28,7 @@ from stillhouse.models.artefact_student import open_any
 from stillhouse.models.batching import Call
 from stillhouse.models.completer import Sampling
 from stillhouse.models.head_weights import open_head_student
-from stillhouse.retrain.cycle_train import served
+from stillhouse.retrain.loop import served
 from stillhouse.retrain.online import OnlineTask
 from stillhouse.retrain.online_handover import HandOver
 from stillhouse.retrain.online_personal import Fit

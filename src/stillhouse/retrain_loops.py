@@ -13,6 +13,7 @@ from typing import NamedTuple
 from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.core.live import LiveRows
 from stillhouse.core.loop_file import LoopFile, load_loop
+from stillhouse.core.loop_retrain import RetrainSection
 from stillhouse.core.loop_sections import LoopTask
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
@@ -29,6 +30,7 @@ from stillhouse.retrain.seams import Gateway
 from stillhouse.retrain_admin import opened_admin
 from stillhouse.retraining import PipelineWorkshop
 from stillhouse.serve.gateway_file import GatewayFile, load_gateway
+from stillhouse.serve.gateway_sections import FallbackSection
 
 
 class Look(NamedTuple):
@@ -123,7 +125,8 @@ def _loop(
     if first is not None and not first.is_dir():
         raise UserError(f"tasks.{name}.run", "there is no such folder", value=str(first))
     files = TaskFolder(task_folder(Path(file.folder), name))
-    section = task.retrain
+    section, fallback = task.retrain, gateway.tasks[name].fallback
+    _check_fallback(name, section, fallback, golden=recipe.traffic.golden is not None)
     how = Resampling(recipe.evaluate.confidence, recipe.evaluate.resamples, recipe.seed)
     return Loop(
         name=name,
@@ -139,8 +142,26 @@ def _loop(
         near_duplicate=recipe.dataset.near_duplicate,
         first_run=first,
         gateway=_gateway(gateway, section.gateway_url, file) if section.gateway else None,
+        calibrator=fallback.calibrator,
         seed=recipe.seed,
     )
+
+
+def _check_fallback(
+    name: str, section: RetrainSection, fallback: FallbackSection, *, golden: bool
+) -> None:
+    where, own = f"tasks.{name}.retrain.fallback", section.fallback
+    if own.on == "golden" and not golden:
+        raise UserError(
+            f"{where}.on", "is golden, and the recipe has no golden set", action="write window"
+        )
+    gated = fallback.calibrator is not None and fallback.ungated == "teacher"
+    if section.gateway and own.calibrate == "never" and gated:
+        raise UserError(
+            f"{where}.calibrate",
+            "is never, and the gateway, which has a calibrator, lets no student climb without one",
+            action="write auto, or fallback.ungated: shown into gateway.yaml",
+        )
 
 
 def _gateway(gateway: GatewayFile, url: str | None, file: LoopFile) -> Gateway:

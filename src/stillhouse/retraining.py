@@ -26,8 +26,10 @@ from stillhouse.evaluate.candidates import sampling_for
 from stillhouse.evaluate.compressed import BEST
 from stillhouse.models.completer import Completer
 from stillhouse.pipeline import report_of, run_stages, stage_key
+from stillhouse.recalibrating import recalibrate
+from stillhouse.retrain.cycle_records import Promise
 from stillhouse.retrain.registry_lineage import lineage_of
-from stillhouse.retrain.seams import Asked, Trained
+from stillhouse.retrain.seams import Asked, Gated, Samples, Trained
 from stillhouse.retrain_recipe import (
     asking_recipe,
     can_start_from,
@@ -153,6 +155,25 @@ class PipelineWorkshop:
             student, self.task, head, section.batch_size, self._recipe.train.device
         )
         return asyncio.run(_answers(completer, queries, self._recipe, self._progress))
+
+    def calibrate(
+        self,
+        student: Path,
+        run: Path,
+        out: Path,
+        samples: Samples,
+        promise: Promise,
+    ) -> Gated:
+        """See `recalibrating`."""
+        return recalibrate(
+            self._recipe,
+            student,
+            run,
+            out=out,
+            samples=samples,
+            promise=promise,
+            progress=self._progress,
+        )
 
     # --- the store and the stages ----------------------------------------------------------------
 

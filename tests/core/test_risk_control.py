@@ -12,7 +12,9 @@ from stillhouse.core.risk_control import (
     Costs,
     clopper_pearson_upper,
     conformal_threshold,
+    foreseen_samples,
     frontier,
+    least_samples,
     probability_grid,
     selective_threshold,
 )
@@ -142,3 +144,36 @@ def test_bad_levels_and_losses_are_refused():
         selective_threshold(s, np.zeros(1), 0.1, grid=np.array([0.1, 0.2]))
     with pytest.raises(ValueError, match="costs"):
         frontier(s, s, s, Costs(float("nan"), 1))
+
+
+@pytest.mark.parametrize(("error", "delta"), [(0.05, 0.05), (0.1, 0.1), (0.02, 0.2), (0.3, 0.01)])
+def test_the_fewest_samples_are_just_enough(error, delta):
+    n = least_samples(error, delta)
+    for count, found in ((n, True), (n - 1, False)):
+        sure = np.full(count, 1.0)
+        threshold = selective_threshold(sure, np.zeros(count), error, delta).value
+        assert (threshold is not None) == found
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        least_samples(0, 0.05)
+
+
+def test_the_samples_that_are_foreseen_do():
+    """As many as are foreseen of a small sample find a threshold more often than not; a tenth of
+    them does not."""
+    rng = np.random.default_rng(3)
+
+    def drawn(n):
+        s = rng.random(n)
+        return s, (rng.random(n) < 0.3 * (1 - s)).astype(float)
+
+    small = drawn(150)
+    assert selective_threshold(*small, 0.05).value is None
+    wanted = foreseen_samples(*small, 0.05)
+    assert wanted is not None
+    assert 150 < wanted < 5_000
+    enough = sum(selective_threshold(*drawn(wanted), 0.05).value is not None for _ in range(100))
+    few = sum(selective_threshold(*drawn(wanted // 10), 0.05).value is not None for _ in range(100))
+    assert enough > 50 > few
+    # Wrong however sure: no number is foreseen.
+    s = rng.random(400)
+    assert foreseen_samples(s, (rng.random(400) < 0.4).astype(float), 0.05) is None

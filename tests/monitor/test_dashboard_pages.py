@@ -357,7 +357,9 @@ def test_promotion_and_roll_back(own: World) -> None:
     assert live is not None
     assert live.id != newest.id
     admin.post("/login", data={"key": KEY})
-    assert f"/registry/promote?ref={newest.id}" in admin.get("/registry").text
+    page = admin.get("/registry").text
+    assert f"/registry/promote?ref={newest.id}" in page
+    assert '<td data-name="Gate">none</td>' in page
     ask = admin.get(f"/registry/promote?ref={newest.id}").text
     form = {"reason": "the gate says so", "version": version_of(ask), "form_token": token_of(ask)}
     registry.alias(TASK, "steady", newest.id)  # another operator, meanwhile

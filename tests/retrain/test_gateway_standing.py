@@ -182,6 +182,18 @@ def test_of_two_who_promote_at_once_the_gateway_follows_the_registry(tmp_path: P
     assert busy.versions == [8]
 
 
+def test_a_student_that_no_gate_lets_through_is_told_of(tmp_path: Path) -> None:
+    registry, entry = registered(tmp_path)
+    for admin in (Admin(teacher_answers=True), Admin(student=entry.id, teacher_answers=True)):
+        found = follow(admin, registry, entry, "")
+        assert found.done
+        assert (
+            "but the teacher answers for it, since no gate lets its answers through" in found.said
+        )
+        assert "\n" not in found.said
+    assert "teacher" not in follow(Admin(), registry, entry, "").said
+
+
 @pytest.mark.parametrize(
     ("status", "remedy"),
     [

@@ -16,7 +16,9 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import write_json
 from stillhouse.core.runfolder import Outcome, RunFolder, StageKey
 from stillhouse.retrain.registry import Registry
+from stillhouse.retrain.registry_gate import gate_words
 from stillhouse.retrain.registry_lineage import is_run, lineage_of
+from stillhouse.serve.gate_file import Calibrator, GateFile, save_gate
 
 
 def called(*arguments: object) -> str:
@@ -147,3 +149,47 @@ def test_verify_says_what_is_wrong_with_exit_code_1(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["registry", "verify", "--registry", str(root)])
     assert done.exit_code == 1
     assert f"- {path}: was changed" in done.output
+
+
+def test_whether_a_student_carries_a_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = Calibrator(features=("logit",), means=(0,), scales=(1,), weights=(1,), bias=0, n=10)
+    gate = GateFile(
+        calibrator=own, threshold=0.87, error=0.05, delta=0.1, coverage=0.6, n=300, source="there"
+    )
+    ids = {}
+    for name, threshold in (("plain", 0.0), ("gated", 0.87), ("closed", None), ("torn", 1.0)):
+        folder = student_folder(tmp_path / name, name)
+        if name != "plain":
+            save_gate(folder / "gate.json", gate.model_copy(update={"threshold": threshold}))
+        if name == "torn":
+            (folder / "gate.json").write_text("{}")
+        ids[name] = json.loads(called("add", folder, "--task", "spam", "--json"))["id"]
+    lines = {line.split()[0]: line for line in called("list").splitlines()}
+    assert "gate" in lines["student"].split()
+    assert " none " in lines[ids["plain"]]
+    assert " 0.870, error 5% " in lines[ids["gated"]]
+    assert " lets nothing through " in lines[ids["closed"]]
+    assert " damaged " in lines[ids["torn"]]
+    assert json.loads(called("show", ids["plain"], "--json"))["gate"] is None
+    assert "is no gate" in json.loads(called("show", ids["torn"], "--json"))["gate"]["damaged"]
+    assert len(json.loads(called("list", "--json"))) == 4
+    assert json.loads(called("show", ids["gated"], "--json"))["gate"] == {
+        "threshold": 0.87,
+        "error": 0.05,
+        "delta": 0.1,
+        "coverage": 0.6,
+        "n": 300,
+        "source": "there",
+        "student": None,
+    }
+    assert '"threshold": 0.87' in called("show", ids["gated"])
+    # Of one with a smaller form, what is served counts.
+    folder = student_folder(tmp_path / "formed", "formed")
+    (folder / "forms" / "best").mkdir(parents=True)
+    save_gate(folder / "forms" / "best" / "gate.json", gate)
+    registry = Registry(Path("registry"))
+    for artefacts, said in (({}, "none"), ({"best": "forms/best"}, "0.870, error 5%")):
+        (folder / "note").write_text(said)
+        entry = registry.add(folder, task="spam", lineage={}, metrics={}, artefacts=artefacts)
+        assert gate_words(registry, entry) == said

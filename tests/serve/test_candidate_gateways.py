@@ -359,10 +359,22 @@ def test_a_gate_that_was_calibrated_for_one_student_judges_no_other(
         admin = admin_of(running)
         full(running)
         assert set(answers(running.url, "unsure")) == {"model-there"}
-        admin.reload("t", str(folders / "registry" / "new"), "s-new", "promoted", refined=False)
-        assert running.states.get("t").threshold is None
-        assert set(answers(running.url, "unsure")) == {"s-new"}
-        assert "t: s-new has no gate.json, and none is fitted to it" in caplog.text
+        assert not admin.state("t").teacher_answers
+        state = admin.reload(
+            "t", str(folders / "registry" / "new"), "s-new", "promoted", refined=False
+        )
+        # Nothing says how sure it is: whatever it says, the teacher answers.
+        assert (state.student, state.teacher_answers) == ("s-new", True)
+        assert set(answers(running.url, "unsure")) == {"model-there"}
+        assert set(answers(running.url, "good")) == {"model-there"}
+        got = ask(running.url, "good", "u")
+        assert got.headers["x-stillhouse-fallback"] == "low-confidence"
+        streamed = ask(running.url, "good", "u", stream=True)
+        assert (streamed.status, streamed.headers["x-stillhouse-variant"]) == (200, "teacher")
+        assert "t: s-new: it has no gate.json, and none is fitted to it" in caplog.text
+        rows = served(running)[-2:]
+        assert [(one.fell_back, one.confidence) for one in rows] == [(True, None)] * 2
+        assert all({"logit", "certainty"} <= set(one.features) for one in rows)
         # Rolled back to the student that it was fitted to, the file's gate holds again.
         admin.reload("t", str(same), "s-same", "rolled back", refined=False)
         assert running.states.get("t").threshold == 0.9
@@ -372,6 +384,87 @@ def test_a_gate_that_was_calibrated_for_one_student_judges_no_other(
         headers = {"authorization": f"Bearer {ADMIN}"}
         told = send(running.admin, body, "/tasks/t/reload", headers)
         assert (told.status, told.json["error"]["param"]) == (400, "refined")
+
+
+def test_without_a_gate_none_climbs_where_the_task_wants_one(
+    teacher: Model, folders: Path, tmp_path: Path
+) -> None:
+    """The teacher's answers in its stead would be its evidence, and it would come through."""
+    given, registry = raw(teacher.url, folders), folders / "registry"
+    (tmp_path / "gate").mkdir()
+    path = gate_file(tmp_path / "gate", student="fp_old")
+    given["tasks"]["t"]["fallback"] = {"calibrator": str(path)}
+    gate_file(student(registry / "never", "fp_never"), student="fp_never", threshold=None)
+    gate_file(student(registry / "own", "fp_own"), student="fp_own")
+    with gateway(given) as running:
+        admin = admin_of(running)
+        full(running)
+        before = admin.state("t")
+        for name, why in (("new", "none is fitted to it"), ("never", "shows no threshold")):
+            with pytest.raises(GatewayError, match=f"s-1 cannot climb: .*{why}") as error:
+                admin.offer("t", str(registry / name), "s-1", "")
+            assert (error.value.status, error.value.code) == (422, "no_gate")
+        assert admin.state("t") == before
+        until(lambda: len(psutil.Process().children()) == 1)  # neither was left open
+        # One with a gate of its own climbs, and is gated by it from its first request on.
+        admin.offer("t", str(registry / "own"), "s-own", "")
+        admin.act("t", "approve", "")
+        assert "s-own" in set(answers(running.url))
+        assert set(answers(running.url, "unsure")) == {"model-there"}
+        admin.act("t", "approve", "")
+        # By hand a student without a gate may take over from it (a roll back must be possible).
+        assert admin.reload("t", str(registry / "newer"), "s-newer", "", refined=False).student
+        assert set(answers(running.url)) == {"model-there"}
+        with pytest.raises(GatewayError, match="none is fitted to it"):
+            admin.offer("t", str(registry / "new"), "s-1", "")
+    # Of a running student with a gate of its own, without a word in gateway.yaml, likewise.
+    del given["tasks"]["t"]["fallback"]["calibrator"]
+    with gateway(given) as running:
+        admin = admin_of(running)
+        full(running)
+        assert admin.reload("t", str(registry / "own"), "s-own", "", refined=False)
+        with pytest.raises(GatewayError, match="none is fitted to it"):
+            admin.offer("t", str(registry / "new"), "s-1", "")
+        assert set(answers(running.url, "unsure")) == {"model-there"}
+
+
+def test_a_file_that_says_so_shows_students_without_a_gate(
+    teacher: Model, folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given, registry = raw(teacher.url, folders), folders / "registry"
+    (tmp_path / "gate").mkdir()
+    path = gate_file(tmp_path / "gate", student="fp_old")
+    given["tasks"]["t"]["fallback"] = {"calibrator": str(path), "ungated": "shown"}
+    with gateway(given) as running:
+        admin = admin_of(running)
+        full(running)
+        state = admin.reload("t", str(registry / "new"), "s-new", "promoted", refined=False)
+        assert not state.teacher_answers
+        assert running.states.get("t").threshold is None
+        assert set(answers(running.url, "unsure")) == {"s-new"}
+        assert "t: s-new has no gate.json, and none is fitted to it: all" in caplog.text
+        assert admin.offer("t", str(registry / "newer"), "s-newer", "").candidate == "s-newer"
+
+
+def test_gateways_on_one_database_close_a_student_without_a_gate_alike(
+    teacher: Model, folders: Path, tmp_path: Path
+) -> None:
+    given, database = raw(teacher.url, folders), folders / "gateway.db"
+    (tmp_path / "gate").mkdir()
+    path = gate_file(tmp_path / "gate", student="fp_old")
+    given["tasks"]["t"]["fallback"] = {"calibrator": str(path)}
+    with stored(given, database) as one, stored(given, database) as other:
+        for _ in STAGES[1:]:
+            one.admin.act("t", "approve", "")
+        path = folders / "registry" / "new"
+        one.admin.reload("t", str(path), "s-new", "promoted", refined=False)
+        until(lambda: student_of(other)[0] == "s-new" and not other.admin.state("t").problems)
+        assert other.admin.state("t").teacher_answers
+        for url in (one.url, other.url):
+            assert set(answers(url)) == {"model-there"}
+    with stored(given, database) as again:  # over a restart
+        assert student_of(again)[0] == "s-new"
+        assert set(answers(again.url)) == {"model-there"}
 
 
 def test_a_reload_under_load_loses_no_request(teacher: Model, folders: Path) -> None:

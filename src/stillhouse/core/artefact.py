@@ -8,6 +8,7 @@ computes the checksums again. Knows files and checksums, not the formats or the 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -22,8 +23,11 @@ from stillhouse.core.tasks import Task
 
 ARTEFACT: Final = "artefact.json"
 CARD: Final = "README.md"
-# Written beside the files, before or after artefact.json, and read by no runtime.
-NOT_LISTED: Final = frozenset({ARTEFACT, CARD})
+GATE: Final = "gate.json"  # how sure the student must be to answer for itself
+NOVELTY: Final = "novelty.npz"  # training texts' vectors that such a gate may need
+# Written beside the files, before or after artefact.json, and read by no runtime. A gate names the
+# student by these files, so it is none of them.
+NOT_LISTED: Final = frozenset({ARTEFACT, CARD, GATE, NOVELTY})
 REMAKE: Final = "make it again with: stillhouse compress"
 
 Kind = Literal["onnx", "executorch", "gguf", "genai", "hf"]
@@ -145,7 +149,7 @@ def folder_size(folder: Path) -> int:
 
 
 def student_sha(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model folder's files, but for cards and notes.
+    """SHA-256 over the names and contents of a model folder's files, without cards, notes, gates.
 
     Raises:
         UserError: there is no such folder, or it is empty.
@@ -161,6 +165,12 @@ def student_sha(folder: Path) -> str:
     if empty:
         raise UserError(str(folder), "is empty", action="give a student's folder")
     return digest.hexdigest()
+
+
+def copy_student(folder: Path, out: Path) -> None:
+    """Copy a student's files to a new folder where they are to be changed: without its gate, which
+    holds for these files alone."""
+    shutil.copytree(folder, out, symlinks=False, ignore=shutil.ignore_patterns(GATE, NOVELTY))
 
 
 def file_sha256(path: Path) -> str:

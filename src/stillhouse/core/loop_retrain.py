@@ -71,6 +71,46 @@ class ChooseSection(Section):
         return self
 
 
+class RegateSection(Section):
+    """How sure a new student must be to answer for itself: its gate.json, made by the cycle."""
+
+    calibrate: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="auto: where the live student has a gate.json, or gateway.yaml gives the task "
+        "a calibrator.",
+    )
+    on: Literal["window", "golden"] | None = Field(
+        default=None,
+        description="window: requests of the window, by the teacher's answers; golden: the "
+        "recipe's golden set, by true ones; null: as the live student's gate.",
+    )
+    held_out: int = Field(
+        default=300,
+        ge=30,
+        description="Requests of a window, drawn by chance, that choose the threshold and do "
+        "nothing else; beside retrain.held_out.",
+    )
+    error: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Promised of what it answers; null: as the live student's gate, else 0.05.",
+    )
+    delta: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Chance that the promise fails; null: as the live student's gate, else 0.05.",
+    )
+    acceptable: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Score from which an answer is; null: as the live student's gate; 1 of labels "
+        "and extractions.",
+    )
+
+
 class RetrainSection(Section):
     """Distilling a task again: how often, from what, at what price, and who decides."""
 
@@ -130,6 +170,7 @@ class RetrainSection(Section):
         lt=1,
         description="Most that an earlier window may lose against the best live student on it.",
     )
+    fallback: RegateSection = RegateSection()
     gateway: bool = Field(
         default=False,
         description="Whether the gateway's shadow and canary decide after the gate; false: the "

@@ -6,7 +6,6 @@ Knows no provider's terms: what they say is for the user to read and to write do
 from __future__ import annotations
 
 from datetime import date
-from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -28,14 +27,6 @@ class TermsSection(Section):
         default=None, min_length=1, description="Who takes it upon them to go on without."
     )
     reason: str | None = Field(default=None, min_length=1, description="Why it is waived.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _on_is_a_word(cls, raw: Any) -> Any:
-        # YAML 1.1 reads a bare `on` as true, as a key too.
-        if isinstance(raw, dict) and True in raw and "on" not in raw:
-            return {("on" if key is True else key): value for key, value in raw.items()}
-        return raw
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TermsSection:

@@ -8,6 +8,7 @@ for traffic that is not drawn like them, nor for samples that depend on each oth
   held-out samples: exact binomial tests of a fixed grid of thresholds (Clopper and Pearson 1934)
   in a fixed order (learn then test, Angelopoulos et al. 2021; selective classification, Geifman
   and El-Yaniv 2017), with the level shared by several starts (fallback procedure, Wiens 2003).
+- `least_samples`, `foreseen_samples`: how many that takes.
 - `conformal_threshold`: E[loss and confidence >= t] <= error in expectation over held-out samples
   and the next one (conformal risk control, Angelopoulos et al. 2022).
 - `frontier`: cost against quality at every threshold.
@@ -17,6 +18,7 @@ Shapes: N samples, K thresholds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -26,6 +28,7 @@ from scipy.special import bdtr, betaincinv
 
 Floats = npt.NDArray[np.float64]
 GRID: Final = 1_000
+FOUR_OF_FIVE: Final = 0.8416  # quantile of the normal distribution
 # Where the tests start, as (1 - t) / error: from 1 down a calibrated confidence keeps the error.
 STARTS: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 
@@ -131,6 +134,42 @@ def selective_threshold(
     m, bad = int(counts[best]), int(errors[best])
     upper = clopper_pearson_upper(bad, m, best_level)
     return Threshold(float(thresholds[best]), m / len(score), bad / m, upper, len(score), m)
+
+
+def least_samples(error: float, delta: float, starts: Sequence[float] = STARTS) -> int:
+    """The fewest samples, all of them accepted and none wrong, by which `selective_threshold` finds
+    a threshold: (1 - error)^n <= delta / S."""
+    _check_levels(error, delta)
+    return math.ceil(math.log(delta / len(starts)) / math.log1p(-error) - 1e-9)
+
+
+def foreseen_samples(
+    confidence: Floats, wrong: Floats, error: float, delta: float = 0.05
+) -> int | None:
+    """About how many samples like these `selective_threshold` would need; `None`: no number would
+    do, since at every threshold they are wrong too often.
+
+    At each threshold the rate (wrong + 1) / (accepted + 2) is taken for the true one, and the
+    fewest accepted samples are looked for whose test, at the level of one start, passes four times
+    of five then (normal approximation of the number wrong). A guess for people, no bound.
+
+    Raises:
+        ValueError: as `selective_threshold`.
+    """
+    score, loss = _checked(confidence, wrong)
+    _check_levels(error, delta)
+    counts, errors = _sums(score, loss, probability_grid())
+    level, best = delta / len(STARTS), math.inf
+    for m, bad in {(float(a), float(b)) for a, b in zip(counts, errors, strict=True)}:
+        rate = (bad + 1) / (m + 2)
+        if m == 0 or rate >= error:
+            continue
+        accepted = np.unique(np.geomspace(m, 1_000 * m, 400).astype(np.int64))
+        most = rate * accepted + FOUR_OF_FIVE * np.sqrt(rate * (1 - rate) * accepted)
+        fits = np.flatnonzero(bdtr(np.ceil(most), accepted, error) <= level)
+        if len(fits):
+            best = min(best, float(accepted[fits[0]]) * len(score) / m)
+    return None if math.isinf(best) else math.ceil(best)
 
 
 def conformal_threshold(confidence: Floats, loss: Floats, error: float) -> Threshold:

@@ -8,14 +8,13 @@ Shapes: N texts, H hidden, C classes.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from stillhouse.core.artefact import read_artefact, write_artefact
+from stillhouse.core.artefact import copy_student, read_artefact, write_artefact
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import disk_errors
 from stillhouse.core.optional import require
@@ -103,7 +102,7 @@ class OnnxHead:
                 one.CopyFrom(self._onnx.numpy_helper.from_array(array, one.name))
         old = read_artefact(self._folder)
         with disk_errors(out):
-            shutil.copytree(self._folder, out, symlinks=False)
+            copy_student(self._folder, out)
             self._onnx.save(model, str(out / MODEL))
         write_artefact(
             out,

@@ -10,7 +10,6 @@ Shapes: N texts, B batch, H hidden, C classes.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from stillhouse.core.artefact import is_artefact, read_artefact, write_artefact
+from stillhouse.core.artefact import copy_student, is_artefact, read_artefact, write_artefact
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import disk_errors
 from stillhouse.core.tasks import ClassificationTask
@@ -102,7 +101,7 @@ class TorchHead:
         """See `HeadStudent`."""
         names = {f"{self._name}.weight": head.weight, f"{self._name}.bias": head.bias}
         with disk_errors(out):
-            shutil.copytree(self._folder, out, symlinks=False)
+            copy_student(self._folder, out)
             for file in sorted(out.glob(WEIGHTS)):
                 with safe_open(file, framework="pt") as opened:
                     held = [name for name in opened.keys() if name in names]  # noqa: SIM118

@@ -15,6 +15,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.hashing import unit_hash
 from stillhouse.core.jsonl import read_records, write_records
 from stillhouse.core.records import Example, Query
+from stillhouse.retrain.cycle_calibrate import calibrate_step
 from stillhouse.retrain.cycle_choose import Nothing, choose_step, new_span, window_step
 from stillhouse.retrain.cycle_files import HELD_OUT
 from stillhouse.retrain.cycle_judge import (
@@ -35,6 +36,7 @@ from stillhouse.retrain.cycle_promote import (
 from stillhouse.retrain.cycle_records import STEPS, Cycle, CycleLine, HeldOut, Outcome, Step
 from stillhouse.retrain.cycle_train import Refused, ask_step, train_step
 from stillhouse.retrain.loop import FIRST, Loop
+from stillhouse.retrain.promise import promise_of
 
 MONTH_S: Final = 30 * 86_400.0
 MOST_OF_FIRST: Final = 1000  # of the first run's held-out set
@@ -44,6 +46,7 @@ _STEPS: Final[dict[Step, _Do]] = {
     "choose": choose_step,
     "ask": ask_step,
     "train": train_step,
+    "calibrate": calibrate_step,
     "evaluate": evaluate_step,
     "gate": gate_step,
     "register": register_step,
@@ -121,6 +124,7 @@ def begun(loop: Loop, lines: Sequence[CycleLine], reason: str) -> Cycle:
     """
     budget = budget_of(loop, lines)
     span = new_span(loop, lines)
+    incumbent = incumbent_of(loop)
     return Cycle(
         number=loop.files.next_number(),
         task=loop.name,
@@ -129,7 +133,8 @@ def begun(loop: Loop, lines: Sequence[CycleLine], reason: str) -> Cycle:
         started_at=loop.clock(),
         since=span.since,
         until=span.until,
-        incumbent=incumbent_of(loop),
+        incumbent=incumbent,
+        promise=promise_of(loop, incumbent),
         spent_before_usd=loop.workshop.spent_usd(),
         answers_before=loop.workshop.answers(),
         budget_usd=budget,
@@ -224,6 +229,8 @@ def _line(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> CycleLine:
         candidate_scores=cycle.scores,
         incumbent_scores=cycle.live_scores,
         checks=cycle.checks,
+        promise=cycle.promise,
+        fallback=cycle.fallback,
         revisions=cycle.revisions,
     )
     found = transfer_after(lines, line)

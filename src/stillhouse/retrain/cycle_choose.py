@@ -1,7 +1,8 @@
 """The steps `window` and `choose`: what of the newest traffic judges, what is asked and learnt.
 
-First a held-out part is drawn by chance, since it has to stand for the traffic as it is; then, of
-what is not near to it, what is worth asking. Near duplicates stay on one side, and texts that an
+First a held-out part is drawn by chance, since it has to stand for the traffic as it is, and where
+the student needs a gate another that will choose its threshold and do nothing else; then, of what
+is not near to either, what is worth asking. Near duplicates stay on one side, and texts that an
 earlier cycle trained on or held out are on neither.
 """
 
@@ -20,9 +21,10 @@ from stillhouse.core.records import Query
 from stillhouse.core.scorers import scorers_for
 from stillhouse.models.embedders import embed_all, open_embedder
 from stillhouse.retrain.choose import ROUND_USD, Candidate, Chosen, choose
-from stillhouse.retrain.cycle_files import NEW, REPLAY, TO_HOLD
+from stillhouse.retrain.cycle_files import NEW, REPLAY, TO_CALIBRATE, TO_HOLD
 from stillhouse.retrain.cycle_records import Cycle, CycleLine, WindowRow
 from stillhouse.retrain.loop import Loop
+from stillhouse.retrain.promise import too_few
 from stillhouse.retrain.replay import Earlier, replayed
 from stillhouse.retrain.window import Span, Window, read_window, span_of
 
@@ -37,9 +39,11 @@ class Nothing(Exception):
 
 
 class Parts(NamedTuple):
-    """A window's rows: those that judge, and those that may be learnt from."""
+    """A window's rows: those that judge, those that choose a threshold, and those that may be
+    learnt from."""
 
     held_out: list[WindowRow]
+    calibrate: list[WindowRow]
     open: list[WindowRow]
 
 
@@ -90,8 +94,10 @@ def choose_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
     plan = planned(loop, cycle, lines, loop.files.read_window(cycle.number))
     folder, parts = loop.files.cycle(cycle.number), plan.parts
     new = [_with_reason(plan, index) for index in plan.chosen.indices]
-    taken = [*parts.held_out, *(parts.open[index] for index in plan.chosen.indices)]
+    held = [*parts.held_out, *parts.calibrate]
+    taken = [*held, *(parts.open[index] for index in plan.chosen.indices)]
     write_records(folder / TO_HOLD, [row.query for row in parts.held_out])
+    write_records(folder / TO_CALIBRATE, [row.query for row in parts.calibrate])
     write_json(folder / KNOWN, {r.query.id: r.teacher for r in taken if r.teacher is not None})
     write_records(folder / REPLAY, plan.again)
     write_records(folder / NEW, new)
@@ -111,7 +117,7 @@ class Plan(NamedTuple):
     @property
     def usd(self) -> float:
         """What its answers will cost, as far as the log's prices tell."""
-        return self.chosen.usd + held_usd(self.parts.held_out)
+        return self.chosen.usd + held_usd([*self.parts.held_out, *self.parts.calibrate])
 
 
 def planned(
@@ -142,6 +148,7 @@ def facts_of(plan: Plan) -> dict[str, JsonValue]:
         "new": len(chosen.indices),
         "by_chance": len(chosen.by_chance),
         "held_out": len(parts.held_out),
+        "calibrate": len(parts.calibrate),
         "replayed": len(plan.again),
         "earlier": plan.earlier,
         "twins": chosen.twins,
@@ -153,9 +160,11 @@ def facts_of(plan: Plan) -> dict[str, JsonValue]:
 
 def said_of(plan: Plan) -> str:
     """A plan in words."""
+    parts = plan.parts
+    more = f", {len(parts.calibrate):,} more to calibrate by" if parts.calibrate else ""
     return (
-        f"{len(plan.chosen.indices):,} new queries of {len(plan.parts.open):,}, "
-        f"{len(plan.parts.held_out):,} held out, {len(plan.again):,} of {plan.earlier:,} earlier "
+        f"{len(plan.chosen.indices):,} new queries of {len(parts.open):,}, "
+        f"{len(parts.held_out):,} held out{more}, {len(plan.again):,} of {plan.earlier:,} earlier "
         f"examples again, about ${plan.usd:.4f}"
     )
 
@@ -181,26 +190,42 @@ def part(loop: Loop, cycle: Cycle, rows: Sequence[WindowRow], known: Sequence[Qu
     if not fresh:
         raise Nothing(f"all {len(rows):,} requests were trained on or held out before")
     groups = groups_of([task.varying_text(row.query) for row in fresh], loop.near_duplicate)
-    wanted = min(loop.section.held_out, int(HELD_SHARE * len(fresh)))
+    promise = cycle.promise
+    most = int(HELD_SHARE * len(fresh))
+    judging = min(loop.section.held_out, most)
+    choosing = min(promise.held_out, most) if promise is not None and promise.on == "window" else 0
     left = float("inf") if cycle.budget_usd is None else HELD_BUDGET * cycle.budget_usd
-    held: set[int] = set()
+    held: list[int] = []
     taken: set[str] = set()
     for index in sorted(range(len(fresh)), key=lambda i: _draw(fresh[i].query.id, loop.seed)):
-        if len(held) == wanted:
+        if len(held) == judging + choosing:
             break
         usd = held_usd([fresh[index]])
-        if groups[index] in taken or usd > left + ROUND_USD:
+        if groups[index] in taken:
+            continue
+        if usd > left + ROUND_USD:
+            if len(held) >= judging:
+                break  # cheaper ones instead would be other traffic than is promised for
             continue
         left -= usd
-        held.add(index)
+        held.append(index)
         taken.add(groups[index])
-    if len(held) < LEAST_HELD_OUT:
+    judges, chooses = sorted(held[:judging]), sorted(held[judging:])
+    if len(judges) < LEAST_HELD_OUT:
         raise Nothing(
-            f"{len(fresh):,} requests are new, and {len(held)} of them can be held out within the "
-            f"budget; at least {LEAST_HELD_OUT} are needed to judge a student"
+            f"{len(fresh):,} requests are new, and {len(judges)} of them can be held out within "
+            f"the budget; at least {LEAST_HELD_OUT} are needed to judge a student"
         )
+    if choosing and promise is not None:
+        why = too_few(promise, len(chooses))
+        if why is not None:
+            raise Nothing(
+                f"{len(fresh):,} requests are new, and beside the {len(judges)} that judge "
+                f"{len(chooses)} can be held out within the budget: {why}"
+            )
     return Parts(
-        [fresh[index] for index in sorted(held)],
+        [fresh[index] for index in judges],
+        [fresh[index] for index in chooses],
         [row for row, group in zip(fresh, groups, strict=True) if group not in taken],
     )
 
@@ -228,7 +253,8 @@ def _choose(loop: Loop, cycle: Cycle, parts: Parts, earlier: Sequence[Earlier]) 
         )
         for row in parts.open
     ]
-    left = None if cycle.budget_usd is None else cycle.budget_usd - held_usd(parts.held_out)
+    held = [*parts.held_out, *parts.calibrate]
+    left = None if cycle.budget_usd is None else cycle.budget_usd - held_usd(held)
     return choose(
         candidates,
         embed_all(embedder, texts, loop.progress),

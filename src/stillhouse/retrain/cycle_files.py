@@ -40,15 +40,17 @@ WINDOW: Final = "window.jsonl"
 NEW: Final = "new.jsonl"
 TO_HOLD: Final = "to_hold.jsonl"  # held-out requests before the teacher answered them
 HELD_OUT: Final = "held_out.jsonl"
+TO_CALIBRATE: Final = "to_calibrate.jsonl"  # likewise, of those that choose a threshold
+CALIBRATION: Final = "calibration.jsonl"
 RUN: Final = "run"
 ASK: Final = "ask"
 ENTRY: Final = "entry"  # the candidate as it goes into the registry
 REPLAY: Final = "replay.jsonl"
 KEY_DIGITS: Final = 16
 _RECORDS: Final[Mapping[str, type[Record]]] = {
-    **dict.fromkeys((NEW, TO_HOLD, REPLAY, f"{RUN}.jsonl", f"{ASK}.jsonl"), Query),
+    **dict.fromkeys((NEW, TO_HOLD, TO_CALIBRATE, REPLAY, f"{RUN}.jsonl", f"{ASK}.jsonl"), Query),
     WINDOW: WindowRow,
-    HELD_OUT: HeldOut,
+    **dict.fromkeys((HELD_OUT, CALIBRATION), HeldOut),
 }
 
 
@@ -163,6 +165,11 @@ class TaskFolder:
     def held_out(self, number: int) -> list[HeldOut]:
         """A cycle's held-out set; empty where it has none."""
         path = self.cycle(number) / HELD_OUT
+        return list(read_records(path, HeldOut)) if path.exists() else []
+
+    def calibration(self, number: int) -> list[HeldOut]:
+        """What chose a cycle's threshold; empty where nothing did."""
+        path = self.cycle(number) / CALIBRATION
         return list(read_records(path, HeldOut)) if path.exists() else []
 
     # --- scores --------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stillhouse.core.scorers import scorers_for
+from stillhouse.retrain.cycle_calibrate import check_of
 from stillhouse.retrain.cycle_choose import LEAST_HELD_OUT
 from stillhouse.retrain.cycle_files import ENTRY
 from stillhouse.retrain.cycle_records import Cycle, CycleLine, name_of
-from stillhouse.retrain.cycle_train import Refused, served
+from stillhouse.retrain.cycle_train import Refused
 from stillhouse.retrain.forgetting import Row, Transfer, best_before, transfer
-from stillhouse.retrain.loop import FIRST, Loop
+from stillhouse.retrain.loop import FIRST, Loop, served
 from stillhouse.retrain.verdict import Compared, Margins, gate, in_words
 
 
@@ -59,6 +60,8 @@ def gate_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
     )
     teacher = Compared(cycle.name, own, [1.0] * len(own))
     checks = gate(teacher, incumbent, earlier, margins, loop.how)
+    sure = check_of(cycle)
+    checks = checks if sure is None else (*checks, sure)
     return cycle.model_copy(update={"checks": checks, "verdict": in_words(checks)})
 
 

@@ -25,6 +25,7 @@ from stillhouse.retrain.registry_objects import folder_digest
 from stillhouse.retrain.registry_records import ConflictError
 
 STUDENT: Final = ("train", "student")
+NO_GATE: Final = "no_gate"  # the gateway's word for it
 
 
 def incumbent_of(loop: Loop) -> Incumbent | None:
@@ -82,6 +83,12 @@ def register_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle
         "live_scores": dict(cycle.live_scores),
         "checks": [check.model_dump(mode="json") for check in cycle.checks],
     }
+    if cycle.promise is not None and cycle.fallback is not None:
+        metrics["fallback"] = {
+            "error": cycle.promise.error,
+            "delta": cycle.promise.delta,
+            **cycle.fallback.model_dump(mode="json", exclude_none=True),
+        }
     added = loop.registry.add(
         entry,
         task=loop.name,
@@ -100,13 +107,23 @@ def register_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle
 
 
 def offer_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
-    """Offer the candidate to the gateway, where one decides."""
+    """Offer the candidate to the gateway, where one decides.
+
+    Raises:
+        Refused: the gateway lets no such student climb; or another is live by now.
+    """
     assert cycle.candidate is not None
     _still_against_the_live_one(loop, cycle)
     if loop.gateway is None:
         return cycle
     path = served_path(loop.registry, loop.registry.get(cycle.candidate))
-    loop.gateway.offer(loop.name, path, cycle.candidate, f"cycle {cycle.number}: {cycle.reason}")
+    reason = f"cycle {cycle.number}: {cycle.reason}"
+    try:
+        loop.gateway.offer(loop.name, path, cycle.candidate, reason)
+    except GatewayError as error:
+        if error.code == NO_GATE:
+            raise Refused(f"the gateway lets no student climb that has no gate: {error}") from None
+        raise
     if loop.registry.get(cycle.candidate).stage == "candidate":
         loop.registry.move(cycle.candidate, "shadow", reason="offered to the gateway", by=loop.by)
     return cycle.model_copy(update={"offered_at": loop.clock()})

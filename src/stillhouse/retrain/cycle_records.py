@@ -12,12 +12,14 @@ from pydantic import Field, JsonValue
 
 from stillhouse.core.records import Query, Record
 from stillhouse.retrain.verdict import Check
+from stillhouse.serve.gate_file import Consistency
 
 Step = Literal[
     "window",
     "choose",
     "ask",
     "train",
+    "calibrate",
     "evaluate",
     "gate",
     "register",
@@ -31,6 +33,7 @@ STEPS: Final[tuple[Step, ...]] = (
     "choose",
     "ask",
     "train",
+    "calibrate",
     "evaluate",
     "gate",
     "register",
@@ -62,6 +65,45 @@ class Incumbent(Record):
     digest: str
 
 
+class Promise(Record):
+    """What the gate of a cycle's student is to keep, fixed when the cycle begins.
+
+    `like` says whose promise it is; `window`, `consistency` and `novelty` are how the gate looks,
+    as in gate.json (`novelty`: whether it looks how near a request is to the training texts).
+    """
+
+    error: float
+    delta: float
+    on: Literal["window", "golden"] = "window"
+    held_out: int = Field(description="Requests of the window that choose the threshold, at most.")
+    acceptable: float | None = Field(
+        default=None, description="Score from which an answer is; None: as the task has it."
+    )
+    window: int | None = None
+    consistency: Consistency | None = None
+    novelty: bool = False
+    like: str = ""
+
+
+class Regated(Record):
+    """The gate that came of a cycle's student: threshold None where none keeps the error.
+
+    `n` samples chose the threshold and `fitted` shaped the confidence; the student refused
+    `refused` of both. `wanted`: about how many would have to choose it, where no threshold was
+    found; None: no number is foreseen.
+    """
+
+    threshold: float | None
+    coverage: float
+    n: int
+    fitted: int
+    refused: int = 0
+    wanted: int | None = None
+    stream_threshold: float | None = None
+    stream_tokens: int | None = None
+    said: str = ""
+
+
 class Cycle(Record):
     """cycle.json: how far a cycle is, and all that later steps need. Written whole at each step."""
 
@@ -83,6 +125,10 @@ class Cycle(Record):
     asked: int = Field(default=0, description="Answers that were new, held-out ones among them.")
     usd: float = 0.0
     trained: Mapping[str, JsonValue] = Field(default_factory=dict)
+    promise: Promise | None = Field(
+        default=None, description="Of the student's gate; None: it needs none."
+    )
+    fallback: Regated | None = Field(default=None, description="The gate that came of it.")
     digest: str | None = Field(default=None, description="Of the trained student's files.")
     scores: Mapping[str, float] = Field(
         default_factory=dict, description="Of the candidate, by window."
@@ -131,11 +177,14 @@ class CycleLine(Record):
     average_forgetting: float | None = None
     backward_transfer: float | None = None
     checks: tuple[Check, ...] = ()
+    promise: Promise | None = None
+    fallback: Regated | None = None
     revisions: Mapping[str, int] = Field(default_factory=dict)
 
 
 class HeldOut(Record):
-    """A request that judges students: its query and the teacher's answer. Never trained on."""
+    """A request that judges or calibrates students: its query and the teacher's answer. Never
+    trained on."""
 
     query: Query
     answer: str

@@ -18,15 +18,25 @@ from stillhouse.core.errors import DataError
 from stillhouse.core.jsonl import disk_errors, read_json, read_records, write_records
 from stillhouse.core.records import Query
 from stillhouse.retrain.cycle_choose import KNOWN, LEAST_HELD_OUT, Nothing
-from stillhouse.retrain.cycle_files import ASK, ENTRY, HELD_OUT, NEW, REPLAY, RUN, TO_HOLD
+from stillhouse.retrain.cycle_files import (
+    ASK,
+    CALIBRATION,
+    ENTRY,
+    HELD_OUT,
+    NEW,
+    REPLAY,
+    RUN,
+    TO_CALIBRATE,
+    TO_HOLD,
+)
 from stillhouse.retrain.cycle_records import Cycle, CycleLine, HeldOut
-from stillhouse.retrain.loop import BEST, Loop
+from stillhouse.retrain.loop import BEST, FORMS, Loop
+from stillhouse.retrain.promise import too_few
 from stillhouse.retrain.registry_objects import folder_digest
 from stillhouse.retrain.replay import decontaminated
 from stillhouse.teacher.revisions import model_part
 
 FEW: Final = 2  # asked first, to see who answers
-FORMS: Final = "forms"
 
 
 class Refused(Exception):
@@ -45,10 +55,13 @@ def ask_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
         raise Nothing("no two requests are both new and within the budget")
     folder = loop.files.cycle(cycle.number)
     forgotten = loop.forgotten()
-    held = [q for q in read_records(folder / TO_HOLD, Query) if q.user not in forgotten]
+    judges, chooses = (
+        [q for q in read_records(path, Query) if q.user not in forgotten] if path.exists() else []
+        for path in (folder / TO_HOLD, folder / TO_CALIBRATE)
+    )
     known = _known(folder)
     limit = None if cycle.budget_usd is None else cycle.spent_before_usd + cycle.budget_usd
-    open_ones = [query for query in held if query.id not in known]
+    open_ones = [query for query in (*judges, *chooses) if query.id not in known]
     revisions: Counter[str] = Counter()
     for few in (open_ones[:FEW], open_ones):
         if len(few) >= FEW:
@@ -56,18 +69,22 @@ def ask_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
             _same_teacher(loop, found.revisions, lines)
             known |= found.answers
             revisions = Counter(found.revisions)
-    task = loop.workshop.task
-    answered = [
-        HeldOut(query=query, answer=known[query.id])
-        for query in held
-        if query.id in known and task.parse(known[query.id]).value is not None
-    ]
-    if len(answered) < LEAST_HELD_OUT:
+    held = _answered(loop, judges, known)
+    if len(held) < LEAST_HELD_OUT:
         raise Refused(
-            f"the teacher gave a usable answer to {len(answered)} of {len(held)} held-out "
+            f"the teacher gave a usable answer to {len(held)} of {len(judges)} held-out "
             f"requests; at least {LEAST_HELD_OUT} are needed to judge a student"
         )
-    write_records(folder / HELD_OUT, answered)
+    calibration = _answered(loop, chooses, known)
+    if chooses and cycle.promise is not None:
+        why = too_few(cycle.promise, len(calibration))
+        if why is not None:
+            raise Refused(
+                f"the teacher gave a usable answer to {len(calibration)} of {len(chooses)} "
+                f"requests that were to choose a threshold: {why}"
+            )
+    write_records(folder / CALIBRATION, calibration)
+    write_records(folder / HELD_OUT, held)
     learn, said = to_learn(loop, cycle, lines), _known(folder)
     found = loop.workshop.prepare(folder / RUN, learn, said, limit)
     _same_teacher(loop, found.revisions, lines)
@@ -77,7 +94,7 @@ def ask_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
     asked = max(0, loop.workshop.answers() - cycle.answers_before - given)
     loop.say(
         f"window {cycle.name}: {asked:,} new answers of the teacher (${usd:.4f}), "
-        f"{given + sum(q.id in said for q in held):,} from the log"
+        f"{given + sum(q.id in said for q in (*judges, *chooses)):,} from the log"
     )
     return cycle.model_copy(
         update={
@@ -95,7 +112,8 @@ def to_learn(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> list[Query
     forgotten = loop.forgotten()
     new = list(read_records(folder / NEW, Query))
     again = list(read_records(folder / REPLAY, Query))
-    held = [*loop.earlier_held_out(lines), *loop.files.held_out(cycle.number)]
+    now = (*loop.files.held_out(cycle.number), *loop.files.calibration(cycle.number))
+    held = [*loop.earlier_held_out(lines), *now]
     ids: dict[str, Query] = {query.id: query for query in [*again, *new]}
     found = decontaminated(
         loop.workshop.task,
@@ -126,12 +144,6 @@ def train_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
     return cycle.model_copy(update={"trained": facts, "digest": folder_digest(entry)})
 
 
-def served(entry: Path) -> Path:
-    """What of a student's folder answers: its smaller form where it has one."""
-    form = entry / FORMS / BEST
-    return form if form.is_dir() else entry
-
-
 def artefacts_of(entry: Path) -> dict[str, str]:
     """The artefacts of a student's folder, as the registry knows them."""
     return {BEST: f"{FORMS}/{BEST}"} if (entry / FORMS / BEST).is_dir() else {}
@@ -147,6 +159,16 @@ def _lay_out(student: Path, form: Path | None, entry: Path) -> None:
         if form is not None:
             shutil.copytree(form, partial / FORMS / BEST)
         os.replace(partial, entry)
+
+
+def _answered(loop: Loop, queries: Sequence[Query], known: Mapping[str, str]) -> list[HeldOut]:
+    """Those of the queries to which there is an answer that the task can read."""
+    parse = loop.workshop.task.parse
+    return [
+        HeldOut(query=query, answer=known[query.id])
+        for query in queries
+        if query.id in known and parse(known[query.id]).value is not None
+    ]
 
 
 def _known(folder: Path) -> dict[str, str]:

@@ -32,11 +32,12 @@ class GatewayError(StillhouseError):
     """The gateway could not be reached, or did not do what it was asked.
 
     `status`: of HTTP; 0 where there was no answer. 409: the state has moved on, or the action does
-    not fit it; 422: the student cannot be opened, or may not be.
+    not fit it; 422: the student cannot be opened, or may not be. `code` is the gateway's own word
+    for what is wrong, where it gave one.
     """
 
-    def __init__(self, message: str, status: int = 0) -> None:
-        self.status = status
+    def __init__(self, message: str, status: int = 0, code: str | None = None) -> None:
+        self.status, self.code = status, code
         super().__init__(" ".join(message.split()))
 
 
@@ -68,6 +69,11 @@ class GatewayState(Record):
     candidate: str | None = Field(description="Name of the new one that climbs.")
     problems: tuple[str, ...] = Field(
         default=(), description="Why gateways have not opened what the state says."
+    )
+    teacher_answers: bool = Field(
+        default=False,
+        description="Whether the teacher answers whatever the student's share: its gate lets "
+        "nothing through, or it has none and its task wants one.",
     )
     last: GatewayDecision | None = None
 
@@ -236,8 +242,13 @@ class GatewayAdmin:
             found = None
         if status >= 300 or not isinstance(found, dict):
             shown = found.get("error") if isinstance(found, dict) else None
-            told = shown.get("message") if isinstance(shown, dict) else None
-            raise self._failed(f"status {status}: {told or 'no answer that is known'}", status)
+            told, code = (
+                (shown.get("message"), shown.get("code"))
+                if isinstance(shown, dict)
+                else (None, None)
+            )
+            text = f"status {status}: {told or 'no answer that is known'}"
+            raise self._failed(text, status, code if isinstance(code, str) else None)
         return found
 
     def _once(
@@ -256,9 +267,9 @@ class GatewayAdmin:
         finally:
             connection.close()
 
-    def _failed(self, why: str, status: int = 0) -> GatewayError:
+    def _failed(self, why: str, status: int = 0, code: str | None = None) -> GatewayError:
         port = "" if self._port is None else f":{self._port}"
-        return GatewayError(f"gateway {self._host}{port}: {why}", status)
+        return GatewayError(f"gateway {self._host}{port}: {why}", status, code)
 
 
 def _of(task: str) -> str:

@@ -37,7 +37,7 @@ class Admin(Protocol):
         *,
         version: int | None = None,
         refined: bool = True,
-    ) -> object:
+    ) -> GatewayState:
         """Swap the running student, if the state is still at a version."""
 
 
@@ -76,11 +76,14 @@ def follow(admin: Admin, registry: RegistryReader, entry: Entry, reason: str) ->
                     False, f"{now} live meanwhile: the gateway is left to whoever did that"
                 )
             if state.student == entry.id:
-                return Followed(True, f"the gateway answers with {entry.id} already")
+                said = f"the gateway answers with {entry.id} already"
+                return Followed(True, said + _but(state))
             before = state.student
             if state.candidate == entry.id:
                 state = admin.withdraw(entry.task, reason)
-            admin.reload(entry.task, path, entry.id, reason, version=state.version, refined=False)
+            state = admin.reload(
+                entry.task, path, entry.id, reason, version=state.version, refined=False
+            )
         except GatewayError as error:
             if error.status == CONFLICT and left:
                 continue
@@ -89,7 +92,17 @@ def follow(admin: Admin, registry: RegistryReader, entry: Entry, reason: str) ->
                 f"the gateway does not answer with {entry.id} yet: {error}; {_remedy(error)}, then "
                 f"run: stillhouse registry reload {entry.task} --loop LOOP_YAML",
             )
-        return Followed(True, f"the gateway answers with {entry.id} now, {before} before")
+        said = f"the gateway answers with {entry.id} now, {before} before"
+        return Followed(True, said + _but(state))
+
+
+def _but(state: GatewayState) -> str:
+    if not state.teacher_answers:
+        return ""
+    return (
+        "; but the teacher answers for it, since no gate lets its answers through: calibrate it "
+        "with stillhouse calibrate, add it with its gate.json, and promote that"
+    )
 
 
 def _remedy(error: GatewayError) -> str:

@@ -24,6 +24,7 @@ from stillhouse.retrain.seams import Gateway, Workshop
 
 FIRST: Final = 0  # the window of the task's first run
 BEST: Final = "best"  # the artefact that is served, where a student has it
+FORMS: Final = "forms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class Loop:
     """One task's loop.
 
     `first_run` is the run folder of the first student, where loop.yaml names it; `near_duplicate`,
-    `margin` and `how` are the recipe's. `clock` gives Unix seconds.
+    `margin` and `how` are the recipe's; `calibrator` is the gate.json that gateway.yaml gives the
+    task. `clock` gives Unix seconds.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Loop:
     near_duplicate: float = 0.85
     first_run: Path | None = None
     gateway: Gateway | None = None
+    calibrator: Path | None = None
     seed: int = 0
     by: str = "retrain"
 
@@ -64,8 +67,12 @@ class Loop:
         return [number for number in numbers if self.files.held_out(number)]
 
     def earlier_held_out(self, lines: Sequence[CycleLine]) -> list[HeldOut]:
-        """All that judges students of earlier windows."""
-        return [one for number in self.windows(lines) for one in self.files.held_out(number)]
+        """All that judges or calibrates students of earlier windows, the newest last."""
+        return [
+            one
+            for number in self.windows(lines)
+            for one in (*self.files.held_out(number), *self.files.calibration(number))
+        ]
 
     def earlier_examples(self, lines: Sequence[CycleLine]) -> list[Earlier]:
         """All that was trained on, each once, without what forgotten users asked."""
@@ -101,3 +108,9 @@ def _trained_on(dataset: Path, queries: dict[str, Query], source: str) -> list[E
         for example in read_records(path, Example)
         if example.id in queries
     ]
+
+
+def served(entry: Path) -> Path:
+    """What of a student's folder answers: its smaller form where it has one."""
+    form = entry / FORMS / BEST
+    return form if form.is_dir() else entry

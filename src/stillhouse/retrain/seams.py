@@ -13,6 +13,8 @@ from pydantic import JsonValue
 
 from stillhouse.core.records import Query
 from stillhouse.core.tasks import Task
+from stillhouse.retrain.cycle_records import HeldOut, Promise
+from stillhouse.serve.gate_file import GateFile
 
 Standing = Literal["climbing", "full", "rolled_back"]
 
@@ -33,6 +35,25 @@ class Trained(NamedTuple):
     form: Path | None
     examples: int
     facts: Mapping[str, JsonValue]
+
+
+class Samples(NamedTuple):
+    """Held-out requests to calibrate by: those that shape the confidence, and those that choose the
+    threshold and have done nothing else."""
+
+    fits: Sequence[HeldOut]
+    tests: Sequence[HeldOut]
+
+
+class Gated(NamedTuple):
+    """What came of calibrating a student: its gate (`None`: it answered none of the samples), how
+    many answers shaped the confidence, how many samples it refused, and about how many would have
+    to choose a threshold where none was found (`None`: no number is foreseen)."""
+
+    gate: GateFile | None
+    fitted: int
+    refused: int
+    wanted: int | None
 
 
 class Workshop(Protocol):
@@ -104,6 +125,24 @@ class Workshop(Protocol):
 
         Raises:
             DataError: no dataset can be made of them.
+        """
+
+    def calibrate(
+        self,
+        student: Path,
+        run: Path,
+        out: Path,
+        samples: Samples,
+        promise: Promise,
+    ) -> Gated:
+        """Ask a student as the gateway asks it, and fit its gate; the same as often as it is done.
+
+        Args:
+            student: its folder.
+            run: the run that made it, for its training texts and its golden set.
+            out: folder that gate.json is written to, and novelty.npz where the gate has it.
+            samples: none of them is looked at where the promise is of the golden set: one half of
+                that fits, the other chooses.
         """
 
     def predict(self, student: Path, queries: Sequence[Query]) -> list[str]:

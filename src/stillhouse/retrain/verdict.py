@@ -23,11 +23,12 @@ from stillhouse.core.statistics import Interval, non_inferiority, paired_differe
 from stillhouse.evaluate.gate import MIN_BOOTSTRAP_UNITS, decide
 from stillhouse.evaluate.metrics import Resampling
 
-Against = Literal["teacher", "incumbent", "window"]
+Against = Literal["teacher", "incumbent", "window", "error"]
 
 
 class Check(Record):
-    """One question of the gate and its answer. `difference` is the candidate minus the other."""
+    """One question of the gate and its answer. `difference` is the candidate minus the other; empty
+    where the question is whether a threshold keeps the promised error."""
 
     against: Against
     window: str

@@ -199,8 +199,36 @@ def _hash(one: Judged, salt: bytes) -> int:
     return hashlib.sha256(salt + (one.group or one.id).encode()).digest()[0]
 
 
-def fit_part(split: Halves, error: float, delta: float, method: Choice) -> Fitted:
+def own_calibrator(rows: Sequence[Features], acceptable: Sequence[bool]) -> Calibrator:
+    """Of answers of one outcome, from which nothing can be fitted: the student's own log-odds,
+    standardised, around the share (acceptable + 1) / (n + 2). A threshold's promise holds of any
+    score; only how much is answered depends on it.
+
+    Raises:
+        ValueError: no rows, or one without the feature `logit`.
+    """
+    if not rows or any(LOGIT not in row for row in rows):
+        raise ValueError(f"calibration needs answers with the feature {LOGIT}")
+    x: Floats = np.array([row[LOGIT] for row in rows], dtype=np.float64)
+    share = (sum(acceptable) + 1) / (len(rows) + 2)
+    mean, spread = float(x.mean()), float(x.std())
+    return Calibrator(
+        features=(LOGIT,),
+        means=(mean,),
+        scales=(spread if spread > LEAST_SPREAD * max(1.0, abs(mean)) else 1.0,),
+        weights=(1.0,),
+        bias=math.log(share / (1 - share)),
+        n=len(rows),
+    )
+
+
+def fit_part(
+    split: Halves, error: float, delta: float, method: Choice, *, own: bool = False
+) -> Fitted:
     """Calibrate on one half, choose the threshold on the other (`selective_threshold`).
+
+    Args:
+        own: where the first half has one outcome alone, by `own_calibrator`.
 
     Raises:
         ValueError: too few samples, or all of one outcome.
@@ -213,7 +241,8 @@ def fit_part(split: Halves, error: float, delta: float, method: Choice) -> Fitte
     chosen: Method = "logistic" if method == "auto" else method
     if losses:
         chosen = min(losses, key=lambda name: losses[name])
-    calibrator = fit_calibrator(rows, outcomes, chosen)
+    alone = own and len(set(outcomes)) < 2
+    calibrator = own_calibrator(rows, outcomes) if alone else fit_calibrator(rows, outcomes, chosen)
     scores = np.array([calibrator.probability(one.features) for one in tests])
     wrong = np.array([float(not one.acceptable) for one in tests])
     return Fitted(calibrator, selective_threshold(scores, wrong, error, delta), losses)
@@ -246,13 +275,15 @@ def gate_from(
     *,
     window: int | None,
     heads: Halves,
+    own: bool = False,
 ) -> GateFile:
-    """`fit_gate`, with the halves given; `heads` are those that have a window."""
-    whole = fit_part(split, error, delta, method)
+    """`fit_gate`, with the halves given; `heads` are those that have a window, `own` as in
+    `fit_part`."""
+    whole = fit_part(split, error, delta, method, own=own)
     head: Window | None = None
     if window is not None:
-        own = Halves(*([_head(one) for one in part if one.window] for part in heads))
-        part = fit_part(own, error, delta, method)
+        parts = Halves(*([_head(one) for one in part if one.window] for part in heads))
+        part = fit_part(parts, error, delta, method, own=own)
         found = part.threshold
         head = Window(
             tokens=window,

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.candidates import Changed, first_climb, offered, reloaded, withdrawn
 from stillhouse.serve.front import read_body
+from stillhouse.serve.gate_file import NEVER
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.log_routes import Kept
 from stillhouse.serve.records import ExperimentState, StudentFolder
@@ -86,7 +87,7 @@ def candidate_routes(
             if name is not None and parts.presence is not None:
                 problems += await kept(parts.presence.missing, task, name, now)
         last = None if parts.last is None else await kept(parts.last, task)
-        shown = {
+        shown: dict[str, Any] = {
             key: getattr(state, key)
             for key in (
                 "task",
@@ -102,6 +103,8 @@ def candidate_routes(
         }
         if last is not None:
             last = last.model_dump(mode="json", exclude={"numbers", "task"})
+        threshold = (state if state.candidate is None else state.candidate.before).threshold
+        shown["teacher_answers"] = threshold is not None and threshold >= NEVER
         return JSONResponse({**shown, **names, "problems": problems, "last": last})
 
     async def change(changed: Changed, old: ExperimentState) -> None:
@@ -109,10 +112,16 @@ def candidate_routes(
             raise ApiError(409, _CHANGED, code="conflict")
 
     async def bring(
-        task: str, body: dict[str, Any], make: Callable[[Seat], Changed], *, refined: bool
+        task: str,
+        body: dict[str, Any],
+        make: Callable[[Seat], Changed],
+        *,
+        refined: bool = False,
+        climbs: bool = False,
     ) -> None:
         version = parts.states.get(task).version
-        seat = await roster.open(task, body["path"], body["name"], refined=refined)
+        path, name = body["path"], body["name"]
+        seat = await roster.open(task, path, name, refined=refined, climbs=climbs)
         with roster.offering(task, seat):
             state = parts.states.get(task)
             if state.version != version and "version" in body:
@@ -156,7 +165,7 @@ def candidate_routes(
                     now = parts.states.get(task)
                     return offered(now, plan, seat.folder, reason, time.time())
 
-                await bring(task, body, make, refined=False)
+                await bring(task, body, make, climbs=True)
         return await told(task)
 
     async def reload(request: Request) -> Response:

@@ -115,6 +115,9 @@ class GateFile(Record):
     task: Task | None = None
     student: str | None = None
     source: str = Field(default="", description="Where the samples that chose it came from.")
+    acceptable: float | None = Field(
+        default=None, description="Score from which an answer was; None: as live labels have it."
+    )
 
     def confident(self, features: Features, *, whole: bool = True) -> tuple[float, bool]:
         """(calibrated probability, whether the student's answer is accepted).

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.optional import require
-from stillhouse.core.tasks import ClassificationTask
+from stillhouse.core.tasks import ClassificationTask, Task
 from stillhouse.models.confidence import agreement
 from stillhouse.serve.answer_text import said
 from stillhouse.serve.api_errors import ApiError
@@ -88,6 +88,34 @@ class TaskGate:
         if self._threshold is not None:
             accept = probability >= self._threshold
         return Verdict(probability, accept)
+
+
+class ClosedGate:
+    """Of a student that no gate is fitted to, where its task wants one: no answer is shown.
+
+    It is asked nevertheless, so that the log holds what a gate can be fitted to. Of a stream the
+    first token will do.
+    """
+
+    def __init__(self, task: Task | None) -> None:
+        classes = len(task.labels) if isinstance(task, ClassificationTask) else FEWEST
+        self._plan = GatePlan(alternatives=max(FEWEST, classes), window=1, calibrated=True)
+
+    def plan(self, task: str) -> GatePlan | None:
+        """See `Gate`."""
+        return self._plan
+
+    async def about(self, task: str, body: Mapping[str, Any]) -> Mapping[str, float]:
+        """See `Gate`: none."""
+        return {}
+
+    def agreement(self, task: str, texts: Sequence[str]) -> Mapping[str, float]:
+        """See `Gate`: none."""
+        return {}
+
+    def confident(self, task: str, features: Mapping[str, float], *, whole: bool = True) -> Verdict:
+        """See `Gate`: nothing is known of how sure the student is."""
+        return Verdict(None, False)
 
 
 class CalibratedGate:

@@ -293,6 +293,11 @@ class FallbackSection(Section):
         "fitted: the teacher answers, or the adapter's answer is shown, however sure. Needed with "
         "`calibrator` where the student has `adapters`.",
     )
+    ungated: Literal["teacher", "shown"] = Field(
+        default="teacher",
+        description="Where students are gated by a calibrator and another comes that no gate is "
+        "fitted to: the teacher answers for it, or its answers are shown, however sure.",
+    )
 
 
 class TaskSection(Section):

@@ -65,7 +65,9 @@ class StudentFolder(Record):
     name: str = Field(min_length=1, description="In log, states and answers.")
     path: str = Field(description="Absolute, without symbolic links.")
     fingerprint: str = Field(description="Of its files, as the first gateway opened them.")
-    gate: str | None = Field(default=None, description="Its gate.json; None: no such file.")
+    gate: str | None = Field(
+        default=None, description="Its gate.json, or in its place (serve/seats.py)."
+    )
     threshold: float | None = Field(
         default=None, description="As in the state; None: all its answers are shown."
     )

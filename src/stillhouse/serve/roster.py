@@ -18,17 +18,17 @@ from stillhouse.core.errors import StillhouseError, UserError
 from stillhouse.serve.api_errors import ApiError
 from stillhouse.serve.ask import Ask
 from stillhouse.serve.candidates import without_candidate
-from stillhouse.serve.gate_file import load_gate
-from stillhouse.serve.gates import threshold_of
 from stillhouse.serve.gateway_file import GatewayFile
+from stillhouse.serve.inheriting import inherited_gate, problem_of
 from stillhouse.serve.records import ExperimentState, StudentFolder
 from stillhouse.serve.seams import Parts
-from stillhouse.serve.seats import OF_FILE, Inherited, Seat, allowed, opened, section_of
+from stillhouse.serve.seats import Inherited, Seat, allowed, opened, section_of
 from stillhouse.serve.student_upstream import StudentUpstream
 from stillhouse.serve.upstream import Upstream
 
 AGAIN_S: Final = 30.0  # until what could not be opened is tried again
 _ALL: Final = "all that it says is shown"
+_REMEDY: Final = "Put a gate.json of stillhouse calibrate that keeps it into its folder."
 _LOG: Final = logging.getLogger("stillhouse.serve")
 _Key = tuple[str, str]  # task and name
 
@@ -185,15 +185,18 @@ class Roster:
         """One student of a task is offered at a time."""
         return self._locks[task]
 
-    async def open(self, task: str, path: str, name: str, *, refined: bool = False) -> Seat:
+    async def open(
+        self, task: str, path: str, name: str, *, refined: bool = False, climbs: bool = False
+    ) -> Seat:
         """Open a student of a folder; no state names it yet.
 
         Args:
             refined: it is the running one in a newer version, whose gate goes on where the folder
                 has none. Of another one no gate does that was calibrated for whom it replaces.
+            climbs: it is a candidate.
 
         Raises:
-            ApiError: 422: it may not be opened, or cannot be.
+            ApiError: 422: it may not be opened, or cannot be; or it would climb and answer nothing.
         """
         roots = () if self._file.students is None else self._file.students.roots
         if not roots:
@@ -207,13 +210,23 @@ class Roster:
             raise ApiError(409, f"{name} is an upstream's name.", code="conflict", param="name")
         if (task, name) in self._open:
             raise ApiError(409, f"{name} is open already.", code="conflict", param="name")
+        section, running = self._tasks[task], self._running[task]
         try:
-            seat = await self._opened(task, folder, name, self._inherited(task, refined))
+            gate = inherited_gate(
+                section, self._parts.gate, self._states.get(task), running.folder, refined=refined
+            )
+            seat = await self._opened(task, folder, name, gate)
         except StillhouseError as error:
             text = f"The student cannot be opened: {error}"
             raise ApiError(422, text, code="cannot_open") from None
-        before = self._running[task].gate
-        if seat.gate is None and before is not None and before.plan(task) is not None:
+        assert seat.folder is not None
+        problem = problem_of(section, seat.folder)
+        if problem is not None and climbs:
+            await seat.close()
+            raise ApiError(422, f"{name} cannot climb: {problem}. {_REMEDY}", code="no_gate")
+        if problem is not None:
+            _LOG.warning("%s: %s: %s: the teacher answers for it", task, name, problem)
+        elif seat.gate is None and running.gate is not None and running.gate.plan(task) is not None:
             _LOG.warning("%s: %s has no gate.json, and none is fitted to it: %s", task, name, _ALL)
         return seat
 
@@ -349,28 +362,6 @@ class Roster:
         upstream = StudentUpstream(name, section, self._most)
         upstream.pool.fingerprint = known
         return await opened(task, upstream, path, inherited)
-
-    def _inherited(self, task: str, refined: bool) -> Inherited | None:
-        """The gate of a new folder that has none: of a refined student its own; of another one
-        gateway.yaml's bare threshold, or its calibrator where that was fitted to the new one."""
-        state = self._states.get(task)
-        before = state if state.candidate is None else state.candidate.before
-        running = self._running[task].folder
-        if refined and running is not None:
-            if running.gate is None:
-                return None
-            return Inherited(running.gate, self._parts.gate, running.threshold)
-        fallback = self._tasks[task].fallback
-        if refined and before.threshold is not None:
-            return Inherited(OF_FILE, self._parts.gate, before.threshold)
-        if fallback.calibrator is None and fallback.threshold is not None:
-            return Inherited(OF_FILE, self._parts.gate, fallback.threshold)
-        if fallback.calibrator is not None:
-            fitted = load_gate(fallback.calibrator).student
-            if fitted is not None:
-                threshold = threshold_of(self._tasks[task])
-                return Inherited(OF_FILE, self._parts.gate, threshold, fitted)
-        return None
 
     def _retire(self, seat: Seat) -> None:
         """Close it once nobody uses it."""

@@ -28,9 +28,10 @@ class Principal(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Whether a student's answer is good enough to be shown."""
+    """Whether a student's answer is good enough to be shown. `probability` None: nothing says how
+    sure the student is."""
 
-    probability: float
+    probability: float | None
     accept: bool
 
 

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from stillhouse.core.artefact import GATE
 from stillhouse.core.errors import UserError
 from stillhouse.serve.gate_file import NEVER, load_gate
-from stillhouse.serve.gates import CalibratedGate, TaskGate
+from stillhouse.serve.gates import CalibratedGate, ClosedGate, TaskGate
 from stillhouse.serve.gateway_sections import StudentSection
 from stillhouse.serve.in_memory import ThresholdGate
 from stillhouse.serve.records import StudentFolder
@@ -23,8 +24,8 @@ from stillhouse.serve.student_folder import notes_of
 from stillhouse.serve.student_upstream import StudentUpstream
 from stillhouse.serve.upstream import Upstream
 
-GATE: Final = "gate.json"
 OF_FILE: Final = "gateway.yaml"  # in place of a gate.json: the gate of that file
+NO_GATE: Final = "none"  # likewise: none is fitted to it, and the teacher answers
 
 
 class Seat:
@@ -98,16 +99,20 @@ def section_of(like: object, folder: Path, name: str) -> StudentSection:
 
 
 class Inherited(NamedTuple):
-    """The gate of a folder without a gate.json: a file's path, or `OF_FILE` with that gate.
+    """The gate of a folder without a gate.json: a file's path, `OF_FILE` with that gate, `NO_GATE`.
 
     `fitted`: the fingerprint of the student that it was calibrated for, and only for which it is;
-    `None`: whoever has it.
+    `None`: whoever has it. `closed`: any other has `NO_GATE` then, and not simply none.
     """
 
     path: str
     gate: Gate | None
     threshold: float | None
     fitted: str | None = None
+    closed: bool = False
+
+
+CLOSED: Final = Inherited(NO_GATE, None, NEVER)
 
 
 async def opened(
@@ -142,13 +147,15 @@ def _gated(
 ) -> Seat:
     """Reads files."""
     if inherited is not None and inherited.fitted not in (None, fingerprint):
-        inherited = None
+        inherited = CLOSED if inherited.closed else None
     own = path / GATE
     gate = str(own) if own.is_file() else None if inherited is None else inherited.path
     made: Gate | None = None
     threshold: float | None = None
     if gate == OF_FILE and inherited is not None:
         made, threshold = inherited.gate, inherited.threshold
+    elif gate == NO_GATE:
+        made, threshold = ClosedGate(upstream.section.task), NEVER
     elif gate is not None:
         fitted = load_gate(Path(gate))
         if gate == str(own) and fitted.student not in (None, fingerprint):

@@ -174,6 +174,9 @@ class Students(Protocol):
     def entries(self, task: str | None = None) -> Sequence[Student]:
         """Newest first."""
 
+    def gates(self, task: str) -> Mapping[str, str]:
+        """By id, how sure each must be to answer for itself, in few words; `none`: no gate."""
+
     def history(self, task: str) -> Sequence[Move]:
         """Oldest first."""
 

@@ -119,7 +119,8 @@ class Acts:
                 history = (
                     list(part.history(task))[::-1][:50] if part is not None and entries else []
                 )
-                tasks.append((task, entries, history, _previous(entries)))
+                gates = {} if part is None else part.gates(task)
+                tasks.append((task, entries, history, _previous(entries), gates))
         except StillhouseError as error:
             problem = str(error)
         return self._pages.html(

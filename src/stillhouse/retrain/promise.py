@@ -1,0 +1,93 @@
+"""What the gate of a cycle's student is to keep, and what is said where too little is there for it.
+
+A student is calibrated where its task is gated: the live student has a gate.json, or gateway.yaml a
+calibrator. What is promised stays what it was, unless loop.yaml says otherwise. Knows gates' files;
+asks no student.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from stillhouse.core.artefact import GATE
+from stillhouse.core.errors import UserError
+from stillhouse.core.risk_control import least_samples
+from stillhouse.core.scorers import scorers_for
+from stillhouse.core.tasks import ClassificationTask, GenerationTask
+from stillhouse.retrain.cycle_records import Incumbent, Promise
+from stillhouse.retrain.loop import Loop, served
+from stillhouse.serve.gate_file import GateFile, load_gate
+
+ERROR: Final = 0.05
+DELTA: Final = 0.05
+WINDOW: Final = 16  # tokens of a stream, where no earlier gate says
+GOLDEN: Final = "golden"
+
+
+def promise_of(loop: Loop, incumbent: Incumbent | None) -> Promise | None:
+    """The promise of a cycle that begins now; `None`: its student needs no gate.
+
+    Raises:
+        UserError: nothing says from which score a text is acceptable.
+        DataError: the gate that it follows cannot be read; names the file.
+    """
+    section, task = loop.section.fallback, loop.workshop.task
+    if section.calibrate == "never":
+        return None
+    gate, like = _followed(loop, incumbent)
+    if gate is None and section.calibrate == "auto":
+        return None
+    error, delta, acceptable = ERROR, DELTA, None
+    window: int | None = None if isinstance(task, ClassificationTask) else WINDOW
+    of_truth = False
+    if gate is not None:
+        error, delta, acceptable = gate.error, gate.delta, gate.acceptable
+        window = None if gate.window is None else gate.window.tokens
+        of_truth = gate.source.startswith(GOLDEN)
+    acceptable = acceptable if section.acceptable is None else section.acceptable
+    if acceptable is None and isinstance(task, GenerationTask):
+        raise UserError(
+            "retrain.fallback.acceptable",
+            f"is missing: which {scorers_for(task)[0].name} makes a text acceptable",
+            action="write 0.5, say",
+        )
+    return Promise(
+        error=error if section.error is None else section.error,
+        delta=delta if section.delta is None else section.delta,
+        on=section.on or ("golden" if of_truth else "window"),
+        held_out=section.held_out,
+        acceptable=acceptable,
+        window=window,
+        consistency=None if gate is None else gate.consistency,
+        novelty=gate is not None and gate.novelty is not None,
+        like=like,
+    )
+
+
+def too_few(promise: Promise, count: int) -> str | None:
+    """What is said where so many samples can show no error, whatever the student; `None`: they
+    may."""
+    least = least_samples(promise.error, promise.delta)
+    if count >= least:
+        return None
+    return (
+        f"to promise {in_words(promise)} takes at least {least}, of a student that is never wrong; "
+        "no student is trained, since without a gate it would answer nothing alone: let cycles be "
+        "further apart, raise the budget, or promise less (retrain.fallback)"
+    )
+
+
+def in_words(promise: Promise) -> str:
+    """What is promised."""
+    return f"an error of {100 * promise.error:g}% with probability {1 - promise.delta:g}"
+
+
+def _followed(loop: Loop, incumbent: Incumbent | None) -> tuple[GateFile | None, str]:
+    if incumbent is not None:
+        own = served(Path(incumbent.folder)) / GATE
+        if own.is_file():
+            return load_gate(own), "the live student's gate.json"
+    if loop.calibrator is not None:
+        return load_gate(loop.calibrator), "gateway.yaml's calibrator"
+    return None, ""
