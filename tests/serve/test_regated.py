@@ -30,6 +30,7 @@ from stillhouse.core.loop_retrain import RetrainSection
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Message, Query
+from stillhouse.core.risk_control import least_samples
 from stillhouse.models.head_weights import open_head_student
 from stillhouse.retrain import cycle_choose
 from stillhouse.retrain.cycle import run_cycle
@@ -171,7 +172,13 @@ def test_what_was_wrong_nowhere_is_calibrated_too(old: Path, tmp_path: Path) -> 
     assert found.gate is not None
     assert found.gate.threshold is None
     assert found.wanted is not None
-    assert 39 < found.wanted < 400
+    assert found.wanted > least_samples(PROMISE.error, PROMISE.delta) > 25
+    # And of more there is one.
+    samples = Samples(held_out(range(8000, 8060)), held_out(range(8060, 8660)))
+    found = workshop.calibrate(old / "compress" / "best", old, tmp_path, samples, PROMISE)
+    assert found.gate is not None
+    assert found.gate.threshold is not None
+    assert found.wanted is None
 
 
 def test_the_retrained_student_climbs_and_serves_by_its_own_gate(
