@@ -16,7 +16,7 @@ from stillhouse.core.records import Completion, Query
 from stillhouse.core.tasks import ExtractionTask, GenerationTask
 from stillhouse.models.completer import Sampling
 from stillhouse.models.student import open_student
-from stillhouse.models.tag_student import words_go_on
+from stillhouse.models.tag_completer import words_go_on
 from tiny_models import byte_bpe, tiny_bert, wordpiece
 from tiny_tags import SCHEMA, TASK, word_tagger
 

@@ -119,6 +119,17 @@ def spans_of(
     return tuple(tuple(spans) for spans in found)
 
 
+def real_tokens(offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> list[bool]:
+    """Which tokens stand in the text: those that the tokenizer did not add, and that have a
+    character.
+
+    Args:
+        offsets: where each token stands in the text.
+        special: 1 where the tokenizer added it.
+    """
+    return [not mark and start < end for (start, end), mark in zip(offsets, special, strict=True)]
+
+
 def inside_word(text: str, at: int) -> bool:
     """Whether the characters before and at a position are of one word: two letters, or two digits.
     No value begins or ends there.
