@@ -97,17 +97,6 @@ def write_float_graph(student: Path, out: Path, task: Task, texts: Sequence[str]
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / opener.TOKENIZER).write_text(_plain(backend.to_str()), encoding="utf-8")
-    spec = opener.OnnxSpec(
-        labels=reads.classes,
-        inputs=inputs,
-        max_tokens=min(reads.longest, MOST_TOKENS),
-        pad_id=loaded.tokenizer.pad_token_id or 0,
-        padding_side=loaded.tokenizer.padding_side,
-        truncation_side=loaded.tokenizer.truncation_side,
-        parameters=loaded.parameters,
-        name=loaded.name,
-    )
-    write_json(out / opener.SPEC, spec.model_dump(mode="json"))
     path = out / opener.MODEL
     loaded.model.set_attn_implementation("eager")  # products that fusions and INT8 know
     try:
@@ -121,6 +110,17 @@ def write_float_graph(student: Path, out: Path, task: Task, texts: Sequence[str]
             f"{type(error).__name__}: {error}",
             action=ACTION,
         ) from None
+    spec = opener.OnnxSpec(
+        labels=reads.classes,
+        inputs=_inputs(path, inputs),
+        max_tokens=min(reads.longest, MOST_TOKENS),
+        pad_id=loaded.tokenizer.pad_token_id or 0,
+        padding_side=loaded.tokenizer.padding_side,
+        truncation_side=loaded.tokenizer.truncation_side,
+        parameters=loaded.parameters,
+        name=loaded.name,
+    )
+    write_json(out / opener.SPEC, spec.model_dump(mode="json"))
     reader = way.opened(out)
     worst = _difference(way, loaded, reads, reader, texts)
     if not worst <= TOLERANCE:
@@ -182,6 +182,13 @@ def _trace(model: Any, inputs: Sequence[str], axes: Mapping[int, str], path: Pat
             opset_version=OPSET,
             dynamo=False,
         )
+
+
+def _inputs(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Those that the graph takes: the exporter leaves out what no answer depends on."""
+    onnx: Any = require("onnx", EXTRA, NEEDED_FOR)
+    taken = {one.name for one in onnx.load(str(path), load_external_data=False).graph.input}
+    return tuple(one for one in names if one in taken)
 
 
 def _fuse(config: Any, path: Path) -> None:
