@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from stillhouse.compress import onnx_export
 from stillhouse.compress.exporters import EXPORTERS, ExportRequest
@@ -24,7 +23,6 @@ from stillhouse.core.records import Completion, Query
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.models.artefact_student import open_any
 from stillhouse.models.completer import Completer, Sampling
-from stillhouse.models.loading import load_tagger
 from stillhouse.models.tag_student import Tagger
 from tiny_models import TEXTS, byte_bpe, wordpiece
 from tiny_tags import RAW_TASK, TASK, noisy_tagger
@@ -259,9 +257,3 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(
     monkeypatch.setattr(Tagger, "read", moved)
     with pytest.raises(UserError, match="comes out of the export changed"):
         export_onnx(tagger, tmp_path / "a", TASK, texts=TEXTS)
-
-
-def test_a_slow_tokenizer_is_refused(tagger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", property(lambda _: False))
-    with pytest.raises(UserError, match="does not say where in the text"):
-        Tagger(load_tagger(str(tagger), device="cpu"))

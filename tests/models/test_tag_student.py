@@ -9,14 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Completion, Query
 from stillhouse.core.tasks import ExtractionTask, GenerationTask
 from stillhouse.models.completer import Sampling
+from stillhouse.models.loading import load_tagger
 from stillhouse.models.student import open_student
 from stillhouse.models.tag_completer import words_go_on
+from stillhouse.models.tag_student import Tagger
 from tiny_models import byte_bpe, tiny_bert, wordpiece
 from tiny_tags import SCHEMA, TASK, word_tagger
 
@@ -134,3 +140,9 @@ def test_a_folder_without_the_head_is_refused(tmp_path: Path) -> None:
     tiny_bert(tokenizer, layers=1).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is not a token classifier"):
         open_student(tmp_path, TASK, "tags", 2, "cpu")
+
+
+def test_a_slow_tokenizer_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", property(lambda _: False))
+    with pytest.raises(UserError, match="does not say where in the text"):
+        Tagger(load_tagger(str(folder), device="cpu"))

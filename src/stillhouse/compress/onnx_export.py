@@ -1,8 +1,9 @@
-"""A label or tag student's weights as one ONNX file, fused for onnxruntime and checked against torch.
+"""A label or tag student's weights as an ONNX file, fused for onnxruntime, checked against torch.
 
 Any classifier of texts or tokens that torch's exporter can trace is taken; whether it was traced
 rightly is measured, not believed: the written file answers the same inputs as the model, in batches
-and lengths that the trace never saw. Knows weights and graphs; no integers (`onnx_int8`), no scores.
+and lengths that the trace never saw. Knows weights and graphs; no integers (`onnx_int8`) and no
+scores.
 
 Shapes: B batch, T tokens, C classes.
 """

@@ -37,8 +37,8 @@ def export_mobile(
             answer `texts` as the unpacked ones do, number for number.
 
     Raises:
-        UserError: as `quantize_dynamic_onnx`; not a classification task; or the file would be too big for ONNX, or answers
-            otherwise than its parts.
+        UserError: as `quantize_dynamic_onnx`; not a classification task; the file would be too big
+            for ONNX, or answers otherwise than its parts.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     if not isinstance(task, ClassificationTask):

@@ -66,7 +66,8 @@ class Further:
 
     def end(self, trainer: DistillationTrainer, begun: Begun, measure: str) -> dict[str, Any]:
         """Look at the trained student in its shape, and let it out; where training made `measure`
-        (divergence, cross_entropy or disagreement) no lower, the student is what it was before the first step."""
+        (divergence, cross_entropy or disagreement) no lower, the student is what it was before the
+        first step."""
         looks = begun.facts["held_out"] | {"after": held_out_means(trainer)}
         better = _cost(looks["after"], measure) < _cost(looks["shaped"], measure)
         model: Any = trainer.model
