@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from stillhouse.core.records import Completion, Query
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.models.artefact_student import open_any
 from stillhouse.models.completer import Completer, Sampling
+from stillhouse.models.loading import load_tagger
 from stillhouse.models.tag_student import Tagger
 from tiny_models import TEXTS, byte_bpe, wordpiece
 from tiny_tags import RAW_TASK, TASK, noisy_tagger
@@ -144,6 +147,20 @@ def test_what_the_artefact_says(tagger: Path, exported: Path) -> None:
     }  # fmt: skip
     operators = {one.op_type for one in onnx.load(str(exported / "model.onnx")).graph.node}
     assert {"Attention", "BiasGelu", "LayerNormalization"} <= operators
+
+
+@pytest.mark.parametrize(("given", "rule"), [(None, 1), (2, 2)])
+def test_the_rule_by_which_words_were_told_apart_is_kept(
+    tagger: Path, tmp_path: Path, given: int | None, rule: int
+) -> None:
+    student = shutil.copytree(tagger, tmp_path / "student")
+    config = json.loads((student / "config.json").read_text())
+    assert "tag_words" not in config
+    if given is not None:
+        (student / "config.json").write_text(json.dumps(config | {"tag_words": given}))
+    assert Tagger(load_tagger(str(student), device="cpu")).words == rule
+    export_onnx(student, tmp_path / "float", TASK)
+    assert onnx_tags.OnnxTagger(tmp_path / "float", 1).words == rule
 
 
 def test_dynamic_int8_is_integer_and_near(tagger: Path, exported: Path, dynamic: Path) -> None:

@@ -95,6 +95,7 @@ def test_a_tag_student_learns_to_copy_and_is_plain(
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "student").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
     assert model.config.num_hidden_layers == 2
+    assert model.config.tag_words == 2
     assert model.config.vocab_size == len(tokenizer)
     assert sum(p.numel() for p in model.parameters()) == facts["student"]["parameters"]
     assert list(model.config.id2label.values()) == [
@@ -313,7 +314,7 @@ def test_a_stage_that_tags_do_not_have_is_refused(sections: dict[str, Any], key:
         (
             {"compress": {"formats": ["onnx-int8", "onnx-mobile"]}},
             r"compress\.formats: onnx-mobile is for label students; for this one: onnx, onnx-int8, "
-            r"onnx-int8-static$",
+            r"onnx-int8-static;",
         ),
         ({"compress": {"formats": ["gguf-q8_0"]}}, r"gguf-q8_0 is for text students; for this one"),
         ({"speculate": {}}, r"speculate\.draft: student needs student\.head: text"),

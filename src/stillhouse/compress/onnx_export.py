@@ -120,8 +120,9 @@ def write_float_graph(student: Path, out: Path, task: Task, texts: Sequence[str]
         truncation_side=loaded.tokenizer.truncation_side,
         parameters=loaded.parameters,
         name=loaded.name,
+        **way.more(reads),
     )
-    write_json(out / opener.SPEC, spec.model_dump(mode="json"))
+    write_json(out / opener.SPEC, spec.model_dump(mode="json", exclude_none=True))
     reader = way.opened(out)
     worst = _difference(way, loaded, reads, reader, texts)
     if not worst <= TOLERANCE:

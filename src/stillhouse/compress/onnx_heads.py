@@ -54,6 +54,7 @@ class Way(NamedTuple):
     runtime: tuple[str, str]  # module and class that read the file
     axes: Mapping[int, str]  # of the logits, those that are left open
     found: Callable[[Any], Found]  # of what either reader reads
+    more: Callable[[Any], dict[str, Any]]  # that student.json says of the torch reader
 
     def opened(self, folder: Any) -> Any:
         """The reader of a file that was written: `OnnxReader` or `OnnxTagger`."""
@@ -92,6 +93,7 @@ _LABEL: Final = Way(
     ("stillhouse.models.onnx_student", "OnnxReader"),
     {0: "batch"},
     _labels_found,
+    lambda _: {},
 )
 _TAGS: Final = Way(
     "tags",
@@ -100,4 +102,5 @@ _TAGS: Final = Way(
     ("stillhouse.models.onnx_tags", "OnnxTagger"),
     {0: "batch", 1: "length"},
     _tags_found,
+    lambda reader: {"words": reader.words},
 )

@@ -46,7 +46,8 @@ class OnnxSpec(Record):
     """What `student.json` says: all that answering needs beside graph and tokenizer.
 
     `labels` are in the order of the logits, of a tag student its tags; `inputs` name the graph's
-    inputs; texts are cut to `max_tokens` at `truncation_side`, special tokens included.
+    inputs; texts are cut to `max_tokens` at `truncation_side`, special tokens included. `words` is
+    the rule by which a tag student was taught where words are (`core.words`); absent: the first.
     """
 
     labels: tuple[str, ...] = Field(min_length=2)
@@ -57,6 +58,7 @@ class OnnxSpec(Record):
     truncation_side: Side = "right"
     parameters: int = Field(ge=1)
     name: str
+    words: int | None = None
 
 
 class OnnxRead(NamedTuple):

@@ -15,6 +15,7 @@ from pathlib import Path
 from stillhouse.core.artefact import Artefact
 from stillhouse.core.errors import UserError
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
+from stillhouse.core.words import FIRST
 from stillhouse.models.onnx_student import SPEC, Ids, OnnxReader, onnx_info
 from stillhouse.models.tag_completer import TagCompleter, TagsRead, tags_read
 from stillhouse.models.tag_path import Floats
@@ -33,7 +34,7 @@ class OnnxTagger:
     def __init__(self, folder: Path, threads: int = 0) -> None:
         self._reader = OnnxReader(folder, threads)
         self.spec = self._reader.spec
-        self.classes = self.spec.labels
+        self.classes, self.words = self.spec.labels, self.spec.words or FIRST
 
     def measure(self, text: str) -> int:
         """Tokens of a text, not cut. May be called while another thread reads."""

@@ -19,7 +19,6 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.records import Completion, Query, TokenLogprob
 from stillhouse.core.tagging import (
     OUTSIDE,
-    inside_word,
     real_tokens,
     spans_of,
     tag_fields,
@@ -28,6 +27,7 @@ from stillhouse.core.tagging import (
     written,
 )
 from stillhouse.core.tasks import ExtractionTask
+from stillhouse.core.words import RULES, WORDS, inside_word
 from stillhouse.models.batching import BatchingCompleter, Call
 from stillhouse.models.completer import ModelInfo
 from stillhouse.models.tag_path import Floats, best_path
@@ -45,9 +45,11 @@ class TagsRead(NamedTuple):
 
 
 class TagReader(Protocol):
-    """Reads texts. `classes` are its tags, in the order of its outputs."""
+    """Reads texts. `classes` are its tags, in the order of its outputs; `words` is the rule by
+    which it was taught where words are (`core.words`)."""
 
     classes: tuple[str, ...]
+    words: int
 
     def measure(self, text: str) -> int:
         """Tokens of a text, not cut. May be called while another thread reads."""
@@ -73,12 +75,12 @@ def tags_read(
     return TagsRead(log_p[np.asarray(kept, dtype=bool)], places, len(kept))
 
 
-def words_go_on(text: str, offsets: Sequence[tuple[int, int]]) -> list[bool]:
+def words_go_on(text: str, offsets: Sequence[tuple[int, int]], words: int = WORDS) -> list[bool]:
     """Whether each token goes on with the word of the one before it, or with its last character,
-    of which byte-level tokens have a part each."""
+    of which byte-level tokens have a part each. `words` is the rule of `core.words`."""
     ends = [0, *(end for _, end in offsets)]
     return [
-        start < end or (start == end and inside_word(text, start))
+        start < end or (start == end and inside_word(text, start, words))
         for (start, _), end in zip(offsets, ends, strict=False)
     ]
 
@@ -91,8 +93,8 @@ class TagCompleter(BatchingCompleter):
         held: what holds the reader's tags, for the message where they are not the task's.
 
     Raises:
-        UserError: the tags are not those of the task's fields, in their order, or the schema is
-            none that tags can fill.
+        UserError: the tags are not those of the task's fields, in their order; the schema is none
+            that tags can fill; or words were told apart by a rule that is not known here.
     """
 
     def __init__(
@@ -116,6 +118,14 @@ class TagCompleter(BatchingCompleter):
                 action="give a student of this task",
             )
 
+        if reader.words not in RULES:
+            raise UserError(
+                held.partition(" ")[0],
+                "tells words apart by a rule that this version does not know",
+                value=reader.words,
+                action="update stillhouse",
+            )
+
     @property
     def info(self) -> ModelInfo:
         """A local model that gives log-probabilities of tags."""
@@ -132,7 +142,7 @@ class TagCompleter(BatchingCompleter):
         return [self._answers(*one) for one in zip(calls, texts, found, strict=True)]
 
     def _answers(self, call: Call, text: str, found: TagsRead) -> Sequence[Completion]:
-        tags = best_path(found.log_p, words_go_on(text, found.offsets))
+        tags = best_path(found.log_p, words_go_on(text, found.offsets, self._reader.words))
         spans = spans_of(tags.tolist(), found.offsets, len(self._fields))
         most = call.sampling.logprobs
         said = Completion(

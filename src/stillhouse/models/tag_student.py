@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.tasks import ExtractionTask
+from stillhouse.core.words import FIRST
 from stillhouse.models.classifier_reader import ClassifierReader
 from stillhouse.models.loading import Loaded
 from stillhouse.models.tag_completer import TagCompleter, TagsRead, tags_read
 
+TAG_WORDS: Final = "tag_words"  # of config.json: by which rule of `core.words` it was trained
+
 
 class Tagger:
     """Reads texts with a token classifier of transformers, as it was trained to. `longest`,
-    `takes` and `classes` are as `ClassifierReader` has them.
+    `takes` and `classes` are as `ClassifierReader` has them, `words` as `TagReader`.
 
     Raises:
         UserError: its tokenizer cannot say where a token stands.
@@ -37,6 +41,7 @@ class Tagger:
             )
         cuts = ClassifierReader(loaded)  # what a classifier is given, and how much of a text
         self.longest, self.classes, self.takes = cuts.longest, cuts.classes, cuts.takes
+        self.words: int = getattr(loaded.model.config, TAG_WORDS, FIRST)
         self._loaded = loaded
         # Of its own: a fast tokenizer must not be used by two threads at a time.
         self._measuring = copy.deepcopy(loaded.tokenizer)
