@@ -13,10 +13,19 @@ import yaml
 
 from stillhouse.calibrating import Wanted, calibrate
 from stillhouse.core.errors import UserError
+from stillhouse.core.jsonl import read_records
 from stillhouse.core.progress import Silent
 from stillhouse.core.recipe_file import load_recipe
+from stillhouse.core.runfolder import RunFolder
+from stillhouse.evaluate.candidates import load_sets
+from stillhouse.evaluate.compressed import read_table
+from stillhouse.evaluate.results import Prediction
 from stillhouse.models.loading import count_parameters, load_tagger
 from stillhouse.pipeline import report_of, run_stages
+from stillhouse.serve.student_brains import open_brain
+from stillhouse.serve.student_labels import Opening
+from stillhouse.serve.student_local import ask_all
+from stillhouse.study_frontier import run_frontier, sized_variants
 from teacher_servers import Loopback, openai_answer, serve
 from tiny_models import tiny_bert, wordpiece
 from tiny_tags import BLAME, PRAISE, RAW_TASK
@@ -129,6 +138,69 @@ def test_a_tag_student_is_trained_judged_and_described(tmp_path: Path) -> None:
     assert gate.task == recipe.task
 
 
+def test_its_onnx_forms_are_made_gated_described_and_served(tmp_path: Path) -> None:
+    """INT8 may be slower than floats at this size: what is judged here are the answers."""
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+    compress = {
+        "formats": ["onnx", "onnx-int8", "onnx-int8-static"],
+        "margin_teacher": 0.2,
+        "margin_student": 0.2,
+        "min_speedup": 0.001,
+        "speed_repeats": 1,
+        "latency_queries": 2,
+        "cold_starts": 1,
+    }
+    with serve(teacher_says) as server:
+        recipe = load_recipe(project(tmp_path, server, compress=compress))
+        results = run_stages(recipe, tmp_path / "run", Silent())
+    assert results[-1].name == "compress"
+    folder = tmp_path / "run" / "compress"
+    table = read_table(folder)
+    assert table.left_out == {}
+    assert (table.metric, table.main) == ("field_f1", "golden")
+    student, *forms = table.rows
+    assert [row.name for row in forms] == compress["formats"]
+    assert [row.precision for row in forms] == ["float32", "int8", "int8-static"]
+    for row in forms:
+        assert row.verdict == "pass", row.sentence
+        assert row.agreement_student is not None
+        assert row.agreement_student.estimate > 0.9
+        assert row.retention_student is not None
+        assert row.retention_teacher is not None
+        assert row.speed.qps > 0
+        assert row.footprint.cold_start_s > 0
+        assert (row.divergence_student, row.tokens_per_s) == (None, None)
+        assert set(row.sets) == {"golden", "held_out"}
+    assert forms[0].agreement_student.estimate == 1
+    assert forms[0].sets["golden"].score == student.sets["golden"].score
+    assert table.best is not None
+    assert (folder / "best" / "artefact.json").is_file()
+    text = (folder / "onnx-int8" / "README.md").read_text()
+    card = yaml.safe_load(text.split("---")[1])
+    assert (card["library_name"], card["pipeline_tag"]) == ("onnx", "token-classification")
+    assert "A token classifier distilled from" in text
+    assert report_of(tmp_path / "run").compress == table
+
+    # What is served says what was judged; its ranges are fixed, so company changes nothing.
+    queries = load_sets(recipe, RunFolder(tmp_path / "run"))[0].queries
+    bodies = [{"messages": [one.model_dump() for one in query.messages]} for query in queries]
+    lines = [
+        line
+        for line in read_records(folder / "predictions.jsonl", Prediction)
+        if line.set == "golden"
+    ]
+    for name in ("onnx", "onnx-int8-static"):
+        brain = open_brain(Opening(folder / name, "tags", recipe.task, "words", 8, 40))
+        said = ask_all(brain, bodies, 7, lambda _: None)
+        served = [one.body["choices"][0]["message"]["content"] for one in said]
+        assert served == [line.answers[name] for line in lines]
+    assert len(lines) == 60
+
+    wanted = Wanted(error=0.3, delta=0.2, samples="golden")
+    gate = calibrate(tmp_path / "run", wanted, Silent()).gate
+    assert gate.threshold is not None, "a form's log-probabilities say how sure it is"
+
+
 def test_answers_that_cannot_be_copied_are_found_before_the_teacher_is_asked(
     tmp_path: Path,
 ) -> None:
@@ -140,6 +212,15 @@ def test_answers_that_cannot_be_copied_are_found_before_the_teacher_is_asked(
         (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         with pytest.raises(UserError, match=r"properties\.blame: 40 of its 40 values in the labe"):
             run_stages(recipe, tmp_path / "run", Silent())
+        # also where a study alone has the head
+        raw = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+        tags = f"head=tags,from='{raw['student']['from']}',layers=1"
+        raw["student"] = {"head": "text", "from": "embedded"}
+        (tmp_path / "text.yaml").write_text(yaml.safe_dump(raw))
+        written = load_recipe(tmp_path / "text.yaml")
+        variants = sized_variants(written, [], [tags])
+        with pytest.raises(UserError, match=r"properties\.blame: 40 of its 40 values in the labe"):
+            run_frontier(written, tmp_path / "study", variants, Silent())
         # as studies and `tune` do, which train in folders of their own
         with pytest.raises(UserError, match=r"properties\.blame: 40 of its 40 values in the labe"):
             run_stages(recipe, tmp_path / "run", Silent(), last="dataset")

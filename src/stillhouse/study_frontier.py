@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -35,11 +35,13 @@ from stillhouse.evaluate.metrics import Resampling
 from stillhouse.evaluate.results import TEACHER, CandidateSpeed
 from stillhouse.evaluate.size_curve import size_fit, size_words
 from stillhouse.evaluate.studies import FrontierStudy, SizedStudent, Step
+from stillhouse.pipeline import run_stages
 from stillhouse.study_curve import common
 from stillhouse.study_drafts import drafted_by, drafts_in
 from stillhouse.study_forms import judged_forms, of_form, of_student, of_trainings
 from stillhouse.study_repeats import over_words, repeated
 from stillhouse.study_speeds import speeds_of
+from stillhouse.train.extractive import check_labelled
 from stillhouse.variants import Ran, Variant, check_variant, run_shared, run_variant, varied
 
 FOLDER: Final = "frontier"
@@ -124,21 +126,11 @@ def run_frontier(
         StillhouseError: a stage failed; what is finished stays, and the same command goes on.
     """
     left_out: dict[str, str] = {}
-    fit: list[Variant] = []
-    for variant in variants:
-        try:
-            check_variant(variant.recipe)
-        except UserError as error:
-            if len(variants) == 1:
-                raise
-            left_out[variant.name] = str(error)
-            progress.say(f"frontier: {variant.name} is left out: {error}")
-        else:
-            fit.append(variant)
-    if not fit:
-        raise DataError(
-            "frontier", f"no student can be made; the first: {next(iter(left_out.values()))}"
-        )
+    fit = _usable(variants, check_variant, left_out, progress)
+    # A variant of another head asks more of the labelled set than the recipe, which is run first.
+    run_stages(recipe, root, progress, last="traffic")
+    traffic = RunFolder(root).stage("traffic")
+    fit = _usable(fit, partial(check_labelled, traffic=traffic), left_out, progress)
     run = run_shared(recipe, fit, root, progress)
     folder = root / FOLDER
     ran: list[Ran] = []
@@ -173,6 +165,35 @@ def run_frontier(
             folder / "frontier.html", lambda file: void(file.write(render_frontier(study)))
         )
     return study
+
+
+def _usable(
+    variants: Sequence[Variant],
+    check: Callable[[Recipe], None],
+    left_out: dict[str, str],
+    progress: Progress,
+) -> list[Variant]:
+    """The variants that pass a check, before anything is paid; why others do not is noted.
+
+    Raises:
+        UserError: none does.
+    """
+    found: list[Variant] = []
+    for variant in variants:
+        try:
+            check(variant.recipe)
+        except UserError as error:
+            if len(variants) == 1:
+                raise
+            left_out[variant.name] = str(error)
+            progress.say(f"frontier: {variant.name} is left out: {error}")
+        else:
+            found.append(variant)
+    if not found:
+        raise DataError(
+            "frontier", f"no student can be made; the first: {next(iter(left_out.values()))}"
+        )
+    return found
 
 
 def _study(  # noqa: PLR0917 - what a study is made of

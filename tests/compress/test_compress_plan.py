@@ -39,6 +39,9 @@ def test_what_is_not_named_is_all_that_is_installed(monkeypatch: pytest.MonkeyPa
     assert CompressSection().wanted("label") == ()
     assert CompressSection().wanted("text") == ("gguf-f16", "gguf-q8_0", "gguf-q4")
     assert CompressSection(formats=("onnx",)).wanted("label") == ("onnx",)
+    assert CompressSection().wanted("tags") == ()
+    monkeypatch.setattr(recipe_compress, "available", lambda module: True)
+    assert CompressSection().wanted("tags") == ("onnx", "onnx-int8", "onnx-int8-static")
 
 
 def test_a_missing_extra_is_a_pip_line_before_anything_is_paid(

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.core.tagging import (
@@ -113,6 +113,7 @@ def test_what_is_required_and_not_found_is_said_as_the_schema_allows() -> None:
     assert task.parse(answer).problem is None
 
 
+@settings(deadline=None)
 @given(
     text=st.text(max_size=30),
     places=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=6),

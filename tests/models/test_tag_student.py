@@ -5,18 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.records import Completion, Query
+from stillhouse.core.tagging import tag_fields, tag_names
 from stillhouse.core.tasks import ExtractionTask, GenerationTask
-from stillhouse.models.completer import Sampling
+from stillhouse.models.batching import Call
+from stillhouse.models.completer import ModelInfo, Sampling
+from stillhouse.models.loading import load_tagger
 from stillhouse.models.student import open_student
-from stillhouse.models.tag_student import words_go_on
+from stillhouse.models.tag_completer import TagCompleter, TagsRead, words_go_on
+from stillhouse.models.tag_student import Tagger
 from tiny_models import byte_bpe, tiny_bert, wordpiece
 from tiny_tags import SCHEMA, TASK, word_tagger
 
@@ -58,6 +68,33 @@ def test_a_word_is_copied_whole_or_not_at_all(folder: Path) -> None:
     offsets = [(0, 1), (2, 6), (6, 8), (8, 9), (9, 11), (11, 13), (13, 15)]
     text = "a longly,5512ab"
     assert words_go_on(text, offsets) == [False, False, True, False, False, True, False]
+
+
+class Piecewise:
+    """Reads one word in two tokens, of which the first alone is a value, barely."""
+
+    classes = tag_names(tag_fields(SCHEMA))
+
+    def __init__(self, words: int) -> None:
+        self.words = words
+
+    def measure(self, text: str) -> int:
+        return 2
+
+    def read(self, texts: Sequence[str]) -> list[TagsRead]:
+        log_p = np.log(np.array([[0.1, 0.9, 0, 0, 0], [0.8, 0.1, 0.1, 0, 0]], np.float32) + 1e-6)
+        return [TagsRead(log_p, [(0, 2), (2, len(text))], 2) for text in texts]
+
+
+def test_a_student_is_read_by_the_rule_that_it_was_taught_by() -> None:
+    info = ModelInfo(name="x", revision="1")
+    query = Query(id="q", messages=TASK.messages_for("כתוב"))
+    for rule, said_ in ((1, '{"praise": "כת"}'), (2, '{"praise": "כתוב"}')):
+        student = TagCompleter(Piecewise(rule), TASK, info, 2, "x id2label")
+        ((one,),) = student.run_batch([Call(query, Sampling())])
+        assert one.text == said_
+    with pytest.raises(UserError, match=r"^x: tells words apart by a rule .* update stillhouse"):
+        TagCompleter(Piecewise(3), TASK, info, 2, "x id2label")
 
 
 def test_bytes_of_one_character_are_no_values_of_their_own() -> None:
@@ -134,3 +171,9 @@ def test_a_folder_without_the_head_is_refused(tmp_path: Path) -> None:
     tiny_bert(tokenizer, layers=1).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is not a token classifier"):
         open_student(tmp_path, TASK, "tags", 2, "cpu")
+
+
+def test_a_slow_tokenizer_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", property(lambda _: False))
+    with pytest.raises(UserError, match="does not say where in the text"):
+        Tagger(load_tagger(str(folder), device="cpu"))

@@ -11,8 +11,9 @@ import pytest
 from mobile_student import TASK, TEXTS, make_student
 from stillhouse.compress.onnx_export import export_onnx
 from stillhouse.compress.onnx_int8 import quantize_dynamic_onnx
-from stillhouse.core.artefact import read_artefact
+from stillhouse.core.artefact import MadeFrom, read_artefact, write_artefact
 from stillhouse.core.errors import UserError
+from stillhouse.core.heads import Head
 from stillhouse.core.records import Message, Query
 from stillhouse.models.artefact_student import open_any
 from stillhouse.models.batching import Call
@@ -51,8 +52,18 @@ def test_another_head_answers_as_it_should(form: str, tmp_path: Path) -> None:
         assert read_artefact(tmp_path / "new").settings["head"] == new.digest()
 
 
-def test_a_text_student_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    with pytest.raises(UserError, match="is a text student; only label students") as caught:
+@pytest.mark.parametrize(
+    ("architecture", "head"), [("LlamaForCausalLM", "text"), ("BertForTokenClassification", "tags")]
+)
+def test_a_student_of_another_head_is_refused_in_one_line(
+    tmp_path: Path, architecture: str, head: Head
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    said = f"is a {head} student; only label students"
+    with pytest.raises(UserError, match=said) as caught:
         open_head_student(tmp_path, TASK)
     assert "\n" not in str(caught.value)
+    made = MadeFrom(student="0" * 64)
+    write_artefact(tmp_path, kind="onnx", precision="int8", head=head, made_from=made)
+    with pytest.raises(UserError, match=said):
+        open_head_student(tmp_path, TASK)

@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from gateway_servers import FULL, gateway
+from test_gateway_http import send
 
+from stillhouse.compress.onnx_export import export_onnx
 from stillhouse.core.errors import UserError
 from stillhouse.serve.features import answer_features
 from stillhouse.serve.gateway_sections import StudentSection
@@ -19,6 +23,7 @@ from stillhouse.serve.student_folder import notes_of, setup_of
 from stillhouse.serve.student_frames import ASK, Frame, Frames
 from stillhouse.serve.student_labels import Around, Brain, Opening
 from stillhouse.serve.student_local import ask_all
+from tiny_models import TEXTS
 from tiny_tags import RAW_TASK, SCHEMA, TASK, word_tagger
 
 
@@ -32,8 +37,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def brain(run: Path) -> Brain:
-    return open_brain(Opening(run / "train" / "student", "tags", TASK, "words", 4, 20))
+def compressed(run: Path) -> Path:
+    """The same student in ONNX."""
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+    folder = run / "compress" / "onnx"
+    export_onnx(run / "train" / "student", folder, TASK, texts=["a dull film"])
+    return folder
+
+
+@pytest.fixture(scope="module", params=["float", "onnx"])
+def brain(run: Path, request: pytest.FixtureRequest) -> Brain:
+    """The student in either form: whatever runs it, a request is answered alike."""
+    folder = run / "train" / "student"
+    if request.param == "onnx":
+        folder = request.getfixturevalue("compressed")
+    return open_brain(Opening(folder, "tags", TASK, "words", 4, 20))
 
 
 def chat(text: str, **more: Any) -> dict[str, Any]:
@@ -141,12 +159,59 @@ def test_a_stream_holds_the_whole_answer(brain: Brain) -> None:
     assert content(whole) == '{"blame": "dull"}'
 
 
-def test_a_folder_says_that_it_is_a_tag_student(run: Path) -> None:
-    folder = run / "train" / "student"
+@pytest.mark.parametrize("form", ["float", "onnx"])
+def test_a_folder_says_that_it_is_a_tag_student(run: Path, compressed: Path, form: str) -> None:
+    folder = compressed if form == "onnx" else run / "train" / "student"
     notes = notes_of(folder, "upstreams.words")
     assert (notes.head, notes.task) == ("tags", TASK)
     section = StudentSection(kind="student", path=folder, model="words")
     assert setup_of("words", section)["head"] == "tags"
+    adapted = section.model_copy(update={"adapters": run / "online"})
+    with pytest.raises(UserError, match=r"upstreams\.words\.adapters: are of label students alone"):
+        setup_of("words", adapted)
+    opening = Opening(folder, "tags", TASK, "words", 4, 20, adapters=run / "online")
+    with pytest.raises(UserError, match="adapters: are of label students alone"):
+        open_brain(opening)
+
+
+def test_both_forms_say_the_same_with_fingerprints_of_their_own(
+    run: Path, compressed: Path
+) -> None:
+    brains = [
+        open_brain(Opening(folder, "tags", TASK, "words", 4, 20))
+        for folder in (run / "train" / "student", compressed)
+    ]
+    assert brains[0].voice.fingerprint != brains[1].voice.fingerprint
+    wants = {"logprobs": True, "top_logprobs": 3}
+    bodies = [chat(text, **wants) for text in (*TEXTS, "", "a longly, WARM film", "dull " * 30)]
+    for (_, left), (_, right) in zip(*(asked(one, *bodies) for one in brains), strict=True):
+        assert content(left) == content(right)
+        assert left["usage"] == right["usage"]
+        tokens = [one["choices"][0]["logprobs"]["content"] for one in (left, right)]
+        for one, other in zip(*tokens, strict=True):
+            assert one["token"] == other["token"]
+            assert one["logprob"] == pytest.approx(other["logprob"], abs=2e-5)
+
+
+def test_a_gateway_answers_from_onnx_in_a_process_without_torch(compressed: Path) -> None:
+    raw = {
+        "upstreams": {
+            "none": {"base_url": "http://127.0.0.1:9/v1", "model": "none"},
+            "small": {"kind": "student", "path": str(compressed)},
+        },
+        "tasks": {"words": {"teacher": "none", "student": "small", **FULL}},
+    }
+    with gateway(raw) as running:
+        got = send(running.url, chat("a dull film", model="words", logprobs=True))
+        below = psutil.Process().children(recursive=True)
+        (student,) = [one for one in below if "student_worker" in " ".join(one.cmdline())]
+        loaded = [one.path for one in student.memory_maps()]
+    assert got.headers["x-stillhouse-variant"] == "student"
+    assert got.json["choices"][0]["message"]["content"] == '{"blame": "dull"}'
+    tokens = got.json["choices"][0]["logprobs"]["content"]
+    assert [one["token"] for one in tokens] == ["O", "B-blame", "O"]
+    assert [path for path in loaded if "onnxruntime" in path]
+    assert not [path for path in loaded if "libtorch" in path]
 
 
 def test_a_gateway_refuses_a_task_that_tags_cannot_fill(run: Path) -> None:

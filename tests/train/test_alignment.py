@@ -39,6 +39,10 @@ def test_a_value_begins_and_ends_with_words() -> None:
     assert found("CA90210", "CA", "90210") == [["CA"], ["90210"]]
     assert found("costs $5.", "5") == [["5"]]
     assert found("我住在北京市", "北京") == [["北京"]]
+    # scripts that write spaces between words, with and without vowel marks
+    assert found("يسكن في القاهرة", "القاهرة", "قاهر") == [["القاهرة"], None]
+    assert found("वह दिल्ली में", "दिल्ली") == [["दिल्ली"]]
+    assert found("वह दिल्ली में", "दिल्ल") == [None]
 
 
 def test_values_share_no_character() -> None:

@@ -33,10 +33,13 @@ from stillhouse.models.completer import Sampling
 from stillhouse.models.student import open_student
 from stillhouse.plan_student import job_of
 from stillhouse.train.batches import Collator
+from stillhouse.train.fake_quant import ONNX_INT8
+from stillhouse.train.further import open_trained
 from stillhouse.train.objectives import tags_objective
 from stillhouse.train.outputs import Counts, count_tags
 from stillhouse.train.planning import check_recipe
 from stillhouse.train.preflight import check_student
+from stillhouse.train.quantize import distil_quantized
 from stillhouse.train.search_run import measure_of
 from stillhouse.train.stage import run_train
 from stillhouse.train.tag_rows import encode_tags
@@ -92,6 +95,7 @@ def test_a_tag_student_learns_to_copy_and_is_plain(
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "student").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
     assert model.config.num_hidden_layers == 2
+    assert model.config.tag_words == 2
     assert model.config.vocab_size == len(tokenizer)
     assert sum(p.numel() for p in model.parameters()) == facts["student"]["parameters"]
     assert list(model.config.id2label.values()) == [
@@ -227,6 +231,28 @@ def test_lost_values_are_told_and_too_many_are_refused(
         run_train(recipe, tmp_path / "many", None, tmp_path / "refused", Silent())
 
 
+def test_a_tagger_learns_the_grid_of_int8(
+    encoder_folder: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Where INT8 falls below its gate: on from the trained tags, and kept where fewer are wrong."""
+    recipe = tag_recipe(str(encoder_folder), {"layers": 1}, epochs=2)
+    run_train(recipe, dataset, None, tmp_path / "first", Silent())
+    first = tmp_path / "first" / "student"
+    made = distil_quantized(
+        recipe, first, dataset, None, work=tmp_path / "grid", progress=Silent(), scheme=ONNX_INT8
+    )
+    facts = read(tmp_path / "grid" / "quantization_aware.json")
+    looks = facts["held_out"]
+    assert set(looks) == {"before", "shaped", "after"}
+    assert facts["training_helped"] == (looks["after"]["agreement"] > looks["shaped"]["agreement"])
+    assert looks["after"]["agreement"] >= looks["shaped"]["agreement"]
+    assert len(answers(made, 4)) == 4
+    other = {**RAW_TASK, "json_schema": {"type": "object", "properties": {"x": {"type": "string"}}}}
+    elsewhere = recipe.model_copy(update={"task": ExtractionTask.model_validate(other)})
+    with pytest.raises(UserError, match=r"is a classifier of .* labels are \['O', 'B-x', 'I-x'\]"):
+        open_trained(first, elsewhere)
+
+
 # --- what does not go with tags ---
 
 
@@ -285,7 +311,12 @@ def test_a_stage_that_tags_do_not_have_is_refused(sections: dict[str, Any], key:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"compress": {}}, r"compress\.formats: none is made of tags students yet"),
+        (
+            {"compress": {"formats": ["onnx-int8", "onnx-mobile"]}},
+            r"compress\.formats: onnx-mobile is for label students; for this one: onnx, onnx-int8, "
+            r"onnx-int8-static;",
+        ),
+        ({"compress": {"formats": ["gguf-q8_0"]}}, r"gguf-q8_0 is for text students; for this one"),
         ({"speculate": {}}, r"speculate\.draft: student needs student\.head: text"),
         (
             {"task": {"kind": "classification", "labels": ["a", "b"]}},

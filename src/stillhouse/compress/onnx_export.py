@@ -1,8 +1,9 @@
-"""A label student's weights as one ONNX file, fused for onnxruntime and checked against torch.
+"""A label or tag student's weights as an ONNX file, fused for onnxruntime, checked against torch.
 
-Any sequence classifier that torch's exporter can trace is taken; whether it was traced rightly is
-measured, not believed: the written file answers the same inputs as the model, in batches and
-lengths that the trace never saw. Knows weights and graphs; no integers (`onnx_int8`), no scores.
+Any classifier of texts or tokens that torch's exporter can trace is taken; whether it was traced
+rightly is measured, not believed: the written file answers the same inputs as the model, in batches
+and lengths that the trace never saw. Knows weights and graphs; no integers (`onnx_int8`) and no
+scores.
 
 Shapes: B batch, T tokens, C classes.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,17 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stillhouse.compress.onnx_heads import EXTRA, NEEDED_FOR, TorchReader, Way, way_of
 from stillhouse.compress.onnx_norms import part_normalisations
 from stillhouse.core.artefact import Artefact, MadeFrom, student_sha, write_artefact
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import disk_errors, write_json
 from stillhouse.core.optional import require
-from stillhouse.core.tasks import ClassificationTask, Task
-from stillhouse.models.classifier_reader import ClassifierReader
-from stillhouse.models.loading import Loaded, load_classifier
+from stillhouse.core.tasks import Task
+from stillhouse.models.loading import Loaded
 
-EXTRA: Final = "onnx"
-NEEDED_FOR: Final = "a student in ONNX"
 OPSET: Final = 17  # the newest that torch's TorchScript exporter and onnxruntime's fusions share
 INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
 TOLERANCE: Final = 1e-3  # of log-probabilities, nats; float32 is at 1e-6
@@ -45,14 +44,14 @@ class FloatGraph(NamedTuple):
     """A float32 graph on disk, and the student it was made of."""
 
     loaded: Loaded
-    reader: Any  # models.onnx_student.OnnxReader
+    reader: Any  # models.onnx_student.OnnxReader, or models.onnx_tags.OnnxTagger
     worst: float  # largest difference from torch, nats of log-probability
 
 
 def export_onnx(
     student: Path, out: Path, task: Task, *, name: str = "", texts: Sequence[str] = ()
 ) -> Artefact:
-    """Write a label student to `out` as float32 ONNX: `model.onnx`, `tokenizer.json`,
+    """Write a label or tag student to `out` as float32 ONNX: `model.onnx`, `tokenizer.json`,
     `student.json`, and `artefact.json` last.
 
     Args:
@@ -64,8 +63,9 @@ def export_onnx(
             shapes always are.
 
     Raises:
-        UserError: not a classification task; a folder that is no classifier; an architecture that
-            cannot be exported, or whose file answers otherwise than the model.
+        UserError: neither a classification nor an extraction task; a folder that is no classifier
+            of its kind; an architecture that cannot be exported, or whose file answers otherwise
+            than the model.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     made = write_float_graph(student, out, task, texts)
@@ -82,12 +82,11 @@ def write_float_graph(student: Path, out: Path, task: Task, texts: Sequence[str]
     Raises:
         UserError, MissingExtraError: as `export_onnx`.
     """
-    if not isinstance(task, ClassificationTask):
-        raise UserError("compress.formats", "onnx needs a label student", value=task.kind)
+    way = way_of(task)
     require("onnx", EXTRA, NEEDED_FOR)
     opener: Any = require("stillhouse.models.onnx_student", EXTRA, NEEDED_FOR)
-    loaded = load_classifier(str(student), device="cpu")
-    reads = ClassifierReader(loaded)
+    loaded = way.load(str(student), device="cpu")
+    reads = way.reader(loaded)
     inputs = tuple(one for one in INPUTS if one in reads.takes)
     backend = getattr(loaded.tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -99,22 +98,11 @@ def write_float_graph(student: Path, out: Path, task: Task, texts: Sequence[str]
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / opener.TOKENIZER).write_text(_plain(backend.to_str()), encoding="utf-8")
-    spec = opener.OnnxSpec(
-        labels=reads.classes,
-        inputs=inputs,
-        max_tokens=min(reads.longest, MOST_TOKENS),
-        pad_id=loaded.tokenizer.pad_token_id or 0,
-        padding_side=loaded.tokenizer.padding_side,
-        truncation_side=loaded.tokenizer.truncation_side,
-        parameters=loaded.parameters,
-        name=loaded.name,
-    )
-    write_json(out / opener.SPEC, spec.model_dump(mode="json"))
     path = out / opener.MODEL
     loaded.model.set_attn_implementation("eager")  # products that fusions and INT8 know
     try:
         with quiet_export():
-            _trace(loaded.model, inputs, path)
+            _trace(loaded.model, inputs, way.axes, path)
             _fuse(loaded.model.config, path)
     except Exception as error:  # the exporter lets any error of a model's own code through
         raise UserError(
@@ -123,8 +111,20 @@ def write_float_graph(student: Path, out: Path, task: Task, texts: Sequence[str]
             f"{type(error).__name__}: {error}",
             action=ACTION,
         ) from None
-    reader = opener.OnnxReader(out)
-    worst = _difference(loaded, reader, texts)
+    spec = opener.OnnxSpec(
+        labels=reads.classes,
+        inputs=_inputs(path, inputs),
+        max_tokens=min(reads.longest, MOST_TOKENS),
+        pad_id=loaded.tokenizer.pad_token_id or 0,
+        padding_side=loaded.tokenizer.padding_side,
+        truncation_side=loaded.tokenizer.truncation_side,
+        parameters=loaded.parameters,
+        name=loaded.name,
+        **way.more(reads),
+    )
+    write_json(out / opener.SPEC, spec.model_dump(mode="json", exclude_none=True))
+    reader = way.opened(out)
+    worst = _difference(way, loaded, reads, reader, texts)
     if not worst <= TOLERANCE:
         raise UserError(
             str(student),
@@ -145,7 +145,7 @@ def finish(
         out,
         kind="onnx",
         precision=precision,
-        head="label",
+        head=way_of(task).head,
         made_from=MadeFrom(student=student_sha(student), name=name, versions=versions),
         task=task,
         settings=settings,
@@ -163,13 +163,13 @@ class _Logits(nn.Module):
         self.model, self.inputs = model, tuple(inputs)
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """[B, T] each to [B, C]."""
+        """[B, T] each to [B, C], or to [B, T, C]."""
         logits: Tensor = self.model(**dict(zip(self.inputs, tensors, strict=True))).logits
         return logits.float()
 
 
 @torch.inference_mode(False)
-def _trace(model: Any, inputs: Sequence[str], path: Path) -> None:
+def _trace(model: Any, inputs: Sequence[str], axes: Mapping[int, str], path: Path) -> None:
     ids, mask = _tokens(model.config, 2, 6)
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     with torch.no_grad():
@@ -180,10 +180,17 @@ def _trace(model: Any, inputs: Sequence[str], path: Path) -> None:
             input_names=list(inputs),
             output_names=["logits"],
             dynamic_axes={name: {0: "batch", 1: "length"} for name in inputs}
-            | {"logits": {0: "batch"}},
+            | {"logits": dict(axes)},
             opset_version=OPSET,
             dynamo=False,
         )
+
+
+def _inputs(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Those that the graph takes: the exporter leaves out what no answer depends on."""
+    onnx: Any = require("onnx", EXTRA, NEEDED_FOR)
+    taken = {one.name for one in onnx.load(str(path), load_external_data=False).graph.input}
+    return tuple(one for one in names if one in taken)
 
 
 def _fuse(config: Any, path: Path) -> None:
@@ -209,9 +216,14 @@ def _fuse(config: Any, path: Path) -> None:
     part_normalisations(path)
 
 
-def _difference(loaded: Loaded, reader: Any, texts: Sequence[str]) -> float:
-    """Largest |log p (torch) - log p (onnxruntime)| over shapes of random tokens and over texts."""
-    torch_reader, inputs = ClassifierReader(loaded), reader.spec.inputs
+def _difference(
+    way: Way, loaded: Loaded, torch_reader: TorchReader, reader: Any, texts: Sequence[str]
+) -> float:
+    """Largest |log p (torch) - log p (onnxruntime)| over shapes of random tokens and over texts.
+
+    What a token classifier says of padding is not compared: nobody reads it.
+    """
+    inputs = reader.spec.inputs
     longest = min(torch_reader.longest, 512)
     worst = 0.0
     for batch, length in SHAPES:
@@ -221,21 +233,26 @@ def _difference(loaded: Loaded, reader: Any, texts: Sequence[str]) -> float:
         with torch.inference_mode():
             expected = loaded.model(**given).logits.float().log_softmax(-1).numpy()
         found = reader.log_p({name: tensor.numpy() for name, tensor in given.items()})
+        if expected.shape != found.shape:
+            return float("inf")
+        if expected.ndim == 3:
+            real = mask.numpy() == 1
+            expected, found = expected[real], found[real]
         worst = max(worst, _apart(expected, found))
     some = [text for text in texts[:CHECKED_TEXTS] if text]
     for at in range(0, len(some), 8):
         batch_of = some[at : at + 8]
-        expected_read, found_read = torch_reader.read(batch_of), reader.read(batch_of)
-        if expected_read.tokens != found_read.tokens:
+        theirs, ours = way.found(torch_reader.read(batch_of)), way.found(reader.read(batch_of))
+        if theirs.tokens != ours.tokens:
             return float("inf")  # the tokenizer reads otherwise
-        worst = max(worst, _apart(expected_read.log_p.numpy(), found_read.log_p))
+        worst = max(worst, _apart(theirs.log_p, ours.log_p))
     return worst
 
 
 def _apart(expected: Any, found: Any) -> float:
     if expected.shape != found.shape or not np.isfinite(found).all():
         return float("inf")
-    return float(np.abs(expected - found).max())
+    return float(np.abs(expected - found).max(initial=0.0))
 
 
 def _tokens(config: Any, batch: int, length: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
-"""A label student's ONNX graph with INT8 weights: dynamic (ranges of each input, as it comes) and
-static (ranges set beforehand by calibration texts).
+"""A label or tag student's ONNX graph with INT8 weights: dynamic (ranges of each input, as it
+comes) and static (ranges set beforehand by calibration texts).
 
 Matrix products: weights symmetric INT8 with a scale for each output channel, inputs UINT8 with a
 zero point. On x86 without VNNI, products of UINT8 and INT8 are added in pairs in 16 bits and
@@ -24,13 +24,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stillhouse.compress.onnx_export import (
-    EXTRA,
-    NEEDED_FOR,
-    finish,
-    quiet_export,
-    write_float_graph,
-)
+from stillhouse.compress.onnx_export import finish, quiet_export, write_float_graph
+from stillhouse.compress.onnx_heads import EXTRA, NEEDED_FOR
 from stillhouse.compress.onnx_ranges import Calibration, Range, measure_ranges
 from stillhouse.core.artefact import Artefact
 from stillhouse.core.errors import DataError
@@ -54,7 +49,7 @@ def quantize_dynamic_onnx(
     per_channel: bool = True,
     reduce_range: bool = True,
 ) -> Artefact:
-    """Write a label student to `out` as dynamic INT8.
+    """Write a label or tag student to `out` as dynamic INT8.
 
     Args:
         student, out, task, name, texts: as `onnx_export.export_onnx`, whose float graph is made and
@@ -101,7 +96,7 @@ def quantize_static_onnx(
     per_channel: bool = True,
     reduce_range: bool = True,
 ) -> Artefact:
-    """Write a label student to `out` as static INT8: the ranges of activations are constants.
+    """Write a label or tag student to `out` as static INT8: ranges of activations are constants.
 
     Args:
         student, out, task, name: as `onnx_export.export_onnx`.

@@ -14,13 +14,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from stillhouse.compress.onnx_export import EXTRA, NEEDED_FOR, finish
+from stillhouse.compress.onnx_export import finish
+from stillhouse.compress.onnx_heads import EXTRA, NEEDED_FOR
 from stillhouse.compress.onnx_int8 import quantize_dynamic_onnx
 from stillhouse.core.artefact import Artefact
 from stillhouse.core.errors import UserError
 from stillhouse.core.jsonl import disk_errors
 from stillhouse.core.optional import require
-from stillhouse.core.tasks import Task
+from stillhouse.core.tasks import ClassificationTask, Task
 
 MOST_BYTES: Final = 2**31 - 1  # of a protobuf message
 
@@ -36,10 +37,17 @@ def export_mobile(
             answer `texts` as the unpacked ones do, number for number.
 
     Raises:
-        UserError: as `quantize_dynamic_onnx`; or the file would be too big for ONNX, or answers
-            otherwise than its parts.
+        UserError: as `quantize_dynamic_onnx`; not a classification task; the file would be too big
+            for ONNX, or answers otherwise than its parts.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
+    if not isinstance(task, ClassificationTask):
+        raise UserError(
+            "compress.formats",
+            "needs a label student: the runners of one-file students answer with labels",
+            value="onnx-mobile",
+            action="make onnx-int8",
+        )
     with tempfile.TemporaryDirectory() as scratch:
         parts = Path(scratch)
         made = quantize_dynamic_onnx(student, parts, task, name=name, texts=texts)

@@ -41,13 +41,6 @@ def check_compress(recipe: Recipe) -> None:
     """
     section = section_of(recipe)
     head = recipe.student.head
-    if not fitting(head):
-        raise UserError(
-            "student.head",
-            "no smaller form is made of these students yet",
-            value=head,
-            action="use the student as it was trained",
-        )
     if section.formats is None and not section.wanted(head):
         extra = extra_of(fitting(head)[0])
         raise MissingExtraError(

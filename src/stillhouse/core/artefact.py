@@ -16,6 +16,7 @@ from typing import Final, Literal, TypeVar
 from pydantic import Field, JsonValue, ValidationError
 
 from stillhouse.core.errors import RunFolderError, UserError
+from stillhouse.core.heads import Head
 from stillhouse.core.jsonl import disk_errors, read_json, write_json
 from stillhouse.core.records import Record
 from stillhouse.core.stage_files import HASH_BLOCK
@@ -56,7 +57,7 @@ class Artefact(Record):
 
     kind: Kind
     precision: str = Field(min_length=1)
-    head: Literal["label", "text"]
+    head: Head
     task: Task | None = None
     files: Mapping[str, str] = Field(min_length=1)
     size_bytes: int = Field(ge=1)
@@ -69,7 +70,7 @@ def write_artefact(
     *,
     kind: Kind,
     precision: str,
-    head: Literal["label", "text"],
+    head: Head,
     made_from: MadeFrom,
     task: Task | None = None,
     settings: Mapping[str, JsonValue] | None = None,

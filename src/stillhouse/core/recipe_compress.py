@@ -36,30 +36,32 @@ FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 
 
 class _Family(NamedTuple):
-    """What the formats of one writer share: the student's head, and the extra that makes and runs
+    """What the formats of one writer share: the students' heads, and the extra that makes and runs
     them."""
 
-    head: Head
+    heads: tuple[Head, ...]
     extra: str
 
 
-# By the beginning of a format's name.
+# By the beginning of a format's name, the longer one first.
 _FAMILIES: Final[Mapping[str, _Family]] = {
-    "onnx": _Family("label", "onnx"),
-    "executorch": _Family("label", "executorch"),
-    "gguf": _Family("text", "gguf"),
-    "genai": _Family("text", "genai"),
-    "compressed-tensors": _Family("text", "cuda"),
-    "torchao": _Family("text", "cuda"),
+    "onnx-mobile": _Family(("label",), "onnx"),
+    "onnx": _Family(("label", "tags"), "onnx"),
+    "executorch": _Family(("label",), "executorch"),
+    "gguf": _Family(("text",), "gguf"),
+    "genai": _Family(("text",), "genai"),
+    "compressed-tensors": _Family(("text",), "cuda"),
+    "torchao": _Family(("text",), "cuda"),
 }
-HEADS: Final[Mapping[Format, Head]] = {
-    name: family.head
-    for name in FORMATS
-    for start, family in _FAMILIES.items()
-    if name.startswith(start)
-}
+
+
+def _family(name: Format) -> _Family:
+    return next(family for start, family in _FAMILIES.items() if name.startswith(start))
+
+
+HEADS: Final[Mapping[Format, tuple[Head, ...]]] = {name: _family(name).heads for name in FORMATS}
 CALIBRATED: Final[frozenset[Format]] = frozenset({"onnx-int8-static"})
-# Label students whose weights and activations are integers of ONNX_INT8's grid.
+# Label and tag students whose weights and activations are integers of ONNX_INT8's grid.
 INT8: Final[tuple[Format, ...]] = ("onnx-int8", "onnx-int8-static", "onnx-mobile")
 # Made where they are named alone: another packing of a graph, another machine's format.
 NAMED_ALONE: Final[frozenset[Format]] = frozenset(
@@ -78,7 +80,8 @@ class CompressSection(Section):
     formats: tuple[Format, ...] | None = Field(
         default=None,
         description="What to make. null: all that fit the student's head and whose extra is "
-        "installed (label: onnx, onnx-int8, onnx-int8-static; text: gguf-f16, gguf-q8_0, gguf-q4). "
+        "installed (label and tags: onnx, onnx-int8, onnx-int8-static; text: gguf-f16, gguf-q8_0, "
+        "gguf-q4). "
         "Made where they are named: onnx-mobile and executorch, a label student in one file; "
         "genai-int8 and genai-int4, a text student in ONNX; "
         "compressed-tensors-w8a16, -w4a16, -fp8, torchao-int8, torchao-int4, a text student for a "
@@ -152,12 +155,11 @@ class CompressSection(Section):
 
     def problem(self, head: Head) -> str | None:
         """What does not fit a student of this head, or `None`."""
-        if not fitting(head):
-            return f"formats: none is made of {head} students yet; leave compress out"
         for name in self.formats or ():
-            if HEADS[name] != head:
-                own = ", ".join(one for one in FORMATS if HEADS[one] == head)
-                return f"formats: {name} is for {HEADS[name]} students; for this one: {own}"
+            if head not in HEADS[name]:
+                own = ", ".join(one for one in FORMATS if head in HEADS[one])
+                heads = " and ".join(HEADS[name])
+                return f"formats: {name} is for {heads} students; for this one: {own}"
         return None
 
     def wanted(self, head: Head) -> tuple[Format, ...]:
@@ -169,12 +171,12 @@ class CompressSection(Section):
 
 def fitting(head: Head) -> tuple[Format, ...]:
     """The formats of a head that are made where a recipe names none."""
-    return tuple(one for one in FORMATS if HEADS[one] == head and one not in NAMED_ALONE)
+    return tuple(one for one in FORMATS if head in HEADS[one] and one not in NAMED_ALONE)
 
 
 def extra_of(name: Format) -> str:
     """The extra that makes and runs a format."""
-    return next(family.extra for start, family in _FAMILIES.items() if name.startswith(start))
+    return _family(name).extra
 
 
 def installed(name: Format) -> bool:

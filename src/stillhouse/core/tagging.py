@@ -8,7 +8,6 @@ order (Ramshaw and Marcus 1995, arXiv:cmp-lg/9505040). Knows schemas and texts; 
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -119,19 +118,15 @@ def spans_of(
     return tuple(tuple(spans) for spans in found)
 
 
-def inside_word(text: str, at: int) -> bool:
-    """Whether the characters before and at a position are of one word: two letters, or two digits.
-    No value begins or ends there.
+def real_tokens(offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> list[bool]:
+    """Which tokens stand in the text: those that the tokenizer did not add, and that have a
+    character.
 
-    Letters without case (Chinese, Thai) are words of their own.
+    Args:
+        offsets: where each token stands in the text.
+        special: 1 where the tokenizer added it.
     """
-    if not 0 < at < len(text):
-        return False
-    before, after = text[at - 1], text[at]
-    if before.isdigit() and after.isdigit():
-        return True
-    cased = all(c.isalpha() and unicodedata.category(c) != "Lo" for c in (before, after))
-    return cased or unicodedata.combining(after) > 0
+    return [not mark and start < end for (start, end), mark in zip(offsets, special, strict=True)]
 
 
 def written(fields: Sequence[TagField], text: str, spans: Sequence[Sequence[Span]]) -> str:

@@ -48,7 +48,10 @@ def open_artefact(
     artefact = read_artefact(folder)
     _check(folder, artefact, task, head)
     opened: Completer
-    if artefact.kind == "onnx":
+    if artefact.kind == "onnx" and head == "tags":
+        module = require("stillhouse.models.onnx_tags", "onnx", "an ONNX student")
+        opened = module.open_onnx_tags(folder, artefact, task, batch_size)
+    elif artefact.kind == "onnx":
         module = require("stillhouse.models.onnx_student", "onnx", "an ONNX student")
         opened = module.open_onnx_student(folder, artefact, task, batch_size)
     elif artefact.kind == "executorch":

@@ -8,18 +8,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from stillhouse.core.artefact import ARTEFACT, is_artefact, read_artefact
 from stillhouse.core.errors import UserError
+from stillhouse.core.heads import head_of_architecture
 from stillhouse.core.jsonl import disk_errors, read_json
 from stillhouse.core.optional import require
 from stillhouse.core.tasks import ClassificationTask
 
-CLASSIFIER: Final = "ForSequenceClassification"
 Floats = npt.NDArray[np.float32]
 
 
@@ -78,10 +78,11 @@ def open_head_student(
     """
     artefact = read_artefact(folder) if is_artefact(folder) else None
     kind = "hf" if artefact is None else artefact.kind
-    if artefact.head == "text" if artefact is not None else _writes(folder):
+    head = artefact.head if artefact is not None else _head(folder)
+    if head not in (None, "label"):
         raise UserError(
             str(folder),
-            "is a text student; only label students are refined online",
+            f"is a {head} student; only label students are refined online",
             action="retrain it instead: stillhouse retrain",
         )
     module: Any
@@ -100,13 +101,13 @@ def open_head_student(
     return found
 
 
-def _writes(folder: Path) -> bool:
-    """Whether a transformers folder says that it holds no classifier."""
+def _head(folder: Path) -> str | None:
+    """The head that a transformers folder names; what is wrong with it, loading says."""
     config = folder / "config.json"
     if not config.is_file():
-        return False  # what is wrong with it, loading says
+        return None
     names = read_json(config).get("architectures")
-    return isinstance(names, list) and not any(str(one).endswith(CLASSIFIER) for one in names)
+    return head_of_architecture(str(names[0])) if isinstance(names, list) and names else None
 
 
 def save_head(path: Path, head: HeadWeights) -> None:

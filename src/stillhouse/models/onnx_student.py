@@ -3,8 +3,8 @@
 Its folder holds `model.onnx`, `tokenizer.json` and `student.json` (labels, inputs, how texts are
 cut and padded), or `model.onnx` alone with the other two in its metadata under their names. Gives
 what `LabelStudent` gives of the float weights: the same cutting, the same batches,
-log-probabilities over the task's labels. Knows files and a task; does not know how the graph was
-written or with how many bits.
+log-probabilities over the task's labels. Tag students (`onnx_tags`) are read from the same files.
+Knows files and a task; does not know how the graph was written or with how many bits.
 
 Shapes: B batch, T tokens, C classes.
 """
@@ -49,8 +49,9 @@ Floats = npt.NDArray[np.float32]
 class OnnxSpec(Record):
     """What `student.json` says: all that answering needs beside graph and tokenizer.
 
-    `labels` are in the order of the logits; `inputs` name the graph's inputs; texts are cut to
-    `max_tokens` at `truncation_side`, special tokens included.
+    `labels` are in the order of the logits, of a tag student its tags; `inputs` name the graph's
+    inputs; texts are cut to `max_tokens` at `truncation_side`, special tokens included. `words` is
+    the rule by which a tag student was taught where words are (`core.words`); absent: the first.
     """
 
     labels: tuple[str, ...] = Field(min_length=2)
@@ -61,6 +62,7 @@ class OnnxSpec(Record):
     truncation_side: Side = "right"
     parameters: int = Field(ge=1)
     name: str
+    words: int | None = None
 
 
 class OnnxRead(NamedTuple):
@@ -112,10 +114,20 @@ class OnnxReader:
 
     def fed(self, texts: Sequence[str]) -> OnnxFed:
         """The same, with each text's tokens."""
-        encoded = self._tokenizer.encode_batch(list(texts))
-        return OnnxFed(self._feed(encoded), [len(one.ids) for one in encoded])
+        encoded = self.encode(texts)
+        return OnnxFed(self.feed(encoded), [len(one.ids) for one in encoded])
 
-    def _feed(self, encoded: Sequence[Any]) -> dict[str, Ids]:
+    def encode(self, texts: Sequence[str]) -> list[Any]:
+        """What the tokenizer makes of each text, cut and not padded: `tokenizers.Encoding`."""
+        found: list[Any] = self._tokenizer.encode_batch(list(texts))
+        return found
+
+    def place(self, tokens: int) -> slice:
+        """Where a text of so many tokens stands in its row, beside the padding."""
+        return slice(0, tokens) if self.spec.padding_side == "right" else slice(-tokens, None)
+
+    def feed(self, encoded: Sequence[Any]) -> dict[str, Ids]:
+        """The graph's inputs of texts that were encoded."""
         longest = max(1, *(len(one.ids) for one in encoded))
         feed = {
             "input_ids": np.full((len(encoded), longest), self.spec.pad_id, dtype=np.int64),
@@ -123,16 +135,15 @@ class OnnxReader:
             "token_type_ids": np.zeros((len(encoded), longest), dtype=np.int64),
         }
         for row, one in enumerate(encoded):
-            length = len(one.ids)
-            at = slice(0, length) if self.spec.padding_side == "right" else slice(-length, None)
-            if length:
+            at = self.place(len(one.ids))
+            if one.ids:
                 feed["input_ids"][row, at] = one.ids
                 feed["attention_mask"][row, at] = 1
                 feed["token_type_ids"][row, at] = one.type_ids
         return {name: feed[name] for name in self.spec.inputs}
 
     def log_p(self, feed: Mapping[str, Ids]) -> Floats:
-        """[B, C] nats, of the graph's inputs by name."""
+        """Nats, of the graph's inputs by name: [B, C], of a token classifier [B, T, C]."""
         return log_softmax(self._session.run([OUTPUT], dict(feed))[0])
 
     def read(self, texts: Sequence[str]) -> OnnxRead:
@@ -174,10 +185,7 @@ class OnnxStudent(LabelCompleter):
         reader: OnnxReader,
         task: ClassificationTask,
         batch_size: int,
-        *,
-        revision: str,
-        size_bytes: int,
-        precision: str,
+        info: ModelInfo,
     ) -> None:
         spec = reader.spec
         if spec.labels != task.labels:
@@ -186,16 +194,6 @@ class OnnxStudent(LabelCompleter):
                 f"are {list(spec.labels)}, the task's labels are {list(task.labels)}",
                 action="compress a student of this task",
             )
-        info = ModelInfo(
-            name=spec.name,
-            revision=revision,
-            parameters=spec.parameters,
-            size_bytes=size_bytes,
-            gives_label_logprobs=True,
-            local=True,
-            takes_seed=False,
-            notes={"head": "label", "device": "cpu", "dtype": precision, "runtime": "onnxruntime"},
-        )
         super().__init__(reader, task, info, batch_size)
 
 
@@ -222,13 +220,27 @@ def open_onnx_student(
         raise UserError(
             "student.head", "label needs a classification task", value=task.kind, action="use text"
         )
-    return OnnxStudent(
-        OnnxReader(folder, threads),
-        task,
-        batch_size,
+    reader = OnnxReader(folder, threads)
+    return OnnxStudent(reader, task, batch_size, onnx_info(folder, artefact, reader.spec))
+
+
+def onnx_info(folder: Path, artefact: Artefact, spec: OnnxSpec) -> ModelInfo:
+    """What is known of the student in an artefact of kind `onnx`."""
+    return ModelInfo(
+        name=spec.name,
         revision=artefact.files[MODEL][:REVISION_DIGITS],
+        parameters=spec.parameters,
         size_bytes=(folder / MODEL).stat().st_size,
-        precision=artefact.precision,
+        gives_label_logprobs=artefact.head == "label",
+        gives_logprobs=artefact.head != "label",
+        local=True,
+        takes_seed=False,
+        notes={
+            "head": artefact.head,
+            "device": "cpu",
+            "dtype": artefact.precision,
+            "runtime": "onnxruntime",
+        },
     )
 
 

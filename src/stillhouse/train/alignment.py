@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from stillhouse.core.tagging import Span, inside_word
+from stillhouse.core.tagging import Span
+from stillhouse.core.words import inside_word
 
 MOST_PLACES: Final = 16  # of a value or word that are looked at, from the text's beginning
 MOST_PIECES: Final = 4  # places that one value is put together from

@@ -226,7 +226,7 @@ def distil(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     detach(model)
     further: dict[str, Any] = {}
     if job.further is not None and begun is not None:
-        measure = "divergence" if job.alpha > 0 else "cross_entropy"
+        measure = best_by.removeprefix("held_out_")
         further = {"further": job.further.end(trainer, begun, measure)}
     whole = trainer.whole_weights()
     if not is_main():

@@ -19,8 +19,7 @@ from transformers import TrainerCallback
 
 from stillhouse.core.errors import UserError
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.tasks import ClassificationTask
-from stillhouse.models.loading import load_causal_lm, load_classifier
+from stillhouse.train.heads import WAYS, classes_of
 from stillhouse.train.layers import depth
 from stillhouse.train.students import Student, StudentPlan
 from stillhouse.train.trainer import DistillationTrainer
@@ -67,9 +66,10 @@ class Further:
 
     def end(self, trainer: DistillationTrainer, begun: Begun, measure: str) -> dict[str, Any]:
         """Look at the trained student in its shape, and let it out; where training made `measure`
-        (divergence or cross_entropy) no lower, the student is what it was before the first step."""
+        (divergence, cross_entropy or disagreement) no lower, the student is what it was before the
+        first step."""
         looks = begun.facts["held_out"] | {"after": held_out_means(trainer)}
-        better = looks["after"][measure] < looks["shaped"][measure]
+        better = _cost(looks["after"], measure) < _cost(looks["shaped"], measure)
         model: Any = trainer.model
         if not better:
             model.load_state_dict(begun.weights)
@@ -85,16 +85,15 @@ def open_trained(folder: Path, recipe: Recipe) -> Student:
         UserError: it cannot be loaded, or is a classifier of other labels.
     """
     section, task = recipe.student, recipe.task
-    load = load_classifier if section.head == "label" else load_causal_lm
-    loaded = load(str(folder), device="cpu", dtype=torch.float32)
+    loaded = WAYS[section.head].trained(str(folder), device="cpu", dtype=torch.float32)
     model, tokenizer = loaded.model, loaded.tokenizer
-    if section.head == "label":
-        assert isinstance(task, ClassificationTask), "recipes pair head label with labels"
+    wanted = classes_of(section.head, task)
+    if wanted:
         held = tuple(str(model.config.id2label[n]) for n in range(model.config.num_labels))
-        if held != task.labels:
+        if held != wanted:
             raise UserError(
                 str(folder),
-                f"is a classifier of {list(held)}, the task's labels are {list(task.labels)}",
+                f"is a classifier of {list(held)}, the task's labels are {list(wanted)}",
                 action="give the student of this recipe",
             )
     layers = depth(model)
@@ -128,3 +127,7 @@ def held_out_means(trainer: DistillationTrainer, model: Any = None) -> dict[str,
         "cross_entropy": cross_entropy / max(1.0, items),
         "agreement": agreed / max(1.0, items),
     }
+
+
+def _cost(look: dict[str, float], measure: str) -> float:
+    return 1.0 - look["agreement"] if measure == "disagreement" else look[measure]

@@ -20,6 +20,7 @@ from transformers import (
 from stillhouse.core.heads import Head
 from stillhouse.core.tagging import tag_fields, tag_names
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, Task
+from stillhouse.models.loading import Loaded, load_causal_lm, load_classifier, load_tagger
 from stillhouse.train.outputs import (
     Batch,
     CausalReader,
@@ -35,15 +36,28 @@ class Way(NamedTuple):
     """How students of a head are loaded, read and adapted."""
 
     auto: Any  # transformers' class that loads them
+    trained: Callable[..., Loaded]  # opens one with its trained head
     reader: Reader
     counter: Callable[[Batch], Tensor]  # `Counts` of their batches
     adapters: TaskType
 
 
 WAYS: Final[Mapping[Head, Way]] = {
-    "label": Way(AutoModelForSequenceClassification, LabelReader(), count, TaskType.SEQ_CLS),
-    "text": Way(AutoModelForCausalLM, CausalReader(), count, TaskType.CAUSAL_LM),
-    "tags": Way(AutoModelForTokenClassification, TagReader(), count_tags, TaskType.TOKEN_CLS),
+    "label": Way(
+        AutoModelForSequenceClassification,
+        load_classifier,
+        LabelReader(),
+        count,
+        TaskType.SEQ_CLS,
+    ),
+    "text": Way(AutoModelForCausalLM, load_causal_lm, CausalReader(), count, TaskType.CAUSAL_LM),
+    "tags": Way(
+        AutoModelForTokenClassification,
+        load_tagger,
+        TagReader(),
+        count_tags,
+        TaskType.TOKEN_CLS,
+    ),
 }
 
 

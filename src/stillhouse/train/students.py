@@ -22,9 +22,11 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_train import SCRATCH, StudentSection
 from stillhouse.core.records import Message
 from stillhouse.core.tasks import ClassificationTask, Task
+from stillhouse.core.words import WORDS
 from stillhouse.models.chat import answer_text, prompt_text
 from stillhouse.models.loading import count_parameters, locate
 from stillhouse.models.quiet import quiet_transformers
+from stillhouse.models.tag_student import TAG_WORDS
 from stillhouse.train.batches import Chat
 from stillhouse.train.cut_plan import CutPlan
 from stillhouse.train.cut_student import layers_of_count, sized
@@ -344,6 +346,8 @@ def _draw_head(model: PreTrainedModel) -> None:
 
 def save_student(student: Student, folder: str) -> None:
     """Write a plain transformers folder: safetensors, config, tokenizer."""
+    if student.head == "tags":
+        setattr(student.model.config, TAG_WORDS, WORDS)
     with quiet_transformers():
         student.model.save_pretrained(folder)
         student.tokenizer.save_pretrained(folder)

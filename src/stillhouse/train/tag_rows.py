@@ -22,6 +22,7 @@ from stillhouse.core.tagging import (
     Span,
     TagField,
     Value,
+    real_tokens,
     spans_of,
     tag_fields,
     values_of,
@@ -153,10 +154,7 @@ class Tokens:
 
     def __init__(self, offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> None:
         self.offsets = [(int(start), int(end)) for start, end in offsets]
-        self.real = [
-            not mark and start < end
-            for (start, end), mark in zip(self.offsets, special, strict=True)
-        ]
+        self.real = real_tokens(self.offsets, special)
 
     def tags(self, field_number: int, places: Places) -> dict[int, int]:
         """Tags of the tokens that share a character with the places of a field, by position."""
