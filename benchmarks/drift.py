@@ -24,6 +24,7 @@ Saves benchmarks/results/drift.json.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 import zipfile
@@ -79,7 +80,7 @@ def news(wheel: Path) -> dict[str, list[str]]:
     return found
 
 
-def world(embedder: str, wheel: Path) -> World:
+def world(embedder: str, wheel: Path, cache: Path) -> World:
     """Models, answers, vectors."""
     rng = np.random.default_rng(0)
     reviews = list({one["text"]: one for one in read_reviews()}.values())
@@ -91,14 +92,28 @@ def world(embedder: str, wheel: Path) -> World:
     topics = {name: sorted(set(rows)) for name, rows in news(wheel).items() if len(rows) > 200}
     live = texts[7000:]
     foreign = [text for rows in topics.values() for text in rows]
-    made = open_embedder(embedder, texts[:6000])
     everything = [*live, *foreign]
-    vectors = dict(zip(everything, made.embed(everything), strict=True))
+    vectors = dict(
+        zip(everything, embedded(embedder, texts[:6000], everything, cache), strict=True)
+    )
     return World(
         _observations(live, teacher, student),
         {name: _observations(rows, teacher, student) for name, rows in topics.items()},
         vectors,
     )
+
+
+def embedded(embedder: str, corpus: list[str], texts: list[str], cache: Path) -> Vectors:
+    """Unit vectors [N, H], from the cache where they are of these texts and this embedder."""
+    key = hashlib.sha256("\n".join([embedder, *corpus, *texts]).encode()).hexdigest()[:16]
+    kept = cache / f"drift-{embedder}-{key}.npy"
+    if not kept.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(".partial.npy")
+        np.save(part, open_embedder(embedder, corpus).embed(texts))
+        part.rename(kept)
+    found: Vectors = np.load(kept)
+    return found
 
 
 def _classifier() -> Any:
@@ -199,6 +214,11 @@ def watched(
     reference = window_of(found, rows[:REFERENCE], Stage(), rng)
     frozen = rows[:CANARIES]
     persistence = Persistence()
+    gone: list[list[Observation]] = []
+
+    def earlier(count: int) -> list[Observation]:
+        return [one for before in gone[-count:] for one in before]
+
     said: list[Cause] = []
     for number in range(windows):
         start = REFERENCE + number * WINDOW
@@ -211,8 +231,10 @@ def watched(
             teacher_canaries=canaries_of(frozen, stage.teacher, labels, rng),
             student_canaries=canaries_of(frozen, stage.student, labels, rng),
             persistence=persistence,
+            earlier=earlier,
             seed=seed * 1000 + number,
         )
+        gone.append(window)
         persistence = report.persistence
         said.append(report.cause)
     return said
@@ -230,11 +252,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--embedder", default="hashing")
     parser.add_argument("--bbc", type=Path, default=Path(WHEEL))
+    parser.add_argument("--cache", type=Path, default=Path(".cache/drift"))
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
     settings = DriftSection(streams=False, permutations=499)
     runs, staged, quiet = (4, 6, 2) if given.small else (100, 300, 20)
-    found = world(given.embedder, given.bbc)
+    found = world(given.embedder, given.bbc, given.cache)
     topics = sorted(found.foreign)
     started = time.perf_counter()
     alarms: list[Cause] = []

@@ -10,13 +10,13 @@ from scipy import stats
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.live import LiveAnswer, LiveRow
-from stillhouse.core.loop_drift import DriftSection
+from stillhouse.core.loop_drift import DriftSection, LeastEffects
 from stillhouse.core.records import Message
 from stillhouse.models.embedders import Vectors
 from stillhouse.monitor.drift import detect
 from stillhouse.monitor.drift_canaries import canary_test
 from stillhouse.monitor.drift_columns import categories, ks, psi
-from stillhouse.monitor.drift_domain import domain
+from stillhouse.monitor.drift_domain import domain, share_of
 from stillhouse.monitor.drift_kernel import kernel_matrix, mmd, permutation_p
 from stillhouse.monitor.drift_pairs import compared, strata_of
 from stillhouse.monitor.drift_records import Canary, DriftReport, Observation, Persistence
@@ -138,6 +138,39 @@ def test_domain_scores_rank_the_foreign_rows_first() -> None:
     assert np.argmax(found.window_scores) in np.flatnonzero(foreign)
 
 
+def test_the_share_of_another_kind_is_a_one_sided_gap_of_scores() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=90).round(1), rng.normal(0.4, size=50).round(1)
+    wanted = max((x <= v).mean() - (y <= v).mean() for v in np.concatenate([x, y]))
+    chance = np.sqrt(np.pi / 8 * (1 / 90 + 1 / 50))
+    assert share_of(x, y) == pytest.approx(wanted - chance)
+    drawn = [rng.normal(size=(2, 200)) for _ in range(400)]
+    gaps = [stats.ks_2samp(*two, alternative="greater").statistic for two in drawn]
+    # Its mean without drift, within three standard errors and the 1/N by which it is below.
+    assert np.mean(gaps) == pytest.approx(np.sqrt(np.pi / 8 / 100), abs=0.005 + 0.005)
+    assert share_of(x, x) == 0.0
+    assert share_of(np.zeros(30), np.zeros(20)) == 0.0
+    assert share_of(np.full(30, 1.0), np.full(20, 1.0 + 1e-13)) == 0.0  # rounding
+    many = share_of(np.zeros(40_000), np.repeat([0.0, 1.0], [8_000, 2_000]))
+    assert many == pytest.approx(0.2, abs=0.01)
+
+
+def test_a_tight_new_kind_counts_by_its_share_where_the_area_is_small() -> None:
+    x = embed([one.text or "" for one in world(400, 1)])
+    y = embed([one.text or "" for one in world(250, 2, foreign=0.2)])
+    assert 0.1 < domain(x, y, permutations=99, rng=np.random.default_rng(0)).share < 0.2
+    least = {"mmd": 9.0, "auc": 0.9, "share": 0.1}
+    settings = FAST.model_copy(update={"least": LeastEffects.model_validate(least)})
+    counted = detect(world(400, 1), world(250, 2, foreign=0.2), settings, embed=embed)
+    by = {one.name: one for one in counted.tests}
+    assert by["inputs:classifier"].signal
+    assert by["inputs:classifier"].effect < 0.9
+    least["share"] = 0.9
+    settings = FAST.model_copy(update={"least": LeastEffects.model_validate(least)})
+    uncounted = detect(world(400, 1), world(250, 2, foreign=0.2), settings, embed=embed)
+    assert not any(one.signal for one in uncounted.tests)
+
+
 def test_columns_of_one_value_and_of_shifted_ones() -> None:
     rng = np.random.default_rng(0)
     same = np.ones(80)
@@ -224,6 +257,87 @@ def test_one_window_alone_is_suspected_only() -> None:
     assert not report.alarm
     assert [one.cause for one in report.suspected] == ["input_shift"]
     assert "not yet" in report.summary
+
+
+def watched(
+    windows: Sequence[list[Observation]], settings: DriftSection = FAST, *, together: bool = True
+) -> list[DriftReport]:
+    """Reports of windows one after another, with what came before each."""
+    found: list[DriftReport] = []
+    for number, window in enumerate(windows):
+
+        def earlier(count: int, end: int = number) -> list[Observation]:
+            return [one for before in windows[:end][-count:] for one in before]
+
+        found.append(
+            detect(
+                world(400, 1),
+                window,
+                settings,
+                embed=embed,
+                persistence=found[-1].persistence if found else None,
+                earlier=earlier if together else None,
+            )
+        )
+    return found
+
+
+# Weak enough that the two windows alone do not both signal.
+WEAK = [world(120, 54, foreign=0.07), world(120, 55, foreign=0.07)]
+ANY = FAST.model_copy(update={"least": LeastEffects(mmd=0.0, auc=0.5)})
+
+
+def test_two_windows_that_lean_alike_are_tested_together() -> None:
+    alone = watched(WEAK, ANY, together=False)
+    assert not any(one.alarm for one in alone)
+    assert alone[1].persistence.leaning["inputs:classifier"] == 2
+    first, second = watched(WEAK, ANY)
+    assert not first.alarm
+    assert not any(one.name.endswith(":pooled") for one in first.tests)
+    assert second.cause == "input_shift"
+    pooled = {one.name: one for one in second.tests if one.name.endswith(":pooled")}
+    assert pooled["inputs:classifier:pooled"].n_window == 240
+    assert pooled["inputs:classifier:pooled"].persists
+    assert set(second.causes[0].tests) <= set(pooled)
+
+
+def test_one_strong_window_does_not_make_a_quiet_one_alarm() -> None:
+    """Together they differ from the reference, but the second by itself does not."""
+    quiet = world(250, 3)
+    first, second = watched([world(250, 2, foreign=0.5), quiet])
+    assert [one.cause for one in first.suspected] == ["input_shift"]
+    assert not second.alarm
+    assert not any(one.name.endswith(":pooled") for one in second.tests)
+    assert second.persistence.leaning == {}
+    rows = [*world(250, 2, foreign=0.5), *quiet]
+    together = detect(world(400, 1), rows, FAST, embed=embed)
+    assert any(one.signal for one in together.tests)  # what pooling alone would have made of it
+
+
+def test_canaries_between_two_windows_break_no_row_of_them() -> None:
+    first = detect(world(400, 1), WEAK[0], FAST, embed=embed)
+    between = detect(
+        world(400, 1),
+        [],
+        FAST,
+        embed=embed,
+        teacher_canaries=canaries(0),
+        persistence=first.persistence,
+    )
+    assert between.persistence.leaning == first.persistence.leaning
+
+
+def test_windows_together_hold_their_level() -> None:
+    """Without drift a window leans with p <= alpha in each of two tests; two in a row, and then
+    both together: at most 2 alpha^2 were the windows independent. Of 60 windows at alpha = 0.05 at
+    most the 99.9% quantile of Binomial(60, 0.05) may alarm, which holds however they depend."""
+    alarms = 0
+    least = LeastEffects(mmd=0.0, auc=0.5, psi=9.0, ks=1.0, share=1.0, agreement=1.0)
+    settings = FAST.model_copy(update={"least": least})
+    for seed in range(20):
+        reports = watched([world(60, 100 + 3 * seed + k) for k in range(3)], settings)
+        alarms += sum(one.alarm for one in reports)
+    assert alarms <= stats.binom.ppf(0.999, 60, 0.05)
 
 
 def test_changed_answers_of_the_teacher_are_its_drift() -> None:

@@ -103,6 +103,17 @@ def test_windows_are_compared_with_the_first_ones_and_states_are_handed_on(
     assert found.reports[0].drift.persistence.history == {"seen": (True, True)}
 
 
+def test_the_window_before_is_read_again_where_it_is_no_reference(
+    world: World, detector: Detector
+) -> None:
+    ids = world.pairs(400, begin=BEGIN, agree=0.9)
+    checked(world, BEGIN + 500)
+    first, second = detector.calls
+    assert first["earlier"](1) == []  # the windows before it are the reference
+    assert [one.id for one in second["earlier"](1)] == ids[200:300]
+    assert [one.id for one in second["earlier"](3)] == ids[200:300]
+
+
 def test_a_run_is_the_reference_of_its_student(tmp_path: Path, detector: Detector) -> None:
     write_run(tmp_path / "run", agree=95, count=80)
     world = World(tmp_path, {"drift": {}}, run="run")

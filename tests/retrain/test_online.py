@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,7 +20,10 @@ from stillhouse.core.tasks import ClassificationTask
 from stillhouse.models.head_weights import Floats, HeadRead, HeadWeights, load_head, save_head
 from stillhouse.models.onnx_student import log_softmax
 from stillhouse.retrain.online import OnlineTask
-from stillhouse.retrain.online_step import between
+from stillhouse.retrain.online_intake import desk_of, take
+from stillhouse.retrain.online_rows import is_guard, lessons_of
+from stillhouse.retrain.online_state import OnlineState, Store
+from stillhouse.retrain.online_step import Table, between, harm_of
 from stillhouse.train.online_head import HeadRates, refine
 
 TASK = ClassificationTask(kind="classification", labels=("a", "b", "c"))
@@ -275,7 +279,8 @@ def test_a_forgotten_user_leaves_rows_and_versions(tmp_path: Path) -> None:
     assert all(by.whose != victim for one in state.versions for by in one.contributors)
     assert old_head not in {one.head for one in state.versions}
     assert not task.store.head_path(old_head).exists()
-    assert victim not in "".join(p.read_text() for p in (tmp_path / "online").glob("*.json*"))
+    texts = "".join(p.read_text() for p in (tmp_path / "online").glob("*.json*"))
+    assert not re.search(rf"{victim}(?!\d)", texts)  # user1 is not user10
     assert state.version(state.live).kind == "rebuilt"
     assert quality(task, 1) > 0.8
     left = Rows([one for one in rows if one.user not in (victim, "user7")])
@@ -295,6 +300,69 @@ def test_a_poisoned_tenant_costs_little_and_is_quarantined(tmp_path: Path) -> No
     task.run_once(Rows(mixed))
     assert task.state.quarantined == ("evil",)
     assert quality(task, 1) >= quality(honest, 1) - 0.02
+
+
+@pytest.mark.parametrize("harm", ["unclear", "harmless"])
+def test_a_suspected_tenants_corrections_wait_until_they_are_shown_harmless(
+    tmp_path: Path, harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillhouse.retrain.online.harm_of", lambda *_: harm)
+    clean = [row(n, 0, tenant=f"t{n % 4}") for n in range(400)]
+    bad = [row(n + 5000, 0, tenant="evil", flip=True) for n in range(80)]
+    task = make(tmp_path, section())
+    (step,) = task.run_once(Rows([*clean, *bad])).steps
+    assert task.state.quarantined == ()
+    buffer = [one.lesson.tenant for one in task.store.rows(task.state.buffer)]
+    assert buffer.count("evil") > 30
+    waits = buffer.count("evil") if harm == "unclear" else 0
+    assert step.learned == len(buffer) - waits
+    contributors = task.state.version(task.state.live).contributors
+    assert step.verdict.answer == "accept"
+    assert any(one.tenant == "evil" for one in contributors) == (harm == "harmless")
+
+
+def test_what_rows_do_to_the_guard_is_harm_no_harm_or_not_to_be_said() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=1300)
+    x = (CENTRES[0, labels] + rng.normal(size=(1300, H)) * 0.8).astype(np.float32)
+    right, wrong = (np.eye(3, dtype=np.float32)[(labels + by) % 3] for by in (0, 1))
+    rates = HeadRates(60, 0.01, 0.0, 0.0)
+
+    def learn(live: HeadWeights, x: Floats, y: Floats, draw: Callable[[], object]) -> HeadWeights:
+        return refine(live, x, y, rates, draw)  # type: ignore[arg-type]
+
+    def said(targets: Floats, guards: int) -> str:
+        rows, guard = Table(x[:300], targets[:300]), Table(x[300:][:guards], right[300:][:guards])
+        return harm_of(base_head(), rows, guard, section(), learn)
+
+    assert said(wrong, 1000) == "harms"
+    assert said(right, 1000) == "harmless"
+    assert said(right, 5) == "unclear"
+
+
+def test_more_users_guard_until_a_swap_can_be_tested_and_none_of_them_teaches(
+    tmp_path: Path,
+) -> None:
+    few = section(guard=GuardSection(share=0.2, least=20), caps=CapsSection(user_share=1.0))
+    given = [row(n, 0, tenant=f"t{n % 3}") for n in range(600)]
+    given = [one.model_copy(update={"user": f"user{n // 2}"}) for n, one in enumerate(given)]
+    lessons = lessons_of(given, TASK).kept
+    desk = desk_of(OnlineState(), Store(tmp_path), few)
+    early = next(
+        at
+        for at, one in enumerate(lessons)
+        if take(desk, [one], few, lambda some: ["a"] * len(some)) is not None
+        and len(desk.guard) >= 20
+    )
+    alone = sum(is_guard(one, 0.2, few.seed) for one in lessons[: early + 1])
+    assert alone < 16  # it would not have been enough yet
+    take(desk, lessons[early + 1 :], few, lambda some: ["a"] * len(some))
+    guard = {(one.tenant, one.whose) for one in desk.guard}
+    taught = {(one.lesson.tenant, one.lesson.whose) for one in desk.buffer.items}
+    assert not guard & taught
+    later = {(one.tenant, one.whose) for one in lessons[early + 2 :]} & guard
+    by_hash = {(o.tenant, o.whose) for o in lessons[early + 2 :] if is_guard(o, 0.2, few.seed)}
+    assert later <= by_hash | {(one.tenant, one.whose) for one in lessons[: early + 2]}
 
 
 def test_a_new_student_keeps_the_rows(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ class LeastEffects(Section):
         default=0.1,
         ge=0,
         le=1,
-        description="Share of the requests with another language or answer (total variation).",
+        description="Share of the requests with another language or answer (total variation), or "
+        "of another kind as the classifier sees it.",
     )
     agreement: float = Field(
         default=0.05,

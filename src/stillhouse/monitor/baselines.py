@@ -104,6 +104,14 @@ class Baselines:
             self._observed[key] = tuple(self.observed(rows))
         return self._observed[key]
 
+    def before(self, state: WatchState, student: str | None, count: int) -> list[Observation]:
+        """The requests of so many judged windows, the newest, but for those of the reference."""
+        own = state.baselines.get(student or NONE, Baseline())
+        first = () if self._of_run(state, student) else own.past
+        numbers = {past.number for past in first}
+        found = [past for past in state.past[-count:] if past.number not in numbers]
+        return self.observed(row for past in found for row in self._of(past))
+
     def observed(self, rows: Iterable[LiveRow]) -> list[Observation]:
         """Requests as drift compares them."""
         task = self._setting.task

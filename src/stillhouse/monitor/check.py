@@ -192,7 +192,7 @@ class _Check:
         if reference:
             if last:
                 replay, self._replay = self._replay, None
-            drift = self._drift(reference, window.rows, replay, state)
+            drift = self._drift(reference, window.rows, replay, state, student)
             state = state.model_copy(update={"persistence": drift.persistence})
             caused = self._found(drift, window.rows)
             by_canaries = [one for one in caused if replay and one.kind != "input_shift"]
@@ -241,6 +241,7 @@ class _Check:
         rows: Sequence[LiveRow],
         replay: Replay | None,
         state: WatchState,
+        student: str | None = None,
     ) -> DriftReport:
         return detect(
             reference,
@@ -250,6 +251,7 @@ class _Check:
             teacher_canaries=() if replay is None else replay.teacher,
             student_canaries=() if replay is None else replay.student,
             persistence=state.persistence,
+            earlier=lambda count: self._base.before(state, student, count),
         )
 
     @staticmethod

@@ -18,13 +18,14 @@ from stillhouse.monitor.drift_records import (
     Canary,
     CauseFinding,
     DriftReport,
+    Earlier,
     Embed,
     Observation,
     Persistence,
     TestResult,
 )
 from stillhouse.monitor.drift_streams import stream_changes
-from stillhouse.monitor.drift_tests import Trials, trials_of
+from stillhouse.monitor.drift_tests import POOLED, POOLS, Trial, Trials, pooled_trials, trials_of
 from stillhouse.monitor.drift_words import marking_words
 
 
@@ -37,19 +38,23 @@ def detect(
     teacher_canaries: Sequence[Canary] = (),
     student_canaries: Sequence[Canary] = (),
     persistence: Persistence | None = None,
+    earlier: Earlier | None = None,
     seed: int = 0,
 ) -> DriftReport:
     """What changed between reference and window, with its cause.
 
     A test signals where Holm's p over the tests of the window is at most `alpha` and its effect
     counts; there is an alarm where a test that names a cause signalled in `needed` of its last
-    `out_of` windows, this one among them.
+    `out_of` windows, this one among them. Where a test of inputs was significant by itself in each
+    of the last `needed` windows, these are also tested together, and a signal there is an alarm.
 
     Args:
         embed: texts to unit vectors; without it, inputs are compared by length and language only.
         teacher_canaries: frozen prompts that the teacher was asked again. Empty: not asked now.
         student_canaries: likewise of the student.
         persistence: of the last report; None at the first window.
+        earlier: requests of so many windows before this one, none of them in the reference;
+            without it, windows are never tested together.
         seed: of draws and permutations.
 
     Raises:
@@ -72,7 +77,17 @@ def detect(
         seed=seed,
     )
     persistence = persistence or Persistence()
-    tests, persistence = _judged(trials, settings, persistence)
+    if ordered:
+        leans = {
+            one.name: one.measured.p <= settings.alpha for one in trials.trials if one.name in POOLS
+        }
+        persistence = persistence.leant(leans)
+    names = {name for name, row in persistence.leaning.items() if row >= settings.needed}
+    together: tuple[Trial, ...] = ()
+    if names and ordered and embed is not None and earlier is not None and settings.needed > 1:
+        rows = [*earlier(settings.needed - 1), *ordered]
+        together = pooled_trials(names, reference, rows, settings, embed=embed, seed=seed)
+    tests, persistence = _judged(trials.trials, together, settings, persistence)
     words = marking_words(
         (one.text for one in reference if one.text),
         (one.text for one in ordered if one.text),
@@ -111,12 +126,17 @@ def detect(
 
 
 def _judged(
-    trials: Trials, settings: DriftSection, before: Persistence
+    alone: Sequence[Trial],
+    together: Sequence[Trial],
+    settings: DriftSection,
+    before: Persistence,
 ) -> tuple[list[TestResult], Persistence]:
-    adjusted = holm([one.measured.p for one in trials.trials])
+    """Results of the window alone and of windows together, each corrected among its own."""
+    trials = (*alone, *together)
+    adjusted = [p for family in (alone, together) for p in holm([one.measured.p for one in family])]
     signals = {
-        one.name: p <= settings.alpha and one.measured.effect >= one.least
-        for one, p in zip(trials.trials, adjusted, strict=True)
+        one.name: p <= settings.alpha and one.counts()
+        for one, p in zip(trials, adjusted, strict=True)
     }
     after = before.after(signals, settings.out_of)
     results = [
@@ -131,12 +151,14 @@ def _judged(
             low=one.measured.low,
             high=one.measured.high,
             least=one.least,
+            share=None if one.share is None else one.share.share,
             n_reference=one.n_reference,
             n_window=one.n_window,
             signal=signals[one.name],
-            persists=after.holds(one.name, settings.needed),
+            # Windows together signal only where each of them leaned that way.
+            persists=after.holds(one.name, 1 if one.name.endswith(POOLED) else settings.needed),
         )
-        for one, p in zip(trials.trials, adjusted, strict=True)
+        for one, p in zip(trials, adjusted, strict=True)
     ]
     return results, after
 

@@ -27,6 +27,7 @@ from stillhouse.monitor.drift_records import (
 )
 from stillhouse.monitor.drift_tests import (
     AGREEMENT,
+    CLASSIFIER,
     DIVERGENCE,
     STUDENT_CANARIES,
     TEACHER_CANARIES,
@@ -103,7 +104,7 @@ def _cause(test: TestResult, blamed: Cause) -> Cause | None:
 
 def _strength(test: TestResult) -> float:
     """Effect over the effect that counts; of an area under the ROC, beyond one half."""
-    chance = 0.5 if test.name == "inputs:classifier" else 0.0
+    chance = 0.5 if test.name.startswith(CLASSIFIER) else 0.0
     return (test.effect - chance) / max(test.least - chance, 1e-9)
 
 

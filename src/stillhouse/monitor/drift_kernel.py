@@ -15,6 +15,7 @@ import numpy.typing as npt
 from stillhouse.models.embedders import Vectors
 
 Floats = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
 
 RESAMPLES: Final = 499
 _TAIL: Final = 2.5  # per cent
@@ -80,17 +81,13 @@ def mmd(x: Vectors, y: Vectors, *, permutations: int, rng: np.random.Generator) 
     is_window = np.zeros(n + m, dtype=np.float32)
     is_window[n:] = 1.0
     drawn = _permuted(is_window, permutations, rng)
-    in_window = np.vstack([is_window, drawn])
-    values = _mmd_squared(kernel, np.float32(1) - in_window, in_window)
+    centred = _centred(kernel)
+    values = _of_splits(centred, np.vstack([is_window, drawn]))
     seen = float(values[0])
     scale = max(spread, _TIE)
-    first = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
-    second = rng.multinomial(m, np.full(m, 1 / m), RESAMPLES)
-    boot = _mmd_squared(
-        kernel,
-        np.hstack([first, np.zeros((RESAMPLES, m))]).astype(np.float32),
-        np.hstack([np.zeros((RESAMPLES, n)), second]).astype(np.float32),
-    )
+    first = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float32)
+    second = rng.multinomial(m, np.full(m, 1 / m), RESAMPLES).astype(np.float32)
+    boot = _of_resamples(centred, first, second)
     low, high = around(max(0.0, seen), boot, 0.0, np.inf)
     effect, low, high = (float(np.sqrt(max(0.0, one) / scale)) for one in (seen, low, high))
     return Measured(seen, permutation_p(seen, values[1:]), effect, low, high)
@@ -102,23 +99,37 @@ def _permuted(
     return rng.permuted(np.tile(flags, (count, 1)), axis=1)
 
 
-def _mmd_squared(
-    kernel: npt.NDArray[np.float32], a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]
-) -> Floats:
-    """MMD^2 between samples that hold row i of the pool a_i and b_i times. [R, N + M] to [R]
-
-    Pairs of a row with itself are left out, also where it was drawn twice. The kernel's mean is
-    taken off first: it cancels, and single precision then suffices.
-    """
+def _centred(kernel: Singles) -> Singles:
+    """Less the kernel's mean, which cancels, so that single precision suffices; pairs of a row with
+    itself stay 0. [P, P]"""
     size = len(kernel)
-    shift = np.float32(kernel.sum(dtype=np.float64) / (size * (size - 1)))
-    centred = kernel - shift
-    np.fill_diagonal(centred, 0.0)
-    with_a = a @ centred
-    aa = np.einsum("rn,rn->r", with_a, a, dtype=np.float64)
-    ab = np.einsum("rn,rn->r", with_a, b, dtype=np.float64)
-    bb = np.einsum("rn,rn->r", b @ centred, b, dtype=np.float64)
-    na, nb = a.sum(axis=1, dtype=np.float64), b.sum(axis=1, dtype=np.float64)
-    pairs_a = na**2 - (a.astype(np.float64) ** 2).sum(axis=1)
-    pairs_b = nb**2 - (b.astype(np.float64) ** 2).sum(axis=1)
-    return np.asarray(aa / pairs_a + bb / pairs_b - 2 * ab / (na * nb), dtype=np.float64)
+    found = kernel - np.float32(kernel.sum(dtype=np.float64) / (size * (size - 1)))
+    np.fill_diagonal(found, 0.0)
+    return found
+
+
+def _of_splits(centred: Singles, in_window: Singles) -> Floats:
+    """MMD^2 where the pool's rows with 1 are the window and all others the reference. [R, P] to [R]
+
+    Sums over the reference follow from those over the pool, so that one product serves all.
+    """
+    rows = centred.sum(axis=1, dtype=np.float64)
+    with_window = in_window @ centred
+    bb = np.einsum("rp,rp->r", with_window, in_window, dtype=np.float64)
+    ab = in_window @ rows - bb
+    aa = float(rows.sum()) - 2 * ab - bb
+    m = in_window.sum(axis=1, dtype=np.float64)
+    n = len(centred) - m
+    return np.asarray(aa / (n * (n - 1)) + bb / (m * (m - 1)) - 2 * ab / (n * m), dtype=np.float64)
+
+
+def _of_resamples(centred: Singles, a: Singles, b: Singles) -> Floats:
+    """MMD^2 between samples that hold reference row i a_i times [R, N], window row j b_j times
+    [R, M]. Pairs of a row with itself are left out, also where it was drawn twice. [R]"""
+    n, m = a.shape[1], b.shape[1]
+    aa = np.einsum("rn,rn->r", a @ centred[:n, :n], a, dtype=np.float64)
+    ab = np.einsum("rm,rm->r", a @ centred[:n, n:], b, dtype=np.float64)
+    bb = np.einsum("rm,rm->r", b @ centred[n:, n:], b, dtype=np.float64)
+    pairs_a = n**2 - (a.astype(np.float64) ** 2).sum(axis=1)
+    pairs_b = m**2 - (b.astype(np.float64) ** 2).sum(axis=1)
+    return np.asarray(aa / pairs_a + bb / pairs_b - 2 * ab / (n * m), dtype=np.float64)

@@ -45,6 +45,10 @@ class Observation(Record):
     latency_ms: FiniteFloat | None = Field(default=None, ge=0)
 
 
+# How many windows back, to the requests of these windows.
+Earlier = Callable[[int], Sequence[Observation]]
+
+
 class Canary(Record):
     """A frozen prompt that a model was asked again."""
 
@@ -72,11 +76,18 @@ class TestResult(Record):
     measure: str = Field(description="What `effect` is.")
     statistic: FiniteFloat
     p: float = Field(ge=0, le=1)
-    p_corrected: float = Field(ge=0, le=1, description="Holm, over the window's tests.")
+    p_corrected: float = Field(
+        ge=0, le=1, description="Holm, over the window's tests; over those of windows together."
+    )
     effect: FiniteFloat
     low: FiniteFloat = Field(description="95% interval of the effect.")
     high: FiniteFloat
     least: FiniteFloat = Field(description="Effect that counts.")
+    share: FiniteFloat | None = Field(
+        default=None,
+        description="Of the classifier: share of requests of another kind; from least.share on the "
+        "effect counts too.",
+    )
     n_reference: int
     n_window: int
     signal: bool = Field(description="Significant after correction, and the effect counts.")
@@ -88,13 +99,25 @@ class Persistence(Record):
     out of its row."""
 
     history: Mapping[str, tuple[bool, ...]] = Field(default_factory=dict)
+    leaning: Mapping[str, int] = Field(
+        default_factory=dict,
+        description="Windows in a row, this one the last, in which a test of inputs was "
+        "significant by itself.",
+    )
 
     def after(self, signals: Mapping[str, bool], out_of: int) -> Persistence:
         """With one more window, and no more than `out_of` of each test."""
         found = dict(self.history)
         for name, signal in signals.items():
             found[name] = (*found.get(name, ()), signal)[-out_of:]
-        return Persistence(history=found)
+        return self.model_copy(update={"history": found})
+
+    def leant(self, leans: Mapping[str, bool]) -> Persistence:
+        """With one more window; a test that does not lean, or was not made, begins anew."""
+        found = {
+            name: self.leaning.get(name, 0) + 1 for name, leans_now in leans.items() if leans_now
+        }
+        return self.model_copy(update={"leaning": found})
 
     def holds(self, name: str, needed: int) -> bool:
         """Whether a test signalled in its last window and in `needed` of those kept."""

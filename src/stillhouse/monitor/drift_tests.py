@@ -5,7 +5,7 @@ Knows observations and numbers; what a test says about the cause is not decided 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -24,6 +24,17 @@ TEACHER_CANARIES: Final = "canaries:teacher"
 STUDENT_CANARIES: Final = "canaries:student"
 AGREEMENT: Final = "pairs:agreement"
 DIVERGENCE: Final = "pairs:divergence"
+MMD: Final = "inputs:mmd"
+CLASSIFIER: Final = "inputs:classifier"
+POOLS: Final = (MMD, CLASSIFIER)
+POOLED: Final = ":pooled"  # behind the name of a test of the last windows together
+
+
+class Share(NamedTuple):
+    """A second measure of a test's effect: the share of requests of another kind."""
+
+    share: float
+    least: float
 
 
 class Trial(NamedTuple):
@@ -36,6 +47,12 @@ class Trial(NamedTuple):
     least: float
     n_reference: int
     n_window: int
+    share: Share | None = None
+
+    def counts(self) -> bool:
+        """Whether its effect is large enough for an alarm, by either measure."""
+        by_share = self.share is not None and self.share.share >= self.share.least
+        return by_share or self.measured.effect >= self.least
 
 
 class Inputs(NamedTuple):
@@ -90,6 +107,24 @@ def trials_of(
     return Trials(tuple(found), place.inputs, teacher, student, pairs.fallen, tuple(problems))
 
 
+def pooled_trials(
+    names: Collection[str],
+    reference: Sequence[Observation],
+    rows: Sequence[Observation],
+    settings: DriftSection,
+    *,
+    embed: Embed,
+    seed: int,
+) -> tuple[Trial, ...]:
+    """The tests of inputs named, once more, of several windows together.
+
+    Args:
+        rows: of all these windows.
+    """
+    place = _Domain(reference, rows, settings, embed, np.random.default_rng([seed, len(rows)]))
+    return tuple(one._replace(name=one.name + POOLED) for one in place.trials if one.name in names)
+
+
 class _Domain:
     """Inputs compared by their embeddings; and a score of how new an input is."""
 
@@ -124,14 +159,15 @@ class _Domain:
         least = settings.least
         words = "distance of mean inputs, in standard deviations"
         self.trials = [
-            Trial("inputs:mmd", "input", words, distance, least.mmd, *sizes),
+            Trial(MMD, "input", words, distance, least.mmd, *sizes),
             Trial(
-                "inputs:classifier",
+                CLASSIFIER,
                 "input",
                 "area under the ROC of window against reference",
                 self._domain.measured,
                 least.auc,
                 *sizes,
+                Share(self._domain.share, least.share),
             ),
         ]
         self.inputs = Inputs(tuple(now), self._domain.window_scores)

@@ -9,7 +9,7 @@ Shapes: H hidden, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +43,7 @@ from stillhouse.retrain.online_intake import (
 from stillhouse.retrain.online_personal import Around, Fit
 from stillhouse.retrain.online_rows import Beliefs, Lesson
 from stillhouse.retrain.online_state import OnlineState, Seen, Store, Version
-from stillhouse.retrain.online_step import Learn, Step, Table, harms, step, table
+from stillhouse.retrain.online_step import Learn, Step, Table, harm_of, step, table
 from stillhouse.retrain.online_trust import judge
 from stillhouse.retrain.online_versions import Kind, Made, note, rebase, write_version
 
@@ -128,9 +128,9 @@ class OnlineTask:
             for start in range(0, len(lessons), self._section.chunk):
                 part = lessons[start : start + self._section.chunk]
                 take(desk, part, self._section, partial(self._said, head))
-                self._quarantine_tenants(desk, head, notes)
+                waiting = self._suspects(desk, head, notes)
                 if desk.new >= self._section.least_rows and len(desk.guard):
-                    head = self._step(desk, head, steps, notes)
+                    head = self._step(desk, head, steps, notes, waiting)
             if len(lessons) and not desk.guard and desk.new >= self._section.least_rows:
                 self._commit(desk)
                 raise empty_guard()
@@ -258,15 +258,24 @@ class OnlineTask:
         return table(lessons, self._features(lessons), self._task.labels)
 
     def _step(
-        self, desk: Desk, head: HeadWeights, steps: list[Step], notes: list[str]
+        self,
+        desk: Desk,
+        head: HeadWeights,
+        steps: list[Step],
+        notes: list[str],
+        waiting: Container[str],
     ) -> HeadWeights:
-        """Learn from the buffer once; the head that is live after it."""
+        """Learn from the buffer once; the head that is live after it. The corrections of waiting
+        tenants do not count."""
         items = desk.buffer.items
         trust = judge(desk.tallies, self._section.trust)
         usable = [
             not one.quarantined
             and one.lesson.tenant not in desk.state.quarantined
-            and not (one.lesson.source == "corrected" and trust[one.lesson.tenant].state == "new")
+            and not (
+                one.lesson.source == "corrected"
+                and (trust[one.lesson.tenant].state == "new" or one.lesson.tenant in waiting)
+            )
             for one in items
         ]
         if not any(usable):
@@ -304,28 +313,31 @@ class OnlineTask:
         desk.state = desk.state.model_copy(update=update)
         return found.head if answer == "accept" else head
 
-    def _quarantine_tenants(self, desk: Desk, head: HeadWeights, notes: list[str]) -> None:
+    def _suspects(self, desk: Desk, head: HeadWeights, notes: list[str]) -> set[str]:
         """Suspected tenants whose rows, learned alone, make the guard worse are learned from no
-        more."""
-        if not desk.guard:
-            return
+        more; those whose rows were not shown to be harmless either are returned: their corrections
+        wait."""
+        waiting: set[str] = set()
         for tenant, trust in judge(desk.tallies, self._section.trust).items():
             if trust.state != "suspected" or tenant in desk.state.quarantined:
                 continue
             own = [one.lesson for one in desk.buffer.items if one.lesson.tenant == tenant]
-            if own and harms(
-                head,
-                self._table(own),
-                self._table(desk.guard),
-                self._section,
-                self._learn,
-            ):
-                names = tuple(sorted({*desk.state.quarantined, tenant}))
-                desk.state = desk.state.model_copy(update={"quarantined": names})
-                notes.append(
-                    f"tenant {tenant} is quarantined: {trust.rate:.0%} of its answers disagree, "
-                    f"{trust.others:.0%} of the others', and they make the guard set worse"
-                )
+            if not own or not desk.guard:
+                waiting.add(tenant)
+                continue
+            rows, guard = self._table(own), self._table(desk.guard)
+            harm = harm_of(head, rows, guard, self._section, self._learn)
+            if harm == "unclear":
+                waiting.add(tenant)
+            if harm != "harms":
+                continue
+            names = tuple(sorted({*desk.state.quarantined, tenant}))
+            desk.state = desk.state.model_copy(update={"quarantined": names})
+            notes.append(
+                f"tenant {tenant} is quarantined: {trust.rate:.0%} of its answers disagree, "
+                f"{trust.others:.0%} of the others', and they make the guard set worse"
+            )
+        return waiting
 
     def _new_version(
         self, desk: Desk, head: HeadWeights, kind: Kind, guard: Mapping[str, JsonValue]
@@ -351,7 +363,7 @@ class OnlineTask:
         if not desk.guard or not len(desk.buffer):
             return
         head, steps = self._head(desk.state), list[Step]()
-        new = self._step(desk, head, steps, [])
+        new = self._step(desk, head, steps, [], self._suspects(desk, head, []))
         if new.digest() != head.digest():
             self._new_version(desk, new, "rebuilt", steps[-1].verdict.to_json())
 

@@ -88,6 +88,10 @@ class Buffer:
     def __contains__(self, lesson_id: object) -> bool:
         return any(lesson_id in part for part in self._parts.values())
 
+    def holds(self, lesson: Lesson) -> bool:
+        """Whether it has a row of the lesson's user."""
+        return self._users[_user(lesson)] > 0
+
     def add(self, lesson: Lesson) -> None:
         """Take a lesson; one with the same id is replaced in its place."""
         for part in self._parts.values():

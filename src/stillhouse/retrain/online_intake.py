@@ -21,6 +21,7 @@ from stillhouse.retrain.online_state import OnlineState, Store
 from stillhouse.retrain.online_trust import Tally
 
 HOUR_S: Final = 3600.0
+EARLY: Final = 2  # times as many users guard until there are guard.least rows
 Said = Callable[[Sequence[Lesson]], Sequence[str]]
 
 
@@ -122,7 +123,7 @@ def take(desk: Desk, lessons: Sequence[Lesson], section: OnlineSection, said: Sa
         if one.tenant in desk.state.quarantined:
             desk.counts["left out: quarantined tenant"] += 1
             continue
-        if is_guard(one, section.guard.share, section.seed):
+        if is_guard(one, section.guard.share, section.seed) or _guards_early(desk, one, section):
             _keep_guard(desk, one, section)
             continue
         if one.source == "corrected" and section.corrections == "personal":
@@ -162,6 +163,21 @@ def forget_counts(desk: Desk, gone: Container[str]) -> None:
     """Take users' pseudonyms out of the counts of this window."""
     for key in [key for key in desk.taken if key.partition("\n")[2] in gone]:
         del desk.taken[key]
+
+
+def _guards_early(desk: Desk, one: Lesson, section: OnlineSection) -> bool:
+    """Whether a lesson guards because the guard set is still too small for any swap, or because
+    its user's earlier ones did.
+
+    Until then nothing that is learned can be used, and whoever brings no teacher's answers makes
+    the wait longer for all. Nobody who was learned from guards.
+    """
+    who = (one.tenant, one.whose)
+    if any((other.tenant, other.whose) == who for other in desk.guard):
+        return True
+    if one.teacher is None or len(desk.guard) >= section.guard.least:
+        return False
+    return is_guard(one, EARLY * section.guard.share, section.seed) and not desk.buffer.holds(one)
 
 
 def _keep_guard(desk: Desk, one: Lesson, section: OnlineSection) -> None:

@@ -10,7 +10,7 @@ Shapes: N rows, H hidden, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from stillhouse.retrain.online_rows import Lesson
 
 # Of a step: what is too far for the guard may be right half-way.
 PARTS: Final = (1.0, 0.5, 0.25)
+Harm = Literal["harms", "harmless", "unclear"]
 Drawn = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 Learn = Callable[[HeadWeights, Floats, Floats, Callable[[], Drawn]], HeadWeights]
 
@@ -178,10 +179,11 @@ def against_guard(
     )
 
 
-def harms(
+def harm_of(
     live: HeadWeights, rows: Table, guard: Table, section: OnlineSection, learn: Learn
-) -> bool:
-    """Whether rows, learned alone, make the guard set significantly worse (exact McNemar)."""
+) -> Harm:
+    """What rows, learned alone, do to the guard set: `harms` where it is significantly worse (exact
+    McNemar), `harmless` where it is shown to be as good but for the tolerance."""
     rng = np.random.default_rng(section.seed)
     count = len(rows.features)
 
@@ -190,9 +192,10 @@ def harms(
 
     taught = learn(live, rows.features, rows.targets, batch)
     before, after = guard.scores(live), guard.scores(taught)
-    if after.mean() >= before.mean():
-        return False
-    return mcnemar_exact(before, after).p_value / 2 < section.trust.alpha
+    worse = after.mean() < before.mean()
+    if worse and mcnemar_exact(before, after).p_value / 2 < section.trust.alpha:
+        return "harms"
+    return "harmless" if check(before, after, section.guard).answer == "accept" else "unclear"
 
 
 def _gradient(head: HeadWeights, rows: Table) -> npt.NDArray[np.float64]:
