@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -95,8 +94,14 @@ class OnnxReader:
     """
 
     def __init__(self, folder: Path, threads: int = 0, session: Any = None) -> None:
-        self._path, self._threads = folder / MODEL, threads or _given_threads() or cores()
-        self._session = open_session(self._path, self._threads) if session is None else session
+        many = threads or _given_threads() or cores()
+        self._session = open_session(folder / MODEL, many) if session is None else session
+        # Both of the file that was verified: it may be another one later.
+        self._alone, self._pool = self._session, None
+        if many > 1 and session is None:
+            self._alone = open_session(folder / MODEL, 1)
+            self._pool = ThreadPoolExecutor(many, "onnx")
+        self._threads = 1 if self._pool is None else many
         inside = {} if (folder / SPEC).is_file() else metadata(self._session)
         self.spec = _spec(folder / SPEC, inside.get(SPEC))
         self._tokenizer = _tokenizer(folder / TOKENIZER, inside.get(TOKENIZER))
@@ -153,24 +158,16 @@ class OnnxReader:
             return OnnxRead(self.log_p(fed.feed), fed.tokens)
         size = min(PIECE, -(-len(texts) // self._threads))
         pieces = [texts[at : at + size] for at in range(0, len(texts), size)]
-        session, pool = self._side_by_side
 
         def one(piece: Sequence[str]) -> OnnxRead:
             feed, tokens = self.fed(piece)
-            return OnnxRead(log_softmax(session.run([OUTPUT], feed)[0]), tokens)
+            return OnnxRead(log_softmax(self._alone.run([OUTPUT], feed)[0]), tokens)
 
-        found = list(map(one, pieces) if pool is None else pool.map(one, pieces))
+        found = list(map(one, pieces) if self._pool is None else self._pool.map(one, pieces))
         return OnnxRead(
             np.concatenate([read.log_p for read in found]),
             [count for read in found for count in read.tokens],
         )
-
-    @cached_property
-    def _side_by_side(self) -> tuple[Any, ThreadPoolExecutor | None]:
-        """A session of one thread, and the threads that run it at a time."""
-        if self._threads == 1:
-            return self._session, None
-        return open_session(self._path, 1), ThreadPoolExecutor(self._threads, "onnx")
 
 
 class OnnxStudent(LabelCompleter):
