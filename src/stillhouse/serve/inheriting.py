@@ -47,7 +47,7 @@ def inherited_gate(
             a gate.
     """
     before = state if state.candidate is None else state.candidate.before
-    if refined and running is not None and running.gate not in (None, NO_GATE):
+    if refined and running is not None and running.gate is not None and running.gate != NO_GATE:
         return Inherited(running.gate, of_file, running.threshold)
     fallback = task.fallback
     if refined and running is None and before.threshold is not None:
