@@ -22,7 +22,12 @@ from test_gateway_http import send
 from stillhouse.core.errors import UserError
 from stillhouse.retrain.gateway_admin import GatewayAdmin, GatewayError
 from stillhouse.serve import server, student_pool, student_process
+from stillhouse.serve.gate_file import NEVER
+from stillhouse.serve.gateway_sections import TaskSection
+from stillhouse.serve.inheriting import inherited_gate
 from stillhouse.serve.live_rows import StoredRows
+from stillhouse.serve.records import ExperimentState, StudentFolder
+from stillhouse.serve.seats import CLOSED, NO_GATE
 from stillhouse.serve.tables import open_database
 
 USERS = [f"u{n}" for n in range(40)]
@@ -465,6 +470,86 @@ def test_gateways_on_one_database_close_a_student_without_a_gate_alike(
     with stored(given, database) as again:  # over a restart
         assert student_of(again)[0] == "s-new"
         assert set(answers(again.url)) == {"model-there"}
+
+
+def ungated(teacher: Model, folders: Path, says_: str) -> dict[str, Any]:
+    """gateway.yaml with a calibrator of the old student, and what holds of students without one."""
+    given, path = raw(teacher.url, folders), folders / "gate"
+    if not path.exists():
+        path.mkdir()
+        gate_file(path, student="fp_old")
+    given["tasks"]["t"]["fallback"] = {"calibrator": str(path / "gate.json"), "ungated": says_}
+    return given
+
+
+@pytest.mark.parametrize(("first", "then"), [("teacher", "shown"), ("shown", "teacher")])
+def test_after_a_restart_a_student_without_a_gate_is_as_the_file_says_now(
+    teacher: Model, folders: Path, first: str, then: str
+) -> None:
+    registry, database = folders / "registry", folders / "gateway.db"
+    found = {"teacher": {"model-there"}, "shown": {"s-new"}}
+    with stored(ungated(teacher, folders, first), database) as one:
+        for _ in STAGES[1:]:
+            one.admin.act("t", "approve", "")
+        one.admin.reload("t", str(registry / "new"), "s-new", "promoted", refined=False)
+        assert set(answers(one.url, "unsure")) == found[first]
+        version = one.admin.state("t").version
+        with stored(ungated(teacher, folders, then), database) as other:
+            # All gateways on the database follow the one that was started last.
+            assert other.admin.state("t").version == version + 1
+            assert set(answers(other.url, "unsure")) == found[then]
+            until(lambda: set(answers(one.url, "unsure")) == found[then])
+    with stored(ungated(teacher, folders, then), database) as again:
+        state = again.admin.state("t")
+        assert state.version == version + 1  # written once
+        assert (student_of(again), state.teacher_answers) == (
+            ("s-new", None, "full"),
+            then == "teacher",
+        )
+        again.admin.reload("t", str(registry / "newer"), "s-newer", "refined")
+        assert again.admin.state("t").teacher_answers == (then == "teacher")
+        found["shown"] = {"s-newer"}
+        assert set(answers(again.url, "unsure")) == found[then]
+
+
+def test_after_a_restart_one_that_the_file_closes_does_not_climb_on(
+    teacher: Model, folders: Path
+) -> None:
+    registry, database = folders / "registry", folders / "gateway.db"
+    with stored(ungated(teacher, folders, "shown"), database) as one:
+        for _ in STAGES[1:]:
+            one.admin.act("t", "approve", "")
+        one.admin.reload("t", str(registry / "new"), "s-new", "promoted", refined=False)
+        one.admin.offer("t", str(registry / "newer"), "s-newer", "")
+    with stored(ungated(teacher, folders, "shown"), database) as same:
+        assert student_of(same) == ("s-new", "s-newer", "shadow")
+    with stored(ungated(teacher, folders, "teacher"), database) as again:
+        assert student_of(again) == ("s-new", None, "full")
+        assert set(answers(again.url)) == {"model-there"}
+        told = [line.decision for line in again.parts.parts.states.audit("t")]  # type: ignore[attr-defined]
+        [gone] = [one for one in told if one.action == "withdraw"]
+        assert "none is fitted to it" in gone.reason
+    # The file's gate is fitted to the running student at last.
+    gate_file(folders / "gate", student="fp_new")
+    with stored(ungated(teacher, folders, "teacher"), database) as fitted:
+        assert set(answers(fitted.url)) == {"s-new"}
+        assert set(answers(fitted.url, "unsure")) == {"model-there"}
+
+
+def test_a_refined_student_has_no_gate_of_one_that_had_none() -> None:
+    state = ExperimentState(task="t", threshold=NEVER)
+    bare = StudentFolder(name="s", path="/s", fingerprint="fp")
+    closed = bare.model_copy(update={"gate": NO_GATE, "threshold": NEVER})
+    own = bare.model_copy(update={"gate": "/s/gate.json", "threshold": 0.7})
+    shown = TaskSection(teacher="big", student="small", fallback={"ungated": "shown"})  # type: ignore[arg-type]
+    wants = TaskSection(teacher="big", student="small", fallback={"calibrator": "/no/gate.json"})  # type: ignore[arg-type]
+    for running in (bare, closed):
+        assert inherited_gate(shown, None, state, running, refined=True) is None
+        assert inherited_gate(wants, None, state, running, refined=True) == CLOSED
+    for task in (shown, wants):
+        found = inherited_gate(task, None, state, own, refined=True)
+        assert found is not None
+        assert (found.path, found.threshold) == ("/s/gate.json", 0.7)
 
 
 def test_a_reload_under_load_loses_no_request(teacher: Model, folders: Path) -> None:

@@ -35,7 +35,7 @@ def inherited_gate(
     *,
     refined: bool,
 ) -> Inherited | None:
-    """The gate of a new folder that has none: of a refined student its own; of another one
+    """The gate of a new folder that has none: of a refined student its own, where it has one; else
     gateway.yaml's bare threshold, or its calibrator where that was fitted to the new one.
 
     Args:
@@ -43,15 +43,14 @@ def inherited_gate(
         running: the folder that the running student is of; `None`: it is gateway.yaml's.
 
     Raises:
-        DataError: the calibrator's file cannot be used, and students are shown without a gate.
+        DataError: the calibrator's file cannot be used, and another student would be shown without
+            a gate.
     """
     before = state if state.candidate is None else state.candidate.before
-    if refined and running is not None:
-        if running.gate is None:
-            return None
+    if refined and running is not None and running.gate is not None and running.gate != NO_GATE:
         return Inherited(running.gate, of_file, running.threshold)
     fallback = task.fallback
-    if refined and before.threshold is not None:
+    if refined and running is None and before.threshold is not None:
         return Inherited(OF_FILE, of_file, before.threshold)
     if fallback.calibrator is None and fallback.threshold is not None:
         return Inherited(OF_FILE, of_file, fallback.threshold)
@@ -60,12 +59,24 @@ def inherited_gate(
         try:
             fitted, threshold = load_gate(fallback.calibrator).student, threshold_of(task)
         except DataError:  # it may lie in the live student's folder, and that be one without
-            if not closed:
+            if not closed and not refined:
                 raise
-            return CLOSED
+            return CLOSED if closed else None
         if fitted is not None:
             return Inherited(OF_FILE, of_file, threshold, fitted, closed)
     return CLOSED if closed else None
+
+
+def gated_anew(task: TaskSection, state: ExperimentState, folder: StudentFolder) -> StudentFolder:
+    """A stored student as gateway.yaml has it now: one without a gate may have been closed, or
+    shown, under a file that said otherwise. One with a gate stays as it is."""
+    if folder.gate not in (None, NO_GATE):
+        return folder
+    found = inherited_gate(task, None, state, folder, refined=True)
+    if found is not None and found.fitted not in (None, folder.fingerprint):
+        found = CLOSED if found.closed else None
+    gate, threshold = (None, None) if found is None else (found.path, found.threshold)
+    return folder.model_copy(update={"gate": gate, "threshold": threshold})
 
 
 def problem_of(task: TaskSection, folder: StudentFolder) -> str | None:

@@ -23,13 +23,14 @@ from stillhouse.serve.gates import gate_of, threshold_of
 from stillhouse.serve.gateway_file import GatewayFile
 from stillhouse.serve.gateway_sections import StudentSection, TaskSection
 from stillhouse.serve.in_memory import HashAssigner, ListedKeys
+from stillhouse.serve.inheriting import gated_anew
 from stillhouse.serve.keys import StoredKeys
 from stillhouse.serve.migration import first_state, with_student
 from stillhouse.serve.presence import StoredPresence
 from stillhouse.serve.private import Pseudonyms, Redact
 from stillhouse.serve.records import Decision, ExperimentState, StudentFolder
 from stillhouse.serve.seams import Keys, Parts, Principal
-from stillhouse.serve.seats import OF_FILE
+from stillhouse.serve.seats import NO_GATE, OF_FILE
 from stillhouse.serve.stages import at_stage, share_at
 from stillhouse.serve.states import StoredStates
 from stillhouse.serve.stored_calls import call_lines, delete_before, delete_user
@@ -216,7 +217,8 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
     The stage that an experiment has reached stays; its share, kind and threshold are the file's,
     and where they change its evidence begins anew. Another student begins at the first stage. A
     student that came by the admin API stays, and one that climbs climbs on, as long as its folder
-    lies below the file's roots. Of gateways that start together one writes, and the others see it.
+    lies below the file's roots; without a gate it is closed or shown as the file says now, and does
+    not climb closed. Of gateways that start together one writes, and the others see it.
 
     Raises:
         UserError: a state is at a stage that the plan does not have.
@@ -238,6 +240,8 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
                 action="give the plan as many stages, or roll the experiment back first",
             )
         serving = old.serving if _below(file, old.serving) else None
+        if serving is not None:
+            serving = gated_anew(task, old, serving)
         first = first_state(
             name, plan[old.stage :], now, student=True, threshold=_threshold(task, serving)
         )
@@ -259,7 +263,8 @@ def begin(states: StoredStates, file: GatewayFile, now: float) -> None:
             }
         )
         reason = "gateway.yaml says otherwise" if old.version else "the experiment begins"
-        if old.version and (old.student not in (None, student) or serving != old.serving):
+        left = serving is None and old.serving is not None
+        if old.version and (old.student not in (None, student) or left):
             # What is known is of another student.
             afresh = at_stage(old, plan, 0, now) | {"attempt": 1}
             new, reason = new.model_copy(update=afresh), "another student: it begins again"
@@ -286,11 +291,14 @@ def _begin_beside(
     task, climbing = file.tasks[old.task], old.candidate
     assert climbing is not None
     plan, before = task.experiment.stages, climbing.before
+    folder = gated_anew(task, old, climbing.folder)
     why = ""
     if not (_below(file, climbing.folder) and _below(file, old.serving)):
         why = "its folder, or the running student's, lies below none of students.roots"
     elif max(old.stage, before.stage) >= len(plan) or is_last(plan, old.stage):
         why = "gateway.yaml's plan has not that stage any more"
+    elif folder.gate == NO_GATE:
+        why = "it has no gate.json, and none is fitted to it"
     if why:
         new, decision = withdrawn(old, "withdraw", why, now, by="gateway.yaml")
         states.swap(old.version, new, decision)
@@ -301,16 +309,17 @@ def _begin_beside(
         update = {"kind": stage.kind, "share": share_at(stage), "threshold": threshold}
         return state.model_copy(update=update)
 
-    before = planned(before, _threshold(task, before.serving))
+    serving = None if before.serving is None else gated_anew(task, old, before.serving)
+    before = planned(before, _threshold(task, serving)).model_copy(update={"serving": serving})
     own = None if before.serving is not None else student_of(file, task)
     if own is not None and before.student not in (None, own):
         another, _ = with_student(before, plan, own, now)
         before = another.model_copy(update={"version": before.version})
-    beside = climbing.model_copy(update={"before": before})
-    new = planned(old, climbing.folder.threshold).model_copy(
-        update={"version": old.version + 1, "candidate": beside}
+    beside = climbing.model_copy(update={"before": before, "folder": folder})
+    new = planned(old, folder.threshold).model_copy(
+        update={"version": old.version + 1, "candidate": beside, "serving": before.serving}
     )
-    if (new.kind, new.share) != (old.kind, old.share):
+    if (new.kind, new.share, folder) != (old.kind, old.share, climbing.folder):
         new = new.model_copy(update={"counts_from": new.version})
     elif beside == climbing:
         return
