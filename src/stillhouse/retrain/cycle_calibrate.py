@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from stillhouse.core.artefact import GATE, NOVELTY
+from stillhouse.core.errors import StillhouseError
 from stillhouse.core.jsonl import disk_errors
 from stillhouse.retrain.cycle_files import ENTRY, RUN
 from stillhouse.retrain.cycle_records import Cycle, CycleLine, Promise, Regated
+from stillhouse.retrain.cycle_train import Refused
 from stillhouse.retrain.loop import Loop, served
 from stillhouse.retrain.promise import in_words
 from stillhouse.retrain.registry_objects import folder_digest
@@ -29,20 +31,24 @@ MOST_FITTED: Final = 1000  # answers that shape the confidence; the newest
 
 
 def calibrate_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
-    """Fit the student's gate and put it among its files; nothing where it needs none."""
+    """Fit the student's gate and put it among its files; nothing where it needs none.
+
+    Raises:
+        Refused: its answers are nothing that a gate can be fitted to.
+    """
     promise = cycle.promise
     if promise is None:
         return cycle
     folder = loop.files.cycle(cycle.number)
     entry, out = folder / ENTRY, folder / CALIBRATE
     newest_first = [*loop.files.held_out(cycle.number), *loop.earlier_held_out(lines)[::-1]]
-    found = loop.workshop.calibrate(
-        served(entry),
-        folder / RUN,
-        out,
-        Samples(newest_first[:MOST_FITTED], loop.files.calibration(cycle.number)),
-        promise,
-    )
+    samples = Samples(newest_first[:MOST_FITTED], loop.files.calibration(cycle.number))
+    try:
+        found = loop.workshop.calibrate(served(entry), folder / RUN, out, samples, promise)
+    except StillhouseError:
+        raise
+    except ValueError as why:
+        raise Refused(f"no gate can be fitted to the new student: {why}") from why
     if found.gate is not None and found.gate.threshold is not None:
         _put(out, served(entry), novelty=found.gate.novelty is not None)
     told = _told(found, promise)

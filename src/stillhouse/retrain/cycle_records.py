@@ -140,6 +140,9 @@ class Cycle(Record):
     candidate: str | None = Field(default=None, description="Its id in the registry.")
     offered_at: float | None = None
     outcome: Outcome | None = None
+    keeps_window: bool = Field(
+        default=False, description="Whether the next cycle begins where this one began."
+    )
     verdict: str = ""
 
     @property
@@ -159,6 +162,9 @@ class CycleLine(Record):
     since: float
     until: float
     outcome: Outcome
+    keeps_window: bool = Field(
+        default=False, description="The next cycle begins where this one began."
+    )
     verdict: str
     window: Mapping[str, int] = Field(default_factory=dict)
     asked: int = 0

@@ -21,6 +21,8 @@ from stillhouse.serve.gate_file import GateFile, load_gate
 
 ERROR: Final = 0.05
 DELTA: Final = 0.05
+FAIR: Final = 3  # times the least that a promise takes: for students that are wrong at times
+HELD_OUT: Final = 300
 WINDOW: Final = 16  # tokens of a stream, where no earlier gate says
 GOLDEN: Final = "golden"
 
@@ -52,11 +54,14 @@ def promise_of(loop: Loop, incumbent: Incumbent | None) -> Promise | None:
             f"is missing: which {scorers_for(task)[0].name} makes a text acceptable",
             action="write 0.5, say",
         )
+    error = error if section.error is None else section.error
+    delta = delta if section.delta is None else section.delta
+    fair = max(HELD_OUT, FAIR * least_samples(error, delta))
     return Promise(
-        error=error if section.error is None else section.error,
-        delta=delta if section.delta is None else section.delta,
+        error=error,
+        delta=delta,
         on=section.on or ("golden" if of_truth else "window"),
-        held_out=section.held_out,
+        held_out=fair if section.held_out is None else section.held_out,
         acceptable=acceptable,
         window=window,
         consistency=None if gate is None else gate.consistency,
@@ -71,10 +76,15 @@ def too_few(promise: Promise, count: int) -> str | None:
     least = least_samples(promise.error, promise.delta)
     if count >= least:
         return None
+    action = "let cycles be further apart, raise the budget, or promise less (retrain.fallback)"
+    if promise.on == "window" and promise.held_out < least:
+        action = (
+            f"raise retrain.fallback.held_out, which is {promise.held_out}, or promise less "
+            "(retrain.fallback)"
+        )
     return (
         f"to promise {in_words(promise)} takes at least {least}, of a student that is never wrong; "
-        "no student is trained, since without a gate it would answer nothing alone: let cycles be "
-        "further apart, raise the budget, or promise less (retrain.fallback)"
+        f"no student is trained, since without a gate it would answer nothing alone: {action}"
     )
 
 

@@ -222,6 +222,26 @@ def own_calibrator(rows: Sequence[Features], acceptable: Sequence[bool]) -> Cali
     )
 
 
+class Sureness(NamedTuple):
+    """Calibrated probabilities, and 1 where the answer was wrong. [N], [N]"""
+
+    scores: Floats
+    wrong: Floats
+
+
+def sureness(calibrator: Calibrator, tests: Sequence[Judged]) -> Sureness:
+    """As the gateway sees them: an answer without the features has the probability 0 and is not
+    shown; it counts as wrong, so that a threshold of 0 promises nothing by it."""
+    scores, wrong = np.zeros(len(tests)), np.ones(len(tests))
+    for index, one in enumerate(tests):
+        try:
+            scores[index] = calibrator.probability(one.features)
+        except ValueError:
+            continue
+        wrong[index] = float(not one.acceptable)
+    return Sureness(scores, wrong)
+
+
 def fit_part(
     split: Halves, error: float, delta: float, method: Choice, *, own: bool = False
 ) -> Fitted:
@@ -243,8 +263,7 @@ def fit_part(
         chosen = min(losses, key=lambda name: losses[name])
     alone = own and len(set(outcomes)) < 2
     calibrator = own_calibrator(rows, outcomes) if alone else fit_calibrator(rows, outcomes, chosen)
-    scores = np.array([calibrator.probability(one.features) for one in tests])
-    wrong = np.array([float(not one.acceptable) for one in tests])
+    scores, wrong = sureness(calibrator, tests)
     return Fitted(calibrator, selective_threshold(scores, wrong, error, delta), losses)
 
 
