@@ -171,6 +171,36 @@ def test_who_is_gated_and_by_whose_promise(tmp_path: Path) -> None:
         begun(other, [], "")
 
 
+def test_a_golden_promise_without_a_golden_set_is_of_the_window(tmp_path: Path) -> None:
+    loop = replace(gated_loop(tmp_path, Rows([]), after(0)), golden=False)
+    gate_at(tmp_path / "gate.json", source="golden samples of the run")
+    promise = begun(loop, [], "").promise
+    assert promise is not None
+    assert promise.on == "window"
+
+
+def test_a_live_student_with_a_gate_wants_the_next_one_to_have_one(tmp_path: Path) -> None:
+    """Before anything is paid; the verdict sets what both answer side by side."""
+    rows = Rows([*day_of_rows(0, MANY), *day_of_rows(1, MANY)])
+    clock = after(0)
+    assert run_cycle(gated_loop(tmp_path, rows, clock), "once").outcome == "promoted"
+    clock.now += DAY
+    never = loop_of(tmp_path, rows, clock, gateway=FakeGateway(), fallback={"calibrate": "never"})
+    assert begun(never, never.files.journal(), "").promise is None
+    closed = replace(never, climbs_ungated=False)
+    with pytest.raises(UserError, match=r"calibrate: is never, and the live student has a gate"):
+        run_cycle(closed, "once")
+    assert closed.files.unfinished() is None
+    loop = loop_of(tmp_path, rows, clock, fallback={"held_out": 100})
+    live = loop.registry.live("mood")
+    assert live is not None
+    coverage = load_gate(loop.registry.folder(live.id) / "gate.json").coverage
+    cycle = run_cycle(loop, "once")
+    assert cycle.fallback is not None
+    assert cycle.fallback.live_coverage == coverage
+    assert f"% alone, the live student {coverage:.1%}, from a confidence" in cycle.verdict
+
+
 def test_a_text_needs_a_score_from_which_it_is_acceptable(tmp_path: Path) -> None:
     loop = gated_loop(tmp_path, Rows([]), after(0))
     workshop = workshop_of(loop)

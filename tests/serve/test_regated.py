@@ -225,9 +225,7 @@ def test_a_text_is_judged_by_the_features_of_texts(
 ) -> None:
     """One token whose two alternatives are as good as all looks like a label with its classes."""
     bodies = [text_answer(0.2, tokens=3), outlier, text_answer(0.3, tokens=2)]
-    monkeypatch.setattr(
-        calibrating_answers, "ask_all", lambda *_: [(200, body) for body in bodies]
-    )
+    monkeypatch.setattr(calibrating_answers, "ask_all", lambda *_: [(200, body) for body in bodies])
     recipe = RECIPE.model_copy(update={"task": GenerationTask(kind="generation")})
     samples = recalibrating._set_of(held_out(range(3)))
     looks = calibrating_answers.Looks(0.5, window=1)

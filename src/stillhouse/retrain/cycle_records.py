@@ -90,11 +90,13 @@ class Regated(Record):
 
     `n` samples chose the threshold and `fitted` shaped the confidence; the student refused
     `refused` of both. `wanted`: about how many would have to choose it, where no threshold was
-    found; None: no number is foreseen.
+    found; None: no number is foreseen. `live_coverage` is what the live student's own gate.json
+    says of it.
     """
 
     threshold: float | None
     coverage: float
+    live_coverage: float | None = None
     n: int
     fitted: int
     refused: int = 0

@@ -31,11 +31,19 @@ def promise_of(loop: Loop, incumbent: Incumbent | None) -> Promise | None:
     """The promise of a cycle that begins now; `None`: its student needs no gate.
 
     Raises:
-        UserError: nothing says from which score a text is acceptable.
+        UserError: nothing says from which score a text is acceptable; or no student is to be
+            calibrated, and the gateway lets none climb without a gate.
         DataError: the gate that it follows cannot be read; names the file.
     """
     section, task = loop.section.fallback, loop.workshop.task
     if section.calibrate == "never":
+        if loop.gateway is not None and not loop.climbs_ungated and live_gate(incumbent):
+            raise UserError(
+                "retrain.fallback.calibrate",
+                "is never, and the live student has a gate.json: the gateway lets no student "
+                "climb without one",
+                action="write auto, or fallback.ungated: shown into gateway.yaml",
+            )
         return None
     gate, like = _followed(loop, incumbent)
     if gate is None and section.calibrate == "auto":
@@ -46,7 +54,7 @@ def promise_of(loop: Loop, incumbent: Incumbent | None) -> Promise | None:
     if gate is not None:
         error, delta, acceptable = gate.error, gate.delta, gate.acceptable
         window = None if gate.window is None else gate.window.tokens
-        of_truth = gate.source.startswith(GOLDEN)
+        of_truth = loop.golden and gate.source.startswith(GOLDEN)
     acceptable = acceptable if section.acceptable is None else section.acceptable
     if acceptable is None and isinstance(task, GenerationTask):
         raise UserError(
@@ -93,11 +101,22 @@ def in_words(promise: Promise) -> str:
     return f"an error of {100 * promise.error:g}% with probability {1 - promise.delta:g}"
 
 
+def live_gate(incumbent: Incumbent | None) -> GateFile | None:
+    """The gate.json of the student that is live.
+
+    Raises:
+        DataError: it cannot be read; names the file.
+    """
+    if incumbent is None:
+        return None
+    own = served(Path(incumbent.folder)) / GATE
+    return load_gate(own) if own.is_file() else None
+
+
 def _followed(loop: Loop, incumbent: Incumbent | None) -> tuple[GateFile | None, str]:
-    if incumbent is not None:
-        own = served(Path(incumbent.folder)) / GATE
-        if own.is_file():
-            return load_gate(own), "the live student's gate.json"
+    own = live_gate(incumbent)
+    if own is not None:
+        return own, "the live student's gate.json"
     if loop.calibrator is not None:
         return load_gate(loop.calibrator), "gateway.yaml's calibrator"
     return None, ""
