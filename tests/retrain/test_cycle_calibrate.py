@@ -171,36 +171,6 @@ def test_who_is_gated_and_by_whose_promise(tmp_path: Path) -> None:
         begun(other, [], "")
 
 
-def test_a_golden_promise_without_a_golden_set_is_of_the_window(tmp_path: Path) -> None:
-    loop = replace(gated_loop(tmp_path, Rows([]), after(0)), golden=False)
-    gate_at(tmp_path / "gate.json", source="golden samples of the run")
-    promise = begun(loop, [], "").promise
-    assert promise is not None
-    assert promise.on == "window"
-
-
-def test_a_live_student_with_a_gate_wants_the_next_one_to_have_one(tmp_path: Path) -> None:
-    """Before anything is paid; the verdict sets what both answer side by side."""
-    rows = Rows([*day_of_rows(0, MANY), *day_of_rows(1, MANY)])
-    clock = after(0)
-    assert run_cycle(gated_loop(tmp_path, rows, clock), "once").outcome == "promoted"
-    clock.now += DAY
-    never = loop_of(tmp_path, rows, clock, gateway=FakeGateway(), fallback={"calibrate": "never"})
-    assert begun(never, never.files.journal(), "").promise is None
-    closed = replace(never, climbs_ungated=False)
-    with pytest.raises(UserError, match=r"calibrate: is never, and the live student has a gate"):
-        run_cycle(closed, "once")
-    assert closed.files.unfinished() is None
-    loop = loop_of(tmp_path, rows, clock, fallback={"held_out": 100})
-    live = loop.registry.live("mood")
-    assert live is not None
-    coverage = load_gate(loop.registry.folder(live.id) / "gate.json").coverage
-    cycle = run_cycle(loop, "once")
-    assert cycle.fallback is not None
-    assert cycle.fallback.live_coverage == coverage
-    assert f"% alone, the live student {coverage:.1%}, from a confidence" in cycle.verdict
-
-
 def test_a_text_needs_a_score_from_which_it_is_acceptable(tmp_path: Path) -> None:
     loop = gated_loop(tmp_path, Rows([]), after(0))
     workshop = workshop_of(loop)
@@ -232,41 +202,6 @@ def test_too_few_requests_say_so_before_anything_is_paid(tmp_path: Path) -> None
     assert "\n" not in cycle.verdict
     assert workshop_of(loop).paid.total() == 0
     assert loop.registry.entries() == []
-
-
-def test_windows_too_small_to_calibrate_by_add_up(tmp_path: Path) -> None:
-    """A day has a third of what the promise takes: the third day's cycle has it all."""
-    rows = Rows([one for day in range(4) for one in day_of_rows(day, 100)])
-    clock = after(0)
-    loop = gated_loop(tmp_path, rows, clock, fallback={"error": 0.05})
-    usable = []
-    for day in range(3):
-        clock.now = START + (day + 1) * DAY
-        cycle = run_cycle(loop, "every")
-        assert cycle.since == clock.now - 30 * DAY or cycle.since < START
-        usable.append(cycle.window["usable"])
-        if cycle.outcome == "promoted":
-            break
-    assert usable == [100, 200, 300]
-    assert cycle.outcome == "promoted", cycle.verdict
-    assert [line.keeps_window for line in loop.files.journal()] == [True, True, False]
-    # What was used is used: the next window begins where this one ended.
-    clock.now += DAY
-    assert begun(loop, loop.files.journal(), "").since == START + 3 * DAY
-
-
-def test_what_is_held_out_follows_the_promise(tmp_path: Path) -> None:
-    rows = Rows(day_of_rows(0, 3 * MANY))
-    loop = gated_loop(tmp_path / "a", rows, after(0), fallback={"held_out": None, "error": 0.01})
-    promise = begun(loop, [], "").promise
-    assert promise is not None
-    assert promise.held_out == 3 * least_samples(0.01, 0.1) > 300
-    loop = gated_loop(tmp_path / "b", rows, after(0), fallback={"held_out": None})
-    promise = begun(loop, [], "").promise
-    assert promise is not None
-    assert promise.held_out == 300
-    loop = gated_loop(tmp_path / "c", rows, after(0), fallback={"error": 0.01})
-    assert "raise retrain.fallback.held_out, which is 100, or promise less" in look(loop).said
 
 
 def test_the_budget_is_shared_and_what_is_dear_is_not_passed_over(tmp_path: Path) -> None:
@@ -314,22 +249,6 @@ def test_a_student_that_no_threshold_lets_through_is_refused(tmp_path: Path) -> 
     assert not (loop.files.cycle(2) / "entry" / "gate.json").exists()
     assert load_gate(loop.files.cycle(2) / "calibrate" / "gate.json").threshold is None
     assert sum("window 0002: fallback: no threshold keeps" in one for one in told) == 1
-
-
-def test_a_gate_that_cannot_be_fitted_ends_the_cycle_and_not_the_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = gated_loop(tmp_path, Rows(day_of_rows(0, MANY)), after(0))
-
-    def broken(*_: Any) -> Any:
-        raise ValueError("every feature must be finite")
-
-    monkeypatch.setattr(workshop_of(loop), "calibrate", broken)
-    cycle = run_cycle(loop, "once")
-    assert (cycle.step, cycle.outcome) == ("done", "refused")
-    assert "no gate can be fitted to the new student: every feature must be finite" in cycle.verdict
-    assert loop.files.unfinished() is None
-    assert loop.registry.entries() == []
 
 
 def test_answers_that_the_teacher_did_not_give_may_leave_too_few(

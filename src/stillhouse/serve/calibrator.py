@@ -20,9 +20,9 @@ from scipy.optimize import isotonic_regression, minimize_scalar
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.jsonl import read_objects
-from stillhouse.core.risk_control import Floats, Threshold, selective_threshold
+from stillhouse.core.risk_control import Floats, Threshold, probability_grid, selective_threshold
 from stillhouse.models.confidence import label_features
-from stillhouse.serve.gate_file import Calibrator, Features, GateFile, Method, Window
+from stillhouse.serve.gate_file import CLOSEST, Calibrator, Features, GateFile, Method, Window
 
 STEPS: Final = 50
 FOLDS: Final = 5
@@ -230,8 +230,8 @@ class Sureness(NamedTuple):
 
 
 def sureness(calibrator: Calibrator, tests: Sequence[Judged]) -> Sureness:
-    """As the gateway sees them: an answer without the features has the probability 0 and is not
-    shown; it counts as wrong, so that a threshold of 0 promises nothing by it."""
+    """As the gateway sees them: an answer without the features has the probability 0, which no
+    other has, and is not shown; it counts as wrong, should a threshold be 0."""
     scores, wrong = np.zeros(len(tests)), np.ones(len(tests))
     for index, one in enumerate(tests):
         try:
@@ -264,7 +264,9 @@ def fit_part(
     alone = own and len(set(outcomes)) < 2
     calibrator = own_calibrator(rows, outcomes) if alone else fit_calibrator(rows, outcomes, chosen)
     scores, wrong = sureness(calibrator, tests)
-    return Fitted(calibrator, selective_threshold(scores, wrong, error, delta), losses)
+    # A threshold of 0 would take in what has no features, and the gateway shows none of that.
+    grid = probability_grid() if scores.all() else np.maximum(probability_grid(), CLOSEST)
+    return Fitted(calibrator, selective_threshold(scores, wrong, error, delta, grid=grid), losses)
 
 
 def fit_gate(
