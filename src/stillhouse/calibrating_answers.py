@@ -6,7 +6,7 @@ nothing and writes no gate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +17,7 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example
 from stillhouse.core.runfolder import RunFolder
 from stillhouse.core.scorers import scorers_for
-from stillhouse.core.tasks import ClassificationTask
+from stillhouse.core.tasks import ClassificationTask, Task
 from stillhouse.evaluate.candidates import EvaluationSet
 from stillhouse.models.confidence import agreement
 from stillhouse.models.novelty import FAMILIARITY, Novelty, load_novelty
@@ -27,7 +27,7 @@ from stillhouse.serve.features import answer_features, first_text
 from stillhouse.serve.gate_file import Consistency
 from stillhouse.serve.student_brains import open_brain
 from stillhouse.serve.student_folder import notes_of
-from stillhouse.serve.student_labels import Brain, Opening
+from stillhouse.serve.student_labels import Brain, LabelReading, Opening
 from stillhouse.serve.student_local import ask_all
 
 BATCH: Final = 32
@@ -111,6 +111,7 @@ def scored(
             }
             more = ask_all(brain, [{**one, **drawn} for one in asked], BATCH, bar.advance)
             others = [_texts(one.body) for one in more]
+    names = OF_LABELS if _gives_beliefs(brain, task) else OF_TEXTS
     texts = [task.input_text(query) for query in held_out.queries]
     near: list[float | None] = [None] * len(texts)
     if looks.novelty is not None:
@@ -119,7 +120,7 @@ def scored(
     for number, (status, body) in enumerate(answers):
         if status >= 400:
             continue
-        features = _used(answer_features(body))
+        features = _used(answer_features(body), names)
         familiar = near[number]
         if familiar is not None:
             features[FAMILIARITY] = float(familiar)
@@ -128,7 +129,7 @@ def scored(
             features |= agreement([said(task, one) for one in (text, *others[number])])
         window: dict[str, float] | None = None
         if looks.window is not None and often is None:
-            window = {**features, **_used(answer_features(body, looks.window))}
+            window = {**features, **_used(answer_features(body, looks.window), names)}
         own = score(text, held_out.references[number])
         query = held_out.queries[number]
         group = query.id if held_out.groups is None else held_out.groups[number]
@@ -138,9 +139,16 @@ def scored(
     return found
 
 
-def _used(features: Mapping[str, float]) -> dict[str, float]:
+def _gives_beliefs(brain: Brain, task: Task) -> bool:
+    """Whether every answer of the student comes with a belief over all classes.
+
+    A text of one token may look like such an answer, where its alternatives are as good as all.
+    """
+    return isinstance(brain, LabelReading) and isinstance(task, ClassificationTask)
+
+
+def _used(features: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
     """Of a label, what all classes say; of a text, what its tokens do. The others say it again."""
-    names = OF_LABELS if OF_LABELS[-1] in features else OF_TEXTS
     return {name: features[name] for name in names if name in features}
 
 

@@ -7,11 +7,10 @@ says which are which.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-
-import numpy as np
 
 from stillhouse.calibrating_answers import Looks, novelty_of, opened_brain, scored
 from stillhouse.core.artefact import GATE, NOVELTY
@@ -23,7 +22,7 @@ from stillhouse.core.runfolder import RunFolder
 from stillhouse.evaluate.candidates import Answers, EvaluationSet, load_sets
 from stillhouse.retrain.cycle_records import HeldOut, Promise
 from stillhouse.retrain.seams import Gated, Samples
-from stillhouse.serve.calibrator import Halves, Judged, gate_from, halves
+from stillhouse.serve.calibrator import Halves, Judged, gate_from, halves, sureness
 from stillhouse.serve.gate_file import GateFile, NoveltyFile, save_gate, sha256_of
 
 WHOLE: Final = 1.0  # score from which labels and extractions are acceptable
@@ -60,6 +59,7 @@ def recalibrate(
     )
     answers = [[s.judged for s in scored(recipe, brain, one, looks, progress)] for one in sets]
     split = Halves(*answers) if len(answers) == 2 else halves(answers[0])
+    split = split._replace(fits=alike(split.fits))
     refused = asked - sum(len(one) for one in answers)
     if not split.fits or not split.tests:
         return Gated(None, len(split.fits), refused, None)
@@ -82,10 +82,27 @@ def recalibrate(
     return Gated(gate, len(split.fits), refused, wanted)
 
 
+def alike(fits: Sequence[Judged]) -> list[Judged]:
+    """The answers that have the features that most of them have, and these alone: one without its
+    log-probabilities is nothing to fit to, and at the gateway the teacher answers for it."""
+    counts = Counter(frozenset(one.features) for one in fits if one.features)
+    if not counts:
+        return []
+    names = max(counts, key=lambda some: (counts[some], len(some), sorted(some)))
+    return [
+        one._replace(
+            features={name: one.features[name] for name in names},
+            window={name: one.window[name] for name in names} if one.window else None,
+        )
+        for one in fits
+        if names <= one.features.keys() and (not one.window or names <= one.window.keys())
+    ]
+
+
 def _fitted(split: Halves, promise: Promise) -> GateFile:
-    """Streams have a gate of their own where all answers have heads; a student that was wrong
+    """Streams have a gate of their own where the answers have heads; a student that was wrong
     nowhere, or right nowhere, is no mistake here."""
-    headed = all(one.window for part in split for one in part)
+    headed = all(one.window for one in split.fits) and any(one.window for one in split.tests)
     return gate_from(
         split,
         promise.error,
@@ -98,9 +115,8 @@ def _fitted(split: Halves, promise: Promise) -> GateFile:
 
 
 def _wanted(gate: GateFile, tests: Sequence[Judged], promise: Promise) -> int | None:
-    sure = np.array([gate.calibrator.probability(one.features) for one in tests])
-    wrong = np.array([float(not one.acceptable) for one in tests])
-    return foreseen_samples(sure, wrong, promise.error, promise.delta)
+    found = sureness(gate.calibrator, tests)
+    return foreseen_samples(found.scores, found.wrong, promise.error, promise.delta)
 
 
 def _set_of(samples: Sequence[HeldOut]) -> EvaluationSet:

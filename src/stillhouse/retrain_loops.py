@@ -143,6 +143,8 @@ def _loop(
         first_run=first,
         gateway=_gateway(gateway, section.gateway_url, file) if section.gateway else None,
         calibrator=fallback.calibrator,
+        climbs_ungated=fallback.ungated != "teacher",
+        golden=recipe.traffic.golden is not None,
         seed=recipe.seed,
     )
 

@@ -7,6 +7,7 @@ the teacher's answer is anybody's guess, and the student cannot be sure.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from tiny_students import taught_student
 from typer.testing import CliRunner
 
 from retrain_doubles import DAY, START, Clock, FakeWorkshop, Rows, WordEmbedder, loop_of, row
+from stillhouse import calibrating_answers, recalibrating
 from stillhouse.calibrating_answers import opened_brain
 from stillhouse.cli import app
 from stillhouse.compress.onnx_export import export_onnx
@@ -31,6 +33,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Message, Query
 from stillhouse.core.risk_control import least_samples
+from stillhouse.core.tasks import GenerationTask
 from stillhouse.models.head_weights import open_head_student
 from stillhouse.retrain import cycle_choose
 from stillhouse.retrain.cycle import run_cycle
@@ -179,6 +182,60 @@ def test_what_was_wrong_nowhere_is_calibrated_too(old: Path, tmp_path: Path) -> 
     assert found.gate is not None
     assert found.gate.threshold is not None
     assert found.wanted is None
+
+
+def test_answers_with_other_features_are_the_teachers(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some without log-probabilities, among those that fit and those that choose."""
+    workshop = PipelineWorkshop(RECIPE, RetrainSection(), old, None, Silent())
+    plain = [n for n in range(8000, 9000) if n % 5 > 1]
+    samples = Samples(held_out(plain[:60]), held_out(plain[60:160]))
+    asked = calibrating_answers.answer_features
+    count = 0
+
+    def some(body: Any, first: int | None = None) -> dict[str, float]:
+        nonlocal count
+        count += 1
+        return {} if count % 20 == 0 else asked(body, first)
+
+    monkeypatch.setattr(calibrating_answers, "answer_features", some)
+    found = workshop.calibrate(old / "compress" / "best", old, tmp_path, samples, PROMISE)
+    assert count == 160
+    assert found.gate is not None
+    assert (found.gate.n, found.fitted) == (100, 57)
+    assert found.gate.threshold is not None
+    assert 0.8 < found.gate.coverage <= 0.95
+    monkeypatch.setattr(calibrating_answers, "answer_features", lambda *_: {})
+    found = workshop.calibrate(old / "compress" / "best", old, tmp_path, samples, PROMISE)
+    assert found.gate is None
+
+
+def text_answer(second: float, tokens: int = 1) -> dict[str, Any]:
+    """A text whose tokens have two alternatives each."""
+    top = [{"logprob": math.log(0.6)}, {"logprob": math.log(second)}]
+    token = {"logprob": math.log(0.6), "top_logprobs": top}
+    message = {"message": {"content": "x"}, "logprobs": {"content": [token] * tokens}}
+    return {"choices": [message]}
+
+
+@pytest.mark.parametrize("outlier", [text_answer(0.4), {"choices": [{"message": {}}]}])
+def test_a_text_is_judged_by_the_features_of_texts(
+    monkeypatch: pytest.MonkeyPatch, outlier: dict[str, Any]
+) -> None:
+    """One token whose two alternatives are as good as all looks like a label with its classes."""
+    bodies = [text_answer(0.2, tokens=3), outlier, text_answer(0.3, tokens=2)]
+    monkeypatch.setattr(calibrating_answers, "ask_all", lambda *_: [(200, body) for body in bodies])
+    recipe = RECIPE.model_copy(update={"task": GenerationTask(kind="generation")})
+    samples = recalibrating._set_of(held_out(range(3)))
+    looks = calibrating_answers.Looks(0.5, window=1)
+    found = calibrating_answers.scored(recipe, object(), samples, looks, Silent())  # type: ignore[arg-type]
+    for one in found:
+        assert set(one.judged.features) <= set(calibrating_answers.OF_TEXTS)
+        assert set(one.judged.window or {}) == set(one.judged.features)
+    kept = recalibrating.alike([one.judged for one in found])
+    assert len(kept) == (3 if outlier["choices"][0].get("logprobs") else 2)
+    assert all(set(one.features) == set(calibrating_answers.OF_TEXTS) for one in kept)
 
 
 def test_the_retrained_student_climbs_and_serves_by_its_own_gate(

@@ -84,11 +84,12 @@ class RegateSection(Section):
         description="window: requests of the window, by the teacher's answers; golden: the "
         "recipe's golden set, by true ones; null: as the live student's gate.",
     )
-    held_out: int = Field(
-        default=300,
+    held_out: int | None = Field(
+        default=None,
         ge=30,
         description="Requests of a window, drawn by chance, that choose the threshold and do "
-        "nothing else; beside retrain.held_out.",
+        "nothing else; beside retrain.held_out; null: three times the least that the promise "
+        "takes, at least 300.",
     )
     error: float | None = Field(
         default=None,

@@ -82,6 +82,7 @@ def run_cycle(loop: Loop, reason: str) -> Cycle:
                     require_passed(cycle)
                 found = _STEPS[cycle.step](loop, cycle, lines)
             except Nothing as why:
+                cycle = cycle.model_copy(update={"keeps_window": why.keeps})
                 cycle = _ended(loop, cycle, "nothing", str(why))
                 continue
             except Refused as why:
@@ -215,6 +216,7 @@ def _line(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> CycleLine:
         since=cycle.since,
         until=cycle.until,
         outcome=cycle.outcome,
+        keeps_window=cycle.keeps_window,
         verdict=cycle.verdict,
         window=cycle.window,
         asked=cycle.asked,

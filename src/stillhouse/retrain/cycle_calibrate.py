@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from stillhouse.core.artefact import GATE, NOVELTY
+from stillhouse.core.errors import StillhouseError
 from stillhouse.core.jsonl import disk_errors
 from stillhouse.retrain.cycle_files import ENTRY, RUN
 from stillhouse.retrain.cycle_records import Cycle, CycleLine, Promise, Regated
+from stillhouse.retrain.cycle_train import Refused
 from stillhouse.retrain.loop import Loop, served
-from stillhouse.retrain.promise import in_words
+from stillhouse.retrain.promise import in_words, live_gate
 from stillhouse.retrain.registry_objects import folder_digest
 from stillhouse.retrain.seams import Gated, Samples
 from stillhouse.retrain.verdict import Check
@@ -29,23 +31,28 @@ MOST_FITTED: Final = 1000  # answers that shape the confidence; the newest
 
 
 def calibrate_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
-    """Fit the student's gate and put it among its files; nothing where it needs none."""
+    """Fit the student's gate and put it among its files; nothing where it needs none.
+
+    Raises:
+        Refused: its answers are nothing that a gate can be fitted to.
+    """
     promise = cycle.promise
     if promise is None:
         return cycle
     folder = loop.files.cycle(cycle.number)
     entry, out = folder / ENTRY, folder / CALIBRATE
     newest_first = [*loop.files.held_out(cycle.number), *loop.earlier_held_out(lines)[::-1]]
-    found = loop.workshop.calibrate(
-        served(entry),
-        folder / RUN,
-        out,
-        Samples(newest_first[:MOST_FITTED], loop.files.calibration(cycle.number)),
-        promise,
-    )
+    samples = Samples(newest_first[:MOST_FITTED], loop.files.calibration(cycle.number))
+    try:
+        found = loop.workshop.calibrate(served(entry), folder / RUN, out, samples, promise)
+    except StillhouseError:
+        raise
+    except ValueError as why:
+        raise Refused(f"no gate can be fitted to the new student: {why}") from why
     if found.gate is not None and found.gate.threshold is not None:
         _put(out, served(entry), novelty=found.gate.novelty is not None)
-    told = _told(found, promise)
+    live = live_gate(cycle.incumbent)
+    told = _told(found, promise, None if live is None else live.coverage)
     loop.say(f"window {cycle.name}: fallback: {told.said}")
     return cycle.model_copy(update={"fallback": told, "digest": folder_digest(entry)})
 
@@ -76,13 +83,14 @@ def _put(out: Path, student: Path, *, novelty: bool) -> None:
             os.replace(copied, student / name)
 
 
-def _told(found: Gated, promise: Promise) -> Regated:
+def _told(found: Gated, promise: Promise, live_coverage: float | None) -> Regated:
     gate = found.gate
     count = 0 if gate is None else gate.n
     window = None if gate is None else gate.window
     told = Regated(
         threshold=None if gate is None else gate.threshold,
         coverage=0.0 if gate is None else gate.coverage,
+        live_coverage=live_coverage,
         n=count,
         fitted=found.fitted,
         refused=found.refused,
@@ -107,10 +115,11 @@ def _words(told: Regated, promise: Promise, samples: str) -> str:
                 f"{samples} are too few; about {told.wanted:,} would do (retrain.fallback.held_out)"
             )
         return f"no threshold keeps {in_words(promise)}: {why}"
+    beside = "" if told.live_coverage is None else f", the live student {told.live_coverage:.1%}"
     text = (
-        f"it answers {100 * told.coverage:.1f}% alone, from a confidence of {told.threshold:.3f} "
-        f"on, wrong in at most {100 * promise.error:g}% of that with probability "
-        f"{1 - promise.delta:g} ({samples})"
+        f"it answers {100 * told.coverage:.1f}% alone{beside}, from a confidence of "
+        f"{told.threshold:.3f} on, wrong in at most {100 * promise.error:g}% of that with "
+        f"probability {1 - promise.delta:g} ({samples})"
     )
     if told.stream_tokens is None:
         return text

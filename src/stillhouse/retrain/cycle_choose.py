@@ -35,7 +35,15 @@ LEAST_HELD_OUT: Final = 30
 
 
 class Nothing(Exception):
-    """No error: there is nothing to do in this cycle, and why."""
+    """No error: there is nothing to do in this cycle, and why.
+
+    Args:
+        keeps: whether the window is left for the next cycle, which begins where this one began.
+    """
+
+    def __init__(self, why: str, *, keeps: bool = False) -> None:
+        super().__init__(why)
+        self.keeps = keeps
 
 
 class Parts(NamedTuple):
@@ -53,8 +61,26 @@ def new_span(loop: Loop, lines: Sequence[CycleLine]) -> Span:
     Raises:
         UserError: the clock stands before the end of the last window.
     """
-    last = lines[-1].until if lines else None
-    return span_of(loop.clock(), duration_s(loop.section.window), last)
+    now, longest_s = loop.clock(), duration_s(loop.section.window)
+    found = span_of(now, longest_s, lines[-1].until if lines else None)
+    kept = [line.since for line in lines[_consumed(lines) :]]
+    if not kept:
+        return found
+    return found._replace(since=max(min(kept), now - longest_s))
+
+
+def _read_before(lines: Sequence[CycleLine]) -> float | None:
+    """When the last window was read whose requests are not for the next cycle."""
+    count = _consumed(lines)
+    return lines[count - 1].until if count else None
+
+
+def _consumed(lines: Sequence[CycleLine]) -> int:
+    """How many cycles there were up to the last that kept its window to itself."""
+    count = len(lines)
+    while count and lines[count - 1].keeps_window:
+        count -= 1
+    return count
 
 
 def window_of(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Window:
@@ -63,7 +89,7 @@ def window_of(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Window:
         loop.live,
         loop.name,
         loop.workshop.task,
-        Span(cycle.since, cycle.until, lines[-1].until if lines else None),
+        Span(cycle.since, cycle.until, _read_before(lines)),
         pool=loop.section.choose.pool,
         seed=loop.seed + cycle.number,
         forgotten=loop.forgotten(),
@@ -221,7 +247,8 @@ def part(loop: Loop, cycle: Cycle, rows: Sequence[WindowRow], known: Sequence[Qu
         if why is not None:
             raise Nothing(
                 f"{len(fresh):,} requests are new, and beside the {len(judges)} that judge "
-                f"{len(chooses)} can be held out within the budget: {why}"
+                f"{len(chooses)} can be held out within the budget: {why}",
+                keeps=True,
             )
     return Parts(
         [fresh[index] for index in judges],

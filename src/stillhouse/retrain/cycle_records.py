@@ -90,11 +90,13 @@ class Regated(Record):
 
     `n` samples chose the threshold and `fitted` shaped the confidence; the student refused
     `refused` of both. `wanted`: about how many would have to choose it, where no threshold was
-    found; None: no number is foreseen.
+    found; None: no number is foreseen. `live_coverage` is what the live student's own gate.json
+    says of it.
     """
 
     threshold: float | None
     coverage: float
+    live_coverage: float | None = None
     n: int
     fitted: int
     refused: int = 0
@@ -140,6 +142,9 @@ class Cycle(Record):
     candidate: str | None = Field(default=None, description="Its id in the registry.")
     offered_at: float | None = None
     outcome: Outcome | None = None
+    keeps_window: bool = Field(
+        default=False, description="Whether the next cycle begins where this one began."
+    )
     verdict: str = ""
 
     @property
@@ -159,6 +164,9 @@ class CycleLine(Record):
     since: float
     until: float
     outcome: Outcome
+    keeps_window: bool = Field(
+        default=False, description="The next cycle begins where this one began."
+    )
     verdict: str
     window: Mapping[str, int] = Field(default_factory=dict)
     asked: int = 0

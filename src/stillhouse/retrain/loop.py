@@ -33,7 +33,8 @@ class Loop:
 
     `first_run` is the run folder of the first student, where loop.yaml names it; `near_duplicate`,
     `margin` and `how` are the recipe's; `calibrator` is the gate.json that gateway.yaml gives the
-    task. `clock` gives Unix seconds.
+    task, `climbs_ungated` whether it lets a student without one climb where the task is gated, and
+    `golden` whether the recipe has a golden set. `clock` gives Unix seconds.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Loop:
     first_run: Path | None = None
     gateway: Gateway | None = None
     calibrator: Path | None = None
+    climbs_ungated: bool = True
+    golden: bool = True
     seed: int = 0
     by: str = "retrain"
 

@@ -21,6 +21,8 @@ from stillhouse.serve.gate_file import GateFile, load_gate
 
 ERROR: Final = 0.05
 DELTA: Final = 0.05
+FAIR: Final = 3  # times the least that a promise takes: for students that are wrong at times
+HELD_OUT: Final = 300
 WINDOW: Final = 16  # tokens of a stream, where no earlier gate says
 GOLDEN: Final = "golden"
 
@@ -29,11 +31,19 @@ def promise_of(loop: Loop, incumbent: Incumbent | None) -> Promise | None:
     """The promise of a cycle that begins now; `None`: its student needs no gate.
 
     Raises:
-        UserError: nothing says from which score a text is acceptable.
+        UserError: nothing says from which score a text is acceptable; or no student is to be
+            calibrated, and the gateway lets none climb without a gate.
         DataError: the gate that it follows cannot be read; names the file.
     """
     section, task = loop.section.fallback, loop.workshop.task
     if section.calibrate == "never":
+        if loop.gateway is not None and not loop.climbs_ungated and live_gate(incumbent):
+            raise UserError(
+                "retrain.fallback.calibrate",
+                "is never, and the live student has a gate.json: the gateway lets no student "
+                "climb without one",
+                action="write auto, or fallback.ungated: shown into gateway.yaml",
+            )
         return None
     gate, like = _followed(loop, incumbent)
     if gate is None and section.calibrate == "auto":
@@ -44,7 +54,7 @@ def promise_of(loop: Loop, incumbent: Incumbent | None) -> Promise | None:
     if gate is not None:
         error, delta, acceptable = gate.error, gate.delta, gate.acceptable
         window = None if gate.window is None else gate.window.tokens
-        of_truth = gate.source.startswith(GOLDEN)
+        of_truth = loop.golden and gate.source.startswith(GOLDEN)
     acceptable = acceptable if section.acceptable is None else section.acceptable
     if acceptable is None and isinstance(task, GenerationTask):
         raise UserError(
@@ -52,11 +62,14 @@ def promise_of(loop: Loop, incumbent: Incumbent | None) -> Promise | None:
             f"is missing: which {scorers_for(task)[0].name} makes a text acceptable",
             action="write 0.5, say",
         )
+    error = error if section.error is None else section.error
+    delta = delta if section.delta is None else section.delta
+    fair = max(HELD_OUT, FAIR * least_samples(error, delta))
     return Promise(
-        error=error if section.error is None else section.error,
-        delta=delta if section.delta is None else section.delta,
+        error=error,
+        delta=delta,
         on=section.on or ("golden" if of_truth else "window"),
-        held_out=section.held_out,
+        held_out=fair if section.held_out is None else section.held_out,
         acceptable=acceptable,
         window=window,
         consistency=None if gate is None else gate.consistency,
@@ -71,10 +84,15 @@ def too_few(promise: Promise, count: int) -> str | None:
     least = least_samples(promise.error, promise.delta)
     if count >= least:
         return None
+    action = "let cycles be further apart, raise the budget, or promise less (retrain.fallback)"
+    if promise.on == "window" and promise.held_out < least:
+        action = (
+            f"raise retrain.fallback.held_out, which is {promise.held_out}, or promise less "
+            "(retrain.fallback)"
+        )
     return (
         f"to promise {in_words(promise)} takes at least {least}, of a student that is never wrong; "
-        "no student is trained, since without a gate it would answer nothing alone: let cycles be "
-        "further apart, raise the budget, or promise less (retrain.fallback)"
+        f"no student is trained, since without a gate it would answer nothing alone: {action}"
     )
 
 
@@ -83,11 +101,22 @@ def in_words(promise: Promise) -> str:
     return f"an error of {100 * promise.error:g}% with probability {1 - promise.delta:g}"
 
 
+def live_gate(incumbent: Incumbent | None) -> GateFile | None:
+    """The gate.json of the student that is live.
+
+    Raises:
+        DataError: it cannot be read; names the file.
+    """
+    if incumbent is None:
+        return None
+    own = served(Path(incumbent.folder)) / GATE
+    return load_gate(own) if own.is_file() else None
+
+
 def _followed(loop: Loop, incumbent: Incumbent | None) -> tuple[GateFile | None, str]:
-    if incumbent is not None:
-        own = served(Path(incumbent.folder)) / GATE
-        if own.is_file():
-            return load_gate(own), "the live student's gate.json"
+    own = live_gate(incumbent)
+    if own is not None:
+        return own, "the live student's gate.json"
     if loop.calibrator is not None:
         return load_gate(loop.calibrator), "gateway.yaml's calibrator"
     return None, ""

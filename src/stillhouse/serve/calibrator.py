@@ -20,9 +20,9 @@ from scipy.optimize import isotonic_regression, minimize_scalar
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.jsonl import read_objects
-from stillhouse.core.risk_control import Floats, Threshold, selective_threshold
+from stillhouse.core.risk_control import Floats, Threshold, probability_grid, selective_threshold
 from stillhouse.models.confidence import label_features
-from stillhouse.serve.gate_file import Calibrator, Features, GateFile, Method, Window
+from stillhouse.serve.gate_file import CLOSEST, Calibrator, Features, GateFile, Method, Window
 
 STEPS: Final = 50
 FOLDS: Final = 5
@@ -222,6 +222,26 @@ def own_calibrator(rows: Sequence[Features], acceptable: Sequence[bool]) -> Cali
     )
 
 
+class Sureness(NamedTuple):
+    """Calibrated probabilities, and 1 where the answer was wrong. [N], [N]"""
+
+    scores: Floats
+    wrong: Floats
+
+
+def sureness(calibrator: Calibrator, tests: Sequence[Judged]) -> Sureness:
+    """As the gateway sees them: an answer without the features has the probability 0, which no
+    other has, and is not shown; it counts as wrong, should a threshold be 0."""
+    scores, wrong = np.zeros(len(tests)), np.ones(len(tests))
+    for index, one in enumerate(tests):
+        try:
+            scores[index] = calibrator.probability(one.features)
+        except ValueError:
+            continue
+        wrong[index] = float(not one.acceptable)
+    return Sureness(scores, wrong)
+
+
 def fit_part(
     split: Halves, error: float, delta: float, method: Choice, *, own: bool = False
 ) -> Fitted:
@@ -243,9 +263,10 @@ def fit_part(
         chosen = min(losses, key=lambda name: losses[name])
     alone = own and len(set(outcomes)) < 2
     calibrator = own_calibrator(rows, outcomes) if alone else fit_calibrator(rows, outcomes, chosen)
-    scores = np.array([calibrator.probability(one.features) for one in tests])
-    wrong = np.array([float(not one.acceptable) for one in tests])
-    return Fitted(calibrator, selective_threshold(scores, wrong, error, delta), losses)
+    scores, wrong = sureness(calibrator, tests)
+    # A threshold of 0 would take in what has no features, and the gateway shows none of that.
+    grid = probability_grid() if scores.all() else np.maximum(probability_grid(), CLOSEST)
+    return Fitted(calibrator, selective_threshold(scores, wrong, error, delta, grid=grid), losses)
 
 
 def fit_gate(
