@@ -216,8 +216,8 @@ def watched(
     persistence = Persistence()
     gone: list[list[Observation]] = []
 
-    def earlier(count: int) -> list[Observation]:
-        return [one for before in gone[-count:] for one in before]
+    def earlier(count: int) -> list[list[Observation]]:
+        return gone[-count:]
 
     said: list[Cause] = []
     for number in range(windows):

@@ -266,8 +266,8 @@ def watched(
     found: list[DriftReport] = []
     for number, window in enumerate(windows):
 
-        def earlier(count: int, end: int = number) -> list[Observation]:
-            return [one for before in windows[:end][-count:] for one in before]
+        def earlier(count: int, end: int = number) -> Sequence[list[Observation]]:
+            return windows[:end][-count:]
 
         found.append(
             detect(
@@ -312,6 +312,29 @@ def test_one_strong_window_does_not_make_a_quiet_one_alarm() -> None:
     rows = [*world(250, 2, foreign=0.5), *quiet]
     together = detect(world(400, 1), rows, FAST, embed=embed)
     assert any(one.signal for one in together.tests)  # what pooling alone would have made of it
+
+
+@pytest.mark.parametrize(
+    "before",
+    [None, [], [[]], [WEAK[0][:30]], [[o.model_copy(update={"text": None}) for o in WEAK[0]]]],
+)
+def test_a_window_is_not_tested_again_alone_where_those_before_it_are_not_there(
+    before: list[list[Observation]] | None,
+) -> None:
+    strong = world(120, 56, foreign=0.4)
+    leaning = Persistence(leaning={"inputs:mmd": 5, "inputs:classifier": 5})
+    report = detect(
+        world(400, 1),
+        strong,
+        ANY,
+        embed=embed,
+        persistence=leaning,
+        earlier=lambda _: before,
+    )
+    assert report.persistence.leaning == {"inputs:mmd": 6, "inputs:classifier": 6}
+    assert not report.alarm
+    assert [one.cause for one in report.suspected] == ["input_shift"]
+    assert not any(one.name.endswith(":pooled") for one in report.tests)
 
 
 def test_canaries_between_two_windows_break_no_row_of_them() -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from monitor_world import World
+from monitor_world import HOUR, World
 from test_monitor_reference import write_run
 
 from stillhouse.core.live import LiveRow
 from stillhouse.core.loop_monitor import CanariesSection
+from stillhouse.monitor.baselines import Baselines
 from stillhouse.monitor.canaries import Replay
 from stillhouse.monitor.check import Watched, check
 from stillhouse.monitor.drift_records import (
@@ -22,7 +23,9 @@ from stillhouse.monitor.drift_records import (
     Observation,
     Persistence,
 )
+from stillhouse.monitor.state import Place
 from stillhouse.monitoring import open_loop, open_rows, watch
+from stillhouse.serve.stored_calls import delete_before
 
 BEGIN = 1_000_000.0
 
@@ -47,7 +50,9 @@ class Detector:
             action="a",
             evidence={},
             causes=self.causes,
-            persistence=Persistence(history={"seen": (True,) * count}),
+            persistence=Persistence(
+                history={"seen": (True,) * count}, leaning={"inputs:mmd": count}
+            ),
         )
 
 
@@ -109,9 +114,95 @@ def test_the_window_before_is_read_again_where_it_is_no_reference(
     ids = world.pairs(400, begin=BEGIN, agree=0.9)
     checked(world, BEGIN + 500)
     first, second = detector.calls
-    assert first["earlier"](1) == []  # the windows before it are the reference
-    assert [one.id for one in second["earlier"](1)] == ids[200:300]
-    assert [one.id for one in second["earlier"](3)] == ids[200:300]
+    assert first["earlier"](1) is None  # the windows before it are the reference
+    (before,) = second["earlier"](1)
+    assert [one.id for one in before] == ids[200:300]
+    assert second["earlier"](2) is None  # of the two before, one is in the reference
+    assert second["earlier"](9) is None  # there never were so many
+    assert first["persistence"] is None
+    assert second["persistence"].leaning == {"inputs:mmd": 1}  # the same student and reference
+
+
+def test_a_student_that_comes_later_leans_anew_and_has_only_its_own_windows(
+    world: World, detector: Detector
+) -> None:
+    world.pairs(300, begin=BEGIN, agree=0.9)
+    world.pairs(400, begin=BEGIN + 300, agree=0.9, student="other")
+    checked(world, BEGIN + 900)
+    small, first, second = detector.calls
+    assert small["earlier"](1) is None
+    assert first["persistence"].history == {"seen": (True,)}  # what signalled is kept
+    assert first["persistence"].leaning == {}
+    assert first["earlier"](1) is None  # in its own reference
+    assert second["persistence"].leaning == {"inputs:mmd": 2}
+    assert len(second["earlier"](1)[0]) == 100
+    world.pairs(100, begin=BEGIN + 1000, agree=0.9)
+    checked(world, BEGIN + 1200)
+    assert detector.calls[3]["persistence"].leaning == {}
+    assert detector.calls[3]["earlier"](1) is None  # the window before is the other student's
+
+
+def test_a_reference_that_is_taken_anew_begins_the_row_of_windows_anew(
+    world: World, detector: Detector
+) -> None:
+    world.pairs(400, begin=BEGIN, agree=0.9)
+    checked(world, BEGIN + 500)
+    delete_before(world.engine, BEGIN + 250)
+    world.pairs(400, begin=BEGIN + 500, agree=0.9, seed=1)
+    checked(world, BEGIN + 1000)
+    # Window 5 has no reference, 6 is compared with 5, 7 and 8 with both.
+    six, seven, eight = detector.calls[2:]
+    assert [len(one["reference"]) for one in (six, seven, eight)] == [100, 200, 200]
+    assert [one["persistence"].leaning for one in (six, seven)] == [{}, {}]
+    assert [one["earlier"](1) for one in (six, seven)] == [None, None]
+    assert eight["persistence"].leaning == {"inputs:mmd": 4}
+    assert len(eight["earlier"](1)[0]) == 100
+
+
+def test_a_window_whose_requests_the_log_has_lost_is_not_there(
+    world: World, detector: Detector
+) -> None:
+    world.pairs(500, begin=BEGIN, agree=0.9)
+    checked(world, BEGIN + 600)
+    last = detector.calls[-1]
+    loop = open_loop(world.loop)
+    with open_rows(loop) as rows:
+        base = Baselines(watch(loop, "reviews", rows).setting, rows, None, None)
+        state = Place(world.kept, "reviews").load()
+        assert [len(one) for one in base.before(state, "small", 2) or ()] == [100, 100]
+        delete_before(world.engine, BEGIN + 340)  # of window 4, 60 are left
+        assert [len(one) for one in base.before(state, "small", 2) or ()] == [60, 100]
+        delete_before(world.engine, BEGIN + 360)
+        assert base.before(state, "small", 2) is None
+        assert [len(one) for one in base.before(state, "small", 1) or ()] == [100]
+    assert last["persistence"].leaning == {"inputs:mmd": 2}
+
+
+def test_without_windows_to_look_back_to_there_is_none_before(
+    tmp_path: Path, detector: Detector
+) -> None:
+    world = World(tmp_path, {"drift": {}, "window": {"lookback": 0}})
+    world.pairs(500, begin=BEGIN, agree=0.9)
+    checked(world, BEGIN + 600)
+    assert len(detector.calls) == 3
+    assert [one["earlier"](1) for one in detector.calls] == [None] * 3
+    world.close()
+
+
+def test_a_window_without_requests_ends_the_row(tmp_path: Path, detector: Detector) -> None:
+    world = World(tmp_path, {"drift": {}, "window": {"requests": None, "hours": 1}})
+    world.pairs(400, begin=BEGIN, agree=0.9, step=HOUR / 100)
+    world.pairs(200, begin=BEGIN + 5 * HOUR, agree=0.9, step=HOUR / 100)
+    checked(world, BEGIN + 7 * HOUR)
+    third, fourth, sixth, seventh = detector.calls
+    assert fourth["persistence"].leaning == {"inputs:mmd": 1}
+    assert len(fourth["earlier"](1)[0]) == 100
+    assert sixth["persistence"].leaning == {}
+    assert sixth["earlier"](1) is None
+    assert seventh["persistence"].leaning == {"inputs:mmd": 3}
+    assert len(seventh["earlier"](1)[0]) == 100
+    assert third["earlier"](1) is None
+    world.close()
 
 
 def test_a_run_is_the_reference_of_its_student(tmp_path: Path, detector: Detector) -> None:

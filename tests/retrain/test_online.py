@@ -321,6 +321,43 @@ def test_a_suspected_tenants_corrections_wait_until_they_are_shown_harmless(
     assert any(one.tenant == "evil" for one in contributors) == (harm == "harmless")
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_corrections_that_waited_are_new_when_they_are_released(
+    tmp_path: Path, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harm = "unclear"
+    monkeypatch.setattr("stillhouse.retrain.online.harm_of", lambda *_: harm)
+    rows = [row(n, 0, tenant=f"t{n % 4}") for n in range(400)]
+    rows += [row(n + 5000, 0, tenant="evil", flip=True) for n in range(80)]
+    make(tmp_path, section()).run_once(Rows(rows))
+    task = make(tmp_path, section())  # from what is on disk
+    clean = task.state.live
+    evil = {one.id for one in rows if one.tenant == "evil"}
+    held = {one.lesson.id for one in task.store.rows(task.state.buffer)} & evil
+    assert len(held) > 30
+
+    def worse(live: HeadWeights, x: Floats, y: Floats, draw: object) -> HeadWeights:
+        return HeadWeights(live.weight * -50, live.bias * -50)
+
+    harm = "harmless"
+    rows += [row(n + 9000, 0, tenant=f"t{n % 4}") for n in range(100)]
+    task = make(tmp_path, section(), **({"learn": worse} if refused else {}))
+    (step,) = task.run_once(Rows(rows)).steps
+    assert step.verdict.answer == ("refuse" if refused else "accept")
+    if not refused:
+        assert task.state.live != clean
+        task.roll_back(clean, [])
+    kept = task.store.rows(task.state.buffer)
+    gone = {one.lesson.id for one in kept if one.quarantined}
+    there = {one.lesson.id for one in kept} & held
+    if refused:
+        # The refused step looks among these for what it quarantines.
+        new_from = task.state.learned_to
+        assert all(one.seq >= new_from for one in kept if one.lesson.id in there)
+    else:
+        assert there <= gone
+
+
 def test_what_rows_do_to_the_guard_is_harm_no_harm_or_not_to_be_said() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=1300)

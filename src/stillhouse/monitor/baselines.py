@@ -95,22 +95,48 @@ class Baselines:
         """The requests that drift is looked for against; empty: none yet."""
         if self._run is not None and self._of_run(state, student):
             return self._run.observations
-        key = student or NONE
-        baseline = state.baselines.get(key)
+        baseline = state.baselines.get(student or NONE)
         if baseline is None or baseline.reference is None or not baseline.past:
             return ()
+        key = self.compared(state, student)
         if key not in self._observed:
             rows = [row for past in baseline.past for row in self._of(past)]
             self._observed[key] = tuple(self.observed(rows))
         return self._observed[key]
 
-    def before(self, state: WatchState, student: str | None, count: int) -> list[Observation]:
-        """The requests of so many judged windows, the newest, but for those of the reference."""
+    def before(
+        self, state: WatchState, student: str | None, count: int
+    ) -> list[list[Observation]] | None:
+        """The requests of each of the newest `count` (1 or more) judged windows, oldest first.
+
+        `None`: there are fewer, or one of them is another student's, is in the reference, had no
+        request, or the log has lost its requests.
+        """
+        past = state.past[-count:]
+        first = self._firsts(state, student)
+        if len(past) < count or any(one.student != student or one.number in first for one in past):
+            return None
+        found = []
+        for one in past:
+            rows = self._rows.rows(self._setting.name, one.since, one.until)
+            held = gathered(rows, self._setting.section.window.most)
+            if not held.requests or held.requests < GONE_SHARE * one.requests:
+                return None
+            found.append(self.observed(held.rows))
+        return found
+
+    def compared(self, state: WatchState, student: str | None) -> str:
+        """Which student is compared with what: another name, another comparison."""
+        if self._run is not None and self._of_run(state, student):
+            reference = f"run {self._run.reference.run}"
+        else:
+            reference = f"windows {sorted(self._firsts(state, student))}"
+        return f"{student or NONE}: {reference}"
+
+    def _firsts(self, state: WatchState, student: str | None) -> set[int]:
+        """Numbers of the windows that are the student's reference; none where a run is."""
         own = state.baselines.get(student or NONE, Baseline())
-        first = () if self._of_run(state, student) else own.past
-        numbers = {past.number for past in first}
-        found = [past for past in state.past[-count:] if past.number not in numbers]
-        return self.observed(row for past in found for row in self._of(past))
+        return set() if self._of_run(state, student) else {past.number for past in own.past}
 
     def observed(self, rows: Iterable[LiveRow]) -> list[Observation]:
         """Requests as drift compares them."""

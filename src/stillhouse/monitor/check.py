@@ -189,6 +189,10 @@ class _Check:
         reference: tuple[Observation, ...] = ()
         if self._section.drift is not None and window.rows:
             reference = self._base.observations(state, student)
+        compared = self._base.compared(state, student) if reference else None
+        if compared is None or compared != state.compared:
+            begun = state.persistence and state.persistence.begun_anew()
+            state = state.model_copy(update={"persistence": begun, "compared": compared})
         if reference:
             if last:
                 replay, self._replay = self._replay, None

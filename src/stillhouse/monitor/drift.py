@@ -53,8 +53,9 @@ def detect(
         teacher_canaries: frozen prompts that the teacher was asked again. Empty: not asked now.
         student_canaries: likewise of the student.
         persistence: of the last report; None at the first window.
-        earlier: requests of so many windows before this one, none of them in the reference;
-            without it, windows are never tested together.
+        earlier: requests of each of so many windows before this one, none of them in the
+            reference. Without it, or where one of them is not there or has fewer texts than a
+            test needs, windows are not tested together.
         seed: of draws and permutations.
 
     Raises:
@@ -84,8 +85,9 @@ def detect(
         persistence = persistence.leant(leans)
     names = {name for name, row in persistence.leaning.items() if row >= settings.needed}
     together: tuple[Trial, ...] = ()
-    if names and ordered and embed is not None and earlier is not None and settings.needed > 1:
-        rows = [*earlier(settings.needed - 1), *ordered]
+    before = _before(earlier, settings) if names and ordered else None
+    if before is not None and embed is not None:
+        rows = [*before, *ordered]
         together = pooled_trials(names, reference, rows, settings, embed=embed, seed=seed)
     tests, persistence = _judged(trials.trials, together, settings, persistence)
     words = marking_words(
@@ -123,6 +125,18 @@ def detect(
         n_reference=len(reference),
         n_window=len(window),
     )
+
+
+def _before(earlier: Earlier | None, settings: DriftSection) -> list[Observation] | None:
+    """Requests of the windows before, if each of them can bear a part of the test: otherwise the
+    window alone would be tested twice."""
+    count = settings.needed - 1
+    found = earlier(count) if earlier is not None and count > 0 else None
+    if found is None or len(found) < count:
+        return None
+    if any(sum(one.text is not None for one in rows) < settings.fewest for rows in found):
+        return None
+    return [one for rows in found for one in rows]
 
 
 def _judged(

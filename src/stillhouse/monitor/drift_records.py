@@ -45,8 +45,8 @@ class Observation(Record):
     latency_ms: FiniteFloat | None = Field(default=None, ge=0)
 
 
-# How many windows back, to the requests of these windows.
-Earlier = Callable[[int], Sequence[Observation]]
+# How many windows back, to the requests of each, oldest first; `None`: not all of them are there.
+Earlier = Callable[[int], Sequence[Sequence[Observation]] | None]
 
 
 class Canary(Record):
@@ -118,6 +118,10 @@ class Persistence(Record):
             name: self.leaning.get(name, 0) + 1 for name, leans_now in leans.items() if leans_now
         }
         return self.model_copy(update={"leaning": found})
+
+    def begun_anew(self) -> Persistence:
+        """No test leans: what comes is compared with something else, or follows a gap."""
+        return self.model_copy(update={"leaning": {}})
 
     def holds(self, name: str, needed: int) -> bool:
         """Whether a test signalled in its last window and in `needed` of those kept."""

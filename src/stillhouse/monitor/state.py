@@ -88,6 +88,9 @@ class WatchState(Record):
     run_student: str | None = Field(default=None, description="... and the student it is held for.")
     alerting: AlertState = AlertState()
     persistence: Persistence | None = None
+    compared: str | None = Field(
+        default=None, description="Student and reference of the last window that drift compared."
+    )
     undelivered: tuple[Undelivered, ...] = ()
     canaries_at: float | None = Field(default=None, description="Of the last replay.")
     canaries_number: int = Field(default=0, description="Replays so far.")

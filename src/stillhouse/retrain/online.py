@@ -38,6 +38,7 @@ from stillhouse.retrain.online_intake import (
     fresh_lessons,
     packed,
     take,
+    usable_rows,
     users_gone,
 )
 from stillhouse.retrain.online_personal import Around, Fit
@@ -267,17 +268,7 @@ class OnlineTask:
     ) -> HeadWeights:
         """Learn from the buffer once; the head that is live after it. The corrections of waiting
         tenants do not count."""
-        items = desk.buffer.items
-        trust = judge(desk.tallies, self._section.trust)
-        usable = [
-            not one.quarantined
-            and one.lesson.tenant not in desk.state.quarantined
-            and not (
-                one.lesson.source == "corrected"
-                and (trust[one.lesson.tenant].state == "new" or one.lesson.tenant in waiting)
-            )
-            for one in items
-        ]
+        items, usable = usable_rows(desk, self._section, waiting)
         if not any(usable):
             return head
         base = desk.state.version(desk.state.base)
@@ -307,9 +298,11 @@ class OnlineTask:
             desk.counts["quarantined rows"] += count
             notes.append(f"the guard refused a step; {count} rows are quarantined")
         elif answer == "accept":
+            both = list(zip(items, usable, strict=True))
+            old = desk.state.learned_to
+            desk.buffer.hold(one.lesson.id for one, on in both if not on and one.seq >= old)
             update["learned_to"] = desk.buffer.seen
-            learned = [one.lesson for one, on in zip(items, usable, strict=True) if on]
-            note(self._contributors, learned)
+            note(self._contributors, [one.lesson for one, on in both if on])
         desk.state = desk.state.model_copy(update=update)
         return found.head if answer == "accept" else head
 

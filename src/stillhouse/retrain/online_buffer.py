@@ -32,7 +32,8 @@ class Kept(Record):
     """A lesson in the buffer."""
 
     lesson: Lesson
-    seq: int = Field(ge=0, description="The how-many-th lesson it was.")
+    seq: int = Field(ge=0, description="The how-many-th lesson it was; once released, is.")
+    waits: bool = Field(default=False, description="A step was accepted without it.")
     part: Literal["recent", "reservoir"] = "recent"
     quarantined: bool = False
 
@@ -129,6 +130,23 @@ class Buffer:
                     part[name] = one.model_copy(update={"quarantined": True})
                     count += 1
         return count
+
+    def hold(self, ids: Iterable[str]) -> None:
+        """Rows that an accepted step did not learn from."""
+        for name in ids:
+            for part in self._parts.values():
+                if name in part:
+                    part[name] = part[name].model_copy(update={"waits": True})
+
+    def release(self, ids: Iterable[str]) -> None:
+        """Rows that waited and may be learned from now are numbered as if they came now."""
+        for name in ids:
+            for part in self._parts.values():
+                one = part.get(name)
+                if one is not None and one.waits:
+                    del part[name]  # the order is that of numbers
+                    part[name] = one.model_copy(update={"waits": False, "seq": self.seen})
+                    self.seen += 1
 
     def _shrink(self, own: Callable[[Lesson], bool], most: int, newest: str) -> None:
         """Too many of one hand: of its earlier rows some go, whichever."""

@@ -18,7 +18,7 @@ from stillhouse.models.adapter_files import owner_key
 from stillhouse.retrain.online_buffer import Buffer, Kept
 from stillhouse.retrain.online_rows import Beliefs, Lesson, is_guard, lessons_of, with_beliefs
 from stillhouse.retrain.online_state import OnlineState, Store
-from stillhouse.retrain.online_trust import Tally
+from stillhouse.retrain.online_trust import Tally, judge
 
 HOUR_S: Final = 3600.0
 EARLY: Final = 2  # times as many users guard until there are guard.least rows
@@ -140,6 +140,25 @@ def take(desk: Desk, lessons: Sequence[Lesson], section: OnlineSection, said: Sa
         desk.new += 1
         taught.append(one)
     return taught
+
+
+def usable_rows(
+    desk: Desk, section: OnlineSection, waiting: Container[str]
+) -> tuple[list[Kept], list[bool]]:
+    """The buffer, and which of its rows may be learned from: no corrections of new or waiting
+    tenants. Rows that waited and may be learned from now are new ones."""
+    trust = judge(desk.tallies, section.trust)
+
+    def usable(one: Kept) -> bool:
+        tenant = one.lesson.tenant
+        if one.quarantined or tenant in desk.state.quarantined:
+            return False
+        waits = trust[tenant].state == "new" or tenant in waiting
+        return not (one.lesson.source == "corrected" and waits)
+
+    desk.buffer.release([one.lesson.id for one in desk.buffer.items if usable(one)])
+    items = desk.buffer.items
+    return items, [usable(one) for one in items]
 
 
 def users_gone(desk: Desk, held: Iterable[str], since: float) -> set[str]:
