@@ -75,6 +75,8 @@ def gated_anew(task: TaskSection, state: ExperimentState, folder: StudentFolder)
     found = inherited_gate(task, None, state, folder, refined=True)
     if found is not None and found.fitted not in (None, folder.fingerprint):
         found = CLOSED if found.closed else None
+    if found is None and folder.gate is None:
+        return folder
     gate, threshold = (None, None) if found is None else (found.path, found.threshold)
     return folder.model_copy(update={"gate": gate, "threshold": threshold})
 
