@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import (
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -233,3 +235,32 @@ def write_jsonl(path: Path, records: list[Record]) -> None:
     """Records as they stand on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(json.loads(r.to_json())) + "\n" for r in records))
+
+
+def save_drawn(
+    folder: Path,
+    kind: Any,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    labels: Sequence[str],
+    *,
+    seed: int,
+    spread: float,
+) -> Path:
+    """Save a classifier whose weights are drawn so wide that its answers differ.
+
+    Args:
+        kind: an Auto class of transformers.
+    """
+    config.id2label = dict(enumerate(labels))  # num_labels follows
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.pad_token_id = tokenizer.pad_token_id
+    torch.manual_seed(seed)
+    model = kind.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.normal_(std=spread)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

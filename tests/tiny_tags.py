@@ -17,7 +17,7 @@ from stillhouse.core.recipe import Recipe
 from stillhouse.core.records import Example, Message
 from stillhouse.core.tagging import tag_fields, tag_names
 from stillhouse.core.tasks import ExtractionTask
-from tiny_models import tiny_bert, wordpiece, write_jsonl
+from tiny_models import save_drawn, tiny_bert, wordpiece, write_jsonl
 from train.cut_families import config_of
 
 SCHEMA: dict[str, Any] = {
@@ -98,21 +98,9 @@ def noisy_tagger(
     folder: Path, family: str, tokenizer: PreTrainedTokenizerFast, spread: float = 0.3
 ) -> Path:
     """A student of a family whose weights are drawn, and whose tags are of every kind."""
-    names = tag_names(tag_fields(SCHEMA))
-    config = config_of(family, len(tokenizer))
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: number for number, name in enumerate(names)}
-    config.pad_token_id = tokenizer.pad_token_id
-    torch.manual_seed(11)
-    model = AutoModelForTokenClassification.from_config(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.normal_(std=spread)
-    model.save_pretrained(folder)
-    tokenizer.model_max_length = 40
-    tokenizer.save_pretrained(folder)
-    return folder
+    names, config = tag_names(tag_fields(SCHEMA)), config_of(family, len(tokenizer))
+    kind, tokenizer.model_max_length = AutoModelForTokenClassification, 40
+    return save_drawn(folder, kind, config, tokenizer, names, seed=11, spread=spread)
 
 
 def word_tagger(folder: Path, most: int = 12) -> Path:

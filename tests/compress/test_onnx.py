@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
@@ -33,7 +32,7 @@ from stillhouse.core.tasks import ClassificationTask, GenerationTask
 from stillhouse.models.completer import Sampling
 from stillhouse.models.loading import load_classifier
 from stillhouse.models.student import LabelStudent
-from tiny_models import TEXTS, byte_bpe, wordpiece
+from tiny_models import TEXTS, byte_bpe, save_drawn, wordpiece
 from train.cut_families import DECODERS, config_of
 
 onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")
@@ -50,20 +49,8 @@ def student_of(
 ) -> Path:
     """A tiny classifier of a family whose answers differ, saved with its tokenizer."""
     config = config_of(family, len(tokenizer))
-    config.num_labels = 3
-    config.id2label = dict(enumerate(TASK.labels))
-    config.label2id = {label: number for number, label in enumerate(TASK.labels)}
-    config.pad_token_id = tokenizer.pad_token_id
-    torch.manual_seed(5)
-    model = AutoModelForSequenceClassification.from_config(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.normal_(std=spread)
-    model.save_pretrained(folder)
-    tokenizer.model_max_length = 60
-    tokenizer.save_pretrained(folder)
-    return folder
+    kind, tokenizer.model_max_length = AutoModelForSequenceClassification, 60
+    return save_drawn(folder, kind, config, tokenizer, TASK.labels, seed=5, spread=spread)
 
 
 @pytest.fixture(scope="module")

@@ -116,6 +116,15 @@ def test_the_same_json_and_log_probabilities_as_torch(tagger: Path, exported: Pa
     assert same_answers(exported, tagger, texts) > 60
 
 
+def test_pieces_side_by_side_are_the_batch(exported: Path) -> None:
+    reader, texts = onnx_tags.OnnxTagger(exported, 3), many(40)
+    alone = onnx_tags.OnnxTagger(exported, 1)
+    for text, found in zip(texts, reader.read(texts), strict=True):
+        (wanted,) = alone.read([text])
+        assert (found.offsets, found.tokens) == (wanted.offsets, wanted.tokens)
+        np.testing.assert_allclose(found.log_p, wanted.log_p, atol=1e-5)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_bytes_of_characters_and_cuts_on_either_side(tmp_path: Path, side: str) -> None:
     tokenizer = byte_bpe()

@@ -25,7 +25,7 @@ from stillhouse.core.errors import UserError
 from stillhouse.core.records import Record
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.models.completer import ModelInfo
-from stillhouse.models.label_completer import LabelCompleter
+from stillhouse.models.label_completer import LabelCompleter, classification
 
 PROGRAM: Final = "model.pte"
 TOKENIZER: Final = "tokenizer_json"  # methods of the program
@@ -139,13 +139,8 @@ def open_executorch_student(
     Raises:
         UserError: not a classification task, other labels, or a file that cannot be read.
     """
-    if not isinstance(task, ClassificationTask):
-        raise UserError(
-            "student.head", "label needs a classification task", value=task.kind, action="use text"
-        )
-    return ExecutorchStudent(
-        ExecutorchReader(folder / PROGRAM), task, batch_size, artefact=artefact
-    )
+    own = classification(task)
+    return ExecutorchStudent(ExecutorchReader(folder / PROGRAM), own, batch_size, artefact=artefact)
 
 
 def _plain(spec: str) -> Tokenizer:

@@ -11,12 +11,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
+from stillhouse.core.errors import UserError
 from stillhouse.core.records import Completion, Query
-from stillhouse.core.tasks import ClassificationTask
+from stillhouse.core.tasks import ClassificationTask, Task
 from stillhouse.models.batching import BatchingCompleter, Call
 from stillhouse.models.completer import ModelInfo
 
 ROUND: Final = 6  # decimals of log-probabilities on the wire
+
+
+def classification(task: Task) -> ClassificationTask:
+    """The task of a label student.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    if not isinstance(task, ClassificationTask):
+        raise UserError(
+            "student.head", "label needs a classification task", value=task.kind, action="use text"
+        )
+    return task
 
 
 class LabelReader(Protocol):

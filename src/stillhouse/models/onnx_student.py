@@ -12,10 +12,11 @@ Shapes: B batch, T tokens, C classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ from stillhouse.core.machine import cores
 from stillhouse.core.records import Record
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.models.completer import ModelInfo
-from stillhouse.models.label_completer import LabelCompleter
+from stillhouse.models.label_completer import LabelCompleter, classification
 
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
@@ -41,6 +42,7 @@ PIECE: Final = 8  # texts a run at most: what they write between layers stays ne
 REVISION_DIGITS: Final = 32
 
 Side = Literal["left", "right"]
+T = TypeVar("T")
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -147,23 +149,36 @@ class OnnxReader:
                 feed["token_type_ids"][row, at] = one.type_ids
         return {name: feed[name] for name in self.spec.inputs}
 
-    def log_p(self, feed: Mapping[str, Ids]) -> Floats:
-        """Nats, of the graph's inputs by name: [B, C], of a token classifier [B, T, C]."""
-        return log_softmax(self._session.run([OUTPUT], dict(feed))[0])
+    def log_p(self, feed: Mapping[str, Ids], session: Any = None) -> Floats:
+        """Nats, of the graph's inputs by name: [B, C], of a token classifier [B, T, C].
 
-    def read(self, texts: Sequence[str]) -> OnnxRead:
-        """A batch, in pieces of neighbours: texts of about one length had best be neighbours."""
+        Args:
+            session: one that `side_by_side` gave.
+        """
+        return log_softmax((session or self._session).run([OUTPUT], dict(feed))[0])
+
+    def side_by_side(
+        self, texts: Sequence[str], read: Callable[[Sequence[str], Any], T]
+    ) -> list[T]:
+        """What `read` makes of each piece of a batch, and of the session that runs it, in order.
+
+        Pieces are of neighbours: texts of about one length had best be neighbours.
+        """
         if len(texts) == 1:
-            fed = self.fed(texts)
-            return OnnxRead(self.log_p(fed.feed), fed.tokens)
+            return [read(texts, self._session)]
         size = min(PIECE, -(-len(texts) // self._threads))
         pieces = [texts[at : at + size] for at in range(0, len(texts), size)]
+        alone = repeat(self._alone)
+        return list((map if self._pool is None else self._pool.map)(read, pieces, alone))
 
-        def one(piece: Sequence[str]) -> OnnxRead:
+    def read(self, texts: Sequence[str]) -> OnnxRead:
+        """A batch, side by side."""
+
+        def one(piece: Sequence[str], session: Any) -> OnnxRead:
             feed, tokens = self.fed(piece)
-            return OnnxRead(log_softmax(self._alone.run([OUTPUT], feed)[0]), tokens)
+            return OnnxRead(self.log_p(feed, session), tokens)
 
-        found = list(map(one, pieces) if self._pool is None else self._pool.map(one, pieces))
+        found = self.side_by_side(texts, one)
         return OnnxRead(
             np.concatenate([read.log_p for read in found]),
             [count for read in found for count in read.tokens],
@@ -213,12 +228,8 @@ def open_onnx_student(
     Raises:
         UserError: not a classification task, other labels, or a file that cannot be read.
     """
-    if not isinstance(task, ClassificationTask):
-        raise UserError(
-            "student.head", "label needs a classification task", value=task.kind, action="use text"
-        )
-    reader = OnnxReader(folder, threads)
-    return OnnxStudent(reader, task, batch_size, onnx_info(folder, artefact, reader.spec))
+    own, reader = classification(task), OnnxReader(folder, threads)
+    return OnnxStudent(reader, own, batch_size, onnx_info(folder, artefact, reader.spec))
 
 
 def onnx_info(folder: Path, artefact: Artefact, spec: OnnxSpec) -> ModelInfo:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stillhouse.core.artefact import Artefact
-from stillhouse.core.errors import UserError
 from stillhouse.core.tasks import ClassificationTask, ExtractionTask, GenerationTask
 from stillhouse.core.words import FIRST
 from stillhouse.models.onnx_student import SPEC, Ids, OnnxReader, onnx_info
-from stillhouse.models.tag_completer import TagCompleter, TagsRead, tags_read
+from stillhouse.models.tag_completer import TagCompleter, TagsRead, extraction, tags_read
 from stillhouse.models.tag_path import Floats
 
 
@@ -49,9 +49,12 @@ class OnnxTagger:
         return self._reader.log_p(feed)
 
     def read(self, texts: Sequence[str]) -> list[TagsRead]:
-        """One run of the graph over a batch."""
+        """A batch, side by side (`OnnxReader`)."""
+        return [one for piece in self._reader.side_by_side(texts, self._piece) for one in piece]
+
+    def _piece(self, texts: Sequence[str], session: Any) -> list[TagsRead]:
         encoded = self._reader.encode(texts)
-        log_p = self.log_p(self._reader.feed(encoded))
+        log_p = self._reader.log_p(self._reader.feed(encoded), session)
         return [
             tags_read(
                 log_p[row][self._reader.place(len(one.ids))], one.offsets, one.special_tokens_mask
@@ -76,13 +79,6 @@ def open_onnx_tags(
     Raises:
         UserError: not an extraction task, other fields, or a file that cannot be read.
     """
-    if not isinstance(task, ExtractionTask):
-        raise UserError(
-            "student.head",
-            "tags needs an extraction task",
-            value=task.kind,
-            action="use the head that the student was trained with",
-        )
-    reader = OnnxTagger(folder, threads)
+    own, reader = extraction(task), OnnxTagger(folder, threads)
     info = onnx_info(folder, artefact, reader.spec)
-    return TagCompleter(reader, task, info, batch_size, f"{folder / SPEC} labels")
+    return TagCompleter(reader, own, info, batch_size, f"{folder / SPEC} labels")

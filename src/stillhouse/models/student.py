@@ -15,8 +15,9 @@ from stillhouse.models.artefact_student import open_artefact
 from stillhouse.models.classifier_reader import ClassifierReader
 from stillhouse.models.completer import Completer
 from stillhouse.models.hf_completer import HfCompleter
-from stillhouse.models.label_completer import LabelCompleter
+from stillhouse.models.label_completer import LabelCompleter, classification
 from stillhouse.models.loading import Loaded, load_causal_lm, load_classifier, load_tagger
+from stillhouse.models.tag_completer import extraction
 from stillhouse.models.tag_student import TagStudent
 
 
@@ -56,19 +57,10 @@ def open_weights(
     if head == "text":
         return HfCompleter(load_causal_lm(str(folder), device=device), batch_size, cuts=True)
     if head == "tags":
-        if not isinstance(task, ExtractionTask):
-            raise UserError(
-                "student.head",
-                "tags needs an extraction task",
-                value=task.kind,
-                action="use the head that the student was trained with",
-            )
-        return TagStudent(load_tagger(str(folder), device=device), task, batch_size)
-    if not isinstance(task, ClassificationTask):
-        raise UserError(
-            "student.head", "label needs a classification task", value=task.kind, action="use text"
-        )
-    return LabelStudent(load_classifier(str(folder), device=device), task, batch_size)
+        own = extraction(task)
+        return TagStudent(load_tagger(str(folder), device=device), own, batch_size)
+    own_labels = classification(task)
+    return LabelStudent(load_classifier(str(folder), device=device), own_labels, batch_size)
 
 
 class LabelStudent(LabelCompleter):

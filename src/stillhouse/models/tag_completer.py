@@ -26,7 +26,7 @@ from stillhouse.core.tagging import (
     tagging_problem,
     written,
 )
-from stillhouse.core.tasks import ExtractionTask
+from stillhouse.core.tasks import ExtractionTask, Task
 from stillhouse.core.words import RULES, WORDS, inside_word
 from stillhouse.models.batching import BatchingCompleter, Call
 from stillhouse.models.completer import ModelInfo
@@ -42,6 +42,22 @@ class TagsRead(NamedTuple):
     log_p: Floats
     offsets: list[tuple[int, int]]
     tokens: int
+
+
+def extraction(task: Task) -> ExtractionTask:
+    """The task of a tag student.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    if not isinstance(task, ExtractionTask):
+        raise UserError(
+            "student.head",
+            "tags needs an extraction task",
+            value=task.kind,
+            action="use the head that the student was trained with",
+        )
+    return task
 
 
 class TagReader(Protocol):
@@ -117,7 +133,6 @@ class TagCompleter(BatchingCompleter):
                 f"holds {list(reader.classes)}, the task's tags are {list(self._names)}",
                 action="give a student of this task",
             )
-
         if reader.words not in RULES:
             raise UserError(
                 held.partition(" ")[0],
