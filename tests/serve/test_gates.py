@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from gateway_servers import (
+    ADMIN,
     FULL,
     SHADOW,
     USAGE,
@@ -22,6 +23,7 @@ from gateway_servers import (
     models,
     says,
     sse,
+    status,
     two,
 )
 from test_gateway_http import Got, send, texts
@@ -92,6 +94,26 @@ def test_the_probability_decides_and_is_logged(pair: tuple[Model, Model], tmp_pa
     assert unsure.confidence == pytest.approx(math.exp(-0.5))
     assert sure.features["mean_logprob"] == pytest.approx(-0.01)
     assert (unsure.variant, unsure.fell_back) == ("teacher", True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_unsure_answer_is_better_than_none_while_the_teacher_is_down(
+    pair: tuple[Model, Model], tmp_path: Path, stream: bool
+) -> None:
+    teacher, student = pair
+    student.answer, ask = says("good", -0.5), {**ASK, "stream": stream}
+    with gateway(gated(teacher, student, gate_file(tmp_path))) as running:
+        teacher.answer = status(500)
+        got = send(running.url, ask)
+        assert (got.status, who(got)) == (200, ("student", "teacher-down"))
+        (last,) = running.wait_for(1)
+        assert (last[1].variant, last[1].fell_back, last[1].error) == ("student", True, None)
+        key = {"authorization": f"Bearer {ADMIN}"}
+        assert send(running.admin, {}, path="/tasks/t/kill", headers=key).status == 200
+        assert send(running.url, ask).status == 502
+    off = {"student_when_teacher_down": False}
+    with gateway(gated(teacher, student, gate_file(tmp_path), **off)) as running:
+        assert send(running.url, ask).status == 502
 
 
 def test_the_files_threshold_gives_way_to_gateway_yamls(

@@ -106,6 +106,9 @@ class Exchange:
                 break
             except Unsure:
                 ask.fell_back = "low-confidence"
+                if self._student_may_stand_in(ask):  # an unsure answer is better than none
+                    variants.append("student")
+                    upstreams.append(upstream)
             except UpstreamFailed as error:
                 if failed is None or not error.why.startswith("refused_"):
                     failed = error
@@ -153,10 +156,12 @@ class Exchange:
             return (
                 ["student", "teacher"] if task.fallback.teacher_when_student_down else ["student"]
             )
+        return ["teacher", "student"] if self._student_may_stand_in(ask) else ["teacher"]
+
+    def _student_may_stand_in(self, ask: Ask) -> bool:
+        """Whether the student answers where the teacher is down, however sure."""
         killed = self._parts.states.get(ask.name).killed
-        if killed or not task.fallback.student_when_teacher_down:
-            return ["teacher"]
-        return ["teacher", "student"]
+        return ask.task.fallback.student_when_teacher_down and not killed
 
     async def _try(self, ask: Ask, turn: Turn, send: Send, ends: float) -> None:
         section = turn.upstream.section
