@@ -603,7 +603,8 @@ def test_two_gateways_open_and_switch_alike_and_a_restart_keeps_it(
         for _ in STAGES[1:]:
             one.admin.act("t", "approve", "")
         one.admin.offer("t", str(new), "s-new", "retrained")
-        until(lambda: not other.admin.state("t").problems and student_of(other)[1] == "s-new")
+        # First that it knows of it: before that it has no problem with it either.
+        until(lambda: student_of(other)[1] == "s-new" and not other.admin.state("t").problems)
         other.admin.act("t", "approve", "")
         until(lambda: one.admin.state("t").kind == "canary")
         for url in (one.url, other.url):
