@@ -65,8 +65,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=700, help="Requests of a window.")
     parser.add_argument("--new", type=int, default=110, help="New queries of a cycle.")
     parser.add_argument("--held-out", type=int, default=30, help="Held out of a window.")
-    parser.add_argument("--test", type=int, default=200, help="Test passages of a window.")
+    parser.add_argument("--test", type=int, default=800, help="Test passages of a window.")
     parser.add_argument("--taught", type=int, default=1600, help="The teacher's training set.")
+    parser.add_argument("--replay", type=float, default=1.0, help="Share of earlier examples.")
     parser.add_argument("--epochs", type=float, default=5.0, help="Of a retraining.")
     parser.add_argument("--first-epochs", type=float, default=12.0, help="Of the first student.")
     parser.add_argument("--all-epochs", type=float, default=3.0, help="Of the one of everything.")
@@ -302,7 +303,7 @@ def loop_of(options: argparse.Namespace, recipe: Recipe, log: Log) -> Loop:
             "held_out": options.held_out,
             "min_requests": 100,
             "window": "1d",
-            "replay": 0.7,
+            "replay": options.replay,
             "start": "warm",
             "epochs": options.epochs,
             "margin": 0.3,

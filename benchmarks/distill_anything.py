@@ -2,6 +2,7 @@
 
     make demo
     python benchmarks/distill_anything.py [--run-dir runs/quickstart] [--rows 1200] [--epochs 2]
+        [--label-epochs 6]
 
 The teacher is the demo's (SmolLM2-135M, tuned on film reviews); the student is the lowest eight and
 the last two of its thirty layers under its own head, saved before either begins; the text is the
@@ -10,8 +11,10 @@ as many rows a step, with the defaults of its own for all else (alpha 0.5 and T 
 process of its own, in turns; time is of the whole process: load, train, save. All students are
 asked by the same code what they believe about the golden set.
 
-Beside them stands the student as a recipe here would have it for labels, which the peer has not:
-the same ten layers under a label head, on what the teacher believes of the labels (alpha 0.9).
+Beside them stand two that a recipe here would have for labels, which the peer has not: the same ten
+layers under a label head, on what the teacher believes of the labels (alpha 0.9), for as many
+epochs as fit into the peer's time (`--label-epochs`); and the demo's own student, a fifth of the
+size (five layers of MiniLM), trained as the demo's recipe says, on these rows.
 
 A student that is trained and scored is kept in .cache and not trained again.
 """
@@ -51,6 +54,7 @@ LAYERS: Final = (*range(8), 28, 29)  # what the lowest read is whole, what the l
 LEARNING_RATE: Final = 2e-4  # of a student that was cut: both need it to heal in few steps
 STEP_ROWS: Final = 8  # there: 2 rows, 4 times
 OWN, LABELS, OTHER = "stillhouse", "stillhouse, label head", "distill-anything"
+ENCODER: Final = "stillhouse, the demo's encoder"
 
 
 def examples_in(root: Path, part: str, rows: int) -> list[Example]:
@@ -106,6 +110,12 @@ def label_recipe(base: Recipe, epochs: float, seed: int) -> Recipe:
     return Recipe.model_validate(plain)
 
 
+def encoder_recipe(base: Recipe, seed: int) -> Recipe:
+    """The demo's own student and training."""
+    plain = base.model_dump(mode="json", by_alias=True)
+    return Recipe.model_validate({**plain, "seed": seed})
+
+
 def train_own(recipe: Recipe, root: Path, work: Path, out: Path) -> None:
     """What the child process of this side does."""
     run_train(recipe, work / "dataset", root / "tune" / "model", out, Silent())
@@ -139,7 +149,8 @@ def trained_one(
     """Train one student in a process of its own, unless it is there; its scores and seconds."""
     root, work = arguments.run_dir, CACHE / "distill-anything-runs"
     out = work / f"{name}-{seed}"
-    asked = [arguments.rows, arguments.epochs, LEARNING_RATE, STEP_ROWS, arguments.threads]
+    epochs = arguments.label_epochs if name == LABELS else arguments.epochs
+    asked = [arguments.rows, epochs, LEARNING_RATE, STEP_ROWS, arguments.threads]
     kept = out.with_name(out.name + ".json")
     if kept.exists():
         cell: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
@@ -163,8 +174,12 @@ def trained_one(
         (folder / "chat_template.jinja").unlink(missing_ok=True)
     else:
         source = f"hf:{work / 'student'}"
-        text = text_recipe(base, source, arguments.epochs, seed)
-        recipe = text if name == OWN else label_recipe(base, arguments.epochs, seed)
+        if name == OWN:
+            recipe = text_recipe(base, source, epochs, seed)
+        elif name == LABELS:
+            recipe = label_recipe(base, epochs, seed)
+        else:
+            recipe = encoder_recipe(base, seed)
         told = {
             "recipe": recipe.model_dump(mode="json", by_alias=True),
             "root": str(root),
@@ -173,10 +188,11 @@ def trained_one(
         }
         spent = timed([sys.executable, __file__, "--child", json.dumps(told)])
         folder = out / "student"
-    head: Literal["text", "label"] = "label" if name == LABELS else "text"
+    head: Literal["text", "label"] = "label" if name in (LABELS, ENCODER) else "text"
     cut = text_recipe(base, "teacher", arguments.epochs, seed)
     found = scored(cut, root, asyncio.run(answers_of(folder, cut, root, head)))
-    cell = {"asked": asked, "scores": found, "seconds": spent}
+    weights = open_student(folder, cut.task, head, 1).info.parameters
+    cell = {"asked": asked, "scores": found, "seconds": spent, "parameters": weights}
     kept.write_text(json.dumps(cell), encoding="utf-8")
     return cell
 
@@ -187,6 +203,7 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--rows", type=int, default=1200)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--label-epochs", type=int, default=6)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--child", help="used by this script itself")
@@ -200,14 +217,16 @@ def main() -> None:
     base = read_run_recipe(root)
     cut = text_recipe(base, "teacher", arguments.epochs, 0)
     prepared(cut, root, work, arguments.rows)
-    scores: dict[str, list[list[float]]] = {OWN: [], LABELS: [], OTHER: []}
-    seconds: dict[str, list[float]] = {OWN: [], LABELS: [], OTHER: []}
+    order = (OWN, LABELS, ENCODER, OTHER)
+    scores: dict[str, list[list[float]]] = {name: [] for name in order}
+    seconds: dict[str, list[float]] = {name: [] for name in order}
+    parameters: dict[str, int] = {}
     for seed in arguments.seeds:
-        order = (OWN, LABELS, OTHER)
         for name in order if seed % 2 == 0 else order[::-1]:
             cell = trained_one(name, seed, base, arguments)
             scores[name].append(cell["scores"])
             seconds[name].append(cell["seconds"])
+            parameters[name] = cell["parameters"]
             print(
                 name, seed, float(np.mean(cell["scores"])), f"{cell['seconds']:.0f} s", flush=True
             )
@@ -215,6 +234,8 @@ def main() -> None:
     result: dict[str, Any] = {
         "rows": arguments.rows,
         "epochs": arguments.epochs,
+        "epochs of the label head": arguments.label_epochs,
+        "parameters": parameters,
         "layers": len(LAYERS),
         "learning rate": LEARNING_RATE,
         "rows a step": STEP_ROWS,
@@ -224,16 +245,20 @@ def main() -> None:
         **{name: bootstrap_mean(mean[name]).to_json() for name in mean},
         "per seed": {name: [float(np.mean(one)) for one in scores[name]] for name in scores},
         "gain": {
-            name: paired_difference(mean[name], mean[OTHER]).to_json() for name in (OWN, LABELS)
+            name: paired_difference(mean[name], mean[OTHER]).to_json()
+            for name in (OWN, LABELS, ENCODER)
         },
         "seconds": seconds,
         "times faster": {
             name: float(np.median(np.divide(seconds[OTHER], seconds[name])))
-            for name in (OWN, LABELS)
+            for name in (OWN, LABELS, ENCODER)
         },
     }
     command = f"python benchmarks/distill_anything.py --rows {arguments.rows}"
-    command += f" --epochs {arguments.epochs} --seeds " + " ".join(map(str, arguments.seeds))
+    command += (
+        f" --epochs {arguments.epochs} --label-epochs {arguments.label_epochs} --seeds "
+        + " ".join(map(str, arguments.seeds))
+    )
     save("distill_anything", f"{command} --threads {arguments.threads}", result)
 
 

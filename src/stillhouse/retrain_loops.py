@@ -17,6 +17,7 @@ from stillhouse.core.loop_retrain import RetrainSection
 from stillhouse.core.loop_sections import LoopTask
 from stillhouse.core.optional import require
 from stillhouse.core.progress import Progress
+from stillhouse.core.recipe import Recipe
 from stillhouse.core.recipe_file import load_recipe
 from stillhouse.evaluate.metrics import Resampling
 from stillhouse.monitor.state import task_folder
@@ -31,6 +32,7 @@ from stillhouse.retrain_admin import opened_admin
 from stillhouse.retraining import PipelineWorkshop
 from stillhouse.serve.gateway_file import GatewayFile, load_gateway
 from stillhouse.serve.gateway_sections import FallbackSection
+from stillhouse.traffic.read import read_labelled
 
 
 class Look(NamedTuple):
@@ -144,9 +146,14 @@ def _loop(
         gateway=_gateway(gateway, section.gateway_url, file) if section.gateway else None,
         calibrator=fallback.calibrator,
         climbs_ungated=fallback.ungated != "teacher",
-        golden=recipe.traffic.golden is not None,
+        golden=_golden_rows(recipe),
         seed=recipe.seed,
     )
+
+
+def _golden_rows(recipe: Recipe) -> int | None:
+    path = recipe.traffic.golden
+    return None if path is None else len(read_labelled(Path(path), recipe.task).queries)
 
 
 def _check_fallback(

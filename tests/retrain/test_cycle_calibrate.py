@@ -161,6 +161,7 @@ def test_who_is_gated_and_by_whose_promise(tmp_path: Path) -> None:
     assert promise is not None
     assert (promise.error, promise.delta) == (0.02, 0.2)
     gate_at(tmp_path / "d" / "gate.json", source="golden samples of the run")
+    other = replace(other, golden=MANY)
     promise = begun(other, [], "").promise
     assert promise is not None
     assert promise.on == "golden"

@@ -21,11 +21,29 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_a_golden_promise_without_a_golden_set_is_of_the_window(tmp_path: Path) -> None:
-    loop = replace(gated_loop(tmp_path, Rows([]), after(0)), golden=False)
+    loop = gated_loop(tmp_path, Rows([]), after(0))
     gate_at(tmp_path / "gate.json", source="golden samples of the run")
     promise = begun(loop, [], "").promise
     assert promise is not None
     assert promise.on == "window"
+
+
+def test_a_golden_set_too_small_for_its_promise_is_told_before_anything_is_paid(
+    tmp_path: Path,
+) -> None:
+    """One half of it chooses the threshold, so that it takes twice the least."""
+    least = least_samples(0.05, 0.1)
+    few = {"error": 0.05, "on": "golden"}
+    loop = replace(
+        gated_loop(tmp_path, Rows(day_of_rows(0, MANY)), after(0), fallback=few),
+        golden=2 * least - 1,
+    )
+    with pytest.raises(UserError, match=rf"fallback.on: .* has {2 * least - 1} rows, one half"):
+        run_cycle(loop, "once")
+    assert loop.workshop.answers() == 0
+    promise = begun(replace(loop, golden=2 * least), [], "").promise
+    assert promise is not None
+    assert promise.on == "golden"
 
 
 def test_a_live_student_with_a_gate_wants_the_next_one_to_have_one(tmp_path: Path) -> None:

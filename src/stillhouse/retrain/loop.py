@@ -34,7 +34,8 @@ class Loop:
     `first_run` is the run folder of the first student, where loop.yaml names it; `near_duplicate`,
     `margin` and `how` are the recipe's; `calibrator` is the gate.json that gateway.yaml gives the
     task, `climbs_ungated` whether it lets a student without one climb where the task is gated, and
-    `golden` whether the recipe has a golden set. `clock` gives Unix seconds.
+    `golden` how many rows the recipe's golden set has, `None` where it has none. `clock` gives Unix
+    seconds.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Loop:
     gateway: Gateway | None = None
     calibrator: Path | None = None
     climbs_ungated: bool = True
-    golden: bool = True
+    golden: int | None = None
     seed: int = 0
     by: str = "retrain"
 

@@ -31,8 +31,9 @@ def promise_of(loop: Loop, incumbent: Incumbent | None) -> Promise | None:
     """The promise of a cycle that begins now; `None`: its student needs no gate.
 
     Raises:
-        UserError: nothing says from which score a text is acceptable; or no student is to be
-            calibrated, and the gateway lets none climb without a gate.
+        UserError: nothing says from which score a text is acceptable; the golden set is too small
+            for what is promised; or no student is to be calibrated, and the gateway lets none
+            climb without a gate.
         DataError: the gate that it follows cannot be read; names the file.
     """
     section, task = loop.section.fallback, loop.workshop.task
@@ -54,7 +55,7 @@ def promise_of(loop: Loop, incumbent: Incumbent | None) -> Promise | None:
     if gate is not None:
         error, delta, acceptable = gate.error, gate.delta, gate.acceptable
         window = None if gate.window is None else gate.window.tokens
-        of_truth = loop.golden and gate.source.startswith(GOLDEN)
+        of_truth = loop.golden is not None and gate.source.startswith(GOLDEN)
     acceptable = acceptable if section.acceptable is None else section.acceptable
     if acceptable is None and isinstance(task, GenerationTask):
         raise UserError(
@@ -64,11 +65,21 @@ def promise_of(loop: Loop, incumbent: Incumbent | None) -> Promise | None:
         )
     error = error if section.error is None else section.error
     delta = delta if section.delta is None else section.delta
-    fair = max(HELD_OUT, FAIR * least_samples(error, delta))
+    least = least_samples(error, delta)
+    fair = max(HELD_OUT, FAIR * least)
+    on = section.on or ("golden" if of_truth else "window")
+    if on == GOLDEN and loop.golden is not None and loop.golden // 2 < least:
+        raise UserError(
+            "retrain.fallback.on",
+            f"is golden, and the golden set has {loop.golden:,} rows, one half of which chooses: "
+            f"an error of {100 * error:g}% with probability {1 - delta:g} takes at least "
+            f"{2 * least}",
+            action="add rows, write window, or promise less (retrain.fallback)",
+        )
     return Promise(
         error=error,
         delta=delta,
-        on=section.on or ("golden" if of_truth else "window"),
+        on=on,
         held_out=fair if section.held_out is None else section.held_out,
         acceptable=acceptable,
         window=window,
