@@ -248,8 +248,15 @@ def test_a_student_of_a_size(kind: str, encoder: Path, llama: Path, tmp_path: Pa
     assert after < before
 
 
-@pytest.mark.parametrize("kind", ["masked_lm", "causal_lm"])
-@pytest.mark.parametrize("size", [None, 0.6])
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("masked_lm", 0.6),
+        ("causal_lm", None),
+        pytest.param("masked_lm", None, marks=pytest.mark.full),
+        pytest.param("causal_lm", 0.6, marks=pytest.mark.full),
+    ],
+)
 def test_a_student_of_the_corpus_pieces(
     kind: str, size: float | None, encoder: Path, llama: Path, tmp_path: Path
 ) -> None:

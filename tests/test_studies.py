@@ -287,6 +287,7 @@ def test_several_trainings_of_a_student_share_all_but_the_training(
     assert "Means of 2 trainings" in page or "means of 2 trainings" in page
 
 
+@pytest.mark.full
 def test_several_trainings_of_a_size_have_a_mean(
     recipe: Recipe, root: Path, curve: CurveStudy
 ) -> None:

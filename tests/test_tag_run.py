@@ -138,6 +138,7 @@ def test_a_tag_student_is_trained_judged_and_described(tmp_path: Path) -> None:
     assert gate.task == recipe.task
 
 
+@pytest.mark.full
 def test_its_onnx_forms_are_made_gated_described_and_served(tmp_path: Path) -> None:
     """INT8 may be slower than floats at this size: what is judged here are the answers."""
     pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")

@@ -58,6 +58,7 @@ def test_what_is_there_in_any_case_counts_for_both() -> None:
     assert found.random.mean == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.full
 def test_the_intervals_miss_the_true_gain_no_more_than_twice_as_often_as_they_say() -> None:
     # The truth: every vector measured, a thousand random sets. A percentile bootstrap over twenty
     # sets is a little short of its level; with a miss rate of 2 * 5% at most, more than `bound`

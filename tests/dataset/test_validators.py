@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,10 +140,10 @@ def fake_module(probabilities: dict[str, float]) -> Any:
     identifier = SimpleNamespace(
         labels=["en", "de", "no", "nb"], rank=lambda text: list(probabilities.items())
     )
-    return SimpleNamespace(
-        MODEL_FILE="",
-        LanguageIdentifier=SimpleNamespace(from_model_file=lambda *a, **k: identifier),
-    )
+    module: Any = ModuleType("langid")
+    module.MODEL_FILE = ""
+    module.LanguageIdentifier = SimpleNamespace(from_model_file=lambda *a, **k: identifier)
+    return module
 
 
 def test_a_language_is_rejected_only_where_it_is_all_but_excluded(

@@ -350,6 +350,7 @@ def test_canaries_between_two_windows_break_no_row_of_them() -> None:
     assert between.persistence.leaning == first.persistence.leaning
 
 
+@pytest.mark.full
 def test_windows_together_hold_their_level() -> None:
     """Without drift a window leans with p <= alpha in each of two tests; two in a row, and then
     both together: at most 2 alpha^2 were the windows independent. Of 60 windows at alpha = 0.05 at

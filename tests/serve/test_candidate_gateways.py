@@ -451,6 +451,7 @@ def test_a_file_that_says_so_shows_students_without_a_gate(
         assert admin.offer("t", str(registry / "newer"), "s-newer", "").candidate == "s-newer"
 
 
+@pytest.mark.full
 def test_gateways_on_one_database_close_a_student_without_a_gate_alike(
     teacher: Model, folders: Path, tmp_path: Path
 ) -> None:
@@ -482,7 +483,10 @@ def ungated(teacher: Model, folders: Path, says_: str) -> dict[str, Any]:
     return given
 
 
-@pytest.mark.parametrize(("first", "then"), [("teacher", "shown"), ("shown", "teacher")])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("teacher", "shown"), pytest.param("shown", "teacher", marks=pytest.mark.full)],
+)
 def test_after_a_restart_a_student_without_a_gate_is_as_the_file_says_now(
     teacher: Model, folders: Path, first: str, then: str
 ) -> None:

@@ -115,6 +115,7 @@ def test_cost_trips_at_the_request_at_which_a_bound_taken_each_time_does(seed: i
     assert known
 
 
+@pytest.mark.full
 def test_at_their_limits_guardrails_trip_in_at_most_alpha_of_all_stages() -> None:
     """5% more failures than the teacher's, twice its latency, its cost: exactly what is allowed."""
     wrong, repetitions, requests = 0, 60, 500

@@ -63,6 +63,7 @@ def test_killed_at_every_step_of_one_life(tmp_path: Path, provider: str) -> None
     assert [path.name for path in (tmp_path / "batches").iterdir()] == ["journal.jsonl"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_killed_with_partial_batches_and_a_server_that_stumbles(
     tmp_path: Path, provider: str

@@ -51,7 +51,13 @@ def test_the_total_of_the_rest_lies_in_its_interval(n: int, total: int, nominal:
     assert hits <= TRIALS * nominal + 3.72 * math.sqrt(TRIALS * nominal * (1 - nominal)) + 6
 
 
-@pytest.mark.parametrize(("share", "n", "rest"), [(0.9, 30, 1000), (0.5, 20, 20), (0.99, 50, 500)])
+LARGE = ((0.9, 30, 1000), (0.99, 50, 500))
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "rest"),
+    [(0.5, 20, 20), *(pytest.param(*one, marks=pytest.mark.full) for one in LARGE)],
+)
 def test_the_accepted_of_the_rest_lie_in_their_interval(share: float, n: int, rest: int) -> None:
     rng = np.random.default_rng(3)
     trials = 800

@@ -193,6 +193,7 @@ def test_weights_that_no_node_has_are_one_line(cluster: Any, tmp_path: Path) -> 
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.full
 def test_an_actor_that_fits_on_no_node_is_one_line(cluster: Any) -> None:
     with pytest.raises(UserError, match=r"none of the cluster's 3 nodes has 1 CPUs and 2 GPUs"):
         RayCluster(RaySection(address=cluster.address, gpus_per_actor=2))

@@ -179,10 +179,14 @@ def _train(micro: int, balance: Balance, folder: Any, **more: Any) -> Any:
     return weights, trainer.state.log_history, objective
 
 
-BALANCES = [Balance, lambda: Uncertainty(4), lambda: GradientNorm(4, 1.5, 0.025)]
+BALANCES = [
+    pytest.param(Balance, id="fixed", marks=pytest.mark.full),
+    pytest.param(lambda: Uncertainty(4), id="uncertainty", marks=pytest.mark.full),
+    pytest.param(lambda: GradientNorm(4, 1.5, 0.025), id="gradient_norm"),
+]
 
 
-@pytest.mark.parametrize("make", BALANCES, ids=["fixed", "uncertainty", "gradient_norm"])
+@pytest.mark.parametrize("make", BALANCES)
 @pytest.mark.parametrize("over", [pytest.param("last_shared", marks=pytest.mark.full), "all"])
 def test_any_micro_batch_split_gives_the_same_run(make: Any, over: str, tmp_path: Any) -> None:
     """Weights, losses, learned weights and gradient norms alike."""

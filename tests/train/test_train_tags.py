@@ -114,6 +114,7 @@ def test_a_tag_student_learns_to_copy_and_is_plain(
     assert [look["step"] for look in course["looks"]] == [row["step"] for row in rows]
 
 
+@pytest.mark.full
 def test_a_killed_training_goes_on_to_the_same_student(
     encoder_folder: Path, dataset: Path, tmp_path: Path
 ) -> None:

@@ -97,7 +97,11 @@ def _stopped_run(recipe: Recipe, dataset: Path, work: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "balance", ["fixed", "uncertainty", pytest.param("gradient_norm", marks=pytest.mark.full)]
+    "balance",
+    [
+        "uncertainty",
+        *(pytest.param(other, marks=pytest.mark.full) for other in ("fixed", "gradient_norm")),
+    ],
 )
 def test_a_killed_run_with_terms_ends_with_the_same_bytes(
     encoder_folder: Path, classifier: Path, dataset_folder: Path, tmp_path: Path, balance: str
@@ -161,7 +165,7 @@ def test_all_kinds_of_terms_train_a_label_student_and_its_twin_has_none(
 
 
 @PEFT_ASKS_BY_THE_OLD_NAME
-@pytest.mark.parametrize("alpha", [0.5, 0.0])
+@pytest.mark.parametrize("alpha", [0.5, pytest.param(0.0, marks=pytest.mark.full)])
 def test_a_text_student_with_adapters_is_compared_inside(
     lm_folder: Path, dataset_folder: Path, tmp_path: Path, alpha: float
 ) -> None:

@@ -8,6 +8,7 @@ answers pass; measured in docs/quality.md. Knows text only.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
 from stillhouse.core.errors import UserError
@@ -24,6 +25,11 @@ _NEAR: Final = (
 )
 
 
+@cache
+def _identifier(module: Any) -> Any:
+    return module.LanguageIdentifier.from_model_file(module.MODEL_FILE, norm_probs=True)
+
+
 class LanguageCheck:
     """Says of texts whether they can be in one language.
 
@@ -34,9 +40,7 @@ class LanguageCheck:
 
     def __init__(self, language: str) -> None:
         module = require("py3langid.langid", "language", "dataset.validators.language")
-        self._identifier: Any = module.LanguageIdentifier.from_model_file(
-            module.MODEL_FILE, norm_probs=True
-        )
+        self._identifier = _identifier(module)
         known = set(self._identifier.labels)
         self._wanted = next((near for near in _NEAR if language in near), frozenset({language}))
         if not self._wanted & known:
