@@ -130,6 +130,18 @@ def test_an_empty_window_does_nothing(tmp_path: Path) -> None:
     assert loop.files.journal()[0].usd == 0
 
 
+def test_windows_below_the_least_add_up(tmp_path: Path) -> None:
+    """Three days of 100 requests, at least 250: the third day's cycle has them all."""
+    rows = Rows([one for day in range(3) for one in day_of_rows(day, 100)])
+    clock = after(0)
+    found = []
+    for day in range(3):
+        clock.now = START + (day + 1) * DAY
+        cycle = run_cycle(loop_of(tmp_path, rows, clock, min_requests=250), "once")
+        found.append((cycle.window["usable"], cycle.outcome))
+    assert found == [(100, "nothing"), (200, "nothing"), (300, "promoted")]
+
+
 def test_a_clock_that_went_backwards_is_one_line(tmp_path: Path) -> None:
     clock = after(0)
     loop = loop_of(tmp_path, Rows(day_of_rows(0)), clock)

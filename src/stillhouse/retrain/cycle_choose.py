@@ -115,7 +115,8 @@ def choose_step(loop: Loop, cycle: Cycle, lines: Sequence[CycleLine]) -> Cycle:
     if usable < loop.section.min_requests:
         raise Nothing(
             f"the window holds {usable:,} usable requests, fewer than min_requests "
-            f"({loop.section.min_requests:,})"
+            f"({loop.section.min_requests:,}); the next cycle has them too",
+            keeps=True,
         )
     plan = planned(loop, cycle, lines, loop.files.read_window(cycle.number))
     folder, parts = loop.files.cycle(cycle.number), plan.parts
@@ -240,7 +241,8 @@ def part(loop: Loop, cycle: Cycle, rows: Sequence[WindowRow], known: Sequence[Qu
     if len(judges) < LEAST_HELD_OUT:
         raise Nothing(
             f"{len(fresh):,} requests are new, and {len(judges)} of them can be held out within "
-            f"the budget; at least {LEAST_HELD_OUT} are needed to judge a student"
+            f"the budget; at least {LEAST_HELD_OUT} are needed to judge a student",
+            keeps=True,
         )
     if choosing and promise is not None:
         why = too_few(promise, len(chooses))
