@@ -47,6 +47,24 @@ def test_the_reservoir_is_a_uniform_sample_of_what_is_no_longer_new() -> None:
     assert sum((groups[g] - expected) ** 2 / expected for g in range(9)) < 26.1
 
 
+def test_a_row_that_is_corrected_is_new_and_one_that_is_read_again_is_not() -> None:
+    buffer = Buffer(4, 0.5, FREE, 0)
+    for number in range(4):
+        buffer.add(lesson(number))
+    buffer.add(lesson(0))
+    for number in (1, 2):  # of the reservoir, and of the newest
+        buffer.add(lesson(number).model_copy(update={"target": "b", "source": "corrected"}))
+    found = {one.lesson.id: (one.seq, one.part, one.lesson.target) for one in buffer.items}
+    assert found == {
+        "r0": (0, "reservoir", "a"),
+        "r1": (4, "reservoir", "b"),
+        "r2": (5, "recent", "b"),
+        "r3": (3, "recent", "a"),
+    }
+    buffer.add(lesson(9))
+    assert [one.lesson.id for one in buffer.items if one.part == "recent"] == ["r2", "r9"]
+
+
 def test_draws_by_disagreement_are_unbiased_after_correction() -> None:
     """The weighted mean of n draws has standard error at most max|f| / sqrt(n u) (weights are at
     most 1 / u, of mean 1); five of them are the bound."""

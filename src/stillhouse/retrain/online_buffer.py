@@ -32,7 +32,9 @@ class Kept(Record):
     """A lesson in the buffer."""
 
     lesson: Lesson
-    seq: int = Field(ge=0, description="The how-many-th lesson it was; once released, is.")
+    seq: int = Field(
+        ge=0, description="The how-many-th lesson it was; once released or corrected, is."
+    )
     waits: bool = Field(default=False, description="A step was accepted without it.")
     part: Literal["recent", "reservoir"] = "recent"
     quarantined: bool = False
@@ -94,11 +96,14 @@ class Buffer:
         return self._users[_user(lesson)] > 0
 
     def add(self, lesson: Lesson) -> None:
-        """Take a lesson; one with the same id is replaced in its place."""
+        """Take a lesson; one with the same id is replaced in its place, and numbered as if it came
+        now where it says something else."""
         for part in self._parts.values():
             old = part.get(lesson.id)
             if old is not None:
                 part[lesson.id] = old.model_copy(update={"lesson": lesson})
+                if lesson.target != old.lesson.target:
+                    self._renumber(part, lesson.id)
                 return
         self._parts["recent"][lesson.id] = Kept(lesson=lesson, seq=self.seen)
         self._count(lesson, 1)
@@ -144,9 +149,12 @@ class Buffer:
             for part in self._parts.values():
                 one = part.get(name)
                 if one is not None and one.waits:
-                    del part[name]  # the order is that of numbers
-                    part[name] = one.model_copy(update={"waits": False, "seq": self.seen})
-                    self.seen += 1
+                    self._renumber(part, name)
+
+    def _renumber(self, part: dict[str, Kept], name: str) -> None:
+        one = part.pop(name)  # the order is that of numbers
+        part[name] = one.model_copy(update={"waits": False, "seq": self.seen})
+        self.seen += 1
 
     def _shrink(self, own: Callable[[Lesson], bool], most: int, newest: str) -> None:
         """Too many of one hand: of its earlier rows some go, whichever."""
