@@ -107,6 +107,14 @@ def test_a_cycle_is_a_run_that_shares_the_store_of_the_first(tmp_path: Path) -> 
     timings = read_json(folder / "run" / "ask" / "timings.json")
     assert (timings["asked"], timings["reused"]) == (30, line.replayed)
     assert line.replayed > 5
+    # All that it paid for may be replayed, what its run held out too; none of the first run's that
+    # judges students.
+    earlier = loop.earlier_examples(loop.files.journal())
+    new = {query.id for query in loop.files.new_queries(1)}
+    assert {one.query.id for one in earlier if one.source == "0001"} == new
+    judging = {one.query.id for one in loop.files.held_out(0)}
+    assert judging
+    assert not judging & {one.query.id for one in earlier}
     live = loop.registry.live("mood")
     assert live is not None
     assert live.parent is not None

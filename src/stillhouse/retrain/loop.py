@@ -25,6 +25,7 @@ from stillhouse.retrain.seams import Gateway, Workshop
 FIRST: Final = 0  # the window of the task's first run
 BEST: Final = "best"  # the artefact that is served, where a student has it
 FORMS: Final = "forms"
+PARTS: Final = ("train.jsonl", "held_out.jsonl")  # of a run's dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +80,18 @@ class Loop:
         ]
 
     def earlier_examples(self, lines: Sequence[CycleLine]) -> list[Earlier]:
-        """All that was trained on, each once, without what forgotten users asked."""
+        """All that students learned from, each once, without what forgotten users asked.
+
+        What a cycle's run held out, to watch its training by, is among it: the next run's share is
+        drawn anew from all, and what is paid would else be lost a tenth at a time. The first run's
+        is not: it judges students, as the windows' own do.
+        """
         forgotten = self.forgotten()
         found = [] if self.first_run is None else _of_run(self.first_run)
         for line in lines:
             dataset = self.files.cycle(line.number) / RUN / "dataset"
             queries = {query.id: query for query in self.files.new_queries(line.number)}
-            found += _trained_on(dataset, queries, name_of(line.number))
+            found += _learned_from(dataset, PARTS, queries, name_of(line.number))
         return [one for one in found if one.query.user not in forgotten]
 
 
@@ -97,18 +103,19 @@ def _of_run(root: Path) -> list[Earlier]:
             queries = {query.id: query for query in read_records(path, Query)}
             return [
                 one
-                for one in _trained_on(root / "dataset", queries, name_of(FIRST))
+                for one in _learned_from(root / "dataset", PARTS[:1], queries, name_of(FIRST))
                 if not one.query.id.startswith(("labelled:", SYNTHETIC))
             ]
     return []
 
 
-def _trained_on(dataset: Path, queries: dict[str, Query], source: str) -> list[Earlier]:
-    path = dataset / "train.jsonl"
-    if not path.exists():
-        return []
+def _learned_from(
+    dataset: Path, parts: Sequence[str], queries: dict[str, Query], source: str
+) -> list[Earlier]:
     return [
         Earlier(queries[example.id], source, example.label)
+        for path in (dataset / part for part in parts)
+        if path.exists()
         for example in read_records(path, Example)
         if example.id in queries
     ]

@@ -20,7 +20,7 @@ from stillhouse.core.tasks import Task
 
 
 class Earlier(NamedTuple):
-    """A query that was trained on: its answer is in the store. `source` is the cycle that asked it,
+    """A query that was learned from: its answer is in the store. `source` is the cycle that asked it,
     `label` its class, where it has one."""
 
     query: Query
