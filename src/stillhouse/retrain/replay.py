@@ -20,8 +20,10 @@ from stillhouse.core.tasks import Task
 
 
 class Earlier(NamedTuple):
-    """A query that was learned from: its answer is in the store. `source` is the cycle that asked it,
-    `label` its class, where it has one."""
+    """A query that was learned from: its answer is in the store.
+
+    `source` is the cycle that asked it, `label` its class, where it has one.
+    """
 
     query: Query
     source: str
