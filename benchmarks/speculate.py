@@ -1,16 +1,22 @@
 """Speculative decoding on a narrow task: tokens per second, acceptance, and are answers the same?
 
-    python benchmarks/speculate.py [--runtimes transformers llama.cpp] [--ways] [--small] [--data]
+    python benchmarks/speculate.py [--runtimes transformers llama.cpp] [--ways] [--quick] [--small]
+        [--data]
 
 US addresses to JSON (`retention_data`), the recipe of recipes/speculate.yaml: SmolLM2-135M, tuned,
-is the target, four of its layers, distilled on-policy by total variation, the draft. 200 held-out
-prompts; the goals are greedy answers that are the target's own on all of them, 1.8 times the target
-alone, and more than prompt lookup and than the same four layers undistilled. It prints what each
-runtime reaches. llama.cpp's draft is another, of the whole vocabulary, and is trained for itself.
+is the target, four of its layers, distilled by forward KL, the draft. 200 held-out prompts; the
+goals are greedy answers that are the target's own on all of them, 1.8 times the target alone, and
+more than prompt lookup and than the same four layers undistilled. It prints what each runtime
+reaches. llama.cpp's draft is another, of the whole vocabulary, and is trained for itself.
 
 With `--ways` the draft is trained in three more ways, each a run of its own that shares all stages
-before training, and their acceptance is compared on the same prompts: forward KL on the data
-(`plain`), total variation on the data (`tv`), and selective tokens (`adaspec`).
+before training, and their acceptance is compared on the same prompts: total variation on the data
+(`tv`), the same on-policy (`on_policy`: DistillSpec from the bare cut), and selective tokens
+(`adaspec`).
+
+`--quick` measures on 40 prompts, at three draft lengths, 20 of them timed once, without the tests
+of sampled answers, and saves speculate_quick.json: a quarter of an hour after training, where the
+whole takes an hour or more.
 
 `--data` only writes the data that the recipe reads. Killed, the same command goes on.
 """
@@ -39,15 +45,23 @@ SIZES: Final = Sizes(traffic=1200, labelled=600, golden=0)
 SMALL: Final = Sizes(traffic=60, labelled=240, golden=0)  # of fewer it learns no JSON
 LEAST_SPEEDUP: Final = 1.8
 RUNTIMES: Final = ("transformers", "llama.cpp")
-PLAIN: Final[dict[str, Any]] = {"divergence": "forward_kl", "on_policy": None}
+TV: Final[dict[str, Any]] = {"divergence": "total_variation"}
+ON_POLICY: Final = {"student_fraction": 0.5, "max_new_tokens": 96}
 WAYS: Final[dict[str, dict[str, Any]]] = {
-    "plain": PLAIN,
-    "tv": {"on_policy": None},
-    "adaspec": {**PLAIN, "selective": {"keep": 0.4}},
+    "tv": TV,
+    "on_policy": {**TV, "on_policy": ON_POLICY, "signals": "live"},
+    "adaspec": {"selective": {"keep": 0.4}, "signals": "live"},
+}
+QUICK: Final[dict[str, Any]] = {
+    "prompts": 40,
+    "speed_prompts": 20,
+    "speed_repeats": 1,
+    "draft_lengths": [2, 4, 8],
+    "sampling_test": None,
 }
 
 
-def recipe_of(small: bool, **changes: Any) -> Recipe:
+def recipe_of(small: bool, quick: bool = False, **changes: Any) -> Recipe:
     """recipes/speculate.yaml on the data of this benchmark."""
     raw = yaml.safe_load((ROOT / "recipes" / "speculate.yaml").read_text(encoding="utf-8"))
     raw["traffic"] |= {n: str(CACHE / f"{n}.jsonl") for n in ("labelled",)}
@@ -59,6 +73,9 @@ def recipe_of(small: bool, **changes: Any) -> Recipe:
         raw["speculate"] |= {"prompts": 8, "speed_prompts": 4, "choose_prompts": 2}
         raw["speculate"] |= {"draft_lengths": [2, 4], "lookup_lengths": [2]}
         raw["speculate"]["sampling_test"] = {"prompts": 4, "fixed_prompts": 1, "seeds": 20}
+    if quick:
+        raw["speculate"] |= QUICK
+        raw["evaluate"] = {"max_queries": 40, "speed_queries": 10, "speed_repeats": 1}
     for section, keys in changes.items():
         raw[section] |= keys
     return Recipe.model_validate(raw)
@@ -93,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=["transformers"])
     parser.add_argument("--ways", action="store_true")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--data", action="store_true")
     asked = parser.parse_args()
@@ -109,7 +127,7 @@ def main() -> None:
         if root != first:
             share_stages(first, root)
         ways = asked.ways and root == first
-        report = measured(root, runtime, small=asked.small, ways=ways)
+        report = measured(root, runtime, small=asked.small, quick=asked.quick, ways=ways)
         found[runtime] = report.model_dump(mode="json")
         reached |= verdicts(report)
         for line, value in report_lines(report):
@@ -122,24 +140,25 @@ def main() -> None:
     whole = [r for r, goals in reached.items() if all(goals.values())]
     sys.stderr.write(f"all goals: {', '.join(whole) or 'in no runtime'}\n")
     if not asked.small:
-        save("speculate", " ".join(["python", *sys.argv]), {"goals": reached, **found})
+        name = "speculate_quick" if asked.quick else "speculate"
+        save(name, " ".join(["python", *sys.argv]), {"goals": reached, **found})
 
 
-def measured(root: Path, runtime: str, *, small: bool, ways: bool) -> SpeculateReport:
+def measured(root: Path, runtime: str, *, small: bool, quick: bool, ways: bool) -> SpeculateReport:
     """One runtime's run to its end."""
     # llama.cpp drafts in the target's own vocabulary.
     student = {"vocabulary": "full"} if runtime == "llama.cpp" else {}
-    base = recipe_of(small, student=student, speculate={"runtimes": [runtime]})
+    base = recipe_of(small, quick, student=student, speculate={"runtimes": [runtime]})
     run_stages(base, root, Terminal(), last="train")
     others = {}
     for way, train in WAYS.items() if ways else ():
         folder = root.with_name(f"{root.name}-{way}")
         share_stages(root, folder)
-        changed = recipe_of(small, student=student, train=train)
+        changed = recipe_of(small, quick, student=student, train=train)
         run_stages(changed, folder, Terminal(), last="train")
         others[way] = f"hf:{folder / 'train' / 'student'}"
     section = {"runtimes": [runtime], "others": others}
-    run_stages(recipe_of(small, student=student, speculate=section), root, Terminal())
+    run_stages(recipe_of(small, quick, student=student, speculate=section), root, Terminal())
     found = json.loads((root / "speculate" / "speculate.json").read_text(encoding="utf-8"))
     return SpeculateReport.model_validate(found)
 
