@@ -7,15 +7,17 @@ Features are all-MiniLM-L6-v2's, frozen; the student is a linear layer on them, 
 day. It answers what it is sure of; the teacher answers the rest and one in ten besides, and that
 alone is learned from. Every student is measured on each request before it learns from it.
 
-    python benchmarks/online.py CACHE_FOLDER
+    python benchmarks/online.py CACHE_FOLDER [--seeds 0 1 2 3 4 5]
+
+A seed draws the first day and the order of the requests. The interval of what the poisoned tenant
+costs is Student's over the seeds, each a difference on the same requests.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
-import os
-import sys
 import tempfile
 import time
 import zipfile
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import scipy.stats
 from machine_line import save
 from retention_data import _package
 from sklearn.linear_model import LogisticRegression
@@ -46,7 +49,6 @@ WINDOWS: Final = 10
 WINDOW: Final = 500
 EACH: Final = 100  # rows between two passes
 SURE: Final = 0.7
-SEEDS: Final = tuple(int(n) for n in os.environ.get("ONLINE_SEEDS", "0,1").split(","))
 POISON: Final = 0.15  # of the traffic
 MIX: Final = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0)  # later groups in each window
 EARLY: Final = {
@@ -239,10 +241,14 @@ def _row(i: int, at: float, texts: Texts, tenant: str, corrected: str | None) ->
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(6)))
+    asked = parser.parse_args()
     began = time.time()
-    texts = read(Path(sys.argv[1] if len(sys.argv) > 1 else "build/online"))
+    texts = read(asked.cache)
     found = []
-    for seed in SEEDS:
+    for seed in asked.seeds:
         first, order = stream(texts, seed)
         fit = first[:FIT]
         held = first[FIT:]
@@ -292,6 +298,11 @@ def main() -> None:
         )
     }
     lost = mean["first_day"] - mean["frozen"]
+    costs = [100 * (one["online"] - one["poisoned"]) for one in found]
+    interval = None
+    if len(costs) > 1:
+        half = float(scipy.stats.t.ppf(0.975, len(costs) - 1) * scipy.stats.sem(costs))
+        interval = [float(np.mean(costs)) - half, float(np.mean(costs)) + half]
     result = {
         "what": "agreement with the teacher, before learning from the request; mean of seeds, "
         "windows 2 to 10",
@@ -301,13 +312,16 @@ def main() -> None:
         "won_back_of_retraining_every_window": (mean["online"] - mean["frozen"])
         / (mean["retrained_every_window"] - mean["frozen"]),
         "poison_share_of_traffic": POISON,
-        "poison_cost_points": 100 * (mean["online"] - mean["poisoned"]),
+        "poison_cost_points": float(np.mean(costs)),
+        "poison_cost_interval": interval,
+        "poison_cost_by_seed": costs,
         "target_won_back": 0.5,
         "target_poison_points": 0.5,
         "seconds": time.time() - began,
         "seeds": found,
     }
-    save("online", "python benchmarks/online.py", result)
+    seeds = " ".join(map(str, asked.seeds))
+    save("online", f"python benchmarks/online.py CACHE_FOLDER --seeds {seeds}", result)
 
 
 if __name__ == "__main__":
