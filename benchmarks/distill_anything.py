@@ -12,8 +12,8 @@ process of its own, in turns; time is of the whole process: load, train, save. A
 asked by the same code what they believe about the golden set.
 
 Beside them stand two that a recipe here would have for labels, which the peer has not: the same ten
-layers under a label head, on what the teacher believes of the labels (alpha 0.9), for as many
-epochs as fit into the peer's time (`--label-epochs`); and the demo's own student, a fifth of the
+layers under a label head, on what the teacher believes of the labels (alpha 0.9), for more epochs
+(`--label-epochs`: six take about half the peer's time); and the demo's own student, a fifth of the
 size (five layers of MiniLM), trained as the demo's recipe says, on these rows.
 
 A student that is trained and scored is kept in .cache and not trained again.

@@ -84,7 +84,7 @@ def recipe_of(small: bool, quick: bool = False, **changes: Any) -> Recipe:
 def share_stages(source: Path, folder: Path) -> None:
     """What comes before training is the same for all ways, and its answers are paid for once."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("traffic", "tune", "check", "ask", "dataset", "store"):
+    for name in ("traffic", "tune", "check", "ask", "dataset", "capture", "store"):
         if (source / name).exists() and not (folder / name).exists():
             shutil.copytree(source / name, folder / name)
 
