@@ -17,7 +17,8 @@ from test_gateway_http import Got, send, texts
 
 QUICK: dict[str, Any] = {
     "retry": {"attempts": 1},
-    "deadlines": {"connect_s": 1, "first_token_s": 1, "between_tokens_s": 0.5, "total_s": 1.5},
+    # No fault is of connecting: on a busy machine that takes what it takes, within the total.
+    "deadlines": {"first_token_s": 1, "between_tokens_s": 0.5, "total_s": 1.5},
     "breaker": {"failures": 10_000},
 }
 WHYS = {
