@@ -9,7 +9,9 @@ all earlier ones, a student from scratch (or, with `--start warm`, from the live
 registry. Beside it, one student of the same kind is distilled from the teacher's answers to
 every request of all windows at once, which is what its teacher cost is compared with. All students
 are then measured on test passages of each window, which no part of the loop ever saw, against the
-true sections.
+true sections. Intervals draw articles, whose passages go together, not passages; they hold no
+variation between trainings, of which there is one. The settings of the retraining (start, epochs,
+replay) were chosen on this stream, those of the student of everything were not.
 
 Saves benchmarks/results/continuous.json: the matrix of accuracies, the gap to the student of
 everything at once, the share of teacher answers that were paid, and the worst loss on an earlier
@@ -29,12 +31,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from continuous_data import Passage, read_stream
+from continuous_data import Passage, Stream, read_stream
 from machine_line import save
 from retention_data import TOPICS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from stillhouse.core.jsonl import write_records
+from stillhouse.core.jsonl import read_json, write_json, write_records
 from stillhouse.core.live import LiveAnswer, LiveRow
 from stillhouse.core.loop_retrain import RetrainSection
 from stillhouse.core.progress import Silent, Terminal
@@ -55,6 +57,7 @@ from stillhouse.retraining import PipelineWorkshop
 
 ROOT: Final = Path(__file__).parents[1]
 WORK: Final = ROOT / ".cache" / "continuous"
+SETTINGS: Final = WORK / "settings.json"
 DAY_S: Final = 86_400.0
 TOKENS: Final = 48
 
@@ -74,7 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--first-epochs", type=float, default=12.0, help="Of the first student.")
     parser.add_argument("--all-epochs", type=float, default=3.0, help="Of the one of everything.")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep", action="store_true", help="Go on with what is finished.")
+    parser.add_argument("--keep", action="store_true", help="Go on where the last run stopped.")
     parser.add_argument("--name", default="continuous", help="Of the result.")
     return parser.parse_args()
 
@@ -229,9 +232,13 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     started = time.monotonic()
+    asked = {k: v for k, v in vars(options).items() if k not in ("keep", "threads", "name")}
+    if options.keep and SETTINGS.exists() and read_json(SETTINGS) != asked:
+        sys.exit(f"--keep: the last run had other options (see {SETTINGS}); give them, or not it")
     if not options.keep:
         shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True, exist_ok=True)
+    write_json(SETTINGS, asked)
     stream = read_stream(
         ROOT / ".cache", options.windows, options.rows, options.test, options.taught
     )
@@ -248,7 +255,10 @@ def main() -> None:
     loop = loop_of(options, recipe, log)
     students = [WORK / "first" / "train" / "student"]
     clock: Clock = loop.clock  # type: ignore[assignment]
-    for number, window in list(enumerate(stream.windows))[1:]:
+    for line in loop.files.journal():  # of a run that was stopped
+        same = line.outcome != "promoted" or line.candidate is None
+        students.append(students[-1] if same else loop.registry.folder(str(line.candidate)))
+    for number, window in list(enumerate(stream.windows))[len(students) :]:
         clock.now = (number + 1) * DAY_S
         log.answers |= answered(students[-1], loop, queries_of(window, f"w{number}"))
         cycle = run_cycle(loop, "benchmark")
@@ -264,7 +274,7 @@ def main() -> None:
     )
     run_stages(recipe_of(teacher, traffic, options.all_epochs), every, Silent(), last="train")
     say(f"everything at once trained, {time.monotonic() - started:.0f} s in all")
-    result = measured(options, stream.tests, loop, students, every / "train" / "student")
+    result = measured(options, stream, loop, students, every / "train" / "student")
     command = "python benchmarks/continuous.py " + " ".join(sys.argv[1:])
     save(options.name, command.strip(), result)
 
@@ -330,12 +340,14 @@ def loop_of(options: argparse.Namespace, recipe: Recipe, log: Log) -> Loop:
 
 def measured(
     options: argparse.Namespace,
-    tests: Sequence[Sequence[Passage]],
+    stream: Stream,
     loop: Loop,
     students: Sequence[Path],
     every: Path,
 ) -> dict[str, Any]:
     """Accuracy of all students on all windows' tests, and what was paid."""
+    tests = stream.tests
+    articles = [name for part in stream.articles for name in part]
     queries = [q for n, part in enumerate(tests) for q in queries_of(part, f"t{n}")]
     truth = [one.section for part in tests for one in part]
     window = [n for n, part in enumerate(tests) for _ in part]
@@ -354,12 +366,12 @@ def measured(
     ]
     found = transfer(names, rows)
     last, whole = said[students[-1]], said[every]
-    gap = paired_difference(last, whole)
+    gap = paired_difference(last, whole, groups=articles)
     losses = {}
     for j in range(len(tests) - 1):
         own = [s for s, w in zip(said[students[j]], window, strict=True) if w == j]
         now = [s for s, w in zip(last, window, strict=True) if w == j]
-        losses[names[j]] = paired_difference(own, now).to_json()
+        losses[names[j]] = paired_difference(own, now, groups=stream.articles[j]).to_json()
     lines = loop.files.journal()
     asked = options.new + options.held_out + sum(line.asked for line in lines)
     everything = sum(options.rows for _ in tests)

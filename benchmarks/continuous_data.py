@@ -36,11 +36,15 @@ class Passage(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """Passages to train a teacher on, and per window those of the traffic and of the test."""
+    """Passages to train a teacher on, and per window those of the traffic and of the test.
+
+    `articles` names, in the order of `tests`, the article that each passage is of.
+    """
 
     teacher: list[Passage]
     windows: list[list[Passage]]
     tests: list[list[Passage]]
+    articles: list[list[str]]
 
 
 class _Article(NamedTuple):
@@ -67,7 +71,8 @@ def read_stream(cache: Path, windows: int, traffic: int, test: int, teacher: int
     every = _by_topic(articles)
     parts = [every[round(n * len(every) / windows) : round((n + 1) * len(every) / windows)]
              for n in range(windows)]  # fmt: skip
-    found = Stream(taught[:teacher], [], [])
+    found = Stream(taught[:teacher], [], [], [])
+    names = {Passage(text, one.section): one.name for one in every for text in one.passages}
     everything: list[Passage] = [p for part in parts for p in _passages(part, of_test=False)]
     everything.sort(key=lambda one: _order(one.text))
     for part in parts:
@@ -79,6 +84,7 @@ def read_stream(cache: Path, windows: int, traffic: int, test: int, teacher: int
         found.windows.append(sorted([*own, *taken], key=lambda one: _order("in " + one.text)))
         tests = sorted(_passages(part, of_test=True), key=lambda one: _order(one.text))
         found.tests.append(tests[:test])
+        found.articles.append([names[one] for one in tests[:test]])
     return found
 
 

@@ -7,7 +7,7 @@ Features are all-MiniLM-L6-v2's, frozen; the student is a linear layer on them, 
 day. It answers what it is sure of; the teacher answers the rest and one in ten besides, and that
 alone is learned from. Every student is measured on each request before it learns from it.
 
-    python benchmarks/online.py CACHE_FOLDER [--seeds 0 1 2 3 4 5]
+    python benchmarks/online.py [--cache .cache/online] [--seeds 0 1 2 3 4 5]
 
 A seed draws the first day and the order of the requests. The interval of what the poisoned tenant
 costs is Student's over the seeds, each a difference on the same requests.
@@ -45,6 +45,7 @@ from stillhouse.train.online_head import HeadRates, refine
 WORDS: Final = 30
 FIRST: Final = 1500  # rows of the first day
 FIT: Final = 900  # of these, that the student is fitted on; the others are held out
+ROOT: Final = Path(__file__).parents[1]
 WINDOWS: Final = 10
 WINDOW: Final = 500
 EACH: Final = 100  # rows between two passes
@@ -242,7 +243,7 @@ def _row(i: int, at: float, texts: Texts, tenant: str, corrected: str | None) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cache", type=Path)
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "online")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(6)))
     asked = parser.parse_args()
     began = time.time()
@@ -321,7 +322,7 @@ def main() -> None:
         "seeds": found,
     }
     seeds = " ".join(map(str, asked.seeds))
-    save("online", f"python benchmarks/online.py CACHE_FOLDER --seeds {seeds}", result)
+    save("online", f"python benchmarks/online.py --seeds {seeds}", result)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Speculative decoding on a narrow task: tokens per second, acceptance, and are answers the same?
 
-    python benchmarks/speculate.py [--runtimes transformers llama.cpp] [--ways] [--quick] [--small]
-        [--data]
+    python benchmarks/speculate.py [--runtimes transformers llama.cpp] [--ways]
+        [--quick | --small | --data]
 
 US addresses to JSON (`retention_data`), the recipe of recipes/speculate.yaml: SmolLM2-135M, tuned,
 is the target, four of its layers, distilled by forward KL, the draft. 200 held-out prompts; the
@@ -14,9 +14,11 @@ before training, and their acceptance is compared on the same prompts: total var
 (`tv`), the same on-policy (`on_policy`: DistillSpec from the bare cut), and selective tokens
 (`adaspec`).
 
-`--quick` measures on 40 prompts, at three draft lengths, 20 of them timed once, without the tests
-of sampled answers, and saves speculate_quick.json: a quarter of an hour after training, where the
-whole takes an hour or more.
+`--quick` measures on 40 prompts, of which 20 are timed once, with three draft lengths to choose
+from and without the tests of sampled answers, and saves speculate_quick.json: half an hour after
+training, where the whole takes an hour and a half.
+
+`--small` is a few minutes' check that all of it runs, and saves nothing.
 
 `--data` only writes the data that the recipe reads. Killed, the same command goes on.
 """
@@ -27,6 +29,7 @@ import argparse
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,7 +64,7 @@ QUICK: Final[dict[str, Any]] = {
 }
 
 
-def recipe_of(small: bool, quick: bool = False, **changes: Any) -> Recipe:
+def recipe_of(small: bool, quick: bool, **changes: Any) -> Recipe:
     """recipes/speculate.yaml on the data of this benchmark."""
     raw = yaml.safe_load((ROOT / "recipes" / "speculate.yaml").read_text(encoding="utf-8"))
     raw["traffic"] |= {n: str(CACHE / f"{n}.jsonl") for n in ("labelled",)}
@@ -110,9 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=["transformers"])
     parser.add_argument("--ways", action="store_true")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--data", action="store_true")
+    what = parser.add_mutually_exclusive_group()
+    for name in ("--quick", "--small", "--data"):
+        what.add_argument(name, action="store_true")
     asked = parser.parse_args()
     CACHE.mkdir(parents=True, exist_ok=True)
     write(TASKS["address"](SMALL if asked.small else SIZES, CACHE / "packages"), CACHE)
@@ -142,24 +145,25 @@ def main() -> None:
     sys.stderr.write(f"all goals: {', '.join(whole) or 'in no runtime'}\n")
     if not asked.small:
         name = "speculate_quick" if asked.quick else "speculate"
-        save(name, " ".join(["python", *sys.argv]), {"goals": reached, **found})
+        recipe = recipe_of(asked.small, asked.quick).model_dump(mode="json", by_alias=True)
+        how = {part: recipe[part] for part in ("student", "train")}
+        save(name, " ".join(["python", *sys.argv]), {"recipe": how, "goals": reached, **found})
 
 
 def measured(root: Path, runtime: str, *, small: bool, quick: bool, ways: bool) -> SpeculateReport:
     """One runtime's run to its end."""
     # llama.cpp drafts in the target's own vocabulary.
     student = {"vocabulary": "full"} if runtime == "llama.cpp" else {}
-    base = recipe_of(small, quick, student=student, speculate={"runtimes": [runtime]})
-    run_stages(base, root, Terminal(), last="train")
+    recipe = partial(recipe_of, small, quick, student=student)
+    run_stages(recipe(speculate={"runtimes": [runtime]}), root, Terminal(), last="train")
     others = {}
     for way, train in WAYS.items() if ways else ():
         folder = root.with_name(f"{root.name}-{way}")
         share_stages(root, folder)
-        changed = recipe_of(small, quick, student=student, train=train)
-        run_stages(changed, folder, Terminal(), last="train")
+        run_stages(recipe(train=train), folder, Terminal(), last="train")
         others[way] = f"hf:{folder / 'train' / 'student'}"
     section = {"runtimes": [runtime], "others": others}
-    run_stages(recipe_of(small, quick, student=student, speculate=section), root, Terminal())
+    run_stages(recipe(speculate=section), root, Terminal())
     found = json.loads((root / "speculate" / "speculate.json").read_text(encoding="utf-8"))
     return SpeculateReport.model_validate(found)
 
